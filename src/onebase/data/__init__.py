@@ -1,0 +1,1 @@
+"""What a user has: files read into examples, laid out as text, tokenised, checked and split."""

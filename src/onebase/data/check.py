@@ -1,0 +1,191 @@
+"""What a user wants to know of a data file before training on it."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from onebase.data.example import BadRow, Dataset, Example
+from onebase.data.template import Rendered, Template
+from onebase.errors import DataError
+from onebase.language import say
+
+_FEW_ROWS = 8
+_IMBALANCE = 10
+_NAMED_LINES = 5
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two lines with one input; `conflicting` where their outputs differ."""
+
+    first: int
+    second: int
+    conflicting: bool
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The least, the middle and the most of a count, and all of it together."""
+
+    min: int
+    median: float
+    max: int
+    total: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    `rows` counts good and bad rows. `duplicates` pair the first line of an input with each later
+    one; `overlap` pairs a line with a line of the held-out file that has its input. Token counts
+    are per example, after truncation; `truncated` examples lose a part of their text.
+    """
+
+    file: str
+    format: str
+    columns: dict[str, str]
+    rows: int
+    bad: tuple[BadRow, ...]
+    duplicates: tuple[Duplicate, ...]
+    overlap: tuple[tuple[int, int], ...]
+    prompt_tokens: Spread
+    learned_tokens: Spread
+    total_tokens: int
+    truncated: int
+    labels: dict[str, int]
+    warnings: tuple[str, ...]
+    first_example: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        return asdict(self)
+
+
+def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = None) -> CheckReport:
+    """Look a data set over as `template` will render it. A row that it refuses is a bad row."""
+    bad = list(dataset.bad)
+    good: list[Example] = []
+    rendered: list[Rendered] = []
+    for example in dataset.examples:
+        try:
+            rendered.append(template.example(example))
+        except DataError as refusal:
+            bad.append(BadRow(example.file, example.line, None, refusal.message))
+        else:
+            good.append(example)
+    learned = [sum(tokens.learned) for tokens in rendered]
+    prompt = [len(tokens.ids) - sum(tokens.learned) for tokens in rendered]
+    labels = Counter(example.answer for example in good) if dataset.labels else Counter()
+    nothing_learned = [example for example, count in zip(good, learned, strict=True) if not count]
+    return CheckReport(
+        file=dataset.path,
+        format=dataset.format,
+        columns=dict(dataset.columns),
+        rows=len(dataset.examples) + len(dataset.bad),
+        bad=tuple(bad),
+        duplicates=_duplicates(good),
+        overlap=_overlap(good, held_out.examples) if held_out else (),
+        prompt_tokens=_spread(prompt),
+        learned_tokens=_spread(learned),
+        total_tokens=sum(prompt) + sum(learned),
+        truncated=sum(tokens.truncated for tokens in rendered),
+        labels=dict(labels.most_common()),
+        warnings=tuple(_warnings(good, labels, template, nothing_learned)),
+        first_example=template.marked(good[0]) if good else "",
+    )
+
+
+def _spread(counts: Sequence[int]) -> Spread:
+    if not counts:
+        return Spread(0, 0.0, 0, 0)
+    return Spread(min(counts), float(median(counts)), max(counts), sum(counts))
+
+
+def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:
+    first: dict[object, Example] = {}
+    found: list[Duplicate] = []
+    for example in examples:
+        earlier = first.setdefault(example.input_key, example)
+        if earlier is not example:
+            found.append(Duplicate(earlier.line, example.line, earlier.answer != example.answer))
+    return tuple(found)
+
+
+def _overlap(
+    examples: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[tuple[int, int], ...]:
+    lines: dict[object, int] = {}
+    for example in held_out:
+        lines.setdefault(example.input_key, example.line)
+    return tuple(
+        (example.line, lines[example.input_key])
+        for example in examples
+        if example.input_key in lines
+    )
+
+
+def _warnings(
+    examples: Sequence[Example],
+    labels: Counter[str],
+    template: Template,
+    nothing_learned: Sequence[Example],
+) -> list[str]:
+    found: list[str] = []
+    if len(examples) < _FEW_ROWS:
+        found.append(
+            say(
+                f"Very few rows: {len(examples)}; results will vary by chance.",
+                f"数据行很少：{len(examples)} 行，结果会有较大偶然性。",
+            )
+        )
+    special = re.compile("|".join(map(re.escape, template.special_tokens)) or r"(?!)")
+    odd: dict[str, list[Example]] = {}
+    for example in examples:
+        for token in {token for turn in example.turns for token in special.findall(turn.content)}:
+            odd.setdefault(token, []).append(example)
+    found += [
+        say(
+            f"The special token {token!r} stands in the content of {_lines(where)}; "
+            "the model will read it as a control token.",
+            f"{_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
+        )
+        for token, where in sorted(odd.items())
+    ]
+    if labels and max(labels.values()) > _IMBALANCE * min(labels.values()):
+        (most, many), *_, (least, few) = labels.most_common()
+        found.append(
+            say(
+                f"The labels are unbalanced: {many} of {most!r}, {few} of {least!r}.",
+                f"标签不均衡：{most!r} 有 {many} 个，{least!r} 有 {few} 个。",
+            )
+        )
+    if copies := [example for example in examples if example.answer == example.input]:
+        found.append(
+            say(
+                f"The answer only repeats the input in {_lines(copies)}.",
+                f"{_lines(copies)}的回答只是重复了输入。",
+            )
+        )
+    if nothing_learned:
+        found.append(
+            say(
+                f"Nothing can be learned from {_lines(nothing_learned)}: the prompt alone fills "
+                f"max_tokens ({template.max_tokens}).",
+                f"{_lines(nothing_learned)}没有可学习的内容：提示已占满 max_tokens"
+                f"（{template.max_tokens}）。",
+            )
+        )
+    return found
+
+
+def _lines(examples: Sequence[Example]) -> str:
+    named = ", ".join(str(example.line) for example in examples[:_NAMED_LINES])
+    more = len(examples) - _NAMED_LINES
+    if len(examples) == 1:
+        return say(f"line {named}", f"第 {named} 行")
+    rest = say(f" and {more} more", f" 等 {len(examples)} 行") if more > 0 else ""
+    return say(f"lines {named}{rest}", f"第 {named}{rest or ' 行'}")

@@ -1,0 +1,131 @@
+"""Rows of JSON: one object a line, or one array of objects."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from onebase.data.example import BadRow
+from onebase.data.row import Row
+from onebase.errors import DataError
+from onebase.language import say
+
+_SPACE = re.compile(r"\s*")
+
+
+def line_rows(file: str, text: str) -> Iterator[Row | BadRow]:
+    """JSON lines: a line that is no JSON object is bad, a blank one is passed over."""
+    # Not `splitlines`: JSON strings may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as problem:
+            yield BadRow(file, number, None, _not_json(problem))
+        else:
+            yield _row(file, number, value)
+
+
+def array_rows(file: str, text: str) -> Iterator[Row | BadRow]:
+    """A JSON array of objects, each placed by the line on which it begins.
+
+    Raises `DataError` where the text is no array, is cut off, or is broken: past the first
+    syntax error of an array, no row can be told from the next.
+    """
+    at = _skip(text, 0)
+    if text[at] != "[":
+        raise _no_array(file, text)
+    decoder = json.JSONDecoder()
+    at = _skip(text, at + 1)
+    line, counted = 1, 0
+    first = True
+    while text[at : at + 1] != "]":
+        if not first:
+            if text[at : at + 1] != ",":
+                raise _broken(file, text, at, say("expected ',' or ']'", "此处应为 ',' 或 ']'"))
+            at = _skip(text, at + 1)
+        first = False
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as problem:
+            cut_off = problem.msg.startswith("Unterminated string")
+            where = len(text) if cut_off else problem.pos
+            raise _broken(file, text, where, problem.msg) from problem
+        except (ValueError, RecursionError) as problem:
+            raise _broken(file, text, at, _not_json(problem)) from problem
+        yield _row(file, line, value)
+        at = _skip(text, at)
+    after = _skip(text, at + 1)
+    if after < len(text):
+        raise _broken(file, text, after, say("text after the array's end", "数组结束后还有内容"))
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _row(file: str, line: int, value: object) -> Row | BadRow:
+    if isinstance(value, dict):
+        return Row(file, line, value)
+    if isinstance(value, list):
+        kind = say("an array", "数组")
+    else:
+        kind = say("a string", "字符串") if isinstance(value, str) else json.dumps(value)
+    return BadRow(file, line, None, say(f"{kind}, not a JSON object", f"是{kind}，不是 JSON 对象"))
+
+
+def _not_json(problem: Exception) -> str:
+    if isinstance(problem, json.JSONDecodeError):
+        return say(
+            f"not JSON: {problem.msg} at character {problem.pos + 1}",
+            f"不是 JSON：第 {problem.pos + 1} 个字符处 {problem.msg}",
+        )
+    return say(f"not JSON that can be read: {problem}", f"无法读取的 JSON：{problem}")
+
+
+def _no_array(file: str, text: str) -> DataError:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        return DataError(
+            say(f"{file} holds no JSON: {problem}.", f"{file} 不是 JSON：{problem}。"),
+            say("Write a JSON array of objects.", "请写成由对象组成的 JSON 数组。"),
+        )
+    lists = (
+        [key for key, held in value.items() if isinstance(held, list)]
+        if isinstance(value, dict)
+        else []
+    )
+    where = say(f" (they may be in {lists[0]!r})", f"（可能在 {lists[0]!r} 中）") if lists else ""
+    return DataError(
+        say(
+            f"{file} holds a JSON {type(value).__name__}, not an array of rows.",
+            f"{file} 的内容是 JSON {type(value).__name__}，不是由数据行组成的数组。",
+        ),
+        say(
+            f"Write the rows as one JSON array, or as one object a line{where}.",
+            f"请将数据行写成一个 JSON 数组，或每行一个对象{where}。",
+        ),
+    )
+
+
+def _broken(file: str, text: str, at: int, reason: str) -> DataError:
+    line = text.count("\n", 0, at) + 1
+    if at >= len(text.rstrip()):
+        return DataError(
+            say(
+                f"{file} is cut off: its array does not end by line {line}.",
+                f"{file} 不完整：数组到第 {line} 行仍未结束。",
+            ),
+            say("Fetch or write the file again.", "请重新下载或写出该文件。"),
+        )
+    return DataError(
+        say(f"{file}:{line} is not JSON: {reason}.", f"{file}:{line} 不是 JSON：{reason}。"),
+        say(
+            "Mend that line; a file of one object a line needs no array.",
+            "请修正该行；每行一个对象的文件无需写成数组。",
+        ),
+    )

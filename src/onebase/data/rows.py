@@ -1,0 +1,204 @@
+"""Rows as they stand in a file, each with its place: JSONL, JSON array, CSV, TSV, Parquet.
+
+What spoils one row becomes a `BadRow`; what spoils the file raises `DataError`.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from onebase.data.example import BadRow
+from onebase.data.hub import READABLE, fetch
+from onebase.data.json_rows import array_rows, line_rows
+from onebase.data.row import Row
+from onebase.data.table_rows import delimited_rows, parquet_rows
+from onebase.errors import DataError
+from onebase.language import say
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip/xlsx", b"%PDF": "PDF"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file's rows in order, those that could not be read, and the SHA-256 of its bytes."""
+
+    rows: tuple[Row, ...]
+    bad: tuple[BadRow, ...]
+    sha256: str
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Read a local file, or the Hub data set `owner/name` where no such file exists.
+
+    Raises `DataError` for a file that is missing, empty, not UTF-8, cut off or of another kind.
+    """
+    read: list[Row | BadRow] = []
+    digest = hashlib.sha256()
+    for file in _files(path):
+        data = _bytes(file)
+        digest.update(data)
+        read += _reader(file, data)(str(file), data)
+    if not read:
+        raise DataError(
+            say(f"{path} has no rows.", f"{path} 没有任何数据行。"),
+            say("Add at least a few examples.", "请至少加入几个示例。"),
+        )
+    return Rows(
+        tuple(row for row in read if isinstance(row, Row)),
+        tuple(row for row in read if isinstance(row, BadRow)),
+        digest.hexdigest(),
+    )
+
+
+def _files(path: str | Path) -> list[Path]:
+    file = Path(path)
+    name = str(path)
+    if file.is_dir():
+        raise DataError(
+            say(f"{name} is a folder, not a file.", f"{name} 是文件夹，不是文件。"),
+            say(
+                f"Name one file in it{_examples_in(file)}.",
+                f"请指定其中一个文件{_examples_in(file)}。",
+            ),
+        )
+    if file.exists():
+        return [file]
+    local = file.suffix.lower() in READABLE or file.parent.is_dir()
+    if _HUB_NAME.fullmatch(name) and not local:
+        return fetch(name)
+    raise DataError(say(f"There is no file {name}.", f"没有文件 {name}。"), _nearest(file))
+
+
+def _examples_in(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in READABLE)
+    return say(f", such as {names[0]}", f"，例如 {names[0]}") if names else ""
+
+
+def _nearest(file: Path) -> str:
+    if not file.parent.is_dir():
+        return say(
+            f"The folder {file.parent} does not exist either.", f"文件夹 {file.parent} 也不存在。"
+        )
+    names = sorted(entry.name for entry in file.parent.iterdir() if entry.is_file())
+    near = get_close_matches(file.name, names, n=1)
+    if near:
+        return say(f"Did you mean {file.parent / near[0]}?", f"是否想用 {file.parent / near[0]}？")
+    return say("Check the path.", "请检查路径。")
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        data = file.read_bytes()
+    except OSError as problem:
+        raise DataError(
+            say(
+                f"{file} can't be read: {problem.strerror}.",
+                f"无法读取 {file}：{problem.strerror}。",
+            ),
+            say("Check its permissions.", "请检查文件权限。"),
+        ) from problem
+    if not data.removeprefix(b"\xef\xbb\xbf").strip():
+        raise DataError(
+            say(f"{file} is empty.", f"{file} 是空文件。"),
+            say("Give a file with rows.", "请提供含有数据的文件。"),
+        )
+    return data
+
+
+def _reader(file: Path, data: bytes) -> Callable[[str, bytes], Iterator[Row | BadRow]]:
+    """The reader for a file, by its ending where its content agrees."""
+    ending = file.suffix.lower()
+    if ending not in READABLE:
+        raise DataError(
+            say(f"{file} is of an unknown kind.", f"{file} 的类型未知。"),
+            say(
+                f"Save it as one of {', '.join(READABLE)}.",
+                f"请另存为以下类型之一：{', '.join(READABLE)}。",
+            ),
+        )
+    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    if (kind == "Parquet") != (ending == ".parquet") or kind not in (None, "Parquet"):
+        found = kind or say("something else", "其他内容")
+        raise DataError(
+            say(
+                f"{file} is not what its ending says: it holds {found}.",
+                f"{file} 的内容与扩展名不符：实际为 {found}。",
+            ),
+            say(
+                f"Unpack it or rename it to its true kind ({', '.join(READABLE)}).",
+                f"请解压，或改为正确的扩展名（{', '.join(READABLE)}）。",
+            ),
+        )
+    return _READERS[ending]
+
+
+def _text(file: str, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise DataError(
+            say(f"{file}:{line} is not UTF-8.", f"{file}:{line} 不是 UTF-8 编码。"),
+            say(
+                f"Convert it: `iconv -f {_encoding(data)} -t UTF-8 {file} > NEW_FILE`.",
+                f"请转换：`iconv -f {_encoding(data)} -t UTF-8 {file} > 新文件`。",
+            ),
+        ) from problem
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(
+            say(f"{file}:{line} holds a NUL byte.", f"{file}:{line} 含有 NUL 字节。"),
+            say(
+                "It is no text file, or UTF-16; save it as UTF-8 text.",
+                "它不是文本文件，或为 UTF-16 编码；请另存为 UTF-8 文本。",
+            ),
+        )
+    return text
+
+
+def _encoding(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    try:
+        data.decode("gb18030")
+    except UnicodeDecodeError:
+        return "LATIN1"
+    return "GB18030"
+
+
+def _json_lines(file: str, data: bytes) -> Iterator[Row | BadRow]:
+    text = _text(file, data)
+    is_array = re.match(r"\s*\[\s*(\{|$)", text)
+    return array_rows(file, text) if is_array else line_rows(file, text)
+
+
+def _json(file: str, data: bytes) -> Iterator[Row | BadRow]:
+    text = _text(file, data)
+    # Many `.json` files hold JSON lines; an object that spans lines is one object, not rows.
+    is_lines = re.match(r"\s*\{.*\}[ \t\r]*\n\s*\{", text)
+    return line_rows(file, text) if is_lines else array_rows(file, text)
+
+
+def _comma(file: str, data: bytes) -> Iterator[Row | BadRow]:
+    text = _text(file, data)
+    header = text.lstrip().partition("\n")[0]
+    # Spreadsheets of many locales write `;` and still call it CSV.
+    return delimited_rows(file, text, ";" if ";" in header and "," not in header else ",")
+
+
+def _tab(file: str, data: bytes) -> Iterator[Row | BadRow]:
+    return delimited_rows(file, _text(file, data), "\t")
+
+
+_READERS: dict[str, Callable[[str, bytes], Iterator[Row | BadRow]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _comma,
+    ".tsv": _tab,
+    ".parquet": parquet_rows,
+}

@@ -1,0 +1,62 @@
+"""Rows set aside to measure on: the same ones every time, none of their inputs trained on."""
+
+import random
+from dataclasses import replace
+
+from onebase.data.example import Dataset, Example
+from onebase.errors import UsageError
+from onebase.language import say
+
+
+def split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Training part and held-out part, each in the file's order.
+
+    `fraction` is the share of distinct inputs held out: at least one input if there are two,
+    and never all; 0 holds out none. Examples of one input stay together. In a classification
+    set each label gives its share, and keeps its last input for training where it can.
+
+    Raises `UsageError` unless 0 <= `fraction` < 1.
+    """
+    if not 0 <= fraction < 1:
+        raise UsageError(
+            say(
+                f"The held-out fraction is {fraction}.",
+                f"留出比例为 {fraction}。",
+            ),
+            say("It must be at least 0 and below 1.", "它必须不小于 0 且小于 1。"),
+        )
+    held = _held_inputs(dataset, fraction, seed)
+    train = tuple(example for example in dataset.examples if example.input_key not in held)
+    rest = tuple(example for example in dataset.examples if example.input_key in held)
+    return replace(dataset, examples=train), replace(dataset, examples=rest, bad=())
+
+
+def _held_inputs(dataset: Dataset, fraction: float, seed: int) -> set[object]:
+    # An input's label is that of its first example.
+    inputs: dict[object, Example] = {}
+    for example in dataset.examples:
+        inputs.setdefault(example.input_key, example)
+    strata: dict[str, list[object]] = {}
+    for key, example in inputs.items():
+        strata.setdefault(example.answer if dataset.labels else "", []).append(key)
+    for label, keys in strata.items():
+        random.Random(f"{seed}:{label}").shuffle(keys)
+    total = round(fraction * len(inputs))
+    if fraction > 0:
+        total = max(total, 1)
+    total = min(total, len(inputs) - 1)
+    quota = _quotas({label: len(keys) for label, keys in strata.items()}, fraction, total)
+    return {key for label, keys in strata.items() for key in keys[: quota[label]]}
+
+
+def _quotas(sizes: dict[str, int], fraction: float, total: int) -> dict[str, int]:
+    """How many inputs each label gives up, `total` in all, by largest remainder."""
+    quota = {label: min(int(fraction * size), size - 1) for label, size in sizes.items()}
+    by_need = sorted(sizes, key=lambda label: (quota[label] - fraction * sizes[label], label))
+    while sum(quota.values()) < total:
+        keeping = [label for label in by_need if quota[label] < sizes[label] - 1]
+        # Only where every label is down to one input does a label leave training altogether.
+        for label in keeping or [label for label in by_need if quota[label] < sizes[label]]:
+            if sum(quota.values()) < total:
+                quota[label] += 1
+    return quota

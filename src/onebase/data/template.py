@@ -1,0 +1,241 @@
+"""How an example becomes tokens, and which of them are learned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from jinja2 import TemplateError
+
+from onebase.data.example import Example, Turn
+from onebase.data.layout import ChatLayout, Layout, Piece, PlainLayout
+from onebase.errors import DataError, UsageError, unknown
+from onebase.language import say
+
+_SETTINGS = ("kind", "instruction", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An example as token ids; `learned[i]` says whether `ids[i]` is to be predicted."""
+
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    text: str
+    ids: list[int]
+    learned: bool
+
+
+class Template:
+    """Turns inputs into prompts and examples into learned sequences, with one tokenizer.
+
+    `kind` is `chat` (the tokenizer's chat template), `plain` (a layout for base models), `auto`
+    (`chat` if the tokenizer has a chat template, else `plain`), or a text with `{input}` and, at
+    will, `{instruction}`, which the answer follows directly.
+
+    An example longer than `max_tokens` is shortened so: first the content of the last user turn
+    loses tokens at its end, so that the layout around it stays whole. Where even that content
+    left out would not make room for the answer, the answer is cut at its end too and loses its
+    end token; the content then keeps up to a quarter of `max_tokens`, for an answer to nothing
+    teaches nothing. A layout that alone is too long is cut at its end as well.
+
+    Raises `UsageError` for a kind, a text or a size that can't be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        kind: str = "auto",
+        instruction: str | None = None,
+        max_tokens: int = 512,
+    ) -> None:
+        if max_tokens < 2:
+            raise UsageError(
+                say(f"max_tokens is {max_tokens}.", f"max_tokens 为 {max_tokens}。"),
+                say("It must be at least 2.", "它至少为 2。"),
+            )
+        if kind == "auto":
+            kind = "chat" if tokenizer.chat_template else "plain"
+        self.kind = kind
+        self.instruction = instruction
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._layout = _layout(tokenizer, kind, instruction)
+
+    @property
+    def end(self) -> str:
+        """The text of the token that ends an answer."""
+        return self._layout.end
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts that the tokenizer reads as control tokens, wherever they stand."""
+        tokens = self._tokenizer.added_tokens_decoder.values()
+        return tuple(sorted(token.content for token in tokens if token.special))
+
+    def prompt(self, input: str | Sequence[Turn]) -> list[int]:
+        """The token ids that generation starts from: an example's context, to the token.
+
+        `input` is a user's text, or turns that end with a user's. Never truncated.
+        Raises `UsageError` for other turns, and for turns that the chat template refuses.
+        """
+        return [token for piece in self._context(input) for token in self._ids(piece.text)]
+
+    def prompt_text(self, input: str | Sequence[Turn]) -> str:
+        """The text of `prompt`, as the model sees it."""
+        return "".join(piece.text for piece in self._context(input))
+
+    def example(self, example: Example) -> Rendered:
+        """The tokens of an example, at most `max_tokens`, and which of them are learned.
+
+        Raises `DataError` for turns that the chat template refuses.
+        """
+        tokens, truncated = self._fit(example)
+        ids = tuple(token for piece in tokens for token in piece.ids)
+        learned = tuple(piece.learned for piece in tokens for _ in piece.ids)
+        return Rendered(ids, learned, truncated)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """The token ids that are learned for an answer (or a label), its end token among them."""
+        return self._ids(self._layout.answer([Turn("user", "?")], answer))
+
+    def marked(self, example: Example) -> str:
+        """The text of an example after truncation, what is learned between ⟦ and ⟧."""
+        tokens, _ = self._fit(example)
+        return "".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens)
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build this template again."""
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    @classmethod
+    def from_config(cls, tokenizer: Any, config: Mapping[str, Any]) -> Self:
+        """The template that `config()` described. Raises `UsageError` for an unknown key."""
+        for key in config:
+            if key not in _SETTINGS:
+                raise unknown("template setting", "模板设置", key, _SETTINGS)
+        return cls(tokenizer, **config)
+
+    def _ids(self, text: str) -> list[int]:
+        # verbose: no warning for a text beyond the model's length, it is cut to fit later.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _context(self, input: str | Sequence[Turn]) -> list[Piece]:
+        turns = [Turn("user", input)] if isinstance(input, str) else list(input)
+        if not turns or turns[-1].role != "user":
+            raise UsageError(
+                say("The turns do not end with a user's.", "对话的最后一轮不是用户消息。"),
+                say("Give what the user asks last.", "请在最后给出用户的提问。"),
+            )
+        try:
+            return self._layout.context(turns)
+        except TemplateError as refusal:
+            raise UsageError(
+                say(
+                    f"The chat template refuses these turns: {refusal}.",
+                    f"对话模板不接受这些消息：{refusal}。",
+                ),
+                say("Let user and assistant take turns.", "请让用户与助手轮流发言。"),
+            ) from refusal
+
+    def _tokens(self, example: Example) -> list[_Tokens]:
+        context = example.turns[:-1]
+        try:
+            answer = Piece(self._layout.answer(context, example.answer), learned=True)
+            pieces = [*self._layout.context(context), answer]
+        except TemplateError as refusal:
+            raise DataError(
+                say(
+                    f"{example.file}:{example.line}: the chat template refuses these turns: "
+                    f"{refusal}.",
+                    f"{example.file}:{example.line}：对话模板不接受这些消息：{refusal}。",
+                ),
+                say("Mend the row, or use the plain template.", "请修正该行，或使用 plain 模板。"),
+            ) from refusal
+        return [_Tokens(piece.text, self._ids(piece.text), piece.learned) for piece in pieces]
+
+    def _fit(self, example: Example) -> tuple[list[_Tokens], bool]:
+        tokens = self._tokens(example)
+        over = _length(tokens) - self.max_tokens
+        if over <= 0:
+            return tokens, False
+        content = _Content(self._tokenizer, example.input)
+        keep = len(content)
+        # The answer does not fit beside any content: it will be cut, so leave the question some.
+        floor = min(keep, self.max_tokens // 4) if over > keep else 0
+        while over > 0 and keep > floor:
+            keep = max(keep - over, floor)
+            tokens = self._tokens(_with_input(example, content.first(keep)))
+            over = _length(tokens) - self.max_tokens
+        return self._cut(tokens), True
+
+    def _cut(self, tokens: list[_Tokens]) -> list[_Tokens]:
+        """`tokens` without what exceeds `max_tokens` at their end."""
+        room = self.max_tokens
+        kept: list[_Tokens] = []
+        for piece in tokens:
+            if len(piece.ids) > room:
+                ids = piece.ids[:room]
+                piece = replace(piece, ids=ids, text=self._tokenizer.decode(ids))  # noqa: PLW2901
+            kept.append(piece)
+            room -= len(piece.ids)
+        return [piece for piece in kept if piece.ids]
+
+
+class _Content:
+    """A text that can be cut after about so many of its tokens."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self._text = text
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            verbose=False,
+            return_offsets_mapping=tokenizer.is_fast,
+        )
+        self._count = len(encoded["input_ids"])
+        self._offsets = encoded["offset_mapping"] if tokenizer.is_fast else None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def first(self, count: int) -> str:
+        """The text's beginning of about `count` tokens, never a part of a character."""
+        if count <= 0:
+            return ""
+        if self._offsets is None:
+            return self._text[: len(self._text) * count // self._count]
+        return self._text[: self._offsets[count - 1][1]]
+
+
+def _layout(tokenizer: Any, kind: str, instruction: str | None) -> Layout:
+    if kind == "plain":
+        return PlainLayout(tokenizer, instruction)
+    if kind == "chat":
+        if not tokenizer.chat_template:
+            raise UsageError(
+                say("This base has no chat template.", "该基座模型没有对话模板。"),
+                say("Use the template `plain` or `auto`.", "请使用 `plain` 或 `auto` 模板。"),
+            )
+        return ChatLayout(tokenizer, instruction)
+    if "{" not in kind:
+        raise unknown("template", "模板", kind, ("auto", "chat", "plain", "text with {input}"))
+    return PlainLayout(tokenizer, instruction, kind, lead="")
+
+
+def _length(tokens: Sequence[_Tokens]) -> int:
+    return sum(len(piece.ids) for piece in tokens)
+
+
+def _with_input(example: Example, content: str) -> Example:
+    """`example` with another content in its last user turn."""
+    last = max(at for at, turn in enumerate(example.turns) if turn.role == "user")
+    turns = list(example.turns)
+    turns[last] = replace(turns[last], content=content)
+    return replace(example, turns=tuple(turns))

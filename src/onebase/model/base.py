@@ -1,0 +1,148 @@
+"""The base: one frozen causal language model and its tokenizer, loaded once."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from onebase.errors import CorruptFileError
+from onebase.language import say
+from onebase.model.fetch import DEFAULT_BASE, resolve
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes an adapter is built from.
+
+    `linears` maps each linear layer inside the decoder layers, by its full name
+    (`model.layers.0.self_attn.q_proj`), to (inputs, outputs).
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    linears: dict[str, tuple[int, int]]
+
+
+class Base:
+    """A frozen model that any number of adapters share.
+
+    `model` is the transformers model in evaluation mode, every parameter without gradient;
+    `tokenizer` its tokenizer; `name` what the user called it; `path` its folder.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, path: Path | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.path = path
+        self.layers = decoder_layers(model)
+        self.shape = _shape(model, self.layers)
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_BASE, *, device: str | None = None) -> "Base":
+        """Load the base `name`: `smollm2-135m`, a folder, a `.gguf` file or a Hub id.
+
+        Weights are float32 on a CPU (bfloat16 products are emulated on most) and in the
+        checkpoint's own type on a GPU. Raises MissingBaseError, CorruptFileError or UsageError.
+        """
+        path = resolve(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32 if device == "cpu" else "auto"
+            )
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            raise CorruptFileError(
+                say(
+                    f"The base model in {path} can't be loaded: {_first_line(error)}",
+                    f"无法加载 {path} 中的基座模型：{_first_line(error)}",
+                ),
+                say(
+                    "Fetch it again, or check that the folder holds config.json, *.safetensors "
+                    "and the tokenizer of one causal language model.",
+                    "请重新获取，或检查目录中是否有同一因果语言模型的 config.json、*.safetensors 和分词器。",
+                ),
+            ) from error
+        return cls(model.to(device), tokenizer, name=name, path=path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The input embedding, as a module (Gemma 3 scales inside it)."""
+        module: nn.Embedding = self.model.get_input_embeddings()
+        return module
+
+    def fingerprint(self) -> str:
+        """A short hash that tells this base from another: its config and some of its weights.
+
+        Two exports of the same weights have the same fingerprint. 16 hexadecimal digits.
+        """
+        digest = hashlib.sha256()
+        settings = self.model.config.to_dict()
+        kept = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        digest.update(json.dumps({key: settings.get(key) for key in kept}).encode())
+        for name, parameter in sorted(self.model.named_parameters()):
+            if parameter.dim() == 1 or parameter is self.embedding.weight:
+                digest.update(name.encode())
+                digest.update(_sample(parameter))
+        return digest.hexdigest()[:16]
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers, wherever this architecture keeps it.
+
+    Raises CorruptFileError when there is no such list.
+    """
+    count = model.config.num_hidden_layers  # type: ignore[union-attr]
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise CorruptFileError(
+        say(
+            f"{type(model).__name__} has no list of {count} decoder layers.",
+            f"{type(model).__name__} 中找不到 {count} 层解码层。",
+        ),
+        say("Use a causal language model.", "请使用因果语言模型。"),
+    )
+
+
+def _shape(model: Any, layers: nn.ModuleList) -> ModelShape:
+    config = model.config
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    heads = config.num_attention_heads
+    return ModelShape(
+        hidden=config.hidden_size,
+        layers=len(layers),
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        linears={
+            name: (module.in_features, module.out_features)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) in inside
+        },
+    )
+
+
+def _sample(parameter: Tensor) -> bytes:
+    rows = parameter.detach()[:: max(1, parameter.shape[0] // 64)]
+    return rows.float().cpu().numpy().tobytes()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

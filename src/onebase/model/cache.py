@@ -1,0 +1,51 @@
+"""Where base models are kept, and how one appears there: whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def models_folder() -> Path:
+    """`$ONEBASE_CACHE/models`, or else `~/.cache/onebase/models`."""
+    root = os.environ.get("ONEBASE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "onebase") / "models"
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether `folder` holds a model in Hugging Face's layout."""
+    return (folder / "config.json").is_file()
+
+
+def cached_models() -> list[Path]:
+    """The complete models in the cache, by name."""
+    folder = models_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if not path.name.startswith(".") and is_model_folder(path)
+    )
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the block ends without an error.
+
+    The folder is on the same disk and is renamed at the end, so an interruption at any moment
+    leaves no `target`. One process at a time; what a killed one left is cleared away.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.partial"
+    with FileLock(target.parent / f".{target.name}.lock"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            if target.exists():  # another process was faster
+                shutil.rmtree(target)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
