@@ -1,0 +1,47 @@
+"""What an adapter, of whatever method, brings to the forward pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A delta on one linear layer: `scale * b @ a` (Hu et al. 2021, LoRA, section 4.1).
+
+    `a` is [rank, inputs], `b` [outputs, rank]. `dropout` is the probability with which an input
+    of `a` is dropped while training.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """At most three things, and possibly several at once.
+
+    `deltas` maps full names of linear layers to low-rank deltas; `virtual` holds the embeddings
+    of tokens placed before the text, [tokens, hidden]; `prefix` the keys and values that every
+    layer attends to besides its own, each [layers, kv_heads, tokens, head_dim].
+    """
+
+    deltas: Mapping[str, LowRank] = field(default_factory=dict)
+    virtual: Tensor | None = None
+    prefix: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many positions the KV prefix takes."""
+        return 0 if self.prefix is None else self.prefix[0].shape[2]
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many virtual tokens stand before the text."""
+        return 0 if self.virtual is None else self.virtual.shape[0]
+
+
+NOTHING = Contribution()

@@ -1,0 +1,80 @@
+"""P-tuning v2 (Liu et al. 2022), also called prefix tuning (Li and Liang 2021).
+
+Every layer attends to learned keys and values besides those of the text. They carry no rotary
+embedding of their own: what is learned is the key as attention sees it.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn, stack
+
+from onebase.model.base import ModelShape
+
+
+class PTuningV2Options(BaseModel):
+    """`virtual_tokens` in the prefix; `projection`: learn it through an MLP of size `hidden`;
+    `init`: the keys and values of a `text` (`init_text`, or else the task's instruction), of
+    tokens drawn from the `vocab`, or `random`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    virtual_tokens: int = Field(20, ge=1, le=1024)
+    init: Literal["text", "vocab", "random"] = "text"
+    init_text: str | None = None
+    projection: bool = False
+    hidden: int = Field(512, ge=1)
+
+
+class DeepPrefix(nn.Module):
+    """The prefix as one row a token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout).
+
+    With a `projection` the rows are the output of an MLP over an embedding of size
+    kv_heads * head_dim, added to `start` where there is one.
+    """
+
+    start: Tensor | None
+
+    def __init__(
+        self, shape: ModelShape, tokens: int, *, projection: int | None, start: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.kv_heads * shape.head_dim
+        row = shape.layers * 2 * width
+        self.transform: nn.Sequential | None = None
+        self.embedding = nn.Embedding(tokens, row if projection is None else width)
+        if projection is not None:
+            self.transform = nn.Sequential(
+                nn.Linear(width, projection), nn.Tanh(), nn.Linear(projection, row)
+            )
+            if start is not None:
+                nn.init.zeros_(self.transform[-1].weight)  # type: ignore[arg-type]
+                nn.init.zeros_(self.transform[-1].bias)  # type: ignore[arg-type]
+        elif start is not None:
+            self.embedding.weight.data.copy_(start)
+        self.register_buffer(
+            "start", None if start is None or projection is None else start.clone()
+        )
+
+    def forward(self) -> Tensor:
+        """The prefix, [tokens, layers * 2 * kv_heads * head_dim]."""
+        rows: Tensor = self.embedding.weight
+        if self.transform is not None:
+            rows = self.transform(rows)
+        return rows if self.start is None else self.start + rows
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [layers, kv_heads, tokens, head_dim]."""
+        shape = self.shape
+        rows = self()
+        stacked = rows.view(len(rows), shape.layers, 2, shape.kv_heads, shape.head_dim)
+        keys, values = stacked.permute(2, 1, 3, 0, 4)
+        return keys, values
+
+
+def flatten(keys: Tensor, values: Tensor) -> Tensor:
+    """Keys and values, each [layers, kv_heads, tokens, head_dim], as DeepPrefix's rows."""
+    stacked = stack([keys, values]).permute(3, 1, 0, 2, 4)
+    return stacked.reshape(stacked.shape[0], -1)

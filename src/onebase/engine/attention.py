@@ -1,0 +1,200 @@
+"""Attention inside a pack, registered with transformers under the name `onebase`.
+
+transformers computes queries, keys and values of the whole packed row; the pass's attention
+object, which rides along as a keyword argument, says who attends to whom.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from onebase.engine.pack import Pack
+
+ATTENTION = "onebase"
+
+
+class Attention(Protocol):
+    """Who attends to whom in one pass."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: "Rule"
+    ) -> Tensor:
+        """Attend in decoder layer `layer`.
+
+        `query` is [heads, tokens, head_dim], `key` and `value` [kv_heads, tokens, head_dim];
+        returns [tokens, heads, head_dim].
+        """
+
+
+class Rule:
+    """What a layer asks of its attention: scale, sliding window, soft cap of the scores."""
+
+    def __init__(self, scale: float | None, window: int | None, softcap: float | None) -> None:
+        self.scale = scale
+        self.window = window
+        self.softcap = softcap
+
+    def apply(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax attention; `mask` is additive. All [batch, kv_heads, tokens, head_dim]."""
+        if self.softcap is None:
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=self.scale
+            )
+        scale = self.scale if self.scale is not None else query.shape[-1] ** -0.5
+        scores = (query @ key.transpose(-1, -2)) * scale
+        scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores = scores + mask
+        return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+class PackedAttention:
+    """Attention in a pack: nodes side by side in one padded batch of queries and keys.
+
+    Keys of a node are its adapter's prefix, its ancestors' and its own. Grouped-query heads are
+    folded into the query's token dimension, so keys are never repeated.
+    """
+
+    def __init__(self, pack: Pack, device: torch.device) -> None:
+        offsets, self._prefixes = _prefix_rows(pack)
+        queries, keys = [], []
+        for index, node in enumerate(pack.nodes):
+            queries.append((torch.arange(node.start, node.start + node.length), node.position))
+            keys.append(_key_rows(pack, index, offsets))
+        self._rows = len(queries)
+        self._query_length = max(len(rows) for rows, _ in queries)
+        self._key_length = max(len(rows) for rows, _ in keys)
+        self._query_index, query_position = _padded(queries, self._query_length, 1 << 30, device)
+        self._key_index, key_position = _padded(keys, self._key_length, (1 << 30) + 1, device)
+        self._distance = query_position[:, :, None] - key_position[:, None, :]
+        spots = torch.arange(self._rows * self._query_length).view(self._rows, -1)
+        self._output_index = torch.cat(
+            [spots[row, : len(rows)] for row, (rows, _) in enumerate(queries)]
+        ).to(device)
+        self._masks: dict[tuple[int | None, int, torch.dtype], Tensor] = {}
+        self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
+
+    def capture(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keep every layer's keys and values of this pass, [tokens, kv_heads, head_dim]."""
+        self.captured = {}
+        return self.captured
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """As Attention.attend."""
+        heads, _, head_dim = query.shape
+        kv_heads = key.shape[0]
+        group = heads // kv_heads
+        keys, values = key.transpose(0, 1), value.transpose(0, 1)
+        if self.captured is not None:
+            self.captured[layer] = (keys, values)
+        if self._prefixes:
+            keys = torch.cat([keys, *(k[layer].to(keys.dtype) for k, _ in self._prefixes)])
+            values = torch.cat([values, *(v[layer].to(keys.dtype) for _, v in self._prefixes)])
+        n, lq, lk = self._rows, self._query_length, self._key_length
+        q = query.transpose(0, 1).index_select(0, self._query_index)
+        q = q.view(n, lq, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
+        k = keys.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
+        v = values.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
+        mask = self._mask(rule.window, group, query.dtype)
+        out = rule.apply(q.reshape(n, kv_heads, group * lq, head_dim), k, v, mask)
+        out = out.view(n, kv_heads, group, lq, head_dim).permute(0, 3, 1, 2, 4)
+        return out.reshape(n * lq, heads, head_dim).index_select(0, self._output_index)
+
+    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        """Zero where a query sees a key, minus infinity elsewhere, [nodes, 1, group * Lq, Lk]."""
+        wanted = (window, group, dtype)
+        if wanted not in self._masks:
+            seen = self._distance >= 0
+            if window is not None:
+                padding = self._distance > 1 << 28  # a padded query may see anything
+                seen = seen & ((self._distance < window) | padding)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            mask = mask.masked_fill(~seen, float("-inf"))
+            self._masks[wanted] = mask[:, None].repeat(1, 1, group, 1)
+        return self._masks[wanted]
+
+
+def _prefix_rows(pack: Pack) -> tuple[dict[str, tuple[int, int]], list[tuple[Tensor, Tensor]]]:
+    """Where each adapter's KV prefix stands behind the pack's own rows, and the prefixes as
+    (keys, values), each [layers, tokens, kv_heads, head_dim].
+    """
+    offsets: dict[str, tuple[int, int]] = {}
+    prefixes = []
+    at = len(pack.ids)
+    for name in pack.adapters:
+        prefix = pack.contributions[name].prefix
+        if prefix is not None:
+            tokens = prefix[0].shape[2]
+            offsets[name] = (at, tokens)
+            at += tokens
+            prefixes.append((prefix[0].transpose(1, 2), prefix[1].transpose(1, 2)))
+    return offsets, prefixes
+
+
+def _key_rows(
+    pack: Pack, index: int, offsets: dict[str, tuple[int, int]]
+) -> tuple[Tensor, int]:
+    """The rows a node's tokens may attend to; their positions are consecutive from 0."""
+    adapter = pack.nodes[index].adapter
+    pieces = []
+    if adapter is not None and adapter in offsets:
+        start, tokens = offsets[adapter]
+        pieces.append(torch.arange(start, start + tokens))
+    for ancestor in pack.path(index):
+        node = pack.nodes[ancestor]
+        pieces.append(torch.arange(node.start, node.start + node.length))
+    return torch.cat(pieces), 0
+
+
+def _padded(
+    rows: list[tuple[Tensor, int]], length: int, filler: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Row indices, flat [rows * length], and positions [rows, length]; padding has row 0 and
+    position `filler`.
+    """
+    index = torch.zeros(len(rows), length, dtype=torch.long)
+    position = torch.full((len(rows), length), filler, dtype=torch.long)
+    for row, (values, start) in enumerate(rows):
+        index[row, : len(values)] = values
+        position[row, : len(values)] = torch.arange(start, start + len(values))
+    return index.flatten().to(device), position.to(device)
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    onebase_pass: Any = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [batch, heads, tokens, head_dim] in, [batch, tokens,
+    heads, head_dim] out. Without a pass it is plain causal attention.
+    """
+    rule = Rule(scaling, sliding_window, softcap)
+    if onebase_pass is None:
+        return _plain(query, key, value, rule), None
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    out = onebase_pass.attention.attend(layer, query[0], key[0], value[0], rule)
+    return out[None], None
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    queries, keys = query.shape[2], key.shape[2]
+    ago = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None]
+    seen = ago >= 0 if rule.window is None else (ago >= 0) & (ago < rule.window)
+    mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill(~seen, float("-inf"))
+    return rule.apply(query, key, value, mask.to(query.device)).transpose(1, 2).contiguous()
+
+
+AttentionInterface.register(ATTENTION, _attention_function)

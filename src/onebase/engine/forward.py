@@ -1,0 +1,115 @@
+"""The one pass: the frozen base over a packed row, every segment with its own adapter.
+
+Training, scoring, prefill and decoding all call `run`. Nothing of the base's code is rewritten:
+the packed row enters as embeddings with positions, an attention function asks the pass who
+attends to whom, and hooks on the linear layers add the low-rank deltas.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from onebase.engine.attention import ATTENTION, Attention, PackedAttention
+from onebase.engine.deltas import Deltas, Stacks
+from onebase.engine.pack import Pack
+from onebase.model.base import Base
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What rides along with one call of the model."""
+
+    attention: Attention
+    deltas: Deltas | None
+
+
+class _Current:
+    """The pass whose layers are being computed; set at the entry of every decoder layer, so that
+    a recomputed layer (gradient checkpointing) finds its own.
+    """
+
+    value: Pass | None = None
+
+
+_prepared: "WeakSet[nn.Module]" = WeakSet()
+
+
+def prepare(base: Base) -> None:
+    """Give the base's model our attention and the hooks for deltas; once, then it's a no-op."""
+    if base.model in _prepared:
+        return
+    base.model.set_attn_implementation(ATTENTION)
+    current = _Current()
+
+    def enter(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        current.value = kwargs.get("onebase_pass")
+
+    for layer in base.layers:
+        layer.register_forward_pre_hook(enter, with_kwargs=True)
+    for name, module in base.model.named_modules():
+        if name in base.shape.linears:
+            module.register_forward_hook(_delta_hook(name, current))
+    _prepared.add(base.model)
+
+
+def _delta_hook(name: str, current: _Current) -> Any:
+    def add_deltas(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        now = current.value
+        if now is None or now.deltas is None:
+            return None
+        return now.deltas.apply(name, args[0], output)
+
+    return add_deltas
+
+
+def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tensor) -> Tensor:
+    """Logits of the rows `keep` of one packed row.
+
+    `embeddings` is [tokens, hidden], `positions` [tokens], `keep` [kept]; returns
+    [kept, vocabulary]. Only the kept rows go through the language-model head.
+    """
+    prepare(base)
+    output = base.model(
+        inputs_embeds=embeddings[None],
+        position_ids=positions[None].to(embeddings.device),
+        use_cache=False,
+        logits_to_keep=keep.to(embeddings.device),
+        onebase_pass=now,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def run_pack(
+    base: Base, pack: Pack, keep: Tensor, *, attention: PackedAttention | None = None
+) -> Tensor:
+    """Logits of the rows `keep` of a pack, [kept, vocabulary]. Differentiable in every
+    contribution of the pack.
+    """
+    attention = attention or PackedAttention(pack, base.device)
+    stacks = Stacks(pack.contributions, pack.adapters)
+    deltas = (
+        Deltas(pack.contributions, pack.adapters, pack.owners().to(base.device), stacks)
+        if stacks
+        else None
+    )
+    embeddings = pack.embeddings(base.embedding)
+    return run(base, embeddings, pack.positions(), Pass(attention, deltas), keep)
+
+
+def compile_virtual(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a node's tokens in every layer, each [layers, kv_heads, tokens,
+    head_dim]: what later text needs to see of them.
+    """
+    attention = PackedAttention(pack, base.device)
+    captured = attention.capture()
+    with torch.no_grad():
+        run_pack(base, pack, torch.tensor([len(pack.ids) - 1]), attention=attention)
+    start, length = pack.nodes[node].start, pack.nodes[node].length
+    rows = slice(start, start + length)
+    keys = torch.stack([captured[layer][0][rows] for layer in sorted(captured)])
+    values = torch.stack([captured[layer][1][rows] for layer in sorted(captured)])
+    return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()

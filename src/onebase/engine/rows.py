@@ -1,0 +1,110 @@
+"""Rows of tokens into packs, and what is asked of them: the loss of every labelled token."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from onebase.adapters.contribution import Contribution
+from onebase.engine.forward import run_pack
+from onebase.engine.pack import Pack
+from onebase.model.base import Base
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One text for one adapter (None: the bare base): its tokens, and which are labels."""
+
+    adapter: str | None
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+
+    @property
+    def labels(self) -> int:
+        """How many tokens have a loss; the first token of a text has none to predict it."""
+        return sum(self.learned[1:])
+
+
+@dataclass(frozen=True)
+class PlacedRows:
+    """A pack of rows: `predict`, the pack's rows whose logits are needed, each once; and for
+    every label `at` (an index into `predict`), its `target` token, and the `row` it is of.
+    """
+
+    pack: Pack
+    predict: Tensor
+    at: Tensor
+    target: Tensor
+    row: Tensor
+
+
+def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PlacedRows:
+    """Put rows into one pack. What all rows of an adapter begin with stands there once."""
+    pack = Pack(contributions)
+    spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
+    for adapter in dict.fromkeys(row.adapter for row in rows):
+        own = [(index, row) for index, row in enumerate(rows) if row.adapter == adapter]
+        shared = _shared([row for _, row in own])
+        root = pack.add(adapter, own[0][1].ids[:shared]) if shared else None
+        for index, row in own:
+            node = pack.nodes[pack.add(adapter, row.ids[shared:], root)]
+            before = None if node.parent is None else pack.nodes[node.parent]
+            for offset in range(shared, len(row.ids)):
+                if not row.learned[offset] or offset == 0:
+                    continue
+                inside = offset - shared
+                spot = node.start + inside - 1
+                if inside == 0:
+                    assert before is not None
+                    spot = before.start + before.length - 1
+                spots.append((spot, row.ids[offset], index))
+    predict, at = torch.unique(torch.tensor([s for s, _, _ in spots]).long(), return_inverse=True)
+    target = torch.tensor([t for _, t, _ in spots]).long()
+    return PlacedRows(pack, predict, at, target, torch.tensor([r for _, _, r in spots]).long())
+
+
+def token_losses(
+    base: Base, rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]
+) -> tuple[Tensor, Tensor]:
+    """The loss (negative log-probability, nats) of every label in `rows`, and its row.
+
+    One pass over the base; differentiable in the contributions. Both results are [labels].
+    """
+    placed = place(rows, contributions)
+    logits = run_pack(base, placed.pack, placed.predict)
+    at, target = placed.at.to(logits.device), placed.target.to(logits.device)
+    if len(at) != len(placed.predict):
+        logits = logits.index_select(0, at)
+    else:
+        logits = logits if bool((at[1:] > at[:-1]).all()) else logits.index_select(0, at)
+    return cross_entropy(logits.float(), target, reduction="none"), placed.row.to(logits.device)
+
+
+def by_budget(rows: Iterable[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
+    """Rows in their order, in groups of at most `tokens` tokens (and at least one row)."""
+    group: list[TokenRow] = []
+    size = 0
+    for row in rows:
+        if group and size + len(row.ids) > tokens:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row.ids)
+    if group:
+        yield group
+
+
+def _shared(rows: Sequence[TokenRow]) -> int:
+    """How many tokens all rows begin with, none of them labels, leaving each row at least one."""
+    if len(rows) < 2:
+        return 0
+    first = rows[0]
+    columns = zip(*(zip(row.ids[:-1], row.learned[:-1], strict=True) for row in rows), strict=False)
+    alike = takewhile(
+        lambda column: all(token == column[0] and not token[1] for token in column), columns
+    )
+    count = sum(1 for _ in alike)
+    return min(count, len(first.ids) - 1)
