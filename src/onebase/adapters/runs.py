@@ -1,0 +1,173 @@
+"""Runs: what each training was asked for, what it measured on the way, and how it ended."""
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from onebase.adapters.workspace import Workspace, write_whole
+from onebase.errors import CorruptFileError, UsageError, unknown
+from onebase.language import say
+
+Ending = Literal["finished", "interrupted", "failed"]
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder: config.yaml, metrics.jsonl, checkpoints/ and, at the end, summary.json."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, workspace: Workspace, config: dict[str, Any]) -> "Run":
+        """Begin a run: a new folder holding its config."""
+        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+        workspace.runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            run = cls(workspace.runs / _run_id(datetime.now(UTC)))
+            try:
+                run.path.mkdir()
+            except FileExistsError:
+                continue  # another run began within the same 15 microseconds
+            write_whole(run.path / "config.yaml", text)
+            return run
+
+    @property
+    def id(self) -> str:
+        """Like `20261124-101530-ab12`: sorts by the time of creation."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go; not created here."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run was asked for."""
+        file = self.path / "config.yaml"
+        try:
+            value = yaml.safe_load(file.read_bytes())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise _damaged(file, " ".join(str(error).split())) from error
+        if not isinstance(value, dict):
+            raise _damaged(file, say("it holds no mapping", "内容不是键值表"))
+        return value
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How the run ended; empty while it has not."""
+        file = self.path / "summary.json"
+        try:
+            value = json.loads(file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise _damaged(file, str(error)) from error
+        if not isinstance(value, dict) or value.get("status") not in Ending.__args__:
+            raise _damaged(file, say("it states no known status", "其中没有有效的状态"))
+        return value
+
+    @property
+    def status(self) -> Status:
+        """How the run ended; `running` while nothing says that it has."""
+        status: Status = self.summary.get("status", "running")
+        return status
+
+    def log(self, **fields: Any) -> None:
+        """Append one line of measurements, stamped with `time` (seconds since 1970)."""
+        line = {"time": round(datetime.now(UTC).timestamp(), 3), **fields}
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with (self.path / "metrics.jsonl").open("a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # cut off by a kill: a resumed run goes on below it
+                    stream.seek(0)
+                    stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.write(text.encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line logged, in order; a last line that is only half written does not count."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = []
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise _bad_line(file, number, str(error)) from error
+            if not isinstance(value, dict):
+                raise _bad_line(file, number, say("no JSON object", "不是 JSON 对象"))
+            lines.append(value)
+        return lines
+
+    def finish(self, status: Ending, summary: dict[str, Any]) -> None:
+        """State how the run ended and what came of it."""
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        value = {**summary, "status": status, "ended": ended}
+        text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+        write_whole(self.path / "summary.json", text)
+
+    def reopen(self) -> None:
+        """Take back how the run ended: it is being resumed."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+
+class RunStore:
+    """The runs of one workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def get(self, id: str) -> Run:
+        """The run with this id, or the only one whose id begins so."""
+        runs = {run.id: run for run in self.list()}
+        if id in runs:
+            return runs[id]
+        matches = [name for name in runs if id and name.startswith(id)]
+        if not matches:
+            raise unknown("run", "训练记录", id, runs)
+        if len(matches) > 1:
+            listed = ", ".join(matches)
+            raise UsageError(
+                say(f"Several runs begin with {id!r}.", f"有多个训练记录以 {id!r} 开头。"),
+                say(f"Give more of the id: {listed}.", f"请写出更完整的编号：{listed}。"),
+            )
+        return runs[matches[0]]
+
+    # Last in the class: below it, `list` in an annotation would mean this method.
+    def list(self) -> list[Run]:
+        """Every run, newest last."""
+        # A folder with no config was cut off while it was being created.
+        return [Run(file.parent) for file in sorted(self.workspace.runs.glob("*/config.yaml"))]
+
+
+def _run_id(now: datetime) -> str:
+    """The time, its last part the fraction of the second in 65536ths, so that ids sort."""
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond * 65536 // 1_000_000:04x}"
+
+
+def _damaged(file: Path, reason: str) -> CorruptFileError:
+    return CorruptFileError(
+        say(f"{file} is damaged: {reason}.", f"{file} 已损坏：{reason}。"),
+        say(
+            f"Put back a copy of it, or delete the run's folder {file.parent}.",
+            f"请从备份恢复该文件，或删除该训练记录的目录 {file.parent}。",
+        ),
+    )
+
+
+def _bad_line(file: Path, number: int, reason: str) -> CorruptFileError:
+    return CorruptFileError(
+        say(
+            f"{file}, line {number}, is damaged: {reason}.",
+            f"{file} 第 {number} 行已损坏：{reason}。",
+        ),
+        say("Delete that line.", "请删除该行。"),
+    )

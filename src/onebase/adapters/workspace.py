@@ -1,0 +1,38 @@
+"""The workspace: the folder that holds what a user's training has made."""
+
+import os
+from pathlib import Path
+
+
+class Workspace:
+    """`root`, or else `$ONEBASE_WORKSPACE`, or else `./workspace`.
+
+    Nothing is created here: each folder appears with the first thing written into it.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        chosen = root or os.environ.get("ONEBASE_WORKSPACE") or "workspace"
+        self.root = Path(chosen).expanduser()
+
+    @property
+    def adapters(self) -> Path:
+        """Where the versions of every task's adapter are."""
+        return self.root / "adapters"
+
+    @property
+    def runs(self) -> Path:
+        """Where every run has its folder."""
+        return self.root / "runs"
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Put `text` in place of what `file` held: a reader sees the old text or the new, never half.
+
+    One writer at a time.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)

@@ -1,0 +1,154 @@
+"""The joint loop: jobs of any methods learn in the same passes over one frozen base."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from onebase.adapters.contribution import Contribution
+from onebase.engine.rows import TokenRow, by_budget, token_losses
+from onebase.model.base import Base
+from onebase.training.learner import Learner
+
+# Tokens in one pass. Larger packs hardly speed up the products, and memory grows with them.
+PACK_TOKENS = 1024
+
+
+class Watcher(Protocol):
+    """Who is told what happens: the run's record, the progress display."""
+
+    def started(self, learners: Sequence[Learner]) -> None:
+        """Before the first step."""
+
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        """After each optimizer step of a job."""
+
+    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
+        """After each evaluation of a job."""
+
+
+def train_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
+    """Train every job to its end; each keeps its best state by its own held-out loss.
+
+    A job's numbers are those it would have alone: its rows, order, optimizer and normalisation
+    are its own, and segments of other jobs in a pack are invisible to it.
+    """
+    watcher.started(learners)
+    while active := [learner for learner in learners if not learner.done]:
+        step_together(base, active, watcher)
+        due = [job for job in active if job.step % job.steps_an_epoch == 0 or job.done]
+        evaluate_together(base, due, watcher)
+    for learner in learners:
+        learner.adapter.load_state_dict(learner.best)
+
+
+def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
+    """One optimizer step of every job: pack, pass, backward, update."""
+    began = time.perf_counter()
+    batches = {learner.job.task: learner.next_batch() for learner in learners}
+    losses = dict.fromkeys(batches, 0.0)
+    labels = {task: sum(r.labels for part in parts for r in part) for task, parts in batches.items()}
+    for learner in learners:
+        learner.adapter.train()
+    for turn in range(max(len(parts) for parts in batches.values())):
+        rows = [row for parts in batches.values() for row in (parts[turn] if turn < len(parts) else [])]
+        for group in by_budget(rows, PACK_TOKENS):
+            names = {row.adapter for row in group}
+            contributions = {
+                learner.job.task: learner.adapter.contribution()
+                for learner in learners
+                if learner.job.task in names
+            }
+            token_loss, row_of = token_losses(base, group, contributions)
+            # Each job's own mean over the labels of its whole step, whatever the packs.
+            weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
+            weighted = token_loss * weights.to(token_loss)[row_of]
+            weighted.sum().backward()  # type: ignore[no-untyped-call]
+            _add_by_task(losses, group, weighted.detach(), row_of)
+    elapsed = time.perf_counter() - began
+    tokens = {t: sum(len(r.ids) for part in parts for r in part) for t, parts in batches.items()}
+    for learner in learners:
+        task = learner.job.task
+        norm, rate = learner.update()
+        learner.tokens += tokens[task]
+        learner.seconds += elapsed
+        record = {
+            "step": learner.step,
+            "epoch": learner.epoch,
+            "loss": losses[task],
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens": learner.tokens,
+            "tokens_per_second": tokens[task] / elapsed,
+        }
+        watcher.learned(learner, record)
+
+
+def evaluate_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
+    """The held-out loss of every job, in shared passes; keeps the best states."""
+    contributions: dict[str, Contribution] = {}
+    for learner in learners:
+        learner.adapter.eval()
+        with torch.no_grad():
+            contributions[learner.job.task] = learner.adapter.contribution()
+    rows = [row for learner in learners for row in learner.data.held_out]
+    means = mean_losses(base, rows, contributions)
+    for learner in learners:
+        loss = means.get(learner.job.task)
+        if loss is None:  # nothing held out: the last state is the one kept
+            learner.best = learner.adapter.parts()
+            learner.best_step = learner.step
+            continue
+        best = learner.judge(loss)
+        record = {"step": learner.step, "epoch": learner.epoch, "eval_loss": loss, "best": best}
+        watcher.judged(learner, record)
+
+
+def base_losses(base: Base, learners: Sequence[Learner]) -> dict[str, float]:
+    """Each job's held-out loss under the bare base with the job's instruction alone."""
+    rows, tasks = [], []
+    for learner in learners:
+        for row in learner.data.held_out:
+            rows.append(replace(row, adapter=None))
+            tasks.append(learner.job.task)
+    return _mean_by(base, rows, tasks, {})
+
+
+def mean_losses(
+    base: Base, rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]
+) -> dict[str, float]:
+    """The mean loss a label (nats) of every adapter's rows. No gradient."""
+    return _mean_by(base, rows, [str(row.adapter) for row in rows], contributions)
+
+
+def _mean_by(
+    base: Base,
+    rows: Sequence[TokenRow],
+    keys: Sequence[str],
+    contributions: Mapping[str, Contribution],
+) -> dict[str, float]:
+    total: dict[str, float] = {}
+    count: dict[str, int] = {}
+    at = 0
+    for group in by_budget(rows, 2 * PACK_TOKENS):
+        with torch.no_grad():
+            losses, row_of = token_losses(base, group, contributions)
+        sums = torch.zeros(len(group), dtype=torch.float64).index_add_(
+            0, row_of.cpu(), losses.double().cpu()
+        )
+        for index, row in enumerate(group):
+            key = keys[at + index]
+            total[key] = total.get(key, 0.0) + float(sums[index])
+            count[key] = count.get(key, 0) + row.labels
+        at += len(group)
+    return {key: total[key] / count[key] for key in total}
+
+
+def _add_by_task(
+    losses: dict[str, float], group: Sequence[TokenRow], values: torch.Tensor, row_of: torch.Tensor
+) -> None:
+    sums = torch.zeros(len(group)).index_add_(0, row_of.cpu(), values.float().cpu())
+    for index, row in enumerate(group):
+        losses[str(row.adapter)] += float(sums[index])
