@@ -15,17 +15,13 @@ from onebase.adapters.contribution import Contribution, LowRank
 
 
 class Deltas:
-    """The deltas of `adapters`; `owners`, [tokens], says which of them each token belongs to."""
+    """The deltas in `stacks`; `owners`, [tokens], says by its index in the stacks' adapters whose
+    each token is (-1: nobody's).
+    """
 
-    def __init__(
-        self,
-        contributions: Mapping[str, Contribution],
-        adapters: Sequence[str],
-        owners: Tensor,
-        stacks: "Stacks | None" = None,
-    ) -> None:
+    def __init__(self, stacks: "Stacks", owners: Tensor) -> None:
+        self._stacks = stacks
         self._owners = owners
-        self._stacks = stacks or Stacks(contributions, adapters)
         self._columns: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
 
     def apply(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:

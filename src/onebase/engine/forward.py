@@ -91,11 +91,7 @@ def run_pack(
     """
     attention = attention or PackedAttention(pack, base.device)
     stacks = Stacks(pack.contributions, pack.adapters)
-    deltas = (
-        Deltas(pack.contributions, pack.adapters, pack.owners().to(base.device), stacks)
-        if stacks
-        else None
-    )
+    deltas = Deltas(stacks, pack.owners().to(base.device)) if stacks else None
     embeddings = pack.embeddings(base.embedding)
     return run(base, embeddings, pack.positions(), Pass(attention, deltas), keep)
 

@@ -1,0 +1,115 @@
+"""The KV cache of a running batch, one slot a sequence."""
+
+import torch
+from torch import Tensor
+
+from onebase.engine.attention import Rule
+from onebase.model.base import ModelShape
+
+
+class KVCache:
+    """Keys and values of up to `slots` sequences, [layers, slots, kv_heads, capacity, head_dim].
+
+    Slots 0 to `used` - 1 are in use; a sequence that ends gives its slot to the last one, so
+    every step reads one contiguous block. The capacity doubles when a sequence outgrows it.
+    """
+
+    def __init__(self, shape: ModelShape, slots: int, device: torch.device, dtype: torch.dtype):
+        self._shape = shape
+        self._device = device
+        self._dtype = dtype
+        self.slots = slots
+        self.lengths: list[int] = []
+        self._keys = self._values = self._block(0)
+
+    def _block(self, capacity: int) -> Tensor:
+        s = self._shape
+        return torch.zeros(
+            s.layers,
+            self.slots,
+            s.kv_heads,
+            capacity,
+            s.head_dim,
+            device=self._device,
+            dtype=self._dtype,
+        )
+
+    @property
+    def used(self) -> int:
+        """How many slots hold a sequence."""
+        return len(self.lengths)
+
+    def admit(self, keys: Tensor, values: Tensor) -> None:
+        """Put a sequence's keys and values, [layers, kv_heads, tokens, head_dim], in a slot."""
+        tokens = keys.shape[2]
+        self._reserve(tokens + 1)
+        self._keys[:, self.used, :, :tokens] = keys
+        self._values[:, self.used, :, :tokens] = values
+        self.lengths.append(tokens)
+
+    def release(self, slot: int) -> None:
+        """Free a slot; the last sequence moves into it."""
+        last = self.used - 1
+        if slot != last:
+            length = self.lengths[last]
+            self._keys[:, slot, :, :length] = self._keys[:, last, :, :length]
+            self._values[:, slot, :, :length] = self._values[:, last, :, :length]
+            self.lengths[slot] = length
+        self.lengths.pop()
+
+    def step(self) -> "DecodeAttention":
+        """Make room for one more token a sequence and return the attention that adds it."""
+        self._reserve(max(self.lengths) + 1)
+        attention = DecodeAttention(self._keys, self._values, self.lengths)
+        self.lengths = [length + 1 for length in self.lengths]
+        return attention
+
+    def _reserve(self, tokens: int) -> None:
+        capacity = self._keys.shape[3]
+        if tokens <= capacity:
+            return
+        grown = max(tokens, 2 * capacity, 64)
+        for name in ("_keys", "_values"):
+            old, new = getattr(self, name), self._block(grown)
+            new[:, :, :, :capacity] = old
+            setattr(self, name, new)
+
+
+class DecodeAttention:
+    """Each sequence's newest token attends to the whole of its own sequence."""
+
+    def __init__(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
+        self._keys = keys
+        self._values = values
+        self._count = len(lengths)
+        self._longest = max(lengths) + 1
+        self._slots = torch.arange(self._count, device=keys.device)
+        self._at = torch.tensor(lengths, device=keys.device)
+        ago = self._at[:, None] - torch.arange(self._longest, device=keys.device)[None]
+        self._ago = ago
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """As Attention.attend, one token a sequence."""
+        heads, count, head_dim = query.shape
+        kv_heads = key.shape[0]
+        group = heads // kv_heads
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._slots, :, self._at] = key.transpose(0, 1).to(keys.dtype)
+        values[self._slots, :, self._at] = value.transpose(0, 1).to(keys.dtype)
+        q = query.transpose(0, 1).reshape(count, kv_heads, group, head_dim)
+        mask = self._mask(rule.window, group, query.dtype)
+        seen = slice(0, self._longest)
+        k, v = keys[:count, :, seen].to(q.dtype), values[:count, :, seen].to(q.dtype)
+        return rule.apply(q, k, v, mask).reshape(count, heads, head_dim)
+
+    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        wanted = (window, group)
+        if wanted not in self._masks:
+            seen = self._ago >= 0
+            if window is not None:
+                seen = seen & (self._ago < window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            mask = mask.masked_fill(~seen, float("-inf"))
+            self._masks[wanted] = mask[:, None, None].expand(-1, 1, group, -1).contiguous()
+        return self._masks[wanted]

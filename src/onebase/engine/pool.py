@@ -1,0 +1,109 @@
+"""The adapters at hand in a running engine, each compiled once when it is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import NOTHING, Contribution
+from onebase.data.template import Template
+from onebase.engine.forward import compile_virtual
+from onebase.engine.pack import Pack
+from onebase.errors import unknown
+from onebase.model.base import Base
+
+BASE_TASK = "base"
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """One task in memory: how its prompts are written and what its adapter contributes.
+
+    `contribution` has no virtual tokens any more: they are part of the KV prefix. `labels` are
+    the classes of a classification task.
+    """
+
+    task: str
+    version: int
+    template: Template
+    contribution: Contribution
+    labels: tuple[str, ...] = ()
+
+
+class AdapterPool(Mapping[str, LoadedTask]):
+    """Loaded tasks by name; `base` is the bare base and always there."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        bare = LoadedTask(BASE_TASK, 0, Template(base.tokenizer), NOTHING)
+        self._tasks: dict[str, LoadedTask] = {BASE_TASK: bare}
+
+    def load(
+        self,
+        name: str,
+        adapter: Adapter,
+        template: Template,
+        *,
+        version: int = 0,
+        labels: tuple[str, ...] = (),
+    ) -> LoadedTask:
+        """Compile `adapter` and make it answer to `name`, replacing what did."""
+        task = name.split("@")[0]
+        contribution = compiled(self._base, adapter)
+        self._tasks[name] = LoadedTask(task, version, template, contribution, labels)
+        return self._tasks[name]
+
+    def unload(self, name: str) -> None:
+        """Forget a task. Raises UsageError when it is not loaded or is the base."""
+        if name == BASE_TASK or name not in self._tasks:
+            raise unknown("task", "任务", name, [task for task in self._tasks if task != BASE_TASK])
+        del self._tasks[name]
+
+    def __getitem__(self, name: str) -> LoadedTask:
+        if name not in self._tasks:
+            raise unknown("task", "任务", name, self._tasks)
+        return self._tasks[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def contributions(self) -> dict[str, Contribution]:
+        """What each loaded task contributes, by name."""
+        return {name: task.contribution for name, task in self._tasks.items()}
+
+
+def compiled(base: Base, adapter: Adapter) -> Contribution:
+    """An adapter's contribution for answering: leading virtual tokens run through the base once,
+    with the adapter's own deltas active, and join its KV prefix.
+    """
+    adapter.eval()
+    with torch.no_grad():
+        contribution = adapter.contribution()
+    contribution = Contribution(
+        contribution.deltas,
+        None if contribution.virtual is None else contribution.virtual.detach(),
+        contribution.prefix,
+    )
+    if contribution.virtual is None:
+        return contribution
+    pack = Pack({"adapter": contribution})
+    pack.add("adapter", [0])
+    node = pack.virtual_node("adapter")
+    assert node is not None
+    keys, values = compile_virtual(base, pack, node)
+    prefix = (keys, values)
+    if contribution.prefix is not None:
+        prefix = (_joined(contribution.prefix[0], keys), _joined(contribution.prefix[1], values))
+    return Contribution(contribution.deltas, None, prefix)
+
+
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat([first.to(second.dtype), second], dim=2)

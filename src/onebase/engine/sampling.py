@@ -1,0 +1,39 @@
+"""The choice of the next token from its logits."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class Sampling(BaseModel):
+    """How an answer is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing;
+    a `seed` makes a request's draws its own, whatever else is in the batch; an answer ends
+    before any of the `stop` texts, at the end token, or after `max_tokens`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int = Field(128, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+    """The next token for one sequence from its logits, [vocabulary].
+
+    Top-k first, then top-p (nucleus sampling, Holtzman et al. 2020) on what is left.
+    """
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.float() / sampling.temperature
+    count = sampling.top_k or len(scaled)
+    values, tokens = scaled.topk(min(count, len(scaled)))
+    probabilities = values.softmax(-1)
+    if sampling.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator)
+    return int(tokens[int(drawn)])
