@@ -1,0 +1,1 @@
+"""What training makes: adapters of every method, their files, versions and runs."""

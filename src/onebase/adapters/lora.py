@@ -61,7 +61,11 @@ def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
     if target == "all-linear":
         return shape.linears
     if target == "attention":
-        found = {name: size for name, size in shape.linears.items() if "attn" in name or "attention" in name}
+        found = {
+            name: size
+            for name, size in shape.linears.items()
+            if "attn" in name or "attention" in name
+        }
     else:
         wanted = {part.strip() for part in target.split(",")}
         known = {name.rsplit(".", 1)[-1] for name in shape.linears}

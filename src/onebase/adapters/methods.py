@@ -129,7 +129,10 @@ def _start_ids(
     ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise UsageError(
-            say(f"The text {text!r} to start from has no token.", f"用于初始化的文本 {text!r} 没有词元。"),
+            say(
+                f"The text {text!r} to start from has no token.",
+                f"用于初始化的文本 {text!r} 没有词元。",
+            ),
             say("Give init_text=…, or init=vocab.", "请给出 init_text=…，或 init=vocab。"),
         )
     return tiled(ids, options.virtual_tokens)

@@ -17,8 +17,8 @@ def fetch(name: str) -> list[Path]:
     Raises `DataError` where the Hub can't be reached and nothing is cached, where there is no
     such data set, and where it is not clear which files are meant.
     """
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow; few data sets need it)
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HTTPError,  # a proxy's failure arrives as this, bare
     )
 
@@ -64,8 +64,8 @@ def choose(name: str, files: list[str]) -> list[str]:
 
 
 def _cached(name: str, problem: Exception) -> list[Path]:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import RepositoryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     cause = problem.__cause__ or problem
     if isinstance(cause, RepositoryNotFoundError):  # a gated one too

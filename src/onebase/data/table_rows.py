@@ -74,8 +74,8 @@ def _header(file: str, names: list[str]) -> list[str]:
 
 def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
     """Rows of a Parquet file; a row's `line` is its number."""
-    import pyarrow  # noqa: PLC0415  (slow; only Parquet needs it)
-    from pyarrow import parquet  # noqa: PLC0415
+    import pyarrow
+    from pyarrow import parquet
 
     try:
         opened = parquet.ParquetFile(pyarrow.BufferReader(data))

@@ -1,0 +1,1 @@
+"""The one forward pass, and what answers with it."""

@@ -19,9 +19,7 @@ ATTENTION = "onebase"
 class Attention(Protocol):
     """Who attends to whom in one pass."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: "Rule"
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: "Rule") -> Tensor:
         """Attend in decoder layer `layer`.
 
         `query` is [heads, tokens, head_dim], `key` and `value` [kv_heads, tokens, head_dim];
@@ -40,9 +38,7 @@ class Rule:
     def apply(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax attention; `mask` is additive. All [batch, kv_heads, tokens, head_dim]."""
         if self.softcap is None:
-            return scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=self.scale
-            )
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
         scale = self.scale if self.scale is not None else query.shape[-1] ** -0.5
         scores = (query @ key.transpose(-1, -2)) * scale
         scores = torch.tanh(scores / self.softcap) * self.softcap
@@ -134,9 +130,7 @@ def _prefix_rows(pack: Pack) -> tuple[dict[str, tuple[int, int]], list[tuple[Ten
     return offsets, prefixes
 
 
-def _key_rows(
-    pack: Pack, index: int, offsets: dict[str, tuple[int, int]]
-) -> tuple[Tensor, int]:
+def _key_rows(pack: Pack, index: int, offsets: dict[str, tuple[int, int]]) -> tuple[Tensor, int]:
     """The rows a node's tokens may attend to; their positions are consecutive from 0."""
     adapter = pack.nodes[index].adapter
     pieces = []

@@ -1,6 +1,6 @@
 """The adapters at hand in a running engine, each compiled once when it is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,15 @@ class AdapterPool(Mapping[str, LoadedTask]):
         labels: tuple[str, ...] = (),
     ) -> LoadedTask:
         """Compile `adapter` and make it answer to `name`, replacing what did."""
-        task = name.split("@")[0]
+        task = name.split("@", maxsplit=1)[0]
         contribution = compiled(self._base, adapter)
         self._tasks[name] = LoadedTask(task, version, template, contribution, labels)
+        return self._tasks[name]
+
+    def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
+        """Make `name` the bare base with an instruction."""
+        template = Template(self._base.tokenizer, instruction=instruction)
+        self._tasks[name] = LoadedTask(name, 0, template, NOTHING)
         return self._tasks[name]
 
     def unload(self, name: str) -> None:
@@ -69,7 +75,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
 
     def __len__(self) -> int:

@@ -51,7 +51,9 @@ def resolve(name: str) -> Path:
         return _converted(local)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
-    known = ", ".join([*EMBEDDED, *(path.name for path in cached_models() if path.name not in EMBEDDED)])
+    known = ", ".join(
+        [*EMBEDDED, *(path.name for path in cached_models() if path.name not in EMBEDDED)]
+    )
     raise MissingBaseError(
         say(f"There is no base model {name!r}.", f"没有名为 {name!r} 的基座模型。"),
         say(
@@ -169,7 +171,9 @@ def _from_hub(name: str) -> Path:
             _checked_folder(folder)
     except HFValidationError as error:
         raise UsageError(
-            say(f"{name!r} is not a valid Hub id: {error}", f"{name!r} 不是有效的 Hub 编号：{error}"),
+            say(
+                f"{name!r} is not a valid Hub id: {error}", f"{name!r} 不是有效的 Hub 编号：{error}"
+            ),
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -35,7 +35,10 @@ def convert_gguf(file: Path, folder: Path) -> None:
         )
     except (ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
         raise CorruptFileError(
-            say(f"{file} can't be read as a GGUF model: {error}", f"无法读取 GGUF 模型 {file}：{error}"),
+            say(
+                f"{file} can't be read as a GGUF model: {error}",
+                f"无法读取 GGUF 模型 {file}：{error}",
+            ),
             say(
                 "Check the download, or give a Hugging Face folder of the same model.",
                 "请检查文件是否完整，或改用该模型的 Hugging Face 目录。",

@@ -117,7 +117,10 @@ def _job(path: Path, item: Any) -> Job:
     known = list(Job.__dataclass_fields__)
     if not isinstance(item, dict):
         raise UsageError(
-            say(f"A job in {path} is {item!r}, not a mapping.", f"{path} 中的任务 {item!r} 不是映射。"),
+            say(
+                f"A job in {path} is {item!r}, not a mapping.",
+                f"{path} 中的任务 {item!r} 不是映射。",
+            ),
             say(f"Give it keys: {', '.join(known)}.", f"请给出键：{'、'.join(known)}。"),
         )
     for key in item:
@@ -126,7 +129,10 @@ def _job(path: Path, item: Any) -> Job:
     for key in ("task", "data"):
         if not item.get(key):
             raise UsageError(
-                say(f"A job in {path} has no {key}: {item!r}.", f"{path} 中的任务缺少 {key}：{item!r}。"),
+                say(
+                    f"A job in {path} has no {key}: {item!r}.",
+                    f"{path} 中的任务缺少 {key}：{item!r}。",
+                ),
                 say(f"Add {key}: ….", f"请补上 {key}: …。"),
             )
     for key in ("data", "held_out"):

@@ -49,11 +49,15 @@ def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> 
     began = time.perf_counter()
     batches = {learner.job.task: learner.next_batch() for learner in learners}
     losses = dict.fromkeys(batches, 0.0)
-    labels = {task: sum(r.labels for part in parts for r in part) for task, parts in batches.items()}
+    labels = {
+        task: sum(r.labels for part in parts for r in part) for task, parts in batches.items()
+    }
     for learner in learners:
         learner.adapter.train()
     for turn in range(max(len(parts) for parts in batches.values())):
-        rows = [row for parts in batches.values() for row in (parts[turn] if turn < len(parts) else [])]
+        rows = [
+            row for parts in batches.values() for row in (parts[turn] if turn < len(parts) else [])
+        ]
         for group in by_budget(rows, PACK_TOKENS):
             names = {row.adapter for row in group}
             contributions = {

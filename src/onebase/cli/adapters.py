@@ -1,0 +1,166 @@
+"""`onebase adapters`: the tasks, their versions, PEFT adapters from elsewhere."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onebase.adapters.peft_format import CONFIG, WEIGHTS, load_adapter, read_peft_config
+from onebase.adapters.store import StoredAdapter
+from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin
+from onebase.data.template import Template
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+
+adapters_app = typer.Typer(no_args_is_help=True, help="The tasks and their versions.")
+Name = Annotated[str, typer.Argument(help="task or task@version")]
+
+
+@adapters_app.command("list")
+def list_command(
+    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
+) -> None:
+    """Every version of every task."""
+    session = begin(workspace, as_json, lang)
+    items = session.store.list()
+    session.table(
+        {"adapters": [described(item) for item in items]},
+        ["task", "version", "current", "method", "base", "bytes", "held-out loss"],
+        [
+            [
+                item.task,
+                item.version,
+                "*" if item.current else "",
+                item.method,
+                item.base,
+                item.bytes,
+                item.metrics.get("eval_loss"),
+            ]
+            for item in items
+        ],
+    )
+
+
+@adapters_app.command("show")
+def show_command(
+    name: Name,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """One version: where it is and how it came to be."""
+    session = begin(workspace, as_json, lang)
+    item = session.store.get(name)
+    session.store.verify(item)
+    result = {**described(item), "path": str(item.path), "record": item.record}
+    session.show(result, *(f"{key}: {value}" for key, value in result.items() if key != "record"))
+
+
+@adapters_app.command("promote")
+def promote_command(
+    name: Name,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Make a version the task's current one."""
+    session = begin(workspace, as_json, lang)
+    item = session.store.promote(name)
+    session.show(
+        described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
+    )
+
+
+@adapters_app.command("rollback")
+def rollback_command(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Go back to the version that was current before."""
+    session = begin(workspace, as_json, lang)
+    item = session.store.rollback(task)
+    session.show(
+        described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
+    )
+
+
+@adapters_app.command("remove")
+def remove_command(
+    name: Name,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Delete one version (task@2), or a task with all its versions."""
+    session = begin(workspace, as_json, lang)
+    removed = session.store.remove(name)
+    session.show(
+        {"removed": [item.name for item in removed]},
+        *(say(f"removed {item.name}", f"已删除 {item.name}") for item in removed),
+    )
+
+
+@adapters_app.command("import")
+def import_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that PEFT saved.")],
+    task: Annotated[str, typer.Option(help="The task it becomes.")],
+    base: BaseOption = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="The instruction it was trained with.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, chat, plain, or a text with {input}.")
+    ] = "auto",
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Take in an adapter in PEFT's format, checked against its base."""
+    session = begin(workspace, as_json, lang)
+    if not folder.is_dir():
+        raise UsageError(
+            say(f"{folder} is no folder.", f"{folder} 不是目录。"),
+            say(f"Give the folder that holds {CONFIG}.", f"请给出包含 {CONFIG} 的目录。"),
+        )
+    read_peft_config(folder)
+    loaded = Base.load(base or DEFAULT_BASE)
+    adapter = load_adapter(folder, loaded)
+
+    def write(target: Path) -> None:
+        for file in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / file, target / file)
+
+    item = session.store.add(
+        task,
+        write,
+        {
+            "base": loaded.name,
+            "base_fingerprint": loaded.fingerprint(),
+            "method": adapter.method,
+            "options": adapter.options,
+            "template": Template(loaded.tokenizer, kind=template, instruction=instruction).config(),
+            "imported": True,
+            "labels": [],
+            "metrics": {"trainable": adapter.trainable()},
+        },
+    )
+    session.show(described(item), say(f"imported as {item.name}", f"已导入为 {item.name}"))
+
+
+def described(item: StoredAdapter) -> dict[str, Any]:
+    """A stored adapter as `adapters list --json` shows it."""
+    return {
+        "task": item.task,
+        "version": item.version,
+        "current": item.current,
+        "method": item.method,
+        "base": item.base,
+        "bytes": item.bytes,
+        "created": item.created,
+        "metrics": item.metrics,
+    }

@@ -1,0 +1,279 @@
+"""`onebase generate`, `classify` and `chat`."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onebase.adapters.methods import parse_options
+from onebase.cli.session import (
+    BaseOption,
+    JsonOption,
+    LangOption,
+    Session,
+    WorkspaceOption,
+    begin,
+    note,
+)
+from onebase.data.example import Turn
+from onebase.engine.engine import Engine
+from onebase.engine.pool import BASE_TASK
+from onebase.engine.sampling import Sampling
+from onebase.errors import DataError, UsageError, unknown
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest answer.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling.")]
+TopK = Annotated[int, typer.Option("--top-k", help="0 cuts nothing.")]
+Seed = Annotated[int | None, typer.Option(help="For repeatable draws.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")]
+
+
+def generate_command(
+    task: Annotated[str | None, typer.Option(help="The task, task@version, or base.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to answer.")] = None,
+    file: Annotated[Path | None, typer.Option(help='Rows {"task", "input"}.')] = None,
+    base: BaseOption = None,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Stop = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Answer a prompt, or a file of requests in mixed batches."""
+    session = begin(workspace, as_json, lang)
+    sampling = sampling_of(max_tokens, temperature, top_p, top_k, seed, stop)
+    if (prompt is None) == (file is None):
+        raise UsageError(
+            say("Give either --prompt or --file.", "请给出 --prompt 或 --file 之一。"),
+            say(
+                "For example --task support --prompt 'Hello'.",
+                "例如 --task support --prompt '你好'。",
+            ),
+        )
+    requests: list[tuple[str, str]] = (
+        [(task or BASE_TASK, str(prompt))] if file is None else read_requests(file, task)
+    )
+    engine = engine_for(session, [name for name, _ in requests], base)
+    answers = engine.generate(requests, sampling)
+    shown = [
+        {key: value for key, value in asdict(item).items() if key != "margin"} for item in answers
+    ]
+    lines = (
+        [item.text for item in answers]
+        if file is None
+        else [f"[{item.task}] {item.text}" for item in answers]
+    )
+    session.show({"answers": shown}, *lines)
+
+
+def classify_command(
+    task: Annotated[str, typer.Option(help="A task trained on text and label.")],
+    text: Annotated[str, typer.Option(help="What to classify.")],
+    labels: Annotated[str | None, typer.Option(help="Other labels, separated by commas.")] = None,
+    base: BaseOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Score every label of a task for a text; nothing is sampled."""
+    session = begin(workspace, as_json, lang)
+    engine = engine_for(session, [task], base)
+    names = [part.strip() for part in labels.split(",")] if labels else None
+    scores = engine.classify(task, [text], names)[0]
+    loaded = engine.tasks[task]
+    session.show(
+        {
+            "task": loaded.task,
+            "version": loaded.version,
+            "labels": [asdict(score) for score in scores],
+        },
+        *(f"{score.probability:7.1%}  {score.label}" for score in scores),
+    )
+
+
+def chat_command(
+    task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
+    base: BaseOption = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
+    session = begin(workspace, as_json, lang)
+    sampling = sampling_of(max_tokens, temperature, top_p, top_k, seed, None)
+    engine = engine_for(session, [task], base)
+    note(
+        say(
+            "/task NAME switches, /reset forgets, /quit leaves.",
+            "/task 名称 切换任务，/reset 清空，/quit 退出。",
+        )
+    )
+    turns: list[Turn] = []
+    said: list[dict[str, Any]] = []
+    for line in _lines():
+        if line.startswith("/"):
+            command, _, argument = line.partition(" ")
+            if command == "/quit":
+                break
+            if command == "/reset":
+                turns = []
+            elif command == "/task":
+                task = _switch(session, engine, argument.strip(), task)
+                turns = []
+            else:
+                note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
+            continue
+        turns.append(Turn("user", line))
+        answer = engine.generate([(task, turns)], sampling)[0]
+        turns.append(Turn("assistant", answer.text or " "))
+        said.append({"task": answer.task, "prompt": line, "text": answer.text})
+        if not session.json:
+            print(answer.text, flush=True)
+    if session.json:
+        session.show({"answers": said})
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _switch(session: Session, engine: Engine, name: str, current: str) -> str:
+    """Load and switch to a task; an unknown name is told and changes nothing."""
+    try:
+        if name not in engine.tasks:
+            _load(session, engine, [name])
+    except UsageError as error:
+        note(f"{error.message} {error.remedy}")
+        return current
+    note(say(f"Now: {name}", f"当前任务：{name}"))
+    return name
+
+
+def engine_for(session: Session, tasks: Sequence[str], base: str | None) -> Engine:
+    """An engine with these tasks loaded, on their own base unless another is named.
+
+    Unknown tasks are refused before the base is loaded.
+    """
+    wanted = list(dict.fromkeys(tasks))
+    stored = [_stored(session, name) for name in wanted if name != BASE_TASK]
+    trained_on = dict.fromkeys(str(item.record.get("base", DEFAULT_BASE)) for item in stored)
+    if base is None and len(trained_on) > 1:
+        raise UsageError(
+            say(
+                f"These tasks were trained on different bases: {', '.join(trained_on)}.",
+                f"这些任务训练于不同的基座：{'、'.join(trained_on)}。",
+            ),
+            say("Ask for the tasks of one base at a time.", "请分别使用同一基座上的任务。"),
+        )
+    engine = Engine(Base.load(base or next(iter(trained_on), DEFAULT_BASE)))
+    _load(session, engine, wanted)
+    return engine
+
+
+def _load(session: Session, engine: Engine, tasks: Sequence[str]) -> None:
+    for name in tasks:
+        if name != BASE_TASK:
+            stored = _stored(session, name)
+            session.store.verify(stored)
+            engine.load(stored, name=name)
+
+
+def _stored(session: Session, name: str) -> Any:
+    store = session.store
+    if name.split("@", maxsplit=1)[0] not in store.tasks():
+        raise unknown("task", "任务", name, [*store.tasks(), BASE_TASK])
+    return store.get(name)
+
+
+def read_requests(file: Path, task: str | None) -> list[tuple[str, str]]:
+    """Rows {"task", "input"} of a JSONL file; `task` stands in where a row names none.
+
+    Raises DataError naming the line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            say(f"{file} can't be read: {error}", f"无法读取 {file}：{error}"),
+            say("Give a UTF-8 JSONL file.", "请给出 UTF-8 编码的 JSONL 文件。"),
+        ) from error
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise _bad_request(file, number, str(error)) from error
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("input"), str)
+            or not row["input"].strip()
+        ):
+            raise _bad_request(file, number, say("no text called input", "缺少文本字段 input"))
+        requests.append((str(row.get("task") or task or BASE_TASK), row["input"]))
+    if not requests:
+        raise DataError(
+            say(f"{file} holds no request.", f"{file} 中没有请求。"),
+            say(
+                'Write rows like {"task": "support", "input": "…"}.',
+                '请写入 {"task": "support", "input": "…"} 这样的行。',
+            ),
+        )
+    return requests
+
+
+def _bad_request(file: Path, line: int, reason: str) -> DataError:
+    return DataError(
+        f"{file}:{line}: {reason}",
+        say(
+            'Write rows like {"task": "support", "input": "…"}.',
+            '请写入 {"task": "support", "input": "…"} 这样的行。',
+        ),
+    )
+
+
+def sampling_of(
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | None,
+    stop: Sequence[str] | None,
+) -> Sampling:
+    """The sampling options as one value. Raises UsageError."""
+    return parse_options(
+        Sampling,
+        {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "stop": tuple(stop or ()),
+        },
+    )

@@ -1,0 +1,109 @@
+"""The `onebase` command: its commands, and what a failure looks like."""
+
+import sys
+import traceback
+import warnings
+
+import transformers
+import typer
+from typer.exceptions import TyperException
+
+from onebase.cli.adapters import adapters_app
+from onebase.cli.answering import chat_command, classify_command, generate_command
+from onebase.cli.checking import data_app, doctor_command
+from onebase.cli.demo import demo_command
+from onebase.cli.models import model_app
+from onebase.cli.runs import runs_app
+from onebase.cli.session import note, print_error
+from onebase.cli.training import train_command
+from onebase.errors import OnebaseError, UsageError
+from onebase.language import say
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="One base model, many tasks: train, compare and switch adapters of any method.",
+)
+app.command("demo")(demo_command)
+app.command("train")(train_command)
+app.command("generate")(generate_command)
+app.command("classify")(classify_command)
+app.command("chat")(chat_command)
+app.command("doctor")(doctor_command)
+app.add_typer(adapters_app, name="adapters")
+app.add_typer(model_app, name="model")
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+
+@app.callback()
+def welcome(context: typer.Context) -> None:
+    """One base model, many tasks."""
+    if context.invoked_subcommand is None:
+        print(
+            say(
+                "onebase: one base model, many tasks.\n"
+                "  onebase demo                                   five tasks on one base, start to finish\n"
+                "  onebase data check FILE                        what is in your data\n"
+                "  onebase train --task T --data F --method lora  learn a task\n"
+                "  onebase generate --task T --prompt …           answer with it\n"
+                "  onebase --help                                 every command",
+                "onebase：一个基座模型，多个任务。\n"
+                "  onebase demo                                   在一个基座上完整演示五个任务\n"
+                "  onebase data check 文件                        检查你的数据\n"
+                "  onebase train --task T --data F --method lora  学习一个任务\n"
+                "  onebase generate --task T --prompt …           用它回答\n"
+                "  onebase --help                                 所有命令",
+            )
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with the contract's exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    debug = "--debug" in arguments
+    sys.exit(_run([item for item in arguments if item != "--debug"], debug=debug))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    as_json = "--json" in arguments
+    try:
+        code = app(arguments, prog_name="onebase", standalone_mode=False)
+    except OnebaseError as error:
+        print_error(error, as_json=as_json)
+        if debug:
+            traceback.print_exc()
+        return error.exit_code
+    except TyperException as error:
+        # What Typer says of options and arguments ends in lines of its own; the first is the fact.
+        message = getattr(error, "message", str(error)).strip()
+        remedy = say(
+            "See onebase --help, or --help after the command.",
+            "请查看 onebase --help，或在命令后加 --help。",
+        )
+        print_error(UsageError(message, remedy), as_json=as_json)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        note(say("Interrupted.", "已中断。"))
+        return 130
+    except OSError as error:
+        # A full disk, a folder without permission: the user's to mend, without a traceback.
+        cause = say(
+            f"{error.strerror or error}: {error.filename or ''}",
+            f"{error.strerror or error}：{error.filename or ''}",
+        )
+        print_error(
+            OnebaseError(
+                cause, say("Check the disk and the permissions.", "请检查磁盘空间和权限。")
+            ),
+            as_json=as_json,
+        )
+        if debug:
+            traceback.print_exc()
+        return 1
+    return code if isinstance(code, int) else 0

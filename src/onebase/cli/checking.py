@@ -1,0 +1,128 @@
+"""`onebase data check` and `onebase doctor`."""
+
+import importlib.metadata
+import platform
+import shutil
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from transformers import AutoTokenizer
+
+from onebase.cli.session import (
+    BaseOption,
+    JsonOption,
+    LangOption,
+    WorkspaceOption,
+    begin,
+)
+from onebase.cli.training import pairs
+from onebase.data.check import check
+from onebase.data.formats import load_dataset
+from onebase.data.template import Template
+from onebase.language import say
+from onebase.model.cache import cached_models, models_folder
+from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
+
+data_app = typer.Typer(no_args_is_help=True, help="Data files.")
+
+
+@data_app.command("check")
+def check_command(
+    file: Annotated[str, typer.Argument(help="The data file.")],
+    held_out: Annotated[str | None, typer.Option(help="The file it will be judged by.")] = None,
+    columns: Annotated[str | None, typer.Option(help="input=a,output=b")] = None,
+    base: BaseOption = None,
+    instruction: Annotated[str | None, typer.Option(help="The task's instruction.")] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, chat, plain, or a text with {input}.")
+    ] = "auto",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer rows are cut.")] = 512,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
+    session = begin(workspace, as_json, lang)
+    chosen = pairs(columns.split(",")) if columns else None
+    dataset = load_dataset(file, columns=chosen)
+    judged = load_dataset(held_out, columns=chosen) if held_out else None
+    tokenizer = AutoTokenizer.from_pretrained(resolve(base or DEFAULT_BASE))
+    rendering = Template(tokenizer, kind=template, instruction=instruction, max_tokens=max_tokens)
+    report = check(dataset, rendering, held_out=judged)
+    content = report.to_dict()
+    if as_json:
+        session.show(content)
+    else:
+        for line in _lines(content):
+            print(line)
+    if report.bad:
+        raise typer.Exit(3)
+
+
+def _lines(content: dict[str, Any]) -> list[str]:
+    """The report as a person reads it."""
+    lines = []
+    for key, value in content.items():
+        if key == "first_example":
+            continue
+        if isinstance(value, list):
+            lines.append(f"{key}: {len(value)}")
+            lines += [f"  {_row(item)}" for item in value[:10]]
+            if len(value) > 10:
+                lines.append(
+                    say(f"  … and {len(value) - 10} more", f"  … 另有 {len(value) - 10} 项")
+                )
+        else:
+            lines.append(f"{key}: {_row(value)}")
+    lines += [
+        say("first example, ⟦learned part⟧ marked:", "第一个样例，⟦学习部分⟧已标出："),
+        str(content.get("first_example")),
+    ]
+    return lines
+
+
+def _row(item: Any) -> str:
+    if isinstance(item, dict):
+        return ", ".join(f"{key} {value}" for key, value in item.items())
+    return str(item)
+
+
+def doctor_command(
+    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
+) -> None:
+    """Device, memory, libraries, base models, and what is missing."""
+    session = begin(workspace, as_json, lang)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = psutil.virtual_memory()
+    folder = models_folder()
+    disk = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists()))
+    models = [path.name for path in cached_models()]
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        "device": gpu or "cpu",
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory.total,
+        "memory_free_bytes": memory.available,
+        "disk_free_bytes": disk.free,
+        "libraries": {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "peft", "safetensors")
+        },
+        "models": models,
+        "cache": str(folder),
+        "workspace": str(session.workspace.root),
+        "tasks": session.store.tasks(),
+        "missing": [name for name in EMBEDDED if name not in models],
+    }
+    lines = [f"{key}: {_row(value)}" for key, value in result.items() if key != "missing"]
+    for name in result["missing"]:
+        lines.append(
+            say(
+                f"missing: {name} - get it with: onebase model pull {name}",
+                f"缺少：{name}，获取方法：onebase model pull {name}",
+            )
+        )
+    session.show(result, *lines)

@@ -1,0 +1,66 @@
+"""`onebase model`: base models on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.language import say
+from onebase.model.cache import cached_models
+from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
+
+model_app = typer.Typer(no_args_is_help=True, help="Base models.")
+Name = Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file, or a Hub id")]
+
+
+@model_app.command("pull")
+def pull_command(
+    name: Name = DEFAULT_BASE,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Fetch, verify and convert a base model."""
+    session = begin(workspace, as_json, lang)
+    note(say(f"Getting {name} …", f"正在获取 {name} …"))
+    path = resolve(name)
+    session.show(_described(name, path), say(f"{name} is at {path}", f"{name} 位于 {path}"))
+
+
+@model_app.command("list")
+def list_command(
+    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
+) -> None:
+    """The base models in the cache."""
+    session = begin(workspace, as_json, lang)
+    there = {path.name: path for path in cached_models()}
+    rows = [_described(name, path) for name, path in there.items()]
+    missing = [name for name in EMBEDDED if name not in there]
+    session.table(
+        {"models": rows, "available": missing},
+        ["model", "bytes", "path"],
+        [[row["name"], row["bytes"], row["path"]] for row in rows]
+        + [
+            [name, "", say("not fetched yet: onebase model pull", "尚未获取：onebase model pull")]
+            for name in missing
+        ],
+    )
+
+
+@model_app.command("path")
+def path_command(
+    name: Name = DEFAULT_BASE,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """A base model's folder, fetched if need be."""
+    session = begin(workspace, as_json, lang)
+    path = resolve(name)
+    session.show(_described(name, path), str(path))
+
+
+def _described(name: str, path: Path) -> dict[str, Any]:
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"name": name, "path": str(path), "bytes": size}

@@ -1,0 +1,58 @@
+"""`onebase runs`: past trainings."""
+
+from typing import Annotated
+
+import typer
+
+from onebase.adapters.runs import RunStore
+from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
+
+runs_app = typer.Typer(no_args_is_help=True, help="Past runs.")
+
+
+@runs_app.command("list")
+def list_command(
+    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
+) -> None:
+    """Every run, newest last."""
+    session = begin(workspace, as_json, lang)
+    rows = []
+    for run in RunStore(session.workspace).list():
+        tasks = [job["task"] for job in run.config.get("jobs", [])]
+        rows.append({"run": run.id, "status": run.status, "tasks": tasks})
+    session.table(
+        {"runs": rows},
+        ["run", "status", "tasks"],
+        [[row["run"], row["status"], ", ".join(row["tasks"])] for row in rows],
+    )
+
+
+@runs_app.command("show")
+def show_command(
+    run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """One run: its exact configuration, its curves, how it ended."""
+    session = begin(workspace, as_json, lang)
+    found = RunStore(session.workspace).get(run)
+    metrics = found.metrics()
+    result = {
+        "run": found.id,
+        "status": found.status,
+        "path": str(found.path),
+        "config": found.config,
+        "metrics": metrics,
+        "summary": found.summary,
+    }
+    lines = [f"{found.id}: {found.status}  ({found.path})"]
+    for job in found.config.get("jobs", []):
+        lines.append(f"{job['task']}: {job['method']} {job['set']}")
+    lines += [
+        f"  {item['task']} step {item.get('step', 0)}: held-out loss "
+        f"{item.get('eval_loss', item.get('base_eval_loss')):.4f}"
+        for item in metrics
+        if "eval_loss" in item or "base_eval_loss" in item
+    ]
+    session.show(result, *lines)

@@ -1,0 +1,80 @@
+"""What every command shares: where the workspace is, the language, and how results are printed."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from onebase.adapters.store import AdapterStore
+from onebase.adapters.workspace import Workspace
+from onebase.errors import OnebaseError, UsageError
+from onebase.language import say, set_language
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", help="Where adapters and runs are kept.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+LangOption = Annotated[str | None, typer.Option("--lang", help="en or zh.")]
+BaseOption = Annotated[str | None, typer.Option("--base", help="The base model.")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command's surroundings. Results go to stdout, everything else to stderr."""
+
+    workspace: Workspace
+    json: bool
+
+    @property
+    def store(self) -> AdapterStore:
+        """The workspace's adapters."""
+        return AdapterStore(self.workspace)
+
+    def show(self, result: dict[str, Any], *lines: str) -> None:
+        """Print a command's result: as JSON, or as the given lines."""
+        if self.json:
+            print(json.dumps(result, ensure_ascii=False, default=str))
+            return
+        for line in lines:
+            print(line)
+
+    def table(self, result: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
+        """Print a command's result: as JSON, or as a table."""
+        if self.json:
+            self.show(result)
+            return
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*("" if cell is None else str(cell) for cell in row))
+        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def begin(workspace: Path | None, as_json: bool, lang: str | None) -> Session:
+    """The session for a command's shared options. Raises UsageError."""
+    if lang is not None:
+        if lang not in ("en", "zh"):
+            raise UsageError(
+                say(f"--lang {lang!r} is no language here.", f"--lang {lang!r} 不受支持。"),
+                say("Use en or zh.", "请使用 en 或 zh。"),
+            )
+        set_language("zh" if lang == "zh" else "en")
+    return Session(Workspace(workspace), as_json)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_error(error: OnebaseError, *, as_json: bool) -> None:
+    """One line of cause and one of remedy, or the contract's JSON object."""
+    if as_json:
+        detail = {"code": error.code, "message": error.message, "remedy": error.remedy}
+        print(json.dumps({"error": detail}, ensure_ascii=False))
+    note(say("Error: ", "错误：") + " ".join(error.message.split()))
+    note(say("Remedy: ", "解决：") + " ".join(error.remedy.split()))

@@ -1,0 +1,144 @@
+"""`onebase train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from onebase.adapters.store import StoredAdapter
+from onebase.cli.progress import TrainingDisplay
+from onebase.cli.session import (
+    BaseOption,
+    JsonOption,
+    LangOption,
+    Session,
+    WorkspaceOption,
+    begin,
+    note,
+)
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+from onebase.training.job import Job, read_jobs
+from onebase.training.train import check_jobs, summary, train
+
+
+def train_command(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task's name.")] = None,
+    data: Annotated[str | None, typer.Option(help="Its data file.")] = None,
+    method: Annotated[
+        str, typer.Option(help="lora, prompt-tuning, p-tuning or p-tuning-v2.")
+    ] = "lora",
+    base: BaseOption = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What the task is, in a sentence.")
+    ] = None,
+    held_out: Annotated[str | None, typer.Option(help="A file to judge by.")] = None,
+    template: Annotated[
+        str, typer.Option(help="auto, chat, plain, or a text with {input}.")
+    ] = "auto",
+    columns: Annotated[str | None, typer.Option(help="input=a,output=b")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="The random seed.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Train one task, or every job of a tasks.yaml together on one base."""
+    session = begin(workspace, as_json, lang)
+    if config is not None:
+        if task or data:
+            raise UsageError(
+                say("Both -c and --task/--data were given.", "同时给出了 -c 和 --task/--data。"),
+                say("Give one of them.", "请只用其中一种。"),
+            )
+        named, jobs = read_jobs(config)
+    else:
+        if not task or not data:
+            raise UsageError(
+                say(
+                    "There is no job: --task and --data are missing.",
+                    "没有任务：缺少 --task 和 --data。",
+                ),
+                say("Give both, or a tasks.yaml with -c.", "请给出两者，或用 -c 指定 tasks.yaml。"),
+            )
+        named, jobs = (
+            None,
+            [
+                Job(
+                    task=task,
+                    data=data,
+                    method=method,
+                    instruction=instruction,
+                    held_out=held_out,
+                    template=template,
+                    columns=pairs(columns.split(",") if columns else []),
+                    skip_bad=skip_bad,
+                    seed=seed,
+                    set=settings(set_ or []),
+                )
+            ],
+        )
+    check_jobs(jobs)
+    stored = run_training(session, jobs, base or named or DEFAULT_BASE)
+    session.show(
+        {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
+        *(report_line(item) for item in stored),
+        say(
+            f"Try: onebase generate --task {stored[0].task} --prompt …",
+            f"试试：onebase generate --task {stored[0].task} --prompt …",
+        ),
+    )
+
+
+def run_training(session: Session, jobs: list[Job], base: str) -> list[StoredAdapter]:
+    """Load the base and train the jobs with the live display."""
+    note(say(f"Loading {base} …", f"正在加载 {base} …"))
+    loaded = Base.load(base)
+    with TrainingDisplay() as display:
+        return train(jobs, base=loaded, workspace=session.workspace, watcher=display)
+
+
+def report_line(adapter: StoredAdapter) -> str:
+    """One trained task in a sentence."""
+    metrics = adapter.record["metrics"]
+    loss, before = metrics["eval_loss"], metrics["base_eval_loss"]
+    text = f"{adapter.task}@{adapter.version} ({adapter.record['method']}): "
+    if loss is None or before is None:
+        return text + say("nothing held out to judge by", "没有留出数据可供评估")
+    change = 100 * (1 - loss / before)
+    return text + say(
+        f"held-out loss {before:.3f} -> {loss:.3f} ({change:.0f} % lower)",
+        f"留出损失 {before:.3f} -> {loss:.3f}（降低 {change:.0f} %）",
+    )
+
+
+def settings(items: list[str]) -> dict[str, object]:
+    """`key=value` texts, values read as YAML reads them. Raises UsageError."""
+    return {key: _number(yaml.safe_load(value)) for key, value in pairs(items).items()}
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 3e-2 as a text; it is a number here."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def pairs(items: list[str]) -> dict[str, str]:
+    """`key=value` texts as a mapping. Raises UsageError."""
+    for item in items:
+        if "=" not in item or not item.split("=", 1)[0].strip():
+            raise UsageError(
+                say(f"{item!r} is not key=value.", f"{item!r} 不是 key=value 形式。"),
+                say("Write it like rank=8.", "请写成 rank=8 这样。"),
+            )
+    split = (item.split("=", 1) for item in items)
+    return {key.strip(): value.strip() for key, value in split}

@@ -1,0 +1,140 @@
+"""Training jobs together, from their data to versioned adapters in the workspace."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from onebase.adapters.peft_format import save_adapter
+from onebase.adapters.runs import Run
+from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
+from onebase.adapters.workspace import Workspace
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.training.job import Job
+from onebase.training.learner import Learner
+from onebase.training.loop import Watcher, base_losses, train_together
+from onebase.training.record import RunRecorder
+
+
+def train(
+    jobs: Sequence[Job],
+    *,
+    base: Base | None = None,
+    workspace: Workspace | None = None,
+    watcher: Watcher | None = None,
+) -> list[StoredAdapter]:
+    """Train every job together on one base and store each result as a new version.
+
+    Everything about the jobs is checked before the first step. An interruption leaves the run
+    marked so, and no adapter. Raises UsageError or DataError.
+    """
+    check_jobs(jobs)
+    workspace = workspace or Workspace()
+    base = base or Base.load()
+    learners = [Learner(job, base) for job in jobs]
+    run = Run.create(workspace, {"base": base.name, "jobs": [_job_config(job) for job in jobs]})
+    recorder = RunRecorder(run, watcher)
+    began = time.perf_counter()
+    trained = False
+    try:
+        before = base_losses(base, learners)
+        recorder.base_judged(before)
+        train_together(base, learners, recorder)
+        trained = True
+    except KeyboardInterrupt:
+        run.finish("interrupted", {"seconds": time.perf_counter() - began})
+        raise
+    finally:
+        if not trained and run.status == "running":
+            run.finish("failed", {"seconds": time.perf_counter() - began})
+    store = AdapterStore(workspace)
+    seconds = time.perf_counter() - began
+    stored = [_store(store, base, run, learner, before) for learner in learners]
+    run.finish("finished", {"seconds": seconds, "adapters": [summary(item) for item in stored]})
+    return stored
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Refuse, before anything is loaded, what can't be trained together. Raises UsageError."""
+    if not jobs:
+        raise UsageError(
+            say("There is no job to train.", "没有要训练的任务。"),
+            say(
+                "Give --task and --data, or a tasks.yaml with -c.",
+                "请给出 --task 和 --data，或用 -c 指定 tasks.yaml。",
+            ),
+        )
+    seen: set[str] = set()
+    for job in jobs:
+        check_task_name(job.task)
+        job.options()
+        if job.task in seen:
+            raise UsageError(
+                say(f"Two jobs are called {job.task!r}.", f"有两个任务都叫 {job.task!r}。"),
+                say("Give each its own task name.", "请使用不同的任务名。"),
+            )
+        seen.add(job.task)
+
+
+def summary(adapter: StoredAdapter) -> dict[str, Any]:
+    """A stored adapter as `onebase train --json` shows it."""
+    metrics = adapter.record["metrics"]
+    return {
+        "task": adapter.task,
+        "version": adapter.version,
+        "method": adapter.record["method"],
+        "path": str(adapter.path),
+        **metrics,
+    }
+
+
+def _store(
+    store: AdapterStore, base: Base, run: Run, learner: Learner, before: dict[str, float]
+) -> StoredAdapter:
+    job = learner.job
+    judged = bool(learner.data.held_out)
+    return store.add(
+        job.task,
+        lambda folder: save_adapter(learner.adapter, folder, base),
+        {
+            "base": base.name,
+            "base_fingerprint": base.fingerprint(),
+            "method": learner.adapter.method,
+            "options": learner.adapter.options,
+            "template": learner.template.config(),
+            "data": str(job.data),
+            "data_sha256": learner.data.dataset.sha256,
+            "labels": list(learner.data.dataset.labels),
+            "run": run.id,
+            "metrics": {
+                "trainable": learner.adapter.trainable(),
+                "eval_loss": learner.best_loss if judged else None,
+                "base_eval_loss": before.get(job.task),
+                "best_step": learner.best_step,
+                "steps": learner.step,
+                "truncated": learner.data.truncated,
+                "seconds": learner.seconds,
+                "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),
+            },
+        },
+    )
+
+
+def _job_config(job: Job) -> dict[str, Any]:
+    options, own = job.options()
+    return {
+        "task": job.task,
+        "data": str(job.data),
+        "held_out": None if job.held_out is None else str(job.held_out),
+        "method": job.method,
+        "instruction": job.instruction,
+        "template": job.template,
+        "columns": dict(job.columns),
+        "skip_bad": job.skip_bad,
+        "seed": job.seed,
+        "set": {**options.model_dump(), "learning_rate": job.learning_rate(), **own},
+        "torch": str(torch.__version__),
+    }
