@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -69,7 +69,7 @@ class Run:
             return {}
         except (OSError, ValueError) as error:
             raise _damaged(file, str(error)) from error
-        if not isinstance(value, dict) or value.get("status") not in Ending.__args__:
+        if not isinstance(value, dict) or value.get("status") not in get_args(Ending):
             raise _damaged(file, say("it states no known status", "其中没有有效的状态"))
         return value
 

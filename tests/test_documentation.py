@@ -1,0 +1,206 @@
+"""Both READMEs and the examples run, on a tiny base in place of the embedded one."""
+
+import io
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from onebase.adapters.methods import ALIASES, METHODS
+from onebase.cli.app import main
+from onebase.training.job import TrainOptions, read_jobs
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README_zh.md")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"(^|[ \t]+)# .*$", re.MULTILINE)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LINES = (
+    "Where is my parcel? Thanks for asking! It left our depot and arrives on Monday.",
+    "system user assistant Answer as the shop's support desk.",
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[Block]:
+    return [Block(language, text) for language, text in BLOCK.findall(read(name))]
+
+
+def headings(name: str) -> list[str]:
+    return re.findall(r"^(#+) ", BLOCK.sub("", read(name)), re.MULTILINE)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(LINES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of base models whose smollm2-135m is a tiny random Llama."""
+    root = tmp_path_factory.mktemp("cache")
+    folder = root / "models" / "smollm2-135m"
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return root
+
+
+@pytest.fixture
+def desk(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, with the tiny base at hand."""
+    monkeypatch.setenv("ONEBASE_CACHE", str(cache))
+    monkeypatch.delenv("ONEBASE_WORKSPACE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run_bash(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the here-documents and run the `onebase` lines; any other line is an error."""
+    for name, content in HERE_DOCUMENT.findall(text):
+        Path(name).write_text(content, encoding="utf-8")
+    for line in HERE_DOCUMENT.sub("", text).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or words[0] == "make":  # test_make_targets_exist looks at those
+            continue
+        assert words[0] == "onebase", f"a line that nothing checks: {line}"
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Where is my lamp?\n/quit\n"))
+        with pytest.raises(SystemExit) as ended:
+            main(words[1:])
+        assert ended.value.code == 0, line
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_block_runs(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace: dict[str, object] = {}
+    for number, block in enumerate(blocks(name)):
+        if block.language == "bash":
+            run_bash(block.text, monkeypatch)
+        elif block.language == "yaml":
+            (desk / "tasks.yaml").write_text(block.text, encoding="utf-8")
+            base, jobs = read_jobs(desk / "tasks.yaml")
+            assert base == "smollm2-135m"
+            for job in jobs:
+                job.options()
+        else:
+            assert block.language == "python", f"block {number} is in no language that is checked"
+            exec(compile(block.text, f"{name}, block {number}", "exec"), namespace)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+    named = {
+        target
+        for name in READMES
+        for block in blocks(name)
+        for target in re.findall(r"^make (\S+)", block.text, re.MULTILINE)
+    }
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_both_languages_have_the_same_blocks_and_headings() -> None:
+    first, second = (
+        [Block(block.language, COMMENT.sub("", block.text)) for block in blocks(name)]
+        for name in READMES
+    )
+    assert len(first) > 5
+    assert first == second
+    assert headings(READMES[0]) == headings(READMES[1])
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_dependency_has_its_reason(name: str) -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    packages = {re.split(r"[<>=!~;\[ ]", item)[0] for item in project["dependencies"]}
+    listed = re.findall(r"^\| `([\w-]+)` \| [^|]+ \|$", read(name), re.MULTILINE)
+    assert packages <= set(listed)
+
+
+@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_stand_with_their_options_and_defaults(name: str, method: str) -> None:
+    found = re.search(rf"^\| `{method}`.*$", read(name), re.MULTILINE)
+    assert found
+    row = found[0]
+    inherited = METHODS["prompt-tuning"].options.model_fields if method == "p-tuning" else {}
+    for option, field in METHODS[method].options.model_fields.items():
+        if option in inherited:  # "as above"
+            continue
+        shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        expected = option if field.default is None else f"{option}={shown.lower()}"
+        assert f"`{expected}`" in row
+    rate = re.search(r"\| ([\d.]+e-\d+) \|", row)
+    assert rate
+    assert float(rate[1]) == METHODS[method].learning_rate
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_aliases_and_training_options_are_named(name: str) -> None:
+    text = read(name)
+    assert [key for key in [*ALIASES, *TrainOptions.model_fields] if f"`{key}`" not in text] == []
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_example_runs(
+    example: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 40
+    monkeypatch.setattr(sys, "argv", [str(example), str(cache / "models" / "smollm2-135m")])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out.strip()
