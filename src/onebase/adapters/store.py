@@ -154,8 +154,9 @@ class AdapterStore:
 
     def promote(self, name: str) -> StoredAdapter:
         """Make the version that `task@2` names the task's current one."""
-        task, version = self._resolve(name, bare=False)
+        task, _ = self._resolve(name, bare=False)
         with self._lock(task):
+            version = self._resolve(name, bare=False)[1]  # it may have gone in the meantime
             self._read(task, version)  # a damaged version is not promoted
             self._promote(task, version)
             return self._read(task, version)
@@ -170,11 +171,11 @@ class AdapterStore:
             while earlier:
                 version = earlier.pop()
                 if version != current and version in versions:
-                    adapter = self._read(task, version)
+                    self._read(task, version)  # a damaged version is not promoted
                     # `current` first: a repeat of it at the end of `history` does no harm.
                     self._write_current(task, version)
                     write_whole(history, "".join(f"{number}\n" for number in earlier))
-                    return self._read(task, adapter.version)
+                    return self._read(task, version)
         raise UsageError(
             say(
                 f"No version of {task!r} was current before this one.",
@@ -191,9 +192,9 @@ class AdapterStore:
         """
         task, at, _ = name.partition("@")
         self._check_known(task)
-        versions = [self._resolve(name, bare=False)[1]] if at else self._versions(task)
         with self._lock(task):
             self._sweep(task)
+            versions = [self._resolve(name)[1]] if at else self._versions(task)
             removed = [self._read_or_blank(task, version) for version in versions]
             if self._current(task) in versions:
                 self._succeed(task, versions)
