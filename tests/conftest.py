@@ -34,6 +34,7 @@ ARCHITECTURES = {
         Gemma3ForCausalLM,
         {
             "sliding_window": 8,
+            "tie_word_embeddings": False,  # tied and random, it would only repeat its input
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
@@ -55,7 +56,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the parcel is on its way", "hello, how are you today?"], trainer)
+    tokenizer.train_from_iterator(
+        ["the parcel is on its way", "hello, how are you today?"], trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

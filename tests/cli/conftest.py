@@ -146,9 +146,7 @@ def trained(desk: Path, _trained: Path) -> Path:
 
 
 @pytest.fixture
-def onebase(
-    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def onebase(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `onebase ARGUMENTS…` with `stdin`, as a process of its own would."""
 
     def run(*arguments: str | Path, stdin: str = "") -> Result:

@@ -58,12 +58,12 @@ CASES = [
     data("d.jsonl", (GOOD + '{"input": "b", "output": "好"}\n').encode("gbk"), "d.jsonl:2", "UTF-8",
          "iconv", id="not UTF-8"),
     data("d.jsonl", GOOD + '{"input": "b", "outp', "d.jsonl:2", id="truncated line"),
-    data("d.json", '[{"input": "a", "output": "b"}, {"input": "c", "ou', "d.json:1",
+    data("d.json", '[{"input": "a", "output": "b"}, {"input": "c", "ou', "cut off",
          id="truncated array"),
     data("d.json", "[1, 2, 3]", "d.json:1", id="array of no objects"),
     data("d.jsonl", GOOD + '{"input": "b"}\n', "d.jsonl:2", "output", id="missing column"),
     data("d.jsonl", GOOD + '{"input": "b", "output": null}\n', "d.jsonl:2", "'output'", id="null"),
-    data("d.jsonl", GOOD + '{"input": 3.5, "output": {"a": 1}}\n', "d.jsonl:2", "'output'",
+    data("d.jsonl", GOOD + '{"input": "b", "output": {"a": 1}}\n', "d.jsonl:2", "'output'",
          id="wrong type"),
     data("d.csv", "input,output\na,b\nc,d,e\n", "d.csv:3", id="ragged CSV"),
     data("d.jsonl", '{"foo": "a", "bar": "b"}\n', "foo, bar", "--columns input=foo,output=bar",
@@ -156,7 +156,10 @@ CASES = [
     command("unknown option", "doctor", "--foo", words=("--foo",)),
     command("unknown command", "tarin", words=("tarin",)),
     command("unknown subcommand", "adapters", "lst", words=("lst",)),
-    command("no subcommand", "adapters", words=("list", "show")),
+    *(
+        Case(f"no subcommand: {name}", (name,), USAGE, ("command",), forms=((),))
+        for name in ("adapters", "model", "data", "runs")
+    ),
     command("runs: unknown", "runs", "show", "2020", words=("'2020'",)),
     command("data check: missing", "data", "check", "no.jsonl", code=DATA, words=("no.jsonl",)),
     command("demo: language", "demo", "--data", "fr", words=("'fr'", "en, zh")),
@@ -258,9 +261,7 @@ def test_adapters_of_an_unknown_task(onebase, verb: str) -> None:
     ],
     ids=lambda value: " ".join(value),
 )
-def test_wrong_version_or_use(
-    onebase, arguments: tuple[str, ...], words: tuple[str, ...]
-) -> None:
+def test_wrong_version_or_use(onebase, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     check(onebase, arguments, USAGE, *words)
 
 

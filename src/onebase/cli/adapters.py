@@ -15,7 +15,7 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 
-adapters_app = typer.Typer(no_args_is_help=True, help="The tasks and their versions.")
+adapters_app = typer.Typer(help="The tasks and their versions.")
 Name = Annotated[str, typer.Argument(help="task or task@version")]
 
 

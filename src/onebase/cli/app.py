@@ -80,8 +80,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         return error.exit_code
     except TyperException as error:
-        # What Typer says of options and arguments ends in lines of its own; the first is the fact.
-        message = getattr(error, "message", str(error)).strip()
+        message = error.format_message()  # unlike `message`, it names the option
         remedy = say(
             "See onebase --help, or --help after the command.",
             "请查看 onebase --help，或在命令后加 --help。",

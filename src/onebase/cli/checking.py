@@ -25,7 +25,7 @@ from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
 
-data_app = typer.Typer(no_args_is_help=True, help="Data files.")
+data_app = typer.Typer(help="Data files.")
 
 
 @data_app.command("check")

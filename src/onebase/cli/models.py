@@ -10,7 +10,7 @@ from onebase.language import say
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
 
-model_app = typer.Typer(no_args_is_help=True, help="Base models.")
+model_app = typer.Typer(help="Base models.")
 Name = Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file, or a Hub id")]
 
 

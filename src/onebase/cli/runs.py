@@ -7,7 +7,7 @@ import typer
 from onebase.adapters.runs import RunStore
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
 
-runs_app = typer.Typer(no_args_is_help=True, help="Past runs.")
+runs_app = typer.Typer(help="Past runs.")
 
 
 @runs_app.command("list")

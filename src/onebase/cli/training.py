@@ -119,7 +119,17 @@ def report_line(adapter: StoredAdapter) -> str:
 
 def settings(items: list[str]) -> dict[str, object]:
     """`key=value` texts, values read as YAML reads them. Raises UsageError."""
-    return {key: _number(yaml.safe_load(value)) for key, value in pairs(items).items()}
+    return {key: _setting(key, value) for key, value in pairs(items).items()}
+
+
+def _setting(key: str, text: str) -> object:
+    try:
+        return _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UsageError(
+            say(f"{key}={text!r} is not valid.", f"{key}={text!r} 无效。"),
+            say("Write a number or a word, like rank=8.", "请写成数字或单词，例如 rank=8。"),
+        ) from error
 
 
 def _number(value: object) -> object:

@@ -1,0 +1,153 @@
+"""PEFT loads what we save, and we load what PEFT saves; both answer the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.methods import build_adapter
+from onebase.adapters.peft_format import load_adapter, save_adapter
+from onebase.engine.forward import run_pack
+from onebase.engine.pack import Pack
+from onebase.errors import CorruptFileError, OnebaseError
+from onebase.model.base import Base
+
+IDS = [5, 17, 33, 120, 9, 4, 77, 250, 31, 8, 6, 99]
+SAVED = {
+    "lora": ("lora", {"rank": 3, "target": "attention"}),
+    "prompt-tuning": ("prompt-tuning", {"virtual_tokens": 4}),
+    "p-tuning-mlp": ("p-tuning", {"virtual_tokens": 4, "hidden": 8}),
+    "p-tuning-lstm": ("p-tuning", {"virtual_tokens": 4, "hidden": 8, "encoder": "lstm"}),
+    "p-tuning-v2": ("p-tuning-v2", {"virtual_tokens": 4}),
+    "p-tuning-v2-projection": ("p-tuning-v2", {"virtual_tokens": 4, "projection": True}),
+}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "lora": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]
+    ),
+    "rslora": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, use_rslora=True, target_modules="all-linear"
+    ),
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "mlp": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=8
+    ),
+    "lstm": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        encoder_hidden_size=8,
+        encoder_reparameterization_type="LSTM",
+    ),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "projection": lambda: peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=8
+    ),
+}
+
+
+def ours(base: Base, adapter: Adapter) -> Tensor:
+    pack = Pack({"x": adapter.contribution()})
+    node = pack.nodes[pack.add("x", IDS)]
+    with torch.no_grad():
+        return run_pack(base, pack, torch.arange(node.start, node.start + node.length))
+
+
+def theirs(model: Any) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model.eval()(input_ids=torch.tensor([IDS])).logits[0, -len(IDS) :]
+    return logits
+
+
+def shaken(adapter: Any) -> None:
+    torch.manual_seed(3)
+    for parameter in adapter.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+@pytest.mark.parametrize("variant", list(SAVED))
+def test_peft_loads_what_we_save(
+    variant: str,
+    architecture: str,
+    tmp_path: Path,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
+) -> None:
+    base = make_base(architecture)
+    method, settings = SAVED[variant]
+    adapter = build_adapter(base, method, settings, init_text="hello", seed=1)
+    shaken(adapter)
+    save_adapter(adapter, tmp_path, base)
+    loaded = peft.PeftModel.from_pretrained(plain_model(architecture), str(tmp_path))
+    torch.testing.assert_close(ours(base, adapter), theirs(loaded), atol=1e-5, rtol=0)
+    again = load_adapter(tmp_path, base)
+    assert again.method == adapter.method
+    torch.testing.assert_close(ours(base, again), theirs(loaded), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_we_load_what_peft_saves(
+    kind: str,
+    architecture: str,
+    tmp_path: Path,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
+) -> None:
+    config = CONFIGS[kind]()
+    if kind == "lora" and architecture == "glm":
+        config.target_modules = {"q_proj", "gate_up_proj"}
+    model = peft.get_peft_model(plain_model(architecture), config)
+    shaken(model)
+    model.save_pretrained(str(tmp_path))
+    base = make_base(architecture)
+    loaded = load_adapter(tmp_path, base)
+    torch.testing.assert_close(ours(base, loaded), theirs(model), atol=1e-5, rtol=0)
+
+
+def saved_lora(folder: Path, base: Base) -> None:
+    save_adapter(build_adapter(base, "lora", {}, init_text="x", seed=0), folder, base)
+
+
+def test_damage_is_named(tmp_path: Path, make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    saved_lora(tmp_path, base)
+    weights = tmp_path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptFileError, match=r"adapter_model\.safetensors"):
+        load_adapter(tmp_path, base)
+    weights.write_bytes(whole)
+    (tmp_path / "adapter_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=r"adapter_config\.json"):
+        load_adapter(tmp_path, base)
+
+
+def test_another_bases_adapter_is_refused(tmp_path: Path, make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    adapter = build_adapter(base, "prompt-tuning", {}, init_text="x", seed=0)
+    assert adapter.prompt is not None
+    adapter.prompt.embedding = torch.nn.Parameter(torch.zeros(20, 64))
+    save_adapter(adapter, tmp_path, base)
+    with pytest.raises(CorruptFileError, match="prompt_embeddings"):
+        load_adapter(tmp_path, base)
+
+
+def test_what_would_change_the_answer_is_refused_by_name(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    saved_lora(tmp_path, base)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "use_dora": True}), encoding="utf-8")
+    with pytest.raises(OnebaseError, match="use_dora"):
+        load_adapter(tmp_path, base)
+    file.write_text(json.dumps({**config, "peft_type": "VERA"}), encoding="utf-8")
+    with pytest.raises(OnebaseError, match="VERA"):
+        load_adapter(tmp_path, base)

@@ -1,0 +1,220 @@
+"""Adapters of every method, and PEFT's own model of each to compare with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.methods import build_adapter
+from onebase.engine.rows import TokenRow
+from onebase.model.base import Base
+
+# The prefixes and prompts are shorter and longer than Gemma's sliding window of 8.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"rank": 4}),
+    "lora-attention": ("lora", {"rank": 2, "target": "attention", "alpha": 3.0}),
+    "prompt-tuning": ("prompt-tuning", {"virtual_tokens": 5, "init": "random"}),
+    "prompt-tuning-text": ("prompt-tuning", {"virtual_tokens": 9}),
+    "p-tuning-mlp": ("p-tuning", {"virtual_tokens": 6, "hidden": 16, "init": "random"}),
+    "p-tuning-mlp-text": ("p-tuning", {"virtual_tokens": 6, "hidden": 16}),
+    "p-tuning-lstm": (
+        "p-tuning",
+        {"virtual_tokens": 4, "hidden": 8, "encoder": "lstm", "init": "random"},
+    ),
+    "p-tuning-lstm-text": (
+        "p-tuning",
+        {"virtual_tokens": 10, "hidden": 8, "encoder": "lstm", "encoder_layers": 1},
+    ),
+    "p-tuning-v2": ("p-tuning-v2", {"virtual_tokens": 7, "init": "random"}),
+    "p-tuning-v2-text": ("p-tuning-v2", {"virtual_tokens": 10}),
+    "p-tuning-v2-projection": (
+        "p-tuning-v2",
+        {"virtual_tokens": 3, "projection": True, "hidden": 16, "init": "random"},
+    ),
+    "p-tuning-v2-projection-text": (
+        "p-tuning-v2",
+        {"virtual_tokens": 5, "projection": True, "hidden": 16},
+    ),
+}
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def base(architecture: str, make_base: Callable[..., Base]) -> Base:
+    return make_base(architecture)
+
+
+@pytest.fixture
+def adapters(base: Base) -> dict[str, Adapter]:
+    """One adapter of every variant, none of them where it started."""
+    built = {}
+    for seed, (name, (method, settings)) in enumerate(VARIANTS.items()):
+        built[name] = build_adapter(base, method, settings, init_text="hello, you", seed=seed)
+        torch.manual_seed(seed)
+        for parameter in built[name].parameters():
+            parameter.data += torch.randn_like(parameter) * 0.2
+    return built
+
+
+@dataclass
+class Twin:
+    """A model that answers without this toolkit: PEFT's, or the bare one.
+
+    `pairs` has our parameter by each of its own. PEFT can't express an encoder whose output is
+    added to a start: then `served` holds our encoder's output, and `embedding` PEFT's copy of it.
+    """
+
+    model: Any
+    pairs: dict[Any, Any] = field(default_factory=dict)
+    served: Tensor | None = None
+    embedding: Any = None
+    own: list[Any] = field(default_factory=list)
+
+    def logits(self, rows: Sequence[TokenRow]) -> Tensor:
+        """The logits of the texts' own positions, right-padded, [rows, longest, vocabulary]."""
+        ids, _, mask = padded(rows)
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits[:, -ids.shape[1] :]
+
+    def losses(self, rows: Sequence[TokenRow]) -> list[Tensor]:
+        """For every row the losses of its labels."""
+        _, labels, _ = padded(rows)
+        loss = cross_entropy(
+            self.logits(rows)[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+        )
+        return [loss[index][labels[index, 1:] != -100] for index in range(len(rows))]
+
+    def mean_loss(self, rows: Sequence[TokenRow]) -> Tensor:
+        """The loss as transformers computes it from `labels`."""
+        ids, labels, mask = padded(rows)
+        loss: Tensor = self.model(input_ids=ids, labels=labels, attention_mask=mask).loss
+        return loss
+
+    def gradients(self) -> list[tuple[Any, Tensor]]:
+        """Our parameters with the gradients PEFT's backward pass gave their counterparts."""
+        if self.served is None:
+            return [(our, their.grad) for their, our in self.pairs.items()]
+        grads = torch.autograd.grad(self.served, self.own, self.embedding.grad)
+        return list(zip(self.own, grads, strict=True))
+
+
+def padded(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, labels (-100 where there is none) and attention mask, [rows, longest]."""
+    ids = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        size = len(row.ids)
+        ids[index, :size] = torch.tensor(row.ids)
+        labels[index, :size] = torch.where(torch.tensor(row.learned), ids[index, :size], -100)
+        mask[index, :size] = 1
+    return ids, labels, mask
+
+
+def _lora_twin(model: Any, adapter: Adapter) -> Twin:
+    assert adapter.lora is not None
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.options["rank"],
+        lora_alpha=adapter.options["alpha"],
+        target_modules=adapter.lora.names,
+    )
+    twin = Twin(peft.get_peft_model(model, config))
+    for index, name in enumerate(adapter.lora.names):
+        module = twin.model.get_submodule(f"base_model.model.{name}")
+        twin.pairs[module.lora_A["default"].weight] = adapter.lora.a[index]
+        twin.pairs[module.lora_B["default"].weight] = adapter.lora.b[index]
+    return twin
+
+
+def _config(adapter: Adapter, *, served: bool) -> Any:
+    options = adapter.options
+    common = {
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": options["virtual_tokens"],
+        "inference_mode": served,
+    }
+    if adapter.prefix is not None:
+        return peft.PrefixTuningConfig(
+            prefix_projection=options["projection"] and not served,
+            encoder_hidden_size=options["hidden"],
+            **common,
+        )
+    if adapter.method == "prompt-tuning":
+        return peft.PromptTuningConfig(**common)
+    return peft.PromptEncoderConfig(
+        encoder_reparameterization_type=options["encoder"].upper(),
+        encoder_hidden_size=options["hidden"],
+        encoder_num_layers=options["encoder_layers"],
+        **common,
+    )
+
+
+def _encoder_twin(model: Any, adapter: Adapter) -> Twin:
+    """The twin of an adapter with an encoder, whole or, with a start, of what it is served as."""
+    part: Any = adapter.prompt if adapter.prefix is None else adapter.prefix
+    served = getattr(part, "start", None) is not None
+    twin = Twin(peft.get_peft_model(model, _config(adapter, served=served)))
+    encoder = twin.model.prompt_encoder["default"]
+    if served:
+        twin.served, twin.embedding = part(), encoder.embedding.weight
+        twin.own = list(part.parameters())
+        twin.embedding.data.copy_(twin.served.detach())
+        twin.embedding.requires_grad_(True)
+        return twin
+    theirs = dict(encoder.named_parameters())
+    for key, our in part.named_parameters():
+        renamed = key.replace("mlp.", "mlp_head.").replace("lstm.", "lstm_head.")
+        twin.pairs[theirs["embedding.weight" if key == "embedding" else renamed]] = our
+    assert len(twin.pairs) == len(theirs)
+    return twin
+
+
+@pytest.fixture
+def twin_of(architecture: str, plain_model: Callable[..., Any]) -> Callable[..., Twin]:
+    """PEFT's model with an adapter's weights on a base of its own; the bare one for None."""
+
+    def make(adapter: Adapter | None) -> Twin:
+        model = plain_model(architecture)
+        if adapter is None:
+            return Twin(model)
+        twin = (_encoder_twin if adapter.lora is None else _lora_twin)(model, adapter)
+        for their, our in twin.pairs.items():
+            assert their.shape == our.shape
+            their.data.copy_(our.data)
+        twin.model.eval()
+        return twin
+
+    return make
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., list[TokenRow]]:
+    """Ragged rows of one adapter, which share their beginning of `shared` tokens and learn from
+    the token at `learn` on.
+    """
+
+    def make(
+        adapter: str | None, *, count: int = 3, shared: int = 0, learn: int = 7, seed: int = 0
+    ) -> list[TokenRow]:
+        drawn = torch.Generator().manual_seed(seed)
+        beginning = torch.randint(3, 300, (shared,), generator=drawn).tolist()
+        rows = []
+        for index in range(count):
+            size = 12 + 3 * index - shared
+            ids = [*beginning, *torch.randint(3, 300, (size,), generator=drawn).tolist()]
+            learned = [False] * learn + [True] * (len(ids) - learn)
+            rows.append(TokenRow(adapter, tuple(ids), tuple(learned)))
+        return rows[::-1]
+
+    return make

@@ -1,0 +1,186 @@
+"""Training together against training alone, and against a plain padded loop in PEFT."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from onebase.model.base import Base
+from onebase.training.job import Job, TrainOptions
+from onebase.training.learner import Learner, schedule
+from onebase.training.loop import evaluate_together, step_together, train_together
+
+WORDS = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop", "late", "new"]
+
+
+class Losses:
+    """A watcher that keeps each job's losses."""
+
+    def __init__(self) -> None:
+        self.by_task: dict[str, list[float]] = {}
+        self.judged_by_task: dict[str, list[float]] = {}
+
+    def started(self, learners: Sequence[Learner]) -> None:
+        pass
+
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        self.by_task.setdefault(learner.job.task, []).append(record["loss"])
+
+    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
+        self.judged_by_task.setdefault(learner.job.task, []).append(record["eval_loss"])
+
+
+def write_rows(folder: Path, name: str, count: int, seed: int = 0) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(length: int) -> str:
+        chosen = torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
+        return " ".join(WORDS[index] for index in chosen)
+
+    file = folder / f"{name}.jsonl"
+    rows = [{"input": f"{words(2 + i % 5)} {i}", "output": words(2 + i % 3)} for i in range(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def four_jobs(folder: Path) -> list[Job]:
+    common = {"epochs": 40, "batch_size": 4, "virtual_tokens": 5, "warmup": 3}
+    lora = {"epochs": 40, "batch_size": 3, "rank": 4, "learning_rate": 1e-3, "warmup": 2}
+    return [
+        Job("a", write_rows(folder, "a", 20, 1), "lora", "Say it.", set=lora),
+        Job("b", write_rows(folder, "b", 14, 2), "prompt-tuning", "Do it.", set=common),
+        Job("c", write_rows(folder, "c", 9, 3), "p-tuning", set={**common, "accumulation": 2}),
+        Job("d", write_rows(folder, "d", 17, 4), "p-tuning-v2", "Now.", set=common, seed=5),
+    ]
+
+
+def run_steps(base: Base, jobs: list[Job], steps: int) -> tuple[Losses, list[Learner]]:
+    watcher = Losses()
+    learners = [Learner(job, base) for job in jobs]
+    for _ in range(steps):
+        step_together(base, learners, watcher)
+    return watcher, learners
+
+
+def test_jobs_trained_together_have_the_losses_of_jobs_trained_alone(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    jobs = four_jobs(tmp_path)
+    together, _ = run_steps(make_base(), jobs, 20)
+    for job in jobs:
+        alone, _ = run_steps(make_base(), [job], 20)
+        assert together.by_task[job.task] == pytest.approx(alone.by_task[job.task], abs=1e-5)
+        assert together.by_task[job.task][-1] < together.by_task[job.task][0]
+
+
+def test_accumulation_equals_the_larger_batch(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    file = write_rows(tmp_path, "a", 24)
+    big = {"rank": 4, "batch_size": 6}
+    small = {"rank": 4, "batch_size": 2, "accumulation": 3}
+    one, _ = run_steps(make_base(), [Job("a", file, "lora", set=big)], 6)
+    other, _ = run_steps(make_base(), [Job("a", file, "lora", set=small)], 6)
+    assert one.by_task["a"] == pytest.approx(other.by_task["a"], abs=1e-6)
+
+
+def test_lora_equals_a_plain_padded_loop_in_peft(
+    tmp_path: Path, make_base: Callable[..., Base], plain_model: Callable[..., Any]
+) -> None:
+    settings = {"rank": 4, "batch_size": 4, "epochs": 3, "warmup": 2, "learning_rate": 3e-3}
+    job = Job("a", write_rows(tmp_path, "a", 16), "lora", "Say it.", set=settings)
+    base = make_base()
+    ours, _ = run_steps(base, [job], 6)
+
+    twin_learner = Learner(job, make_base())
+    lora = twin_learner.adapter.lora
+    assert lora is not None
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=16.0,
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in lora.names}),
+    )
+    model = peft.get_peft_model(plain_model("llama"), config)
+    for index, name in enumerate(lora.names):
+        module = model.get_submodule(f"base_model.model.{name}")
+        module.lora_A["default"].weight.data.copy_(lora.a[index])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
+    total = twin_learner.total_steps
+    theirs = []
+    for step in range(6):
+        rows = [row for part in twin_learner.next_batch() for row in part]
+        longest = max(len(row.ids) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for at, row in enumerate(rows):
+            tokens = torch.tensor(row.ids)
+            ids[at, : len(tokens)] = tokens
+            labels[at, : len(tokens)] = torch.where(torch.tensor(row.learned), tokens, -100)
+            mask[at, : len(tokens)] = 1
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        rate = (step + 1) / 2 if step < 2 else 1 - (step - 2) / (total - 2)
+        optimizer.param_groups[0]["lr"] = 3e-3 * rate
+        optimizer.step()
+        optimizer.zero_grad()
+        theirs.append(float(loss.detach()))
+    assert ours.by_task["a"] == pytest.approx(theirs, abs=1e-5)
+
+
+def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    wild = {"epochs": 12, "patience": 2, "learning_rate": 5.0, "rank": 4}
+    calm = {"epochs": 12, "rank": 4, "learning_rate": 1e-3}
+    base, watcher = make_base(), Losses()
+    learners = [
+        Learner(Job("wild", write_rows(tmp_path, "w", 20, 1), "lora", set=wild), base),
+        Learner(Job("calm", write_rows(tmp_path, "c", 20, 2), "lora", set=calm), base),
+    ]
+    train_together(base, learners, watcher)
+    assert learners[0].stopped
+    assert learners[0].step < learners[0].total_steps
+    assert learners[1].step == learners[1].total_steps
+    for learner in learners:
+        again = Losses()
+        evaluate_together(base, [learner], again)
+        best = min(watcher.judged_by_task[learner.job.task])
+        assert again.judged_by_task[learner.job.task][0] == pytest.approx(best, abs=1e-6)
+
+
+def test_nothing_held_out_keeps_the_last_state(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    settings = {"held_out": 0, "epochs": 2, "rank": 2}
+    job = Job("a", write_rows(tmp_path, "a", 8), "lora", set=settings)
+    base = make_base()
+    learner = Learner(job, base)
+    train_together(base, [learner], Losses())
+    assert learner.best_step == learner.step == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "expected"),
+    [
+        ("linear", 0, 0.25),
+        ("linear", 3, 1.0),
+        ("linear", 4, 1.0),
+        ("linear", 8, 0.5),
+        ("linear", 12, 0.0),
+        ("cosine", 8, 0.5),
+        ("cosine", 6, 0.8535533905932737),
+        ("constant", 11, 1.0),
+    ],
+)
+def test_schedule(kind: str, step: int, expected: float) -> None:
+    options = TrainOptions.model_validate({"warmup": 4, "schedule": kind})
+    assert schedule(options, step, 12) == pytest.approx(expected)
