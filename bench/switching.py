@@ -1,0 +1,76 @@
+"""What switching costs: 1,000 requests among 8 loaded tasks, switching at random or never, and
+loading one more adapter into the running engine.
+
+    python bench/switching.py [--base smollm2-135m] [--rounds 5]
+
+Both orders decode the same prompts one request at a time, in turn, in one process.
+"""
+
+import argparse
+import random
+import statistics
+import time
+
+import torch
+
+from onebase.adapters.methods import build_adapter
+from onebase.data.template import Template
+from onebase.engine.engine import Engine
+from onebase.engine.sampling import Sampling
+from onebase.model.base import Base
+
+METHODS = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2"]
+
+
+def loaded_engine(base: Base) -> Engine:
+    engine = Engine(base)
+    for index in range(8):
+        adapter = build_adapter(base, METHODS[index % 4], {}, init_text="Answer.", seed=index)
+        engine.tasks.load(f"t{index}", adapter, Template(base.tokenizer))
+    return engine
+
+
+def seconds(engine: Engine, tasks: list[str]) -> float:
+    sampling = Sampling(max_tokens=1)
+    began = time.perf_counter()
+    for task in tasks:
+        engine.generate([(task, "Where is my parcel?")], sampling)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=1000)
+    arguments = parser.parse_args()
+    base = Base.load(arguments.base)
+    engine = loaded_engine(base)
+    names = [f"t{index}" for index in range(8)]
+    each = arguments.requests // arguments.rounds
+    draw = random.Random(0)
+    ratios = []
+    seconds(engine, names)
+    for _ in range(arguments.rounds):
+        # The same requests of every task, once sorted by task, once shuffled.
+        order = [names[index % 8] for index in range(each)]
+        never = sorted(order)
+        draw.shuffle(order)
+        before = seconds(engine, never[: each // 2])
+        switched = seconds(engine, order)
+        after = seconds(engine, never[each // 2 :])
+        ratios.append(switched / (before + after))
+    loads = []
+    for seed in range(10):
+        adapter = build_adapter(base, METHODS[seed % 4], {}, init_text="Answer.", seed=seed)
+        began = time.perf_counter()
+        engine.tasks.load("new", adapter, Template(base.tokenizer))
+        loads.append(1000 * (time.perf_counter() - began))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {base.name}")
+    shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    print(f"switching / never switching: median {statistics.median(ratios):.3f} ({shown})")
+    print(f"loading an adapter: median {statistics.median(loads):.0f} ms, most {max(loads):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
