@@ -67,7 +67,7 @@ def _lines(content: dict[str, Any]) -> list[str]:
     for key, value in content.items():
         if key == "first_example":
             continue
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             lines.append(f"{key}: {len(value)}")
             lines += [f"  {_row(item)}" for item in value[:10]]
             if len(value) > 10:
