@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
@@ -151,3 +152,139 @@ def test_what_would_change_the_answer_is_refused_by_name(
     file.write_text(json.dumps({**config, "peft_type": "VERA"}), encoding="utf-8")
     with pytest.raises(OnebaseError, match="VERA"):
         load_adapter(tmp_path, base)
+
+
+FILES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "lora": ("lora", {"rank": 2}, "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"),
+    "prompt-tuning": ("prompt-tuning", {"virtual_tokens": 4}, "prompt_embeddings"),
+    "p-tuning": ("p-tuning", {"virtual_tokens": 4, "hidden": 8}, "prompt_embeddings"),
+    "p-tuning-v2": ("p-tuning-v2", {"virtual_tokens": 4}, "prompt_embeddings"),
+}
+
+
+@pytest.mark.parametrize("method", list(FILES))
+@pytest.mark.parametrize("damage", ["missing", "narrow", "flat", "nan", "infinite", "no file"])
+def test_a_wrong_tensor_is_named(
+    damage: str, method: str, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    name, settings, key = FILES[method]
+    save_adapter(build_adapter(base, name, settings, init_text="x", seed=0), tmp_path, base)
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    whole = tensors.pop(key)
+    if damage in ("narrow", "flat"):
+        tensors[key] = (whole[:, :-1] if damage == "narrow" else whole.flatten()).contiguous()
+    elif damage != "missing":
+        whole[1, 1] = float("nan" if damage == "nan" else "inf")
+        tensors[key] = whole
+    save_file(tensors, weights)
+    if damage == "no file":
+        weights.unlink()
+    with pytest.raises(CorruptFileError, match=r"adapter_model\.safetensors") as caught:
+        load_adapter(tmp_path, base)
+    assert damage == "no file" or key in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ("lora", "r"),
+        ("lora", "lora_alpha"),
+        ("prompt-tuning", "num_virtual_tokens"),
+        ("p-tuning-v2", "num_virtual_tokens"),
+    ],
+)
+@pytest.mark.parametrize("value", ["gone", None, "many", 0, -1, True, [4], float("nan")])
+def test_a_wrong_number_in_the_config_is_named(
+    value: object, method: str, key: str, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    name, settings, _ = FILES[method]
+    save_adapter(build_adapter(base, name, settings, init_text="x", seed=0), tmp_path, base)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config[key]
+    file.write_text(
+        json.dumps(config if value == "gone" else {**config, key: value}), encoding="utf-8"
+    )
+    with pytest.raises(CorruptFileError, match=rf"adapter_config\.json.*{key}"):
+        load_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"LORA"', "{'r': 4}", "\x00", '{"r": 4'])
+def test_a_damaged_config_is_named(
+    text: str, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    saved_lora(tmp_path, base)
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=r"adapter_config\.json"):
+        load_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("rank_pattern", {"q_proj": 2}),
+        ("alpha_pattern", {"q_proj": 2}),
+        ("fan_in_fan_out", True),
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", [1]),
+        ("target_parameters", ["x.weight"]),
+        ("layer_replication", [[0, 2]]),
+        ("lora_bias", True),
+        ("alora_invocation_tokens", [1]),
+    ],
+)
+def test_every_feature_that_is_not_supported_is_refused_by_name(
+    field: str, value: object, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    saved_lora(tmp_path, base)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    assert field in config  # PEFT has it by this name
+    file.write_text(json.dumps({**config, field: value}), encoding="utf-8")
+    with pytest.raises(OnebaseError, match=field):
+        load_adapter(tmp_path, base)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_a_lora_on_the_embedding_is_refused_not_half_read(
+    tmp_path: Path, make_base: Callable[..., Base], plain_model: Callable[..., Any]
+) -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["embed_tokens", "q_proj"])
+    peft.get_peft_model(plain_model("llama"), config).save_pretrained(str(tmp_path))
+    with pytest.raises(OnebaseError, match="embed_tokens"):
+        load_adapter(tmp_path, make_base())
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_a_lora_on_the_head_is_refused_by_name(
+    tmp_path: Path, make_base: Callable[..., Base], plain_model: Callable[..., Any]
+) -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head", "q_proj"])
+    peft.get_peft_model(plain_model("llama"), config).save_pretrained(str(tmp_path))
+    with pytest.raises(CorruptFileError, match="lm_head"):
+        load_adapter(tmp_path, make_base())
+
+
+def test_a_regular_expression_as_target(
+    tmp_path: Path, make_base: Callable[..., Base], plain_model: Callable[..., Any]
+) -> None:
+    pattern = r".*layers\.[01].*\.(q_proj|down_proj)"
+    model = peft.get_peft_model(
+        plain_model("llama"),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=pattern),
+    )
+    shaken(model)
+    model.save_pretrained(str(tmp_path))
+    base = make_base()
+    loaded = load_adapter(tmp_path, base)
+    assert loaded.options["target"] == pattern
+    assert loaded.lora is not None
+    assert len(loaded.lora.names) == 4
+    torch.testing.assert_close(ours(base, loaded), theirs(model), atol=1e-5, rtol=0)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 USAGE, DATA, FAILED = 2, 3, 1
 CODES = {USAGE: ("usage",), DATA: ("data",), FAILED: ("failed", "missing_base", "corrupt")}
+FORMS: tuple[tuple[str, ...], ...] = ((), ("--json",))
 GOOD = '{"input": "a", "output": "b"}\n'
 
 
@@ -22,6 +23,7 @@ class Case:
     code: int
     words: tuple[str, ...] = ()
     files: Mapping[str, bytes | str] = field(default_factory=dict)
+    forms: tuple[tuple[str, ...], ...] = FORMS
 
 
 def data(name: str, content: bytes | str, *words: str, id: str) -> Case:
@@ -162,6 +164,12 @@ CASES = [
     ),
     command("runs: unknown", "runs", "show", "2020", words=("'2020'",)),
     command("data check: missing", "data", "check", "no.jsonl", code=DATA, words=("no.jsonl",)),
+    Case("data check: base without a tokenizer", ("data", "check", "mood.jsonl", "--base", "b"),
+         FAILED, ("The tokenizer in b",), {"b/config.json": "{}"}),
+    command("data check: max-tokens", "data", "check", "mood.jsonl", "--base", "{base}",
+            "--max-tokens", "0", words=("max_tokens is 0",)),
+    command("classify: blank labels", "classify", "--task", "base", "--text", "a", "--base",
+            "{base}", "--labels", ",", words=("labels",)),
     command("demo: language", "demo", "--data", "fr", words=("'fr'", "en, zh")),
     command("import: no folder", "adapters", "import", "no", "--task", "t", words=("no",)),
     command("import: no config", "adapters", "import", ".", "--task", "t", code=FAILED,
@@ -180,11 +188,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def check(onebase, arguments: tuple[str, ...], code: int, *words: str) -> None:
+def check(onebase, arguments: tuple[str, ...], code: int, *words: str, forms=FORMS) -> None:
     """Run in both forms and hold the failure against the contract."""
     ws = Path("ws")
     before = snapshot(ws)
-    for form in ((), ("--json",)):
+    for form in forms:
         result = onebase(*arguments, *form)
         assert result.code == code, result
         assert "Traceback" not in result.err
@@ -218,7 +226,7 @@ def test_bad_input(case: Case, onebase, base: str, desk: Path) -> None:
         (desk / name).parent.mkdir(exist_ok=True)
         (desk / name).write_bytes(content.encode() if isinstance(content, str) else content)
     arguments = tuple(base if item == "{base}" else item for item in case.arguments)
-    check(onebase, arguments, case.code, *case.words)
+    check(onebase, arguments, case.code, *case.words, forms=case.forms)
     assert not (desk / "ws").exists()
 
 
@@ -259,7 +267,7 @@ def test_adapters_of_an_unknown_task(onebase, verb: str) -> None:
         (("classify", "--task", "mood", "--text", " "), ("empty",)),
         (("runs", "show", ""), ("Valid: ",)),
     ],
-    ids=lambda value: " ".join(value),
+    ids=" ".join,
 )
 def test_wrong_version_or_use(onebase, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     check(onebase, arguments, USAGE, *words)

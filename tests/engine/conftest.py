@@ -55,15 +55,25 @@ def base(architecture: str, make_base: Callable[..., Base]) -> Base:
 
 
 @pytest.fixture
-def adapters(base: Base) -> dict[str, Adapter]:
-    """One adapter of every variant, none of them where it started."""
-    built = {}
-    for seed, (name, (method, settings)) in enumerate(VARIANTS.items()):
-        built[name] = build_adapter(base, method, settings, init_text="hello, you", seed=seed)
+def make_adapter(base: Base) -> Callable[[str], Adapter]:
+    """Make an adapter of a variant that is not where it started, as if it had been trained."""
+
+    def make(variant: str) -> Adapter:
+        method, settings = VARIANTS[variant]
+        seed = list(VARIANTS).index(variant)
+        adapter = build_adapter(base, method, settings, init_text="hello, you", seed=seed)
         torch.manual_seed(seed)
-        for parameter in built[name].parameters():
+        for parameter in adapter.parameters():
             parameter.data += torch.randn_like(parameter) * 0.2
-    return built
+        return adapter
+
+    return make
+
+
+@pytest.fixture
+def adapters(make_adapter: Callable[[str], Adapter]) -> dict[str, Adapter]:
+    """One adapter of every variant."""
+    return {variant: make_adapter(variant) for variant in VARIANTS}
 
 
 @dataclass

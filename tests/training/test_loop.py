@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_lora_equals_a_plain_padded_loop_in_peft(
 def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
     tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:
-    wild = {"epochs": 12, "patience": 2, "learning_rate": 5.0, "rank": 4}
+    wild = {"epochs": 12, "patience": 2, "learning_rate": 0.1, "rank": 4}
     calm = {"epochs": 12, "rank": 4, "learning_rate": 1e-3}
     base, watcher = make_base(), Losses()
     learners = [
@@ -148,6 +149,8 @@ def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
     ]
     train_together(base, learners, watcher)
     assert learners[0].stopped
+    assert not any(learner.diverged for learner in learners)
+    assert learners[0].step - learners[0].best_step == 2 * learners[0].steps_an_epoch
     assert learners[0].step < learners[0].total_steps
     assert learners[1].step == learners[1].total_steps
     for learner in learners:
@@ -184,3 +187,65 @@ def test_nothing_held_out_keeps_the_last_state(
 def test_schedule(kind: str, step: int, expected: float) -> None:
     options = TrainOptions.model_validate({"warmup": 4, "schedule": kind})
     assert schedule(options, step, 12) == pytest.approx(expected)
+
+
+def test_whole_trainings_together_are_those_alone(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    """Jobs of different lengths, through evaluations: losses, best steps and weights."""
+    jobs = [
+        replace(job, set={**job.set, "epochs": 2 + 2 * at})
+        for at, job in enumerate(four_jobs(tmp_path))
+    ]
+    base, together = make_base(), Losses()
+    learners = [Learner(job, base) for job in jobs]
+    assert len({learner.total_steps for learner in learners}) == 4
+    train_together(base, learners, together)
+    for job, learner in zip(jobs, learners, strict=True):
+        alone, twin = Losses(), Learner(job, base)
+        train_together(base, [twin], alone)
+        task = job.task
+        assert learner.step == len(alone.by_task[task]) == learner.total_steps
+        assert together.by_task[task] == pytest.approx(alone.by_task[task], abs=1e-5)
+        assert together.judged_by_task[task] == pytest.approx(alone.judged_by_task[task], abs=1e-5)
+        assert learner.best_step == twin.best_step
+        for key, value in twin.best.items():
+            torch.testing.assert_close(learner.best[key], value, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
+def test_a_job_that_diverges_ends_alone(
+    method: str, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    wild = Job("wild", write_rows(tmp_path, "w", 12, 1), method, set={"learning_rate": 1e30})
+    calm = Job("calm", write_rows(tmp_path, "c", 12, 2), "lora", set={"warmup": 0})
+    base, together, alone = make_base(), Losses(), Losses()
+    learners = [Learner(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
+    train_together(base, learners, together)
+    train_together(base, [Learner(calm, base)], alone)
+    assert learners[0].diverged
+    assert not learners[1].diverged
+    assert together.by_task["calm"] == pytest.approx(alone.by_task["calm"], abs=1e-5)
+    assert together.judged_by_task["calm"] == pytest.approx(alone.judged_by_task["calm"], abs=1e-5)
+    assert all(bool(part.isfinite().all()) for part in learners[0].adapter.parts().values())
+
+
+def test_rows_are_taken_once_an_epoch_in_an_order_of_the_seed(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    file, base = write_rows(tmp_path, "a", 11), make_base()
+    settings = {"held_out": 0, "batch_size": 2, "accumulation": 2, "rank": 1}
+
+    def epochs(seed: int) -> list[list[tuple[int, ...]]]:
+        learner = Learner(Job("a", file, seed=seed, set=settings), base)
+        assert learner.steps_an_epoch == 3
+        turns = [[learner.next_batch() for _ in range(3)] for _ in range(2)]
+        assert [[len(part) for part in parts] for parts in turns[0]] == [[2, 2], [2, 2], [2, 1]]
+        return [[row.ids for parts in turn for part in parts for row in part] for turn in turns]
+
+    first, second = epochs(0)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) == 11
+    assert epochs(0) == [first, second]
+    assert epochs(1)[0] != first

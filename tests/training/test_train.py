@@ -1,11 +1,13 @@
 """From jobs to stored versions."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import onebase
 from onebase.adapters.runs import RunStore
@@ -112,4 +114,140 @@ def test_a_wrong_job_is_refused_before_anything_is_written(
     workspace = onebase.Workspace(tmp_path / "w")
     with pytest.raises(UsageError, match=named):
         onebase.train([job(rows, **changes)], base=make_base(), workspace=workspace)
+    assert not workspace.root.exists()
+
+
+def test_a_whole_run_is_on_record(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    workspace = onebase.Workspace(tmp_path / "w")
+    jobs = [
+        job(rows, set={"rank": 2, "epochs": 5, "batch_size": 4, "save_limit": 2}),
+        job(rows, task="second", method="p-tuning", seed=3, set={"epochs": 2, "save_limit": 0}),
+    ]
+    stored = onebase.train(jobs, base=make_base(), workspace=workspace)
+    assert [item.task for item in stored] == ["support", "second"]
+    record = json.loads((stored[1].path / "onebase.json").read_text(encoding="utf-8"))
+    assert set(record) == {
+        *("task", "version", "created", "sha256", "base", "base_fingerprint", "method", "options"),
+        *("template", "data", "data_sha256", "labels", "run", "metrics"),
+    }
+    assert record["data_sha256"] == hashlib.sha256(rows.read_bytes()).hexdigest()
+    assert record["options"]["virtual_tokens"] == 20
+    run = RunStore(workspace).get(record["run"])
+    assert run.config["jobs"][1]["set"]["epochs"] == 2
+    assert run.config["jobs"][1]["seed"] == 3
+    for item, steps, epochs in zip(stored, (15, 4), (5, 2), strict=True):
+        lines = [line for line in run.metrics() if line["task"] == item.task]
+        assert [line["step"] for line in lines if "learning_rate" in line] == list(
+            range(1, steps + 1)
+        )
+        judged = [line for line in lines if "eval_loss" in line]
+        assert [line["epoch"] for line in judged] == list(range(1, epochs + 1))
+        assert sum("base_eval_loss" in line for line in lines) == 1
+        best = min(judged, key=lambda line: line["eval_loss"])
+        assert item.record["metrics"]["eval_loss"] == best["eval_loss"]
+        assert item.record["metrics"]["best_step"] == best["step"]
+        kept = {file.name for file in (run.checkpoints / item.task).iterdir()}
+        assert f"step-{best['step']:06d}.pt" in kept
+        assert len(kept) <= 1 + (2 if item.task == "support" else 0)
+        state = torch.load(run.checkpoints / item.task / f"step-{best['step']:06d}.pt")
+        assert state["step"] == best["step"]
+        assert state["best_loss"] == best["eval_loss"]
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2"])
+def test_one_seed_gives_one_adapter(
+    method: str, rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        torch.manual_seed(len(name))  # whatever was drawn before
+        settings = {"epochs": 1, "batch_size": 4}
+        if method == "lora":
+            settings["dropout"] = 0
+        changed = job(rows, method=method, seed=seed, set=settings)
+        workspace = onebase.Workspace(tmp_path / name)
+        stored = onebase.train([changed], base=make_base(), workspace=workspace)[0]
+        return (stored.path / "adapter_model.safetensors").read_bytes()
+
+    assert weights("a", 1) == weights("bcd", 1)
+    assert weights("e", 2) != weights("fg", 1)
+
+
+def test_dropout_follows_the_seed(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    def weights(name: str) -> bytes:
+        torch.manual_seed(len(name))
+        changed = job(rows, set={"epochs": 1, "dropout": 0.5, "rank": 2})
+        workspace = onebase.Workspace(tmp_path / name)
+        stored = onebase.train([changed], base=make_base(), workspace=workspace)[0]
+        return (stored.path / "adapter_model.safetensors").read_bytes()
+
+    assert weights("a") == weights("bcd")
+
+
+class Failing(Interrupting):
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        raise RuntimeError("no space")
+
+
+def test_a_failure_leaves_a_failed_run_and_no_adapter(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    workspace = onebase.Workspace(tmp_path / "w")
+    with pytest.raises(RuntimeError, match="no space"):
+        onebase.train([job(rows)], base=make_base(), workspace=workspace, watcher=Failing())
+    assert [run.status for run in RunStore(workspace).list()] == ["failed"]
+    assert onebase.AdapterStore(workspace).list() == []
+
+
+def test_an_interruption_leaves_the_earlier_version_current(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    workspace, base = onebase.Workspace(tmp_path / "w"), make_base()
+    onebase.train([job(rows)], base=base, workspace=workspace)
+    with pytest.raises(KeyboardInterrupt):
+        onebase.train([job(rows)], base=base, workspace=workspace, watcher=Interrupting())
+    assert onebase.AdapterStore(workspace).get("support").version == 1
+    assert [item.version for item in onebase.AdapterStore(workspace).list()] == [1]
+
+
+def test_a_diverged_job_says_so_in_json(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    workspace = onebase.Workspace(tmp_path / "w")
+    wild = job(rows, set={"learning_rate": 1e30, "epochs": 2})
+    stored = onebase.train([wild], base=make_base(), workspace=workspace)[0]
+    assert stored.record["metrics"]["diverged"] is True
+    assert stored.record["metrics"]["eval_loss"] is None
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)  # NaN and Infinity are no JSON
+
+    run = RunStore(workspace).get(stored.record["run"])
+    for file in (stored.path / "onebase.json", run.path / "summary.json"):
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+    for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+def test_bad_rows_of_a_held_out_file_are_refused_too(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"question": "a", "answer": "b"}\n{"question": "c"}\n', encoding="utf-8")
+    workspace = onebase.Workspace(tmp_path / "w")
+    with pytest.raises(DataError, match="held"):
+        onebase.train([job(rows, held_out=held)], base=make_base(), workspace=workspace)
+    assert not workspace.root.exists()
+
+
+def test_rows_that_leave_nothing_to_learn(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    workspace = onebase.Workspace(tmp_path / "w")
+    changed = job(rows, instruction="long " * 40, set={"max_tokens": 8})
+    with pytest.raises(DataError, match="max_tokens"):
+        onebase.train([changed], base=make_base(), workspace=workspace)
     assert not workspace.root.exists()

@@ -59,8 +59,8 @@ def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
     Raises UsageError when it names none.
     """
     if target == "all-linear":
-        return shape.linears
-    if target == "attention":
+        found = shape.linears
+    elif target == "attention":
         found = {
             name: size
             for name, size in shape.linears.items()
@@ -81,4 +81,12 @@ def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
                 ),
             )
         found = {n: s for n, s in shape.linears.items() if n.rsplit(".", 1)[-1] in wanted}
+    if not found:
+        raise UsageError(
+            say(
+                f"target={target} names no linear layer of this base.",
+                f"target={target} 在该基座中不对应任何线性层。",
+            ),
+            say("Choose another target, or another method.", "请选择其他 target 或其他方法。"),
+        )
     return found

@@ -167,7 +167,7 @@ def _keys_values_of(base: Base, ids: list[int]) -> Tensor:
 METHODS: dict[str, Method] = {
     "lora": Method(LoraOptions, _build_lora, learning_rate=2e-3),
     "prompt-tuning": Method(PromptTuningOptions, _build_prompt_tuning, learning_rate=3e-2),
-    "p-tuning": Method(PTuningOptions, _build_p_tuning, learning_rate=3e-3),
+    "p-tuning": Method(PTuningOptions, _build_p_tuning, learning_rate=1e-2),
     "p-tuning-v2": Method(PTuningV2Options, _build_p_tuning_v2, learning_rate=3e-2),
 }
 ALIASES = {"prefix-tuning": "p-tuning-v2"}

@@ -156,8 +156,8 @@ def _read_lora(
                     f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
                 ),
             )
-    rank = int(config["r"])
-    alpha = float(config["lora_alpha"])
+    rank = int(_number(folder, config, "r"))
+    alpha = _number(folder, config, "lora_alpha")
     scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     names = {}
     suffix = ".lora_A.weight"
@@ -170,18 +170,32 @@ def _read_lora(
     if not names:
         raise _damaged(folder / WEIGHTS, "no lora_A matrix in it")
     lora = Lora(names, rank=rank, scale=scale, dropout=float(config.get("lora_dropout") or 0.0))
+    read = set()
     for index, name in enumerate(lora.names):
         for part, parameters in (("A", lora.a), ("B", lora.b)):
             key = f"{_LORA_PREFIX}{name}.lora_{part}.weight"
+            read.add(key)
             _copy(folder, tensors, key, parameters[index])
-    options = {"rank": rank, "alpha": alpha, "target": ",".join(config.get("target_modules") or [])}
-    return Adapter("lora", options, lora=lora)
+    if unread := set(tensors) - read:  # such as a delta on the embedding
+        raise OnebaseError(
+            say(
+                f"The LoRA in {folder} also changes {min(unread)}, which is not supported.",
+                f"{folder} 中的 LoRA 还修改了 {min(unread)}，不支持。",
+            ),
+            say(
+                "Merge it into its base with PEFT, or train it on the linear layers alone.",
+                "请用 PEFT 合并到基座，或只在线性层上重新训练。",
+            ),
+        )
+    wanted = config.get("target_modules") or []
+    target = wanted if isinstance(wanted, str) else ",".join(wanted)
+    return Adapter("lora", {"rank": rank, "alpha": alpha, "target": target}, lora=lora)
 
 
 def _read_prompt(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shape: ModelShape
 ) -> Adapter:
-    tokens = int(config["num_virtual_tokens"])
+    tokens = int(_number(folder, config, "num_virtual_tokens"))
     prompt = PromptEmbedding(torch.zeros(tokens, shape.hidden))
     _copy(folder, tensors, "prompt_embeddings", prompt.embedding)
     method = "p-tuning" if config["peft_type"] == "P_TUNING" else "prompt-tuning"
@@ -191,10 +205,17 @@ def _read_prompt(
 def _read_prefix(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shape: ModelShape
 ) -> Adapter:
-    tokens = int(config["num_virtual_tokens"])
+    tokens = int(_number(folder, config, "num_virtual_tokens"))
     prefix = DeepPrefix(shape, tokens, projection=None, start=None)
     _copy(folder, tensors, "prompt_embeddings", prefix.embedding.weight)
     return Adapter("p-tuning-v2", {"virtual_tokens": tokens}, prefix=prefix)
+
+
+def _number(folder: Path, config: dict[str, Any], key: str) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise _damaged(folder / CONFIG, f"{key} is {value!r}, not a number above 0")
+    return value
 
 
 def _copy(folder: Path, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:

@@ -90,7 +90,7 @@ def classify_command(
     """Score every label of a task for a text; nothing is sampled."""
     session = begin(workspace, as_json, lang)
     engine = engine_for(session, [task], base)
-    names = [part.strip() for part in labels.split(",")] if labels else None
+    names = [part.strip() for part in (labels or "").split(",") if part.strip()]
     scores = engine.classify(task, [text], names)[0]
     loaded = engine.tasks[task]
     session.show(

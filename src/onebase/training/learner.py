@@ -68,7 +68,9 @@ def task_data(job: Job, template: Template) -> TaskData:
 
 
 class Learner:
-    """A job's state. `step` counts optimizer steps, `tokens` the tokens learned from."""
+    """A job's state. `step` counts optimizer steps, `tokens` the tokens learned from; `diverged`
+    says that its loss was no longer finite.
+    """
 
     def __init__(self, job: Job, base: Base) -> None:
         self.job = job
@@ -93,6 +95,7 @@ class Learner:
         self.tokens = 0
         self.seconds = 0.0
         self.stopped = False
+        self.diverged = False
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = self.adapter.parts()
@@ -114,7 +117,7 @@ class Learner:
     @property
     def done(self) -> bool:
         """Whether the job has learned all it will."""
-        return self.stopped or self.step >= self.total_steps
+        return self.stopped or self.diverged or self.step >= self.total_steps
 
     def next_batch(self) -> list[list[TokenRow]]:
         """The rows of the next optimizer step, as micro-batches of `batch_size` rows."""

@@ -1,5 +1,6 @@
 """The joint loop: jobs of any methods learn in the same passes over one frozen base."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +34,14 @@ def train_together(base: Base, learners: Sequence[Learner], watcher: Watcher) ->
     """Train every job to its end; each keeps its best state by its own held-out loss.
 
     A job's numbers are those it would have alone: its rows, order, optimizer and normalisation
-    are its own, and segments of other jobs in a pack are invisible to it.
+    are its own, and segments of other jobs in a pack are invisible to it. A job whose loss is
+    no longer finite ends there, alone.
     """
     watcher.started(learners)
     while active := [learner for learner in learners if not learner.done]:
         step_together(base, active, watcher)
-        due = [job for job in active if job.step % job.steps_an_epoch == 0 or job.done]
+        sound = [job for job in active if not job.diverged]
+        due = [job for job in sound if job.step % job.steps_an_epoch == 0 or job.done]
         evaluate_together(base, due, watcher)
     for learner in learners:
         learner.adapter.load_state_dict(learner.best)
@@ -48,33 +51,24 @@ def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> 
     """One optimizer step of every job: pack, pass, backward, update."""
     began = time.perf_counter()
     batches = {learner.job.task: learner.next_batch() for learner in learners}
-    losses = dict.fromkeys(batches, 0.0)
-    labels = {
-        task: sum(r.labels for part in parts for r in part) for task, parts in batches.items()
-    }
     for learner in learners:
         learner.adapter.train()
-    for turn in range(max(len(parts) for parts in batches.values())):
-        rows = [
-            row for parts in batches.values() for row in (parts[turn] if turn < len(parts) else [])
-        ]
-        for group in by_budget(rows, PACK_TOKENS):
-            names = {row.adapter for row in group}
-            contributions = {
-                learner.job.task: learner.adapter.contribution()
-                for learner in learners
-                if learner.job.task in names
-            }
-            token_loss, row_of = token_losses(base, group, contributions)
-            # Each job's own mean over the labels of its whole step, whatever the packs.
-            weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
-            weighted = token_loss * weights.to(token_loss)[row_of]
-            weighted.sum().backward()  # type: ignore[no-untyped-call]
-            _add_by_task(losses, group, weighted.detach(), row_of)
+    losses = _gradients(base, learners, batches)
+    if len(learners) > 1 and not all(map(_sound, learners, losses.values())):
+        # What isn't finite spreads through a shared pass (0 * inf is no 0): each job by itself.
+        losses = {}
+        for learner in learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+            losses |= _gradients(base, [learner], batches)
+    for learner, loss in zip(learners, losses.values(), strict=True):
+        learner.diverged = not _sound(learner, loss)
     elapsed = time.perf_counter() - began
     tokens = {t: sum(len(r.ids) for part in parts for r in part) for t, parts in batches.items()}
     for learner in learners:
         task = learner.job.task
+        if learner.diverged:
+            learner.optimizer.zero_grad(set_to_none=True)
+            continue
         norm, rate = learner.update()
         learner.tokens += tokens[task]
         learner.seconds += elapsed
@@ -90,6 +84,37 @@ def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> 
         watcher.learned(learner, record)
 
 
+def _gradients(
+    base: Base, learners: Sequence[Learner], batches: Mapping[str, list[list[TokenRow]]]
+) -> dict[str, float]:
+    """The losses of the learners' batches, by task in their order; gradients are added up."""
+    own = {learner.job.task: batches[learner.job.task] for learner in learners}
+    losses = dict.fromkeys(own, 0.0)
+    labels = {task: sum(r.labels for part in parts for r in part) for task, parts in own.items()}
+    for turn in range(max(len(parts) for parts in own.values())):
+        rows = [row for parts in own.values() for row in (parts[turn] if turn < len(parts) else [])]
+        for group in by_budget(rows, PACK_TOKENS):
+            names = {row.adapter for row in group}
+            contributions = {
+                learner.job.task: learner.adapter.contribution()
+                for learner in learners
+                if learner.job.task in names
+            }
+            token_loss, row_of = token_losses(base, group, contributions)
+            # Each job's own mean over the labels of its whole step, whatever the packs.
+            weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
+            weighted = token_loss * weights.to(token_loss)[row_of]
+            weighted.sum().backward()  # type: ignore[no-untyped-call]
+            _add_by_task(losses, group, weighted.detach(), row_of)
+    return losses
+
+
+def _sound(learner: Learner, loss: float) -> bool:
+    """Whether a step's loss and gradients are finite."""
+    gradients = [p.grad for p in learner.adapter.parameters() if p.grad is not None]
+    return math.isfinite(loss) and math.isfinite(torch.nn.utils.get_total_norm(gradients))
+
+
 def evaluate_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
     """The held-out loss of every job, in shared passes; keeps the best states."""
     contributions: dict[str, Contribution] = {}
@@ -99,11 +124,17 @@ def evaluate_together(base: Base, learners: Sequence[Learner], watcher: Watcher)
             contributions[learner.job.task] = learner.adapter.contribution()
     rows = [row for learner in learners for row in learner.data.held_out]
     means = mean_losses(base, rows, contributions)
+    if len(means) > 1 and not all(map(math.isfinite, means.values())):
+        for learner in learners:  # as in a step: each job by itself
+            means |= mean_losses(base, learner.data.held_out, contributions)
     for learner in learners:
         loss = means.get(learner.job.task)
         if loss is None:  # nothing held out: the last state is the one kept
             learner.best = learner.adapter.parts()
             learner.best_step = learner.step
+            continue
+        learner.diverged = not math.isfinite(loss)
+        if learner.diverged:
             continue
         best = learner.judge(loss)
         record = {"step": learner.step, "epoch": learner.epoch, "eval_loss": loss, "best": best}

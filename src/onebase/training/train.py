@@ -111,10 +111,11 @@ def _store(
             "run": run.id,
             "metrics": {
                 "trainable": learner.adapter.trainable(),
-                "eval_loss": learner.best_loss if judged else None,
+                "eval_loss": learner.best_loss if judged and learner.best_step else None,
                 "base_eval_loss": before.get(job.task),
                 "best_step": learner.best_step,
                 "steps": learner.step,
+                "diverged": learner.diverged,
                 "truncated": learner.data.truncated,
                 "seconds": learner.seconds,
                 "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),

@@ -1,0 +1,34 @@
+"""A causal language model read from its files: all of it, or an error."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from onebase.language import say
+
+# What transformers and the readers under it raise for files that are damaged or don't belong.
+READ_ERRORS = (ValueError, KeyError, IndexError, OSError, RuntimeError, SafetensorError)
+
+
+def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None = None) -> Any:
+    """The model in `folder`, or in the GGUF file of that name there.
+
+    transformers fills a weight that the files lack with random numbers; here that is a ValueError.
+    Raises one of READ_ERRORS for any other damage.
+    """
+    source = {"gguf_file": gguf_file} if gguf_file else {}
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, **source
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            say(
+                f"it lacks {len(missing)} weights, {missing[0]} among them",
+                f"缺少 {len(missing)} 个权重，其中有 {missing[0]}",
+            )
+        )
+    return model

@@ -1,0 +1,481 @@
+"""What each command does, through its arguments, its exit code, stdout and stderr."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.adapters.methods import METHODS
+from onebase.model.base import Base
+
+CHINESE = re.compile(r"[一-鿿]")
+SHORT = ("--max-tokens", "3")
+
+
+def trains(
+    onebase, base: str, *more: str, task: str = "support", data: str = "support.jsonl"
+) -> Any:
+    flags = ("--task", task, "--data", data, "--base", base, "--set", "epochs=1")
+    result = onebase("train", *flags, *more, "--json")
+    assert result.code == 0, result.err
+    return result.json
+
+
+def answers(onebase, *arguments: str | Path) -> list[dict[str, Any]]:
+    result = onebase("generate", *arguments, *SHORT, "--json")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    return result.json["answers"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "prefix-tuning"])
+def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
+    found = trains(onebase, base, "--method", method, "--instruction", "Be kind.", "--seed", "3")
+    assert found.keys() == {"run", "adapters"}
+    (adapter,) = found["adapters"]
+    contract = {"task", "version", "method", "path", "trainable", "eval_loss", "base_eval_loss"}
+    assert contract | {"seconds", "tokens_per_second"} <= adapter.keys()
+    assert adapter["task"] == "support"
+    assert adapter["version"] == 1
+    assert adapter["method"] == ("p-tuning-v2" if method == "prefix-tuning" else method)
+    assert adapter["trainable"] > 0
+    assert 0 < adapter["eval_loss"] < 20
+    assert 0 < adapter["base_eval_loss"] < 20
+    assert adapter["seconds"] > 0
+    assert adapter["tokens_per_second"] > 0
+    folder = Path(adapter["path"])
+    assert folder == Path("ws/adapters/support/1")
+    files = {"adapter_config.json", "adapter_model.safetensors", "onebase.json"}
+    assert {file.name for file in folder.iterdir()} == files
+    assert (desk / "ws/adapters/support/current").read_text(encoding="utf-8").strip() == "1"
+    config = (desk / "ws/runs" / found["run"] / "config.yaml").read_text(encoding="utf-8")
+    assert "Be kind." in config
+    assert "seed: 3" in config
+
+
+def test_train_again_is_the_next_version_and_the_same_numbers(onebase, base: str) -> None:
+    first, second = (trains(onebase, base)["adapters"][0] for _ in range(2))
+    assert (first["version"], second["version"]) == (1, 2)
+    assert first["eval_loss"] == second["eval_loss"]
+    other = trains(onebase, base, "--set", "learning_rate=0.05")["adapters"][0]
+    assert other["version"] == 3
+    assert other["eval_loss"] < first["eval_loss"]
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "{base}"])
+def test_train_by_tasks_file(onebase, base: str, desk: Path, name: str) -> None:
+    """Data files are found beside the tasks file; --base is over what the file says."""
+    folder = desk / "jobs"
+    folder.mkdir()
+    for file in ("support.jsonl", "mood.jsonl"):
+        (desk / file).rename(folder / file)
+    (folder / "tasks.yaml").write_text(
+        f"base: {name.format(base=base)}\n"
+        "jobs:\n"
+        "  - {task: support, data: support.jsonl, method: p-tuning, instruction: Be kind.}\n"
+        "  - {task: mood, data: mood.jsonl, set: {rank: 2, epochs: 1}}\n",
+        encoding="utf-8",
+    )
+    override = () if name == "{base}" else ("--base", base)
+    result = onebase("train", "-c", "jobs/tasks.yaml", *override, "--json")
+    assert result.code == 0, result.err
+    found = [(item["task"], item["method"], item["version"]) for item in result.json["adapters"]]
+    assert found == [("support", "p-tuning", 1), ("mood", "lora", 1)]
+    assert all(item["eval_loss"] > 0 for item in result.json["adapters"])
+    assert len(list((desk / "ws/runs").iterdir())) == 1
+
+
+def test_train_without_json_says_what_came_of_it(onebase, base: str) -> None:
+    flags = ("--task", "support", "--data", "support.jsonl", "--base", base, "--set", "epochs=1")
+    result = onebase("train", *flags)
+    assert result.code == 0
+    line, hint = result.out.splitlines()
+    assert re.fullmatch(
+        r"support@1 \(lora\): held-out loss \d\.\d+ -> \d\.\d+ \(-?\d+ % lower\)", line
+    )
+    assert hint == "Try: onebase generate --task support --prompt …"
+    assert result.err.startswith(f"Loading {base} …\nsupport (lora): 9 rows, 1 held out, ")
+    assert "step 2/2, held-out loss" in result.err
+
+
+def test_train_without_held_out_rows(onebase, base: str) -> None:
+    found = trains(onebase, base, "--set", "held_out=0")["adapters"][0]
+    assert found["eval_loss"] is found["base_eval_loss"] is None
+
+
+def test_skip_bad_and_columns(onebase, base: str, desk: Path) -> None:
+    rows = ["q,a", *(f"Where is {number}?,Here." for number in range(6)), "only one"]
+    (desk / "d.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ("--columns", "input=q,output=a", "--skip-bad")
+    assert trains(onebase, base, *flags, data="d.csv")["adapters"][0]["version"] == 1
+
+
+def test_a_training_interrupted_leaves_no_adapter(
+    onebase, base: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onebase.training.train.train_together", interrupted)
+    flags = ("--task", "support", "--data", "support.jsonl", "--base", base)
+    result = onebase("train", *flags)
+    assert result.code == 130
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert not (desk / "ws/adapters").exists()
+    (run,) = onebase("runs", "list", "--json").json["runs"]
+    assert run["status"] == "interrupted"
+
+
+@pytest.mark.usefixtures("trained")
+def test_generate_a_prompt(onebase) -> None:
+    (answer,) = answers(onebase, "--task", "support", "--prompt", "Where is parcel 3?")
+    assert answer.keys() == {"task", "version", "prompt", "text", "tokens", "finish_reason"}
+    assert (answer["task"], answer["version"]) == ("support", 2)
+    assert answer["prompt"] == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n"
+        "<|im_start|>user\nWhere is parcel 3?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert 0 < answer["tokens"] <= 3
+    assert answer["finish_reason"] in ("stop", "length")
+    plain = onebase("generate", "--task", "support", "--prompt", "Where is parcel 3?", *SHORT)
+    assert plain.out == answer["text"] + "\n"
+    assert plain.err == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_generate_names_a_version_or_the_base(onebase, base: str) -> None:
+    ask = ("--prompt", "Where is parcel 3?")
+    (old,) = answers(onebase, "--task", "support@1", *ask)
+    assert (old["task"], old["version"]) == ("support", 1)
+    (bare,) = answers(onebase, "--task", "base", "--base", base, *ask)
+    assert (bare["task"], bare["version"]) == ("base", 0)
+    assert "Be kind." not in bare["prompt"]
+    assert answers(onebase, "--base", base, *ask) == [bare]
+
+
+@pytest.mark.usefixtures("trained")
+def test_generate_a_file_of_mixed_tasks(onebase, base: str, desk: Path) -> None:
+    asked = [
+        ("mood", "The lamp is lovely."),
+        ("support", "Where is parcel 3?"),
+        ("base", "Where is parcel 3?"),
+        ("support@1", "Where is parcel 4?"),
+        ("mood", "The rug is broken."),
+        (None, "Where is parcel 5?"),
+    ]
+    rows = [{"task": task, "input": text} for task, text in asked]
+    text = "\n\n".join(json.dumps(row) for row in rows)
+    (desk / "r.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    found = answers(onebase, "--file", "r.jsonl", "--task", "support")
+    names = [(item["task"], item["version"]) for item in found]
+    assert names == [
+        ("mood", 1), ("support", 2), ("base", 0), ("support", 1), ("mood", 1), ("support", 2),
+    ]  # fmt: skip
+    for (task, text), item in zip(asked, found, strict=True):
+        own = ("--base", base) if task == "base" else ()
+        assert answers(onebase, "--task", task or "support", "--prompt", text, *own) == [item]
+    plain = onebase("generate", "--file", "r.jsonl", *SHORT)
+    assert plain.out.startswith("[mood] ")
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_seed_repeats_a_draw(onebase) -> None:
+    ask = ("--task", "support", "--prompt", "Hi", "--temperature", "1.5", "--top-k", "50")
+    first = answers(onebase, *ask, "--seed", "7")
+    assert first == answers(onebase, *ask, "--seed", "7")
+    others = [answers(onebase, *ask, "--seed", str(seed)) for seed in range(5)]
+    assert any(first != other for other in others)
+
+
+@pytest.mark.usefixtures("trained")
+def test_classify(onebase) -> None:
+    result = onebase("classify", "--task", "mood", "--text", "The lamp is broken.", "--json")
+    assert result.code == 0, result.err
+    assert result.json.keys() == {"task", "version", "labels"}
+    assert (result.json["task"], result.json["version"]) == ("mood", 1)
+    labels = result.json["labels"]
+    assert sorted(item["label"] for item in labels) == ["bad", "good", "neutral"]
+    assert sum(item["probability"] for item in labels) == pytest.approx(1)
+    scores = [item["logprob"] for item in labels]
+    assert scores == sorted(scores, reverse=True)
+    assert all(score < 0 for score in scores)
+    plain = onebase("classify", "--task", "mood", "--text", "The lamp is broken.")
+    assert [line.split()[1] for line in plain.out.splitlines()] == [
+        item["label"] for item in labels
+    ]
+    assert plain.err == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_classify_with_other_labels(onebase, base: str) -> None:
+    for task, more in (("support@1", ()), ("base", ("--base", base))):
+        flags = ("--task", task, "--text", "Hi", "--labels", "yes, no,", *more)
+        labels = onebase("classify", *flags, "--json").json["labels"]
+        assert sorted(item["label"] for item in labels) == ["no", "yes"]
+
+
+CHAT = "Hi\n/task nope\n\nHello\n/task mood\nThe rug is broken.\n/reset\n/help\n/quit\nnot asked\n"
+
+
+@pytest.mark.usefixtures("trained")
+def test_chat_from_stdin(onebase) -> None:
+    result = onebase("chat", "--task", "support", *SHORT, "--json", stdin=CHAT)
+    assert result.code == 0, result.err
+    told = [(item["task"], item["prompt"]) for item in result.json["answers"]]
+    assert told == [("support", "Hi"), ("support", "Hello"), ("mood", "The rug is broken.")]
+    notes = result.err.splitlines()
+    assert "Unknown task: 'nope'. Valid: base, mood, support." in notes
+    assert "Now: mood" in notes
+    assert "Commands: /task NAME, /reset, /quit" in notes
+    assert not any("Now: nope" in line for line in notes)
+    plain = onebase("chat", "--task", "support", *SHORT, stdin=CHAT)
+    texts = [item["text"] for item in result.json["answers"]]
+    assert plain.out == "".join(f"{text}\n" for text in texts)
+
+
+@pytest.mark.usefixtures("trained")
+def test_chat_ends_with_its_input_and_reaches_the_base(onebase) -> None:
+    result = onebase("chat", "--task", "mood", *SHORT, "--json", stdin="/task base\nHi")
+    assert [item["task"] for item in result.json["answers"]] == ["base"]
+    assert onebase("chat", "--task", "mood", stdin="").out == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_adapters_list(onebase, base: str) -> None:
+    result = onebase("adapters", "list", "--json")
+    assert result.code == 0
+    found = result.json["adapters"]
+    assert [(item["task"], item["version"], item["current"]) for item in found] == [
+        ("mood", 1, True), ("support", 1, False), ("support", 2, True),
+    ]  # fmt: skip
+    for item in found:
+        contract = {"task", "version", "current", "method", "base", "bytes", "created", "metrics"}
+        assert contract <= item.keys()
+        assert item["base"] == base
+        assert item["bytes"] > 0
+        assert item["metrics"]["eval_loss"] > 0
+    plain = onebase("adapters", "list")
+    assert plain.out.count("support") == 2
+    assert plain.err == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_adapters_show(onebase) -> None:
+    assert onebase("adapters", "show", "support", "--json").json["version"] == 2
+    found = onebase("adapters", "show", "support@1", "--json").json
+    assert (found["task"], found["version"], found["current"]) == ("support", 1, False)
+    assert found["path"] == str(Path("ws/adapters/support/1"))
+    assert found["record"]["template"]["instruction"] == "Be kind."
+    assert found["record"]["data_sha256"]
+    assert "version: 1" in onebase("adapters", "show", "support@1").out.splitlines()
+
+
+@pytest.mark.usefixtures("trained")
+def test_promote_and_rollback(onebase) -> None:
+    def current() -> int:
+        return answers(onebase, "--task", "support", "--prompt", "a")[0]["version"]
+
+    assert current() == 2
+    assert onebase("adapters", "promote", "support@1").out == "support is now support@1\n"
+    assert current() == 1
+    assert onebase("adapters", "rollback", "support", "--json").json["version"] == 2
+    assert current() == 2
+
+
+def test_remove(onebase, trained: Path) -> None:
+    removed = onebase("adapters", "remove", "support@2", "--json")
+    assert removed.json == {"removed": ["support@2"]}
+    assert answers(onebase, "--task", "support", "--prompt", "a")[0]["version"] == 1
+    assert onebase("adapters", "remove", "support").out == "removed support@1\n"
+    assert onebase("adapters", "list", "--json").json["adapters"][0]["task"] == "mood"
+    assert not (trained / "adapters/support/1").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_import(onebase, base: str) -> None:
+    flags = ("--task", "desk", "--base", base, "--instruction", "Be kind.")
+    result = onebase("adapters", "import", "ws/adapters/support/2", *flags, "--json")
+    assert result.code == 0, result.err
+    assert (result.json["task"], result.json["version"]) == ("desk", 1)
+    assert result.json["method"] == "lora"
+    (ours,) = answers(onebase, "--task", "support", "--prompt", "Where is parcel 3?")
+    (theirs,) = answers(onebase, "--task", "desk", "--prompt", "Where is parcel 3?")
+    assert {**theirs, "task": "support", "version": 2} == ours
+    again = onebase("adapters", "import", "ws/adapters/mood/1", *flags)
+    assert again.out == "imported as desk@2\n"
+
+
+@pytest.mark.usefixtures("trained")
+def test_runs(onebase) -> None:
+    runs = onebase("runs", "list", "--json").json["runs"]
+    assert [(run["status"], run["tasks"]) for run in runs] == [
+        ("finished", ["support", "mood"]), ("finished", ["support"]),
+    ]  # fmt: skip
+    found = onebase("runs", "show", runs[0]["run"], "--json").json
+    assert found["config"]["jobs"][0]["set"]["learning_rate"] == METHODS["lora"].learning_rate
+    steps = [item for item in found["metrics"] if "loss" in item]
+    assert {item["task"] for item in steps} == {"support", "mood"}
+    assert all(item["loss"] > 0 and item["tokens_per_second"] > 0 for item in steps)
+    assert found["summary"]["status"] == "finished"
+    plain = onebase("runs", "show", runs[1]["run"])
+    assert plain.out.startswith(f"{runs[1]['run']}: finished")
+    assert "held-out loss" in plain.out
+    assert "finished" in onebase("runs", "list").out
+
+
+def test_empty_workspace(onebase, desk: Path) -> None:
+    assert onebase("adapters", "list", "--json").json == {"adapters": []}
+    assert onebase("runs", "list", "--json").json == {"runs": []}
+    assert onebase("model", "list", "--json").json == {"models": [], "available": ["smollm2-135m"]}
+    assert not (desk / "ws").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_doctor(onebase) -> None:
+    result = onebase("doctor", "--json")
+    assert result.code == 0
+    assert result.err == ""
+    found = result.json
+    assert found["tasks"] == ["mood", "support"]
+    assert found["missing"] == ["smollm2-135m"]
+    assert found["workspace"] == "ws"
+    assert found["memory_bytes"] > 0
+    assert {"torch", "transformers", "peft", "safetensors"} <= found["libraries"].keys()
+    hint = "missing: smollm2-135m - get it with: onebase model pull smollm2-135m"
+    assert hint in onebase("doctor").out.splitlines()
+
+
+def test_model(onebase, base: str, desk: Path) -> None:
+    assert onebase("model", "path", base).out == f"{base}\n"
+    found = onebase("model", "path", base, "--json").json
+    assert found["path"] == base
+    assert found["bytes"] > 1000
+    assert onebase("model", "pull", base).code == 0
+    cached = Path(os.environ["ONEBASE_CACHE"]) / "models" / "smollm2-135m"
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(base, target_is_directory=True)
+    assert onebase("model", "path").out == f"{cached}\n"
+    found = onebase("model", "list", "--json").json
+    assert [item["name"] for item in found["models"]] == ["smollm2-135m"]
+    assert found["available"] == []
+    assert "smollm2-135m" in onebase("model", "list").out
+    # And with it at hand, a base need not be named.
+    assert Base.load("smollm2-135m").path == cached
+    assert answers(onebase, "--prompt", "Hi")[0]["task"] == "base"
+
+
+def test_data_check(onebase, base: str) -> None:
+    flags = ("--base", base, "--instruction", "Be kind.")
+    result = onebase("data", "check", "support.jsonl", *flags, "--json")
+    assert result.code == 0, result.err
+    found = result.json
+    assert found["format"] == "question-answer"
+    assert found["columns"] == {"input": "question", "output": "answer"}
+    assert found["rows"] == 10
+    assert found["bad"] == []
+    assert found["duplicates"] == []
+    assert found["learned_tokens"]["min"] > 1
+    learned = "⟦Parcel 0 arrives on Monday.<|im_end|>⟧"
+    assert learned in found["first_example"]
+    assert found["first_example"].count("⟦") == 1
+    plain = onebase("data", "check", "support.jsonl", *flags)
+    assert plain.code == 0
+    assert learned in plain.out
+    assert plain.err == ""
+
+
+def test_data_check_of_a_bad_row(onebase, base: str, desk: Path) -> None:
+    rows = '{"input": "a", "output": "b"}\n{"input": "a", "output": ""}\n{"input": "a", "output": "c"}\n'
+    (desk / "d.jsonl").write_text(rows, encoding="utf-8")
+    result = onebase("data", "check", "d.jsonl", "--base", base, "--json")
+    assert result.code == 3
+    (bad,) = result.json["bad"]
+    assert (bad["file"], bad["line"], bad["column"]) == ("d.jsonl", 2, "output")
+    assert bad["reason"]
+    assert result.json["duplicates"] == [{"first": 1, "second": 3, "conflicting": True}]
+    plain = onebase("data", "check", "d.jsonl", "--base", base)
+    assert plain.code == 3
+    assert bad["reason"] in plain.out
+
+
+def test_data_check_of_overlap(onebase, base: str) -> None:
+    flags = ("--base", base, "--held-out", "support.jsonl")
+    assert len(onebase("data", "check", "support.jsonl", *flags, "--json").json["overlap"]) == 10
+
+
+@pytest.mark.usefixtures("trained")
+def test_chinese(onebase, base: str) -> None:
+    zh = ("--lang", "zh")
+    train = ("--task", "t", "--data", "support.jsonl", "--base", base, "--set", "epochs=1")
+    result = onebase("train", *train, *zh)
+    assert re.search(r"^t@1 \(lora\)：?.*留出损失", result.out, re.MULTILINE)
+    assert "正在加载" in result.err
+    failed = onebase("generate", "--task", "suport", "--prompt", "a", *zh)
+    assert failed.code == 2
+    cause, remedy = failed.err.splitlines()
+    assert cause == "错误：未知的任务：'suport'。"
+    assert remedy.startswith("解决：是否想用 'support'？")
+    error = onebase("data", "check", "no.jsonl", *zh, "--json").json["error"]
+    assert CHINESE.search(error["message"])
+    assert CHINESE.search(error["remedy"])
+    # It lasts for its own command only.
+    assert "Unknown task" in onebase("generate", "--task", "suport", "--prompt", "a").err
+
+
+@pytest.mark.parametrize(("locale", "chinese"), [("zh_CN.UTF-8", True), ("en_US.UTF-8", False)])
+def test_the_locale_chooses_the_language(
+    onebase, monkeypatch: pytest.MonkeyPatch, locale: str, chinese: bool
+) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    assert bool(CHINESE.search(onebase().out)) is chinese
+    assert bool(CHINESE.search(onebase("generate").err)) is chinese
+
+
+def test_bare_command_says_what_to_do_next(onebase, desk: Path) -> None:
+    result = onebase()
+    assert result.code == 0
+    assert result.err == ""
+    for hint in ("onebase demo", "onebase data check", "onebase train", "onebase generate"):
+        assert hint in result.out
+    assert not (desk / "ws").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("train",), ("generate",), ("adapters",), ("adapters", "import")]
+)
+def test_help(onebase, arguments: tuple[str, ...]) -> None:
+    result = onebase(*arguments, "--help")
+    assert result.code == 0
+    assert "Usage: onebase" in result.out
+    assert result.err == ""
+
+
+def test_workspace_option_is_over_the_environment(onebase, base: str, desk: Path) -> None:
+    trains(onebase, base, "--workspace", "elsewhere")
+    assert (desk / "elsewhere/adapters/support/1").is_dir()
+    assert not (desk / "ws").exists()
+
+
+def test_debug_shows_the_traceback(onebase) -> None:
+    result = onebase("adapters", "show", "nope", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert result.out == ""
+
+
+def test_a_fault_of_ours_shows_no_traceback(onebase, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise ZeroDivisionError("never mind")
+
+    monkeypatch.setattr("onebase.adapters.store.AdapterStore.list", faulty)
+    result = onebase("adapters", "list", "--json")
+    assert result.code == 1
+    cause, remedy = result.err.splitlines()
+    assert cause == "Error: onebase itself failed: ZeroDivisionError: never mind"
+    assert "--debug" in remedy
+    assert result.json["error"]["code"] == "failed"
+    assert "Traceback" in onebase("adapters", "list", "--debug").err

