@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from onebase import language
 from onebase.model.base import Base
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _language_of_the_locale() -> Iterator[None]:
+    """A test's `--lang` must not speak in the next test."""
+    token = language._current.set(None)
+    yield
+    language._current.reset(token)
+
 
 ARCHITECTURES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),

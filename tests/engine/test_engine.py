@@ -206,9 +206,11 @@ def test_compiled_virtual_tokens_give_the_same_logits(
     record_property("logits", float((logits[0] - logits[1]).abs().max()))
 
 
-def test_all_three_parts_together_compile(make_base: Callable[..., Base]) -> None:
+def test_all_three_parts_together_compile(
+    architecture: str, make_base: Callable[..., Base]
+) -> None:
     """Deltas act on the virtual tokens, which stand behind the prefix."""
-    base = make_base()
+    base = make_base(architecture)
     parts = {method: shaken(base, method, 3) for method in METHODS}
     adapter = Adapter(
         "all",
@@ -222,9 +224,9 @@ def test_all_three_parts_together_compile(make_base: Callable[..., Base]) -> Non
     logits = []
     for contribution in (adapter.contribution(), served):
         pack = Pack({"t": contribution})
-        pack.add("t", list(range(20, 40)))
+        node = pack.nodes[pack.add("t", list(range(20, 40)))]
         with torch.no_grad():
-            logits.append(run_pack(base, pack, torch.tensor([len(pack.ids) - 1])))
+            logits.append(run_pack(base, pack, torch.arange(node.start, len(pack.ids))))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
 
 
