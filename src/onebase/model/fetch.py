@@ -171,7 +171,7 @@ def _from_hub(name: str) -> Path:
 def _download_repository(name: str, folder: Path) -> None:
     # Imported late: the Hub client takes half a second, and most bases are local.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
         snapshot_download(
@@ -186,7 +186,7 @@ def _download_repository(name: str, folder: Path) -> None:
             ),
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
         raise MissingBaseError(
             say(
                 f"{name!r} is neither a local folder nor could it be fetched from the Hub "
