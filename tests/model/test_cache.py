@@ -115,7 +115,7 @@ def test_after_a_failure_the_next_in_line_tries(cache: Path) -> None:
         tries.append(folder)
         time.sleep(0.1)
         if len(tries) == 1:
-            raise OSError
+            raise OSError("no room")
         fill(folder)
 
     def first() -> None:
