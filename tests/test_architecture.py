@@ -25,8 +25,9 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GRAB_BAGS = {"common", "helper", "helpers", "misc", "util", "utils"}
-# Where a broad `except` is right, and says why in the code.
-OUTERMOST = {"cli/app.py"}
+# Where a broad `except` is right, and says why in the code: at the outermost edge, and around a
+# library that raises nothing narrower.
+BROAD = {"cli/app.py", "model/tokenizer.py"}
 
 
 def modules() -> list[Path]:
@@ -119,7 +120,7 @@ def test_no_broad_except() -> None:
         f"{name}:{line}"
         for file in modules()
         for line in broad_excepts(ast.parse(file.read_text(encoding="utf-8")))
-        if (name := file.relative_to(SOURCE).as_posix()) not in OUTERMOST
+        if (name := file.relative_to(SOURCE).as_posix()) not in BROAD
     }
     assert found == set()
 

@@ -293,10 +293,15 @@ def test_a_p_tuning_encoder_learns_from_its_first_step(encoder: str, base: Base)
         assert tokens is not None
         tokens.square().sum().backward()
         optimizer.step()
+    # What is learned is added to the start.
+    learned = adapter.parts()
+    alone = build(base, "p-tuning", encoder=encoder, hidden=8, virtual_tokens=4, init="random")
+    start = learned.pop("prompt.start")
+    alone.load_state_dict(learned)
+    torch.testing.assert_close(virtual(adapter), start + virtual(alone))
     # The last layer starts at zero, so the others learn from the second step on.
     assert all(bool(parameter.grad.any()) for parameter in adapter.parameters())  # type: ignore[union-attr]
     assert not torch.equal(virtual(adapter), before)
-    assert "prompt.start" in adapter.parts()
 
 
 def test_a_random_p_tuning_encoder_stands_alone(base: Base) -> None:

@@ -105,6 +105,7 @@ def test_what_rows_share_stands_in_the_pack_once() -> None:
         (["xAbb", "xAbb"], 1),  # a label is not shared
         (["xabc", "xabA"], 3),
         (["xa", "xabc"], 1),  # every row keeps a token
+        (["xabc", "xa"], 1),
         (["xab", "xab"], 2),
         (["x", "xab"], 0),
         (["xabA"], 0),  # a single row is one segment
@@ -228,20 +229,30 @@ def test_virtual_tokens_as_keys_and_values_answer_the_same(
     base: Base, adapters: dict[str, Adapter], make_rows: Rows
 ) -> None:
     """What `compile_virtual` gives can stand for the virtual tokens: it's a KV prefix."""
-    for name in ("prompt-tuning-text", "p-tuning-lstm"):
-        contributions = {name: adapters[name].contribution()}
-        text = make_rows(name, count=1)[0].ids
-        with torch.no_grad():
-            pack = Pack(contributions)
-            node = pack.nodes[pack.add(name, text)]
+    names = ("prompt-tuning-text", "p-tuning-lstm")
+    pack = Pack({name: adapters[name].contribution() for name in names})
+    texts = {name: make_rows(name, count=1)[0].ids for name in names}
+    nodes = {name: pack.nodes[pack.add(name, ids)] for name, ids in texts.items()}
+    with torch.no_grad():
+        logits = run_pack(base, pack, torch.arange(len(pack.ids)))
+        for name, node in nodes.items():
             virtual = pack.virtual_node(name)
             assert virtual is not None
-            kept = torch.arange(node.start, node.start + node.length)
-            expected = run_pack(base, pack, kept)
-            prefix = compile_virtual(base, pack, virtual)
-            served = Pack({name: Contribution(prefix=prefix)})
-            served.add(name, text)
-            close(run_pack(base, served, torch.arange(len(text))), expected)
+            served = Pack({name: Contribution(prefix=compile_virtual(base, pack, virtual))})
+            served.add(name, texts[name])
+            ours = run_pack(base, served, torch.arange(node.length))
+            close(ours, logits[node.start : node.start + node.length])
+
+
+def test_nothing_of_a_pass_stays_in_the_base(
+    base: Base, adapters: dict[str, Adapter], twin_of: Callable[..., Any], make_rows: Rows
+) -> None:
+    ids = torch.tensor([make_rows(None, count=1)[0].ids])
+    contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
+    rows = [line for name in adapters for line in make_rows(name, count=1)]
+    with torch.no_grad():
+        token_losses(base, rows, contributions)
+        close(base.model(ids).logits, twin_of(None).model(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def cut_config(folder: Path) -> None:
     file.write_text(file.read_text(encoding="utf-8")[:50], encoding="utf-8")
 
 
+def contradict_in_config(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"num_attention_heads": 5}), encoding="utf-8")
+
+
 def unknown_architecture(folder: Path) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
@@ -92,6 +98,18 @@ def scribble_on_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
 
 
+def cut_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8")[:-100], encoding="utf-8")
+
+
+def contradict_in_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["merges"].append(["no such token", "nor this"])
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -102,9 +120,12 @@ def scribble_on_tokenizer(folder: Path) -> None:
         reshape_one_weight,
         empty_config,
         cut_config,
+        contradict_in_config,
         unknown_architecture,
         drop_tokenizer,
         scribble_on_tokenizer,
+        cut_tokenizer,
+        contradict_in_tokenizer,
     ],
 )
 def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], None]) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
+from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
 
@@ -58,7 +58,7 @@ class Base:
         path = resolve(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = read_tokenizer(path)
             model = read_model(path, dtype=torch.float32 if device == "cpu" else "auto")
         except READ_ERRORS as error:
             raise CorruptFileError(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoTokenizer
 
 from onebase.errors import CorruptFileError
 from onebase.language import say
+from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
 # Byte-level vocabularies whose original tokenizer splits every digit before the byte-level
@@ -30,7 +30,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     """
     try:
         pre_tokenizer = _text_field(GGUFReader(file), "tokenizer.ggml.pre")
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
         model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name)
     except READ_ERRORS as error:
         raise CorruptFileError(

@@ -4,13 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from onebase.language import say
 
 # What transformers and the readers under it raise for files that are damaged or don't belong.
-READ_ERRORS = (ValueError, KeyError, IndexError, OSError, RuntimeError, SafetensorError)
+READ_ERRORS = (
+    ValueError,
+    KeyError,
+    IndexError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,  # a configuration that contradicts itself
+)
 
 
 def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None = None) -> Any:

@@ -1,0 +1,21 @@
+"""A tokenizer read from its files."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+
+def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
+    """The tokenizer in `folder`, or in the GGUF file of that name there.
+
+    Raises one of `weights.READ_ERRORS` when its files are damaged.
+    """
+    source = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        return AutoTokenizer.from_pretrained(folder, **source)
+    except Exception as error:
+        # The tokenizers library raises Exception itself for a vocabulary that contradicts itself.
+        if type(error) is Exception:
+            raise ValueError(str(error)) from error
+        raise
