@@ -396,14 +396,14 @@ def test_the_projection_may_be_of_another_width_than_the_base() -> None:
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=6,
+        head_dim=10,
         pad_token_id=0,
     )
     base = Base(LlamaForCausalLM(config), None, name="narrow")
     adapter = build(base, "p-tuning-v2", init="random", projection=True, virtual_tokens=3)
     assert adapter.prefix is not None
     assert isinstance(adapter.prefix.transform, nn.Sequential)
-    assert adapter.prefix().shape == (3, 2 * 2 * 2 * 6)
+    assert adapter.prefix().shape == (3, 2 * 2 * 2 * 10)
     assert rows_logits(base, adapter, [1, 2, 3]).shape == (3, 50)
 
 
