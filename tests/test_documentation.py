@@ -4,6 +4,7 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -12,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from onebase.adapters.methods import ALIASES, METHODS
 from onebase.cli.app import main
@@ -24,14 +23,6 @@ READMES = ("README.md", "README_zh.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(^|[ \t]+)# .*$", re.MULTILINE)
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LINES = (
-    "Where is my parcel? Thanks for asking! It left our depot and arrives on Monday.",
-    "system user assistant Answer as the shop's support desk.",
-)
 
 
 @dataclass(frozen=True)
@@ -52,46 +43,11 @@ def headings(name: str) -> list[str]:
     return re.findall(r"^(#+) ", BLOCK.sub("", read(name)), re.MULTILINE)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(LINES, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A cache of base models whose smollm2-135m is a tiny random Llama."""
     root = tmp_path_factory.mktemp("cache")
-    folder = root / "models" / "smollm2-135m"
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    shutil.copytree(tiny_folder, root / "models" / "smollm2-135m")
     return root
 
 

@@ -46,7 +46,7 @@ def stored(base: Base, folder: Path, task: str, method: str, **more: Any) -> Sto
     template = Template(base.tokenizer, instruction=f"{task}.")
     record = {
         "base": base.name,
-        "base_fingerprint": base.fingerprint(),
+        "base_fingerprint": base.fingerprint,
         "method": method,
         "template": template.config(),
         **more,

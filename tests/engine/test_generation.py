@@ -136,6 +136,8 @@ def test_choice_of_the_next_token() -> None:
         return [drawn.count(token) / 4000 for token in range(4)]
 
     assert choose(logits, Sampling(), None) == 1
+    tiny = Sampling(temperature=1e-40)
+    assert choose(logits, tiny, generator) == 1  # the limit of greedy, without an overflow
     assert shares() == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
     assert shares(top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
     assert shares(top_p=0.7) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)

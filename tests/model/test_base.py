@@ -150,7 +150,7 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_equal_weights_have_equal_fingerprints(
     folder: Path, tiny_folder: Path, make_base: Callable[..., Base]
 ) -> None:
-    first = Base.load(str(folder)).fingerprint()
-    assert first == Base.load(str(tiny_folder)).fingerprint()
+    first = Base.load(str(folder)).fingerprint
+    assert first == Base.load(str(tiny_folder)).fingerprint
     assert len(first) == 16
-    assert first != make_base(seed=1).fingerprint()
+    assert first != make_base(seed=1).fingerprint

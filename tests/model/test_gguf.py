@@ -27,7 +27,7 @@ def test_the_model_is_the_one_written(
     with torch.no_grad():
         expected = original.model(TOKENS).logits
         torch.testing.assert_close(converted.model(TOKENS).logits, expected)
-    assert converted.fingerprint() == original.fingerprint()
+    assert converted.fingerprint == original.fingerprint
 
 
 @pytest.mark.usefixtures("cache")

@@ -43,7 +43,7 @@ def test_a_training_leaves_a_version_and_a_record(
     weights = [(item.path / "adapter_model.safetensors").read_bytes() for item in (first, second)]
     assert weights[0] == weights[1]  # one seed, bit-identical adapters
     record = second.record
-    assert record["base_fingerprint"] == base.fingerprint()
+    assert record["base_fingerprint"] == base.fingerprint
     assert record["metrics"]["eval_loss"] < record["metrics"]["base_eval_loss"]
     run = RunStore(workspace).get(record["run"])
     assert run.status == "finished"
@@ -213,23 +213,36 @@ def test_an_interruption_leaves_the_earlier_version_current(
     assert [item.version for item in onebase.AdapterStore(workspace).list()] == [1]
 
 
-def test_a_diverged_job_says_so_in_json(
+def test_a_job_that_diverges_at_once_is_not_stored_and_the_others_are(
     rows: Path, tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:
     workspace = onebase.Workspace(tmp_path / "w")
-    wild = job(rows, set={"learning_rate": 1e30, "epochs": 2})
-    stored = onebase.train([wild], base=make_base(), workspace=workspace)[0]
-    assert stored.record["metrics"]["diverged"] is True
-    assert stored.record["metrics"]["eval_loss"] is None
+    wild = job(rows, task="wild", set={"learning_rate": 1e30, "epochs": 2})
+    with pytest.raises(onebase.OnebaseError, match=r"wild.*Stored: support@1.*learning_rate"):
+        onebase.train([job(rows), wild], base=make_base(), workspace=workspace)
+    assert [item.name for item in onebase.AdapterStore(workspace).list()] == ["support@1"]
+    run = RunStore(workspace).list()[0]
+    assert run.status == "failed"
+    assert run.summary["diverged"] == ["wild"]
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)  # NaN and Infinity are no JSON
 
-    run = RunStore(workspace).get(stored.record["run"])
-    for file in (stored.path / "onebase.json", run.path / "summary.json"):
-        json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
     for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+def test_skipped_rows_of_a_held_out_file_are_written_down(
+    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"question": "a", "answer": "b"}\n{"question": "c"}\n', encoding="utf-8")
+    workspace = onebase.Workspace(tmp_path / "w")
+    changed = job(rows, held_out=held, skip_bad=True)
+    stored = onebase.train([changed], base=make_base(), workspace=workspace)[0]
+    run = RunStore(workspace).get(stored.record["run"])
+    skipped = json.loads((run.path / "skipped-support.jsonl").read_text(encoding="utf-8"))
+    assert (skipped["file"], skipped["line"]) == (str(held), 2)
 
 
 def test_bad_rows_of_a_held_out_file_are_refused_too(

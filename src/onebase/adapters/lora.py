@@ -19,7 +19,7 @@ class LoraOptions(BaseModel):
     the deltas' inputs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(8, ge=1, le=512)
     alpha: float = Field(16.0, gt=0)

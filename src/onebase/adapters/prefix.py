@@ -18,7 +18,7 @@ class PTuningV2Options(BaseModel):
     tokens drawn from the `vocab`, or `random`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     virtual_tokens: int = Field(20, ge=1, le=1024)
     init: Literal["text", "vocab", "random"] = "text"

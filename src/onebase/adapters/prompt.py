@@ -19,7 +19,7 @@ class PromptTuningOptions(BaseModel):
     else the task's instruction), of tokens drawn from the `vocab`, or `random`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     virtual_tokens: int = Field(20, ge=1, le=1024)
     init: Initialisation = "text"
@@ -34,7 +34,7 @@ class PTuningOptions(BaseModel):
     zero (as in residual prompt tuning, Razdaibiedina et al. 2023); `random` is the paper's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     virtual_tokens: int = Field(20, ge=1, le=1024)
     init: Initialisation = "text"

@@ -140,7 +140,7 @@ def import_command(
         write,
         {
             "base": loaded.name,
-            "base_fingerprint": loaded.fingerprint(),
+            "base_fingerprint": loaded.fingerprint,
             "method": adapter.method,
             "options": adapter.options,
             "template": Template(loaded.tokenizer, kind=template, instruction=instruction).config(),

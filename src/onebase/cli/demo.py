@@ -1,5 +1,6 @@
 """`onebase demo`: five tasks learned together, the same prompts before and after."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from onebase.cli.session import (
     begin,
     note,
 )
-from onebase.cli.training import report_line, run_training
+from onebase.cli.training import load_base, report_line, run_training
 from onebase.data.formats import load_dataset
 from onebase.engine.engine import Answer, Engine
 from onebase.engine.pool import BASE_TASK
@@ -53,6 +54,7 @@ def demo_command(
             )
         )
     stored = [] if again else finished(session, jobs, chosen)
+    loaded = load_base(chosen)
     if stored:
         note(
             say(
@@ -61,9 +63,9 @@ def demo_command(
             )
         )
     else:
-        stored = run_training(session, jobs, chosen)
+        stored = run_training(session, jobs, loaded)
     note(say("Answering the same prompts before and after …", "用同样的提示对比训练前后的回答 …"))
-    before, after = answers(Base.load(chosen), jobs, stored)
+    before, after = answers(loaded, jobs, stored)
     report = session.workspace.runs / stored[0].record["run"] / "report.md"
     report.write_text(_report(stored, before, after), encoding="utf-8")
     session.show(
@@ -77,7 +79,10 @@ def demo_command(
         _report(stored, before, after),
         say(f"Adapters: {session.workspace.adapters}", f"适配器：{session.workspace.adapters}"),
         say(f"Report:   {report}", f"报告：{report}"),
-        say("Next:     onebase chat --task support", "下一步：onebase chat --task support"),
+        say(
+            f"Next:     {sys.argv[0]} chat --task support",
+            f"下一步：{sys.argv[0]} chat --task support",
+        ),
     )
 
 

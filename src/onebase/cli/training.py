@@ -51,10 +51,19 @@ def train_command(
     """Train one task, or every job of a tasks.yaml together on one base."""
     session = begin(workspace, as_json, lang)
     if config is not None:
-        if task or data:
+        own: dict[str, object] = {
+            "task": task,
+            "data": data,
+            "instruction": instruction,
+            "held-out": held_out,
+        }
+        own |= {"columns": columns, "set": set_, "skip-bad": skip_bad, "seed": seed}
+        own |= {"method": method != "lora", "template": template != "auto"}
+        if given := [f"--{name}" for name, value in own.items() if value]:
+            flags = ", ".join(given)
             raise UsageError(
-                say("Both -c and --task/--data were given.", "同时给出了 -c 和 --task/--data。"),
-                say("Give one of them.", "请只用其中一种。"),
+                say(f"Both -c and {flags} were given.", f"同时给出了 -c 和 {flags}。"),
+                say("Write it in the tasks file, or leave -c out.", "请写进任务文件，或去掉 -c。"),
             )
         named, jobs = read_jobs(config)
     else:
@@ -84,7 +93,7 @@ def train_command(
             ],
         )
     check_jobs(jobs)
-    stored = run_training(session, jobs, base or named or DEFAULT_BASE)
+    stored = run_training(session, jobs, load_base(base or named or DEFAULT_BASE))
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
@@ -95,12 +104,16 @@ def train_command(
     )
 
 
-def run_training(session: Session, jobs: list[Job], base: str) -> list[StoredAdapter]:
-    """Load the base and train the jobs with the live display."""
-    note(say(f"Loading {base} …", f"正在加载 {base} …"))
-    loaded = Base.load(base)
+def load_base(name: str) -> Base:
+    """The base, announced: loading takes seconds."""
+    note(say(f"Loading {name} …", f"正在加载 {name} …"))
+    return Base.load(name)
+
+
+def run_training(session: Session, jobs: list[Job], base: Base) -> list[StoredAdapter]:
+    """Train the jobs with the live display."""
     with TrainingDisplay() as display:
-        return train(jobs, base=loaded, workspace=session.workspace, watcher=display)
+        return train(jobs, base=base, workspace=session.workspace, watcher=display)
 
 
 def report_line(adapter: StoredAdapter) -> str:

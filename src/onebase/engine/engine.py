@@ -66,7 +66,7 @@ class Engine:
         """Load a stored adapter into the running engine under its task's name, or `name`."""
         record = adapter.record
         trained_on = record.get("base_fingerprint")
-        if trained_on and trained_on != self.base.fingerprint():
+        if trained_on and trained_on != self.base.fingerprint:
             raise UsageError(
                 say(
                     f"{adapter.task}@{adapter.version} was trained on {record.get('base')}, "
@@ -109,6 +109,7 @@ class Engine:
                 else sampling.model_copy(update={"seed": sampling.seed + index})
             )
             ids = tuple(task.template.prompt(_checked(prompt)))
+            own = self._within_context(task, len(ids), own)
             stream = Stream(None if name == BASE_TASK else name, ids, own)
             streams.append(stream)
             batch.submit(stream)
@@ -126,6 +127,23 @@ class Engine:
             )
             for stream, task, (_, prompt) in zip(streams, loaded, requests, strict=True)
         ]
+
+    def _within_context(self, task: LoadedTask, tokens: int, sampling: Sampling) -> Sampling:
+        """`sampling` with no more tokens than the base's context has room for after a prompt."""
+        context = self.base.context
+        room = sampling.max_tokens
+        if context is not None:
+            room = context - task.contribution.prefix_tokens - tokens
+        if room < 1:
+            raise UsageError(
+                say(
+                    f"The prompt has {tokens} tokens, more than {self.base.name}'s context of "
+                    f"{context} leaves room for.",
+                    f"提示有 {tokens} 个词元，超出 {self.base.name} 的上下文长度 {context}。",
+                ),
+                say("Shorten the prompt.", "请缩短提示。"),
+            )
+        return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
 
     def classify(
         self, task: str, texts: Sequence[str], labels: Sequence[str] | None = None

@@ -76,10 +76,8 @@ def token_losses(
     placed = place(rows, contributions)
     logits = run_pack(base, placed.pack, placed.predict)
     at, target = placed.at.to(logits.device), placed.target.to(logits.device)
-    if len(at) != len(placed.predict):
+    if not torch.equal(placed.at, torch.arange(len(placed.predict))):
         logits = logits.index_select(0, at)
-    else:
-        logits = logits if bool((at[1:] > at[:-1]).all()) else logits.index_select(0, at)
     return cross_entropy(logits.float(), target, reduction="none"), placed.row.to(logits.device)
 
 

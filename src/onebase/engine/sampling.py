@@ -1,5 +1,7 @@
 """The choice of the next token from its logits."""
 
+from typing import Annotated
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -11,14 +13,14 @@ class Sampling(BaseModel):
     before any of the `stop` texts, at the end token, or after `max_tokens`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_tokens: int = Field(128, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
@@ -28,7 +30,8 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.float() / sampling.temperature
+    # The best logit is zero first, so that no temperature, however small, overflows.
+    scaled = (logits.float() - logits.max()) / sampling.temperature
     count = sampling.top_k or len(scaled)
     values, tokens = scaled.topk(min(count, len(scaled)))
     probabilities = values.softmax(-1)

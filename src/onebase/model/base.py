@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class Base:
         module: nn.Embedding = self.model.get_input_embeddings()
         return module
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens of prompt and answer the base was made for, where it says so."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return positions
+
+    @cached_property
     def fingerprint(self) -> str:
         """A short hash that tells this base from another: its config and some of its weights.
 

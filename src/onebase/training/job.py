@@ -24,7 +24,7 @@ class TrainOptions(BaseModel):
     `save_limit` is how many checkpoints are kept beside the best.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(3, ge=1, le=1000)
     batch_size: int = Field(8, ge=1)

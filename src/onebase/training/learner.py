@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import build_adapter
-from onebase.data.example import Dataset
+from onebase.data.example import BadRow, Dataset
 from onebase.data.formats import load_dataset, require_good
 from onebase.data.split import split
 from onebase.data.template import Template
@@ -29,6 +29,7 @@ class TaskData:
     train: list[TokenRow]
     held_out: list[TokenRow]
     dataset: Dataset
+    bad: tuple[BadRow, ...]
     truncated: int
 
 
@@ -63,6 +64,7 @@ def task_data(job: Job, template: Template) -> TaskData:
             if row.labels
         ],
         dataset=dataset,
+        bad=dataset.bad + (held.bad if held and job.held_out is not None else ()),
         truncated=sum(item.truncated for item in rendered),
     )
 

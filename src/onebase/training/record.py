@@ -25,7 +25,7 @@ class RunRecorder:
     def started(self, learners: Sequence[Learner]) -> None:
         """Note what could not be used, and pass on."""
         for learner in learners:
-            bad = learner.data.dataset.bad
+            bad = learner.data.bad
             if bad:
                 file = self._run.path / f"skipped-{learner.job.task}.jsonl"
                 lines = [

@@ -10,7 +10,7 @@ from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
-from onebase.errors import UsageError
+from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job
@@ -29,7 +29,8 @@ def train(
     """Train every job together on one base and store each result as a new version.
 
     Everything about the jobs is checked before the first step. An interruption leaves the run
-    marked so, and no adapter. Raises UsageError or DataError.
+    marked so, and no adapter. Raises UsageError or DataError, and OnebaseError when a job diverged
+    with nothing to keep (the others are stored).
     """
     check_jobs(jobs)
     workspace = workspace or Workspace()
@@ -52,9 +53,31 @@ def train(
             run.finish("failed", {"seconds": time.perf_counter() - began})
     store = AdapterStore(workspace)
     seconds = time.perf_counter() - began
-    stored = [_store(store, base, run, learner, before) for learner in learners]
-    run.finish("finished", {"seconds": seconds, "adapters": [summary(item) for item in stored]})
+    lost = [learner.job.task for learner in learners if learner.diverged and not learner.best_step]
+    stored = [
+        _store(store, base, run, learner, before)
+        for learner in learners
+        if learner.job.task not in lost
+    ]
+    ending = {"seconds": seconds, "adapters": [summary(item) for item in stored], "diverged": lost}
+    run.finish("failed" if lost else "finished", ending)
+    if lost:
+        raise _diverged(lost, stored)
     return stored
+
+
+def _diverged(lost: Sequence[str], stored: Sequence[StoredAdapter]) -> OnebaseError:
+    names = ", ".join(lost)
+    kept = ", ".join(item.name for item in stored)
+    return OnebaseError(
+        say(
+            f"The loss of {names} was no longer finite before its first evaluation, so there is "
+            "nothing of it to keep.",
+            f"{names} 的损失在第一次评估之前就已不是有限值，没有可保留的结果。",
+        )
+        + (say(f" Stored: {kept}.", f"已保存：{kept}。") if kept else ""),
+        say("Lower its learning_rate and train it again.", "请减小 learning_rate 后重新训练。"),
+    )
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
@@ -71,6 +94,11 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         check_task_name(job.task)
         job.options()
+        if not 0 <= job.seed < 1 << 63:
+            raise UsageError(
+                say(f"seed={job.seed} is not valid.", f"seed={job.seed} 无效。"),
+                say("Give a whole number from 0 to 2**63 - 1.", "请给出 0 到 2**63 - 1 的整数。"),
+            )
         if job.task in seen:
             raise UsageError(
                 say(f"Two jobs are called {job.task!r}.", f"有两个任务都叫 {job.task!r}。"),
@@ -101,7 +129,7 @@ def _store(
         lambda folder: save_adapter(learner.adapter, folder, base),
         {
             "base": base.name,
-            "base_fingerprint": base.fingerprint(),
+            "base_fingerprint": base.fingerprint,
             "method": learner.adapter.method,
             "options": learner.adapter.options,
             "template": learner.template.config(),
