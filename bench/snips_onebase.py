@@ -1,6 +1,6 @@
 """SNIPS intents by label scoring, every method trained together on one base.
 
-    python bench/snips_onebase.py --data DIR --out FILE.jsonl [--epochs 5] [--methods …]
+    OMP_WAIT_POLICY=PASSIVE python bench/snips_onebase.py --data DIR --out FILE.jsonl [--epochs 5] [--methods …]
 
 The same rows, rendering and batch as snips_peft.py: 30 training rows a class, 20 held out.
 """

@@ -1,7 +1,7 @@
 """What switching costs: 1,000 requests among 8 loaded tasks, switching at random or never, and
 loading one more adapter into the running engine.
 
-    python bench/switching.py [--base smollm2-135m] [--rounds 5]
+    OMP_WAIT_POLICY=PASSIVE python bench/switching.py [--base smollm2-135m] [--rounds 5]
 
 Both orders decode the same prompts one request at a time, in turn, in one process.
 """

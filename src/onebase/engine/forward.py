@@ -103,7 +103,8 @@ def compile_virtual(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:
     attention = PackedAttention(pack, base.device)
     captured = attention.capture()
     with torch.no_grad():
-        run_pack(base, pack, torch.tensor([len(pack.ids) - 1]), attention=attention)
+        nothing = torch.tensor([], dtype=torch.long)  # no row needs the head
+        run_pack(base, pack, nothing, attention=attention)
     start, length = pack.nodes[node].start, pack.nodes[node].length
     rows = slice(start, start + length)
     keys = torch.stack([captured[layer][0][rows] for layer in sorted(captured)])

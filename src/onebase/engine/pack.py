@@ -43,10 +43,11 @@ class Pack:
         behind its adapter's virtual tokens, which are added when first needed.
         """
         if parent is None and adapter is not None:
-            parent = self._virtual_node(adapter)
+            parent = self.virtual_node(adapter)
         return self._append(adapter, ids, parent)
 
-    def _virtual_node(self, adapter: str) -> int | None:
+    def virtual_node(self, adapter: str) -> int | None:
+        """The node of this adapter's virtual tokens, added when first asked for; None without."""
         tokens = self.contributions[adapter].virtual_tokens
         if tokens and adapter not in self._virtual:
             self._virtual[adapter] = self._append(adapter, [0] * tokens, None)
@@ -61,10 +62,6 @@ class Pack:
         self.nodes.append(Node(adapter, len(self.ids), len(ids), position, parent))
         self.ids.extend(ids)
         return len(self.nodes) - 1
-
-    def virtual_node(self, adapter: str) -> int | None:
-        """The node of this adapter's virtual tokens, if the pack has one."""
-        return self._virtual.get(adapter)
 
     def path(self, node: int) -> list[int]:
         """`node` and its ancestors, the outermost first."""

@@ -101,7 +101,6 @@ def compiled(base: Base, adapter: Adapter) -> Contribution:
     if contribution.virtual is None:
         return contribution
     pack = Pack({"adapter": contribution})
-    pack.add("adapter", [0])
     node = pack.virtual_node("adapter")
     assert node is not None
     keys, values = compile_virtual(base, pack, node)
