@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
+from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -44,6 +46,12 @@ def seconds(engine: Engine, tasks: list[str]) -> float:
     return time.perf_counter() - began
 
 
+def write(base: Base, adapter: Adapter, folder: Path) -> None:
+    """As training does."""
+    save_adapter(adapter, folder, base)
+    compiled(base, adapter, folder)
+
+
 def loading_times(base: Base, engine: Engine, folder: Path) -> dict[str, list[float]]:
     """Milliseconds from files on disk to an adapter that answers, ten times a method."""
     store = AdapterStore(Workspace(folder))
@@ -51,7 +59,7 @@ def loading_times(base: Base, engine: Engine, folder: Path) -> dict[str, list[fl
     for method in METHODS:
         adapter = build_adapter(base, method, {}, init_text="Answer.", seed=0)
         record = {"base": base.name, "base_fingerprint": base.fingerprint, "template": {}}
-        stored = store.add(method, partial(save_adapter, adapter, base=base), record)
+        stored = store.add(method, partial(write, base, adapter), record)
         for _ in range(10):
             began = time.perf_counter()
             engine.load(stored)

@@ -15,11 +15,11 @@ from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.data.example import Turn
 from onebase.data.template import Template
+from onebase.engine.compiled import compiled
 from onebase.engine.engine import SCORING_TOKENS, Engine
 from onebase.engine.forward import run_pack
 from onebase.engine.generation import Batch, Stream
 from onebase.engine.pack import Pack
-from onebase.engine.pool import compiled
 from onebase.engine.sampling import Sampling
 from onebase.errors import CorruptFileError, UsageError
 from onebase.model.base import Base

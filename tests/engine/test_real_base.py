@@ -6,8 +6,8 @@ import torch
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
+from onebase.engine.compiled import compiled
 from onebase.engine.generation import Batch, Stream
-from onebase.engine.pool import compiled
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 

@@ -54,6 +54,23 @@ def test_a_training_leaves_a_version_and_a_record(
     assert not list((run.checkpoints / "support").glob("*.partial"))
 
 
+def test_a_trained_adapter_loads_without_a_pass_through_the_base(
+    rows: Path,
+    tmp_path: Path,
+    make_base: Callable[..., Base],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = make_base()
+    settings = {"virtual_tokens": 3, "epochs": 1}
+    trained = onebase.train(
+        [job(rows, method="prompt-tuning", set=settings)],
+        base=base,
+        workspace=onebase.Workspace(tmp_path / "w"),
+    )
+    monkeypatch.delattr("onebase.engine.compiled.compile_virtual")
+    assert onebase.Engine(base, trained).tasks["support"].contribution.prefix_tokens == 3
+
+
 class Interrupting:
     def started(self, learners: Sequence[Learner]) -> None:
         pass

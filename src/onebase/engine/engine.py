@@ -86,6 +86,7 @@ class Engine:
             template,
             version=adapter.version,
             labels=tuple(record.get("labels") or ()),
+            folder=Path(adapter.path),
         )
 
     def generate(

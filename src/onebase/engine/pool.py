@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from pathlib import Path
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.data.template import Template
-from onebase.engine.forward import compile_virtual
-from onebase.engine.pack import Pack
+from onebase.engine.compiled import compiled
 from onebase.errors import unknown
 from onebase.model.base import Base
 
@@ -48,10 +45,13 @@ class AdapterPool(Mapping[str, LoadedTask]):
         *,
         version: int = 0,
         labels: tuple[str, ...] = (),
+        folder: Path | None = None,
     ) -> LoadedTask:
-        """Compile `adapter` and make it answer to `name`, replacing what did."""
+        """Compile `adapter`, saved in `folder` if anywhere, and make it answer to `name`,
+        replacing what did.
+        """
         task = name.split("@", maxsplit=1)[0]
-        contribution = compiled(self._base, adapter)
+        contribution = compiled(self._base, adapter, folder)
         self._tasks[name] = LoadedTask(task, version, template, contribution, labels)
         return self._tasks[name]
 
@@ -84,31 +84,3 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def contributions(self) -> dict[str, Contribution]:
         """What each loaded task contributes, by name."""
         return {name: task.contribution for name, task in self._tasks.items()}
-
-
-def compiled(base: Base, adapter: Adapter) -> Contribution:
-    """An adapter's contribution for answering: leading virtual tokens run through the base once,
-    with the adapter's own deltas active, and join its KV prefix.
-    """
-    adapter.eval()
-    with torch.no_grad():
-        contribution = adapter.contribution()
-    contribution = Contribution(
-        contribution.deltas,
-        None if contribution.virtual is None else contribution.virtual.detach(),
-        contribution.prefix,
-    )
-    if contribution.virtual is None:
-        return contribution
-    pack = Pack({"adapter": contribution})
-    node = pack.virtual_node("adapter")
-    assert node is not None
-    keys, values = compile_virtual(base, pack, node)
-    prefix = (keys, values)
-    if contribution.prefix is not None:
-        prefix = (_joined(contribution.prefix[0], keys), _joined(contribution.prefix[1], values))
-    return Contribution(contribution.deltas, None, prefix)
-
-
-def _joined(first: Tensor, second: Tensor) -> Tensor:
-    return torch.cat([first.to(second.dtype), second], dim=2)

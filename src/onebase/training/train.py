@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
+from onebase.engine.compiled import compiled
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -124,9 +126,14 @@ def _store(
 ) -> StoredAdapter:
     job = learner.job
     judged = bool(learner.data.held_out)
+
+    def write(folder: Path) -> None:
+        save_adapter(learner.adapter, folder, base)
+        compiled(base, learner.adapter, folder)  # kept beside the weights, so loading is quick
+
     return store.add(
         job.task,
-        lambda folder: save_adapter(learner.adapter, folder, base),
+        write,
         {
             "base": base.name,
             "base_fingerprint": base.fingerprint,

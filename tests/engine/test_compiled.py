@@ -1,0 +1,117 @@
+"""The compiled prefix beside an adapter: used when it fits, made anew when it doesn't."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+import onebase.engine.compiled as module
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.methods import build_adapter
+from onebase.adapters.peft_format import load_adapter, save_adapter
+from onebase.engine.compiled import COMPILED, compiled
+from onebase.model.base import Base
+
+VIRTUAL = ["prompt-tuning", "p-tuning"]
+
+
+class Runs:
+    """Counts the passes through the base."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        through = module.compile_virtual
+
+        def counted(*arguments: object) -> tuple[Tensor, Tensor]:
+            self.count += 1
+            return through(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(module, "compile_virtual", counted)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(monkeypatch)
+
+
+def fresh(base: Base, method: str = "prompt-tuning", seed: int = 0) -> Adapter:
+    settings = {"virtual_tokens": 5, "init": "random"}
+    return build_adapter(base, method, settings, init_text="hello", seed=seed)
+
+
+def prefix_of(base: Base, adapter: Adapter, folder: Path | None) -> tuple[Tensor, Tensor]:
+    contribution = compiled(base, adapter, folder)
+    assert contribution.virtual is None
+    assert contribution.prefix is not None
+    return contribution.prefix
+
+
+@pytest.mark.parametrize("method", VIRTUAL)
+def test_the_prefix_is_kept_and_read_back_bit_for_bit(
+    method: str, architecture: str, tmp_path: Path, make_base: Callable[..., Base], runs: Runs
+) -> None:
+    base = make_base(architecture)
+    adapter = fresh(base, method)
+    save_adapter(adapter, tmp_path, base)
+    made = prefix_of(base, adapter, tmp_path)
+    assert runs.count == 1
+    read = prefix_of(base, load_adapter(tmp_path, base), tmp_path)
+    assert runs.count == 1
+    assert all(torch.equal(a, b) for a, b in zip(made, read, strict=True))
+    assert [file.name for file in tmp_path.glob("*.partial")] == []
+
+
+@pytest.mark.parametrize("damage", ["other weights", "other base", "flipped", "short", "no file"])
+def test_a_prefix_that_does_not_fit_is_made_anew(
+    damage: str, tmp_path: Path, make_base: Callable[..., Base], runs: Runs
+) -> None:
+    base, adapter = make_base(), fresh(make_base())
+    save_adapter(adapter, tmp_path, base)
+    compiled(base, adapter, tmp_path)
+    file = tmp_path / COMPILED
+    content = file.read_bytes()
+    if damage == "other weights":
+        adapter = fresh(base, seed=1)
+        save_adapter(adapter, tmp_path, base)
+    elif damage == "other base":
+        base = make_base(seed=1)
+    elif damage == "flipped":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "short":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+    expected = prefix_of(base, adapter, None)
+    before = runs.count
+    got = prefix_of(base, load_adapter(tmp_path, base), tmp_path)
+    assert runs.count == before + 1
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    prefix_of(base, load_adapter(tmp_path, base), tmp_path)
+    assert runs.count == before + 1, "what was made anew is kept"
+
+
+def test_a_folder_that_cant_hold_it_still_loads(
+    tmp_path: Path, make_base: Callable[..., Base], runs: Runs
+) -> None:
+    base = make_base()
+    adapter = fresh(base)
+    save_adapter(adapter, tmp_path, base)
+    (tmp_path / COMPILED).mkdir()
+    for count in (1, 2):
+        assert prefix_of(base, adapter, tmp_path)[0].shape[2] == 5
+        assert runs.count == count
+    assert [file.name for file in tmp_path.glob(".*")] == []
+
+
+def test_peft_takes_no_notice_of_it(tmp_path: Path, make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    adapter = fresh(base)
+    save_adapter(adapter, tmp_path, base)
+    compiled(base, adapter, tmp_path)
+    model = make_base().model
+    theirs = peft.PeftModel.from_pretrained(model, str(tmp_path))
+    assert adapter.prompt is not None
+    torch.testing.assert_close(theirs.get_prompt(1)[0], adapter.prompt().detach())
