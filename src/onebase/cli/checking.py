@@ -24,7 +24,7 @@ from onebase.data.template import Template
 from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
-from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
+from onebase.model.fetch import DEFAULT_BASE, resolve
 
 data_app = typer.Typer(help="Data files.")
 
@@ -138,7 +138,7 @@ def doctor_command(
         "cache": str(folder),
         "workspace": str(session.workspace.root),
         "tasks": session.store.tasks(),
-        "missing": [name for name in EMBEDDED if name not in models],
+        "missing": [] if DEFAULT_BASE in models else [DEFAULT_BASE],
     }
     lines = [f"{key}: {_row(value)}" for key, value in result.items() if key != "missing"]
     for name in result["missing"]:

@@ -49,8 +49,8 @@ def demo_command(
         note(
             say(
                 f"{DEFAULT_BASE} knows little Chinese: expect poor answers. A base that does, such as "
-                "Qwen/Qwen3-0.6B, goes with --base.",
-                f"{DEFAULT_BASE} 几乎不懂中文，回答会很差。请用 --base 换成懂中文的基座，例如 Qwen/Qwen3-0.6B。",
+                "gemma3-270m, goes with --base.",
+                f"{DEFAULT_BASE} 几乎不懂中文，回答会很差。请用 --base 换成懂中文的基座，例如 gemma3-270m。",
             )
         )
     stored = [] if again else finished(session, jobs, chosen)

@@ -11,7 +11,9 @@ from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
 
 model_app = typer.Typer(help="Base models.")
-Name = Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file, or a Hub id")]
+Name = Annotated[
+    str, typer.Argument(help="smollm2-135m, gemma3-270m, a folder, a .gguf file, or a Hub id")
+]
 
 
 @model_app.command("pull")
@@ -25,7 +27,11 @@ def pull_command(
     session = begin(workspace, as_json, lang)
     note(say(f"Getting {name} …", f"正在获取 {name} …"))
     path = resolve(name)
-    session.show(_described(name, path), say(f"{name} is at {path}", f"{name} 位于 {path}"))
+    lines = [say(f"{name} is at {path}", f"{name} 位于 {path}")]
+    if name in EMBEDDED:
+        licence = EMBEDDED[name].licence
+        lines.append(say(f"Its weights' licence: {licence}", f"权重许可：{licence}"))
+    session.show(_described(name, path), *lines)
 
 
 @model_app.command("list")
@@ -42,7 +48,14 @@ def list_command(
         ["model", "bytes", "path"],
         [[row["name"], row["bytes"], row["path"]] for row in rows]
         + [
-            [name, "", say("not fetched yet: onebase model pull", "尚未获取：onebase model pull")]
+            [
+                name,
+                "",
+                say(
+                    f"not fetched yet: onebase model pull {name}",
+                    f"尚未获取：onebase model pull {name}",
+                ),
+            ]
             for name in missing
         ],
     )
@@ -63,4 +76,5 @@ def path_command(
 
 def _described(name: str, path: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return {"name": name, "path": str(path), "bytes": size}
+    described = {"name": name, "path": str(path), "bytes": size}
+    return described | ({"licence": EMBEDDED[name].licence} if name in EMBEDDED else {})

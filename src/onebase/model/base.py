@@ -51,7 +51,7 @@ class Base:
 
     @classmethod
     def load(cls, name: str = DEFAULT_BASE, *, device: str | None = None) -> "Base":
-        """Load the base `name`: `smollm2-135m`, a folder, a `.gguf` file or a Hub id.
+        """Load the base `name`: `smollm2-135m`, `gemma3-270m`, a folder, a `.gguf` file or a Hub id.
 
         Weights are float32 on a CPU (bfloat16 products are emulated on most) and in the
         checkpoint's own type on a GPU. Raises MissingBaseError, CorruptFileError or UsageError.

