@@ -68,7 +68,7 @@ def main() -> None:
             onebase.Job(
                 task=method,
                 data=files[0],
-                held_out=files[1],
+                held_out=None if settings.get("held_out") == 0 else files[1],
                 method=method,
                 instruction=INSTRUCTION,
                 set=settings,

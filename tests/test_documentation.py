@@ -86,9 +86,9 @@ def test_every_block_runs(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch
             run_bash(block.text, monkeypatch)
         elif block.language == "yaml":
             (desk / "tasks.yaml").write_text(block.text, encoding="utf-8")
-            base, jobs = read_jobs(desk / "tasks.yaml")
-            assert base == "smollm2-135m"
-            for job in jobs:
+            tasks = read_jobs(desk / "tasks.yaml")
+            assert tasks.base == "smollm2-135m"
+            for job in tasks.jobs:
                 job.options()
         else:
             assert block.language == "python", f"block {number} is in no language that is checked"

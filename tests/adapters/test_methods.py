@@ -24,6 +24,7 @@ from onebase.engine.forward import prepare, run_pack
 from onebase.engine.pack import Pack
 from onebase.errors import UsageError
 from onebase.model.base import Base, ModelShape
+from onebase.model.precision import choose
 
 TEXT = "the parcel is on its way, how are you?"
 
@@ -63,6 +64,8 @@ def equal(one: Adapter, other: Adapter) -> bool:
 
 def test_every_method_builds_with_its_defaults(base: Base) -> None:
     for method in METHODS:
+        if method == "qlora":
+            base.hold_in(choose("nf4", device="cpu", stored=torch.float32), "cpu")
         adapter = build(base, method)
         assert adapter.method == method
         assert adapter.options == METHODS[method].options().model_dump()
@@ -83,18 +86,22 @@ def test_an_unknown_method_names_the_nearest_and_all() -> None:
         canonical_method("lorra")
     assert caught.value.message == "Unknown method: 'lorra'."
     assert caught.value.remedy == (
-        "Did you mean 'lora'? Valid: lora, p-tuning, p-tuning-v2, prefix-tuning, prompt-tuning."
+        "Did you mean 'lora'? Valid: ia3, lora, p-tuning, p-tuning-v2, prefix-tuning, "
+        "prompt-tuning, qlora."
     )
     with pytest.raises(UsageError) as caught:
         canonical_method("zzz")
-    assert caught.value.remedy.startswith("Valid: lora,")
+    assert caught.value.remedy.startswith("Valid: ia3, lora,")
 
 
 def test_an_unknown_setting_names_the_nearest_and_all(base: Base) -> None:
     with pytest.raises(UsageError) as caught:
         build(base, "lora", ranc=4)
     assert caught.value.message == "Unknown setting: 'ranc'."
-    assert caught.value.remedy == "Did you mean 'rank'? Valid: alpha, dropout, rank, target."
+    assert caught.value.remedy == (
+        "Did you mean 'rank'? Valid: alpha, alpha_pattern, dropout, layers, loraplus_lr_ratio, "
+        "rank, rank_pattern, target, use_dora, use_rslora."
+    )
     with pytest.raises(UsageError, match=r"Unknown setting: 'rank'\. .*virtual_tokens"):
         build(base, "prompt-tuning", rank=4)
 
@@ -108,7 +115,7 @@ def test_an_unknown_setting_names_the_nearest_and_all(base: Base) -> None:
         ("lora", "rank", 1.5, "valid integer"),
         ("lora", "alpha", 0, "greater than 0"),
         ("lora", "dropout", 1.0, "less than 1"),
-        ("lora", "target", 3, "'attention' or 'all-linear'"),
+        ("lora", "target", 3, "valid string"),
         ("prompt-tuning", "virtual_tokens", 0, "greater than or equal to 1"),
         ("prompt-tuning", "init", "words", "'text', 'vocab' or 'random'"),
         ("p-tuning", "encoder", "gru", "'lstm' or 'mlp'"),
@@ -212,7 +219,8 @@ def test_a_target_that_names_no_layer(target: str, missing: str, base: Base) -> 
     assert caught.value.message == f"No linear layer is called {missing!r}."
     assert caught.value.remedy == (
         "Valid targets: attention, all-linear, "
-        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
+        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or re: and a regular "
+        "expression for full names."
     )
 
 
@@ -222,7 +230,9 @@ def test_a_base_without_such_a_layer(target: str) -> None:
     shape = ModelShape(8, 1, 2, 2, 4, 30, linears)
     with pytest.raises(UsageError) as caught:
         targets(shape, target)
-    assert caught.value.message == f"target={target} names no linear layer of this base."
+    assert caught.value.message == (
+        f"target={target} with layers=all names no linear layer of this base."
+    )
 
 
 # Virtual tokens

@@ -22,6 +22,18 @@ from onebase.model.base import Base
 IDS = [5, 17, 33, 120, 9, 4, 77, 250, 31, 8, 6, 99]
 SAVED = {
     "lora": ("lora", {"rank": 3, "target": "attention"}),
+    "lora-patterns": (
+        "lora",
+        {
+            "rank_pattern": {"q_proj": 2, r"layers\.[01]\.self_attn\.o_proj": 5},
+            "alpha_pattern": {"o_proj": 3.5},
+            "layers": "top:3",
+        },
+    ),
+    "lora-dora": ("lora", {"rank": 2, "use_dora": True, "layers": "0,2"}),
+    "lora-rslora": ("lora", {"rank": 3, "use_rslora": True, "target": r"re:.*\.(o|down)_proj"}),
+    "ia3": ("ia3", {}),
+    "ia3-layers": ("ia3", {"layers": "bottom:2"}),
     "prompt-tuning": ("prompt-tuning", {"virtual_tokens": 4}),
     "p-tuning-mlp": ("p-tuning", {"virtual_tokens": 4, "hidden": 8}),
     "p-tuning-lstm": ("p-tuning", {"virtual_tokens": 4, "hidden": 8, "encoder": "lstm"}),
@@ -34,6 +46,27 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "rslora": lambda: peft.LoraConfig(
         task_type="CAUSAL_LM", r=4, use_rslora=True, target_modules="all-linear"
+    ),
+    "patterns": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        target_modules=["q_proj", "o_proj", "down_proj"],
+        rank_pattern={"o_proj": 2, r"layers\.1\.self_attn\.q_proj": 3},
+        alpha_pattern={"down_proj": 3, "2.self_attn.o_proj": 1.5},
+        layers_to_transform=[1, 2],
+    ),
+    "dora": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, use_dora=True, use_rslora=True, target_modules="all-linear"
+    ),
+    "ia3": lambda: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    ),
+    "ia3-others": lambda: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj", "o_proj"],
+        feedforward_modules=["o_proj"],
     ),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "mlp": lambda: peft.PromptEncoderConfig(
@@ -146,8 +179,8 @@ def test_what_would_change_the_answer_is_refused_by_name(
     saved_lora(tmp_path, base)
     file = tmp_path / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**config, "use_dora": True}), encoding="utf-8")
-    with pytest.raises(OnebaseError, match="use_dora"):
+    file.write_text(json.dumps({**config, "use_qalora": True}), encoding="utf-8")
+    with pytest.raises(OnebaseError, match="use_qalora"):
         load_adapter(tmp_path, base)
     file.write_text(json.dumps({**config, "peft_type": "VERA"}), encoding="utf-8")
     with pytest.raises(OnebaseError, match="VERA"):
@@ -189,7 +222,6 @@ def test_a_wrong_tensor_is_named(
 @pytest.mark.parametrize(
     ("method", "key"),
     [
-        ("lora", "r"),
         ("lora", "lora_alpha"),
         ("prompt-tuning", "num_virtual_tokens"),
         ("p-tuning-v2", "num_virtual_tokens"),
@@ -226,10 +258,13 @@ def test_a_damaged_config_is_named(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
-        ("rank_pattern", {"q_proj": 2}),
-        ("alpha_pattern", {"q_proj": 2}),
+        ("use_qalora", True),
+        ("use_bdlora", {"blocks": 2}),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("task_type", "SEQ_CLS"),
+        ("arrow_config", {"top_k": 2}),
         ("fan_in_fan_out", True),
         ("modules_to_save", ["lm_head"]),
         ("trainable_token_indices", [1]),
@@ -247,6 +282,7 @@ def test_every_feature_that_is_not_supported_is_refused_by_name(
     file = tmp_path / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     assert field in config  # PEFT has it by this name
+    load_adapter(tmp_path, base)
     file.write_text(json.dumps({**config, field: value}), encoding="utf-8")
     with pytest.raises(OnebaseError, match=field):
         load_adapter(tmp_path, base)

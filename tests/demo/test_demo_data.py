@@ -86,8 +86,9 @@ def test_an_email_is_answered_to_its_sender(language: str) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_tasks_file(language: str) -> None:
-    base, jobs = read_jobs(ROOT / language / "tasks.yaml")
-    assert base == "smollm2-135m"
+    tasks = read_jobs(ROOT / language / "tasks.yaml")
+    jobs = tasks.jobs
+    assert tasks.base == "smollm2-135m"
     assert [job.task for job in jobs] == list(TASKS)
     assert len({job.method for job in jobs}) >= 3
     for job in jobs:
@@ -102,5 +103,5 @@ def test_both_languages_train_alike() -> None:
     def plain(job: Job) -> tuple[object, ...]:
         return job.task, job.method, dict(job.set), Path(job.data).name
 
-    english, chinese = (read_jobs(ROOT / name / "tasks.yaml")[1] for name in ("en", "zh"))
+    english, chinese = (read_jobs(ROOT / name / "tasks.yaml").jobs for name in ("en", "zh"))
     assert [plain(job) for job in english] == [plain(job) for job in chinese]

@@ -19,6 +19,20 @@ from onebase.model.base import Base
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"rank": 4}),
     "lora-attention": ("lora", {"rank": 2, "target": "attention", "alpha": 3.0}),
+    "lora-dora": ("lora", {"rank": 3, "use_dora": True, "layers": "top:2"}),
+    "lora-rslora": (
+        "lora",
+        {
+            "rank": 4,
+            "alpha": 4.0,
+            "use_rslora": True,
+            "target": r"re:.*(q|o|down)_proj",
+            "rank_pattern": {"o_proj": 2},
+            "alpha_pattern": {"down_proj": 3.0},
+        },
+    ),
+    "ia3": ("ia3", {}),
+    "ia3-top": ("ia3", {"layers": "top:1"}),
     "prompt-tuning": ("prompt-tuning", {"virtual_tokens": 5, "init": "random"}),
     "prompt-tuning-text": ("prompt-tuning", {"virtual_tokens": 9}),
     "p-tuning-mlp": ("p-tuning", {"virtual_tokens": 6, "hidden": 16, "init": "random"}),
@@ -138,12 +152,34 @@ def _lora_twin(model: Any, adapter: Adapter) -> Twin:
         r=adapter.options["rank"],
         lora_alpha=adapter.options["alpha"],
         target_modules=adapter.lora.names,
+        rank_pattern=adapter.options["rank_pattern"] or {},
+        alpha_pattern=adapter.options["alpha_pattern"] or {},
+        use_rslora=adapter.options["use_rslora"],
+        use_dora=adapter.options["use_dora"],
     )
     twin = Twin(peft.get_peft_model(model, config))
     for index, name in enumerate(adapter.lora.names):
         module = twin.model.get_submodule(f"base_model.model.{name}")
         twin.pairs[module.lora_A["default"].weight] = adapter.lora.a[index]
         twin.pairs[module.lora_B["default"].weight] = adapter.lora.b[index]
+        if adapter.options["use_dora"]:
+            lengths = module.lora_magnitude_vector["default"].weight
+            twin.pairs[lengths] = adapter.lora.magnitude[index]
+    return twin
+
+
+def _ia3_twin(model: Any, adapter: Adapter) -> Twin:
+    assert adapter.ia3 is not None
+    inner = [name for name, (_, on_inputs) in adapter.ia3.sites.items() if on_inputs]
+    config = peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=list(adapter.ia3.sites),
+        feedforward_modules=inner,
+    )
+    twin = Twin(peft.get_peft_model(model, config))
+    for vector, name in zip(adapter.ia3.vectors, adapter.ia3.sites, strict=True):
+        theirs = twin.model.get_submodule(f"base_model.model.{name}").ia3_l["default"]
+        twin.pairs[theirs] = vector
     return twin
 
 
@@ -198,10 +234,11 @@ def twin_of(architecture: str, plain_model: Callable[..., Any]) -> Callable[...,
         model = plain_model(architecture)
         if adapter is None:
             return Twin(model)
-        twin = (_encoder_twin if adapter.lora is None else _lora_twin)(model, adapter)
+        makers = {"lora": _lora_twin, "ia3": _ia3_twin}
+        twin = makers.get(adapter.method, _encoder_twin)(model, adapter)
         for their, our in twin.pairs.items():
-            assert their.shape == our.shape
-            their.data.copy_(our.data)
+            assert their.numel() == our.numel()
+            their.data.copy_(our.data.view_as(their))
         twin.model.eval()
         return twin
 

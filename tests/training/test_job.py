@@ -79,9 +79,23 @@ def test_settings_are_told_apart() -> None:
 
 
 def test_the_learning_rate_is_the_methods_own_unless_given() -> None:
-    assert Job("a", "a.jsonl", "lora").learning_rate() == 2e-3
-    assert Job("a", "a.jsonl", "prefix-tuning").learning_rate() == 3e-2
-    assert Job("a", "a.jsonl", "lora", set={"learning_rate": 0.25}).learning_rate() == 0.25
+    assert Job("a", "a.jsonl", "lora").rates() == {"lora": 2e-3}
+    assert Job("a", "a.jsonl", "prefix-tuning").rates() == {"p-tuning-v2": 3e-2}
+    assert Job("a", "a.jsonl", "p-tuning+lora").rates() == {"lora": 2e-3, "p-tuning": 1e-2}
+    chosen = Job("a", "a.jsonl", "lora+ia3", set={"learning_rate": 0.25, "beta2": 0.5})
+    assert chosen.rates() == {"lora": 0.25, "ia3": 0.25}
+    assert chosen.beta2s() == {"lora": 0.5, "ia3": 0.5}
+    assert Job("a", "a.jsonl", "prompt-tuning+lora").beta2s() == {
+        "lora": 0.999,
+        "prompt-tuning": 0.95,
+    }
+
+
+def test_the_text_to_start_from_names_the_labels() -> None:
+    assert Job("a", "a.jsonl", instruction="Which mood?").init_text(["bad", "good"]) == (
+        "Which mood? bad, good"
+    )
+    assert Job("a", "a.jsonl", instruction="Answer.").init_text() == "Answer."
 
 
 @pytest.mark.parametrize(
@@ -118,8 +132,9 @@ jobs:
     set: {virtual_tokens: 4, epochs: 2}
 """,
     )
-    base, jobs = read_jobs(file)
-    assert base == "smollm2-135m"
+    tasks = read_jobs(file)
+    jobs = tasks.jobs
+    assert tasks.base == "smollm2-135m"
     assert jobs[0] == Job(
         "客服",
         str(folder / "data/a.jsonl"),
@@ -142,7 +157,7 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
     data.write_text("", encoding="utf-8")
     (tmp_path / "project").mkdir()
     file = tasks_file(tmp_path / "project", f"jobs: [{{task: a, data: '{data}'}}]")
-    assert read_jobs(file)[1][0].data == str(data)
+    assert read_jobs(file).jobs[0].data == str(data)
 
 
 @pytest.mark.parametrize(
@@ -196,4 +211,4 @@ def test_a_value_of_the_wrong_kind_is_a_usage_error(item: dict[str, Any], tmp_pa
 
     text = yaml.safe_dump({"jobs": [{"task": "a", "data": "b.jsonl", **item}]})
     with pytest.raises(UsageError, match=next(iter(item))):
-        check_jobs(read_jobs(tasks_file(tmp_path, text))[1])
+        check_jobs(read_jobs(tasks_file(tmp_path, text)).jobs)

@@ -146,7 +146,8 @@ def test_a_whole_run_is_on_record(
     assert [item.task for item in stored] == ["support", "second"]
     record = json.loads((stored[1].path / "onebase.json").read_text(encoding="utf-8"))
     assert set(record) == {
-        *("task", "version", "created", "sha256", "base", "base_fingerprint", "method", "options"),
+        *("task", "version", "created", "sha256", "base", "base_fingerprint"),
+        *("precision", "method", "options"),
         *("template", "data", "data_sha256", "labels", "run", "metrics"),
     }
     assert record["data_sha256"] == hashlib.sha256(rows.read_bytes()).hexdigest()

@@ -5,15 +5,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution
+from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding, PromptEncoder
 
+PARTS = ("lora", "ia3", "prompt", "prefix")
+
 
 class Adapter(nn.Module):
-    """Up to three trainable parts: low-rank deltas, virtual tokens, a KV prefix.
+    """Trainable parts, one or several: low-rank deltas, vectors, virtual tokens, a KV prefix.
 
-    `method` is the name of the method that built it, `options` its settings as plain values.
+    `method` is the name of the method that built it (`lora+p-tuning` for two of them), `options`
+    its settings as plain values. The last `placed` of the virtual tokens stand at marked places in
+    the text, the others before it.
     """
 
     def __init__(
@@ -22,21 +27,33 @@ class Adapter(nn.Module):
         options: dict[str, Any],
         *,
         lora: Lora | None = None,
+        ia3: Ia3 | None = None,
         prompt: PromptEmbedding | PromptEncoder | None = None,
         prefix: DeepPrefix | None = None,
+        placed: int = 0,
     ) -> None:
         super().__init__()
         self.method = method
         self.options = options
         self.lora = lora
+        self.ia3 = ia3
         self.prompt = prompt
         self.prefix = prefix
+        self.placed = placed
 
     def contribution(self) -> Contribution:
         """What this adapter brings to one pass; gradients flow back through it."""
+        virtual: Tensor | None = None if self.prompt is None else self.prompt()
+        placed: Tensor | None = None
+        if virtual is not None and self.placed:
+            leading = len(virtual) - self.placed
+            placed = virtual[leading:]
+            virtual = virtual[:leading] if leading else None
         return Contribution(
             deltas={} if self.lora is None else self.lora.deltas(),
-            virtual=None if self.prompt is None else self.prompt(),
+            scalings={} if self.ia3 is None else self.ia3.scalings(),
+            virtual=virtual,
+            placed=placed,
             prefix=None if self.prefix is None else self.prefix.keys_values(),
         )
 

@@ -11,26 +11,39 @@ class LowRank:
     """A delta on one linear layer: `scale * b @ a` (Hu et al. 2021, LoRA, section 4.1).
 
     `a` is [rank, inputs], `b` [outputs, rank]. `dropout` is the probability with which an input
-    of `a` is dropped while training.
+    of `a` is dropped while training. With a `factor`, [outputs], the layer's weight and the delta
+    are multiplied by it, row by row (DoRA).
     """
 
     a: Tensor
     b: Tensor
     scale: float
     dropout: float = 0.0
+    factor: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A vector that multiplies what a linear layer takes in (`on_inputs`) or its product (IA3)."""
+
+    vector: Tensor
+    on_inputs: bool
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """At most three things, and possibly several at once.
+    """Several things at once, each of which an adapter may have or not.
 
-    `deltas` maps full names of linear layers to low-rank deltas; `virtual` holds the embeddings
-    of tokens placed before the text, [tokens, hidden]; `prefix` the keys and values that every
-    layer attends to besides its own, each [layers, kv_heads, tokens, head_dim].
+    `deltas` maps full names of linear layers to low-rank deltas, `scalings` to vectors; `virtual`
+    holds the embeddings of tokens placed before the text, `placed` of tokens at marked places in
+    it, both [tokens, hidden]; `prefix` the keys and values that every layer attends to besides
+    its own, each [layers, kv_heads, tokens, head_dim].
     """
 
     deltas: Mapping[str, LowRank] = field(default_factory=dict)
+    scalings: Mapping[str, Scaling] = field(default_factory=dict)
     virtual: Tensor | None = None
+    placed: Tensor | None = None
     prefix: tuple[Tensor, Tensor] | None = None
 
     @property

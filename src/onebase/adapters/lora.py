@@ -1,11 +1,18 @@
-"""LoRA (Hu et al. 2021): trainable low-rank deltas on frozen linear layers."""
+"""LoRA (Hu et al. 2021) and its family: trainable low-rank deltas on frozen linear layers.
+
+rsLoRA (Kalajdzievski 2023) divides by the root of the rank; DoRA (Liu et al. 2024) learns the
+length of each row of the weight apart from its direction; LoRA+ (Hayou et al. 2024) learns `b`
+faster than `a`.
+"""
 
 import math
-from typing import Literal
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from onebase.adapters.contribution import LowRank
 from onebase.errors import UsageError
@@ -15,48 +22,164 @@ from onebase.model.base import ModelShape
 
 class LoraOptions(BaseModel):
     """`rank` of the deltas; `alpha`, whose ratio to the rank scales them; `target`, the linear
-    layers that get one: `attention`, `all-linear`, or names separated by commas; `dropout` on
-    the deltas' inputs.
+    layers that get one: `attention`, `all-linear`, names separated by commas, or `re:` and a
+    regular expression for full names; `layers`, the decoder layers: `all`, `top:10`, `bottom:4`
+    or numbers like `0,2,5-9`; `dropout` on the deltas' inputs.
+
+    `rank_pattern` and `alpha_pattern` give other values to the layers whose name, or the end of
+    it, a key of theirs matches (as in PEFT). `use_rslora` scales by alpha / sqrt(rank);
+    `use_dora` learns magnitudes too; `loraplus_lr_ratio` is how many times the learning rate of
+    `a` that of `b` is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(8, ge=1, le=512)
     alpha: float = Field(16.0, gt=0)
-    target: Literal["attention", "all-linear"] | str = "all-linear"
+    target: str = "all-linear"
+    layers: str = "all"
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    loraplus_lr_ratio: float = Field(1.0, ge=1.0, le=1000.0)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a delta goes: a linear layer of `inputs` and `outputs`, with its own rank and scale."""
+
+    inputs: int
+    outputs: int
+    rank: int
+    scale: float
 
 
 class Lora(nn.Module):
-    """One pair of matrices for each target: `a` starts uniform as in the paper's code, `b` zero."""
+    """One pair of matrices for each site: `a` starts uniform as in the paper's code, `b` zero.
+
+    `weight_of` gives the frozen weight of a layer by its name, [outputs, inputs]; with it every
+    site learns a magnitude too (DoRA), [outputs], which starts as the length of the weight's rows.
+    """
 
     def __init__(
-        self, names: dict[str, tuple[int, int]], *, rank: int, scale: float, dropout: float = 0.0
+        self,
+        sites: Mapping[str, Site],
+        *,
+        dropout: float = 0.0,
+        weight_of: Callable[[str], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.names = list(names)
-        self.scale = scale
+        self.sites = dict(sites)
         self.dropout = dropout
         self.a = nn.ParameterList()
         self.b = nn.ParameterList()
-        for inputs, outputs in names.values():
-            matrix = torch.empty(rank, inputs)
+        self.magnitude = nn.ParameterList()
+        self._weight_of = weight_of
+        for name, site in self.sites.items():
+            matrix = torch.empty(site.rank, site.inputs)
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
             self.a.append(nn.Parameter(matrix))
-            self.b.append(nn.Parameter(torch.zeros(outputs, rank)))
+            self.b.append(nn.Parameter(torch.zeros(site.outputs, site.rank)))
+            if weight_of is not None:
+                lengths = weight_of(name).float().norm(dim=1)
+                self.magnitude.append(nn.Parameter(lengths.cpu()))
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of the linear layers with a delta."""
+        return list(self.sites)
+
+    @property
+    def dora(self) -> bool:
+        """Whether magnitudes are learned."""
+        return self._weight_of is not None
 
     def deltas(self) -> dict[str, LowRank]:
         """The deltas by the full name of their linear layer."""
+        dropout = self.dropout if self.training else 0.0
         return {
-            name: LowRank(a, b, self.scale, self.dropout if self.training else 0.0)
-            for name, a, b in zip(self.names, self.a, self.b, strict=True)
+            name: LowRank(self.a[at], self.b[at], site.scale, dropout, self._factor(at, name))
+            for at, (name, site) in enumerate(self.sites.items())
         }
 
+    def _factor(self, at: int, name: str) -> Tensor | None:
+        """What DoRA multiplies each output with: m / |W + s b a| (eq. 5), the length taken as a
+        constant (section 4.3).
+        """
+        if self._weight_of is None:
+            return None
+        a, b = self.a[at].detach(), self.b[at].detach()
+        weight = self._weight_of(name).to(a.device, a.dtype)
+        whole = torch.addmm(weight, b, a, alpha=self.sites[name].scale)
+        factor: Tensor = self.magnitude[at] / whole.norm(dim=1)
+        return factor
 
-def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
-    """The linear layers that `target` names, with (inputs, outputs).
 
-    Raises UsageError when it names none.
+def sites(shape: ModelShape, options: LoraOptions) -> dict[str, Site]:
+    """The linear layers that get a delta. Raises UsageError when there is none, or a pattern is
+    no regular expression or matches nothing.
+    """
+    found = targets(shape, options.target, options.layers)
+    ranks = _matched("rank_pattern", options.rank_pattern or {}, found)
+    alphas = _matched("alpha_pattern", options.alpha_pattern or {}, found)
+    result = {}
+    for name, (inputs, outputs) in found.items():
+        rank = int(ranks.get(name, options.rank))
+        result[name] = Site(
+            inputs,
+            outputs,
+            rank,
+            scale_of(alphas.get(name, options.alpha), rank, rslora=options.use_rslora),
+        )
+    return result
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool) -> float:
+    """What a delta is multiplied with: alpha / rank, or alpha / sqrt(rank) (rsLoRA, eq. 9)."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether `pattern`, a regular expression, matches the layer's full name or the end of it
+    behind a dot (as PEFT reads its patterns).
+    """
+    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+
+
+def _matched(
+    option: str, patterns: Mapping[str, float], names: Mapping[str, object]
+) -> dict[str, float]:
+    """For each name the value of the first pattern that matches it."""
+    values: dict[str, float] = {}
+    for pattern, value in patterns.items():
+        try:
+            own = [name for name in names if matches(pattern, name)]
+        except re.error as error:
+            raise _bad_pattern(option, pattern, str(error)) from error
+        if not own:
+            raise _bad_pattern(option, pattern, say("it matches no layer", "没有匹配任何层"))
+        if value < 1 and option == "rank_pattern":
+            raise _bad_pattern(option, pattern, say(f"its rank is {value}", f"秩为 {value}"))
+        values = dict.fromkeys(own, value) | values
+    return values
+
+
+def _bad_pattern(option: str, pattern: str, reason: str) -> UsageError:
+    return UsageError(
+        say(f"{option} {pattern!r}: {reason}.", f"{option} {pattern!r}：{reason}。"),
+        say(
+            "Give the end of a layer's name, such as q_proj, or a regular expression for it.",
+            "请给出层名的结尾（如 q_proj）或匹配它的正则表达式。",
+        ),
+    )
+
+
+def targets(shape: ModelShape, target: str, layers: str = "all") -> dict[str, tuple[int, int]]:
+    """The linear layers that `target` and `layers` name, with (inputs, outputs).
+
+    Raises UsageError when they name none.
     """
     if target == "all-linear":
         found = shape.linears
@@ -66,6 +189,12 @@ def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
             for name, size in shape.linears.items()
             if "attn" in name or "attention" in name
         }
+    elif target.startswith("re:"):
+        try:
+            expression = re.compile(target.removeprefix("re:"))
+        except re.error as error:
+            raise _bad_pattern("target", target, str(error)) from error
+        found = {n: size for n, size in shape.linears.items() if expression.fullmatch(n)}
     else:
         wanted = {part.strip() for part in target.split(",")}
         known = {name.rsplit(".", 1)[-1] for name in shape.linears}
@@ -76,17 +205,61 @@ def targets(shape: ModelShape, target: str) -> dict[str, tuple[int, int]]:
                     f"没有名为 {', '.join(sorted(missing))!r} 的线性层。",
                 ),
                 say(
-                    f"Valid targets: attention, all-linear, {', '.join(sorted(known))}.",
-                    f"可用：attention、all-linear、{'、'.join(sorted(known))}。",
+                    f"Valid targets: attention, all-linear, {', '.join(sorted(known))}, or re: "
+                    "and a regular expression for full names.",
+                    f"可用：attention、all-linear、{'、'.join(sorted(known))}，"
+                    "或 re: 加匹配完整层名的正则表达式。",
                 ),
             )
         found = {n: s for n, s in shape.linears.items() if n.rsplit(".", 1)[-1] in wanted}
+    chosen = set(chosen_layers(layers, shape.layers))
+    found = {name: size for name, size in found.items() if layer_of(name) in chosen}
     if not found:
         raise UsageError(
             say(
-                f"target={target} names no linear layer of this base.",
-                f"target={target} 在该基座中不对应任何线性层。",
+                f"target={target} with layers={layers} names no linear layer of this base.",
+                f"target={target}、layers={layers} 在该基座中不对应任何线性层。",
             ),
             say("Choose another target, or another method.", "请选择其他 target 或其他方法。"),
         )
     return found
+
+
+def layer_of(name: str) -> int:
+    """The index of the decoder layer that a linear layer's full name says it is in."""
+    number = re.search(r"\.(\d+)\.", name)
+    assert number is not None
+    return int(number[1])
+
+
+def chosen_layers(layers: str, count: int) -> list[int]:
+    """The decoder layers that `all`, `top:K`, `bottom:K` or `0,2,5-9` name, of `count`, in order.
+
+    Raises UsageError for anything else, and for layers that are not there.
+    """
+    every = list(range(count))
+    if layers == "all":
+        return every
+    side = re.fullmatch(r"(top|bottom):([1-9][0-9]{0,5})", layers)
+    if side and int(side[2]) <= count:
+        return every[-int(side[2]) :] if side[1] == "top" else every[: int(side[2])]
+    ranges = re.fullmatch(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", layers.replace(" ", ""))
+    if ranges and not side:
+        picked: set[int] = set()
+        for part in layers.replace(" ", "").split(","):
+            first, _, last = part.partition("-")
+            picked |= set(range(int(first), int(last or first) + 1))
+        if picked and max(picked) < count:
+            return sorted(picked)
+    raise UsageError(
+        say(
+            f"layers={layers} names no decoder layers of this base, which has {count}.",
+            f"layers={layers} 无效：该基座有 {count} 层解码层。",
+        ),
+        say(
+            f"Write all, top:{count // 3 or 1}, bottom:{count // 3 or 1}, or numbers from 0 to "
+            f"{count - 1} like 0,2,5-9.",
+            f"请写 all、top:{count // 3 or 1}、bottom:{count // 3 or 1}，"
+            f"或 0 到 {count - 1} 的编号，如 0,2,5-9。",
+        ),
+    )

@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.lora import Lora, LoraOptions, targets
+from onebase.adapters.ia3 import Ia3, Ia3Options, ia3_sites
+from onebase.adapters.lora import Lora, LoraOptions, sites
 from onebase.adapters.prefix import DeepPrefix, PTuningV2Options, flatten
 from onebase.adapters.prompt import (
     PromptEmbedding,
@@ -23,40 +24,151 @@ from onebase.adapters.prompt import (
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.model.precision import weight_of
 
 Options = TypeVar("Options", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method: its options' type, its builder, and the learning rate it does well at."""
+    """One method: its options' type, its builder, which `part` of an adapter it builds, and the
+    learning rate it does well at.
+
+    `beta2` is AdamW's: virtual tokens start with gradients many times those that follow, and at
+    .999 the average of their squares would hold the steps small for the whole of a short training.
+    """
 
     options: type[BaseModel]
-    build: Callable[[Base, Any, str], Adapter]
+    build: Callable[[Base, Any, str], nn.Module]
+    part: str
     learning_rate: float
+    beta2: float = 0.999
 
 
 def build_adapter(
-    base: Base, method: str, settings: Mapping[str, Any], *, init_text: str, seed: int
+    base: Base,
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    init_text: str,
+    seed: int,
+    leading: int = 0,
+    placed: int = 0,
 ) -> Adapter:
     """A fresh adapter for `base`; the same `seed` gives the same start.
 
-    Raises UsageError for an unknown method or a wrong setting.
+    `method` is one method, or several joined by `+`. Where a template marks virtual tokens,
+    `leading` of them stand before the text and `placed` inside it. Raises UsageError for an
+    unknown method, a wrong setting, methods that don't go together, or marks that don't fit.
     """
-    chosen = METHODS[canonical_method(method)]
-    options = parse_options(chosen.options, settings)
+    names = parts_of(method)
+    own, rest = own_settings(method, settings)
+    for key in rest:
+        known = {field for name in names for field in METHODS[name].options.model_fields}
+        raise unknown("setting", "设置项", key, known)
+    if leading + placed:
+        _mark(method, own, leading + placed)
+    built: dict[str, Any] = {}
+    options = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = chosen.build(base, options, init_text)
+        for name in names:
+            chosen = METHODS[name]
+            parsed = parse_options(chosen.options, own[name])
+            built[chosen.part] = chosen.build(base, parsed, init_text)
+            options[name] = parsed.model_dump()
+    adapter = Adapter(
+        "+".join(names),
+        options[names[0]] if len(names) == 1 else options,
+        placed=placed,
+        **built,
+    )
     return adapter.to(base.device)
 
 
+def _mark(method: str, own: dict[str, dict[str, Any]], marked: int) -> None:
+    """Give the method with virtual tokens the number that the template marks."""
+    for name, settings in own.items():
+        if METHODS[name].part == "prompt":
+            chosen = settings.setdefault("virtual_tokens", marked)
+            if chosen == marked:
+                return
+            raise UsageError(
+                say(
+                    f"virtual_tokens={chosen!r}, but the template marks {marked} of them.",
+                    f"virtual_tokens={chosen!r}，但模板中标记了 {marked} 个虚拟词元。",
+                ),
+                say("Leave one of the two out.", "请去掉其中之一。"),
+            )
+    raise UsageError(
+        say(
+            f"The template marks virtual tokens, and {method} has none.",
+            f"模板中标记了虚拟词元，而 {method} 没有虚拟词元。",
+        ),
+        say(
+            "Use prompt-tuning or p-tuning (lora+p-tuning, say), or take {v:…} out.",
+            "请使用 prompt-tuning 或 p-tuning（例如 lora+p-tuning），或去掉 {v:…}。",
+        ),
+    )
+
+
 def canonical_method(name: str) -> str:
-    """The method's own name for `name` or its alias. Raises UsageError."""
-    method = ALIASES.get(name, name)
-    if method not in METHODS:
-        raise unknown("method", "方法", name, [*METHODS, *ALIASES])
-    return method
+    """The method's own name for `name` or its alias, parts in a fixed order. Raises UsageError."""
+    return "+".join(parts_of(name))
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The methods that `name` joins by `+`, in the order of METHODS.
+
+    Raises UsageError for an unknown one, and for two that would be the same part of an adapter.
+    """
+    names = [ALIASES.get(part.strip(), part.strip()) for part in name.split("+")]
+    for part in names:
+        if part not in METHODS:
+            raise unknown("method", "方法", part, [*METHODS, *ALIASES])
+    for index, part in enumerate(names):
+        for other in names[:index]:
+            if METHODS[part].part == METHODS[other].part:
+                raise UsageError(
+                    say(
+                        f"{name}: {other} and {part} don't go together, an adapter has one of them.",
+                        f"{name}：{other} 与 {part} 不能同时使用，一个适配器只能有其中之一。",
+                    ),
+                    say(
+                        "Join methods of different kinds, such as lora+p-tuning+p-tuning-v2.",
+                        "请组合不同类型的方法，例如 lora+p-tuning+p-tuning-v2。",
+                    ),
+                )
+    return tuple(sorted(names, key=list(METHODS).index))
+
+
+def own_settings(
+    method: str, settings: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The settings of each method in `method`, and those that are none of theirs.
+
+    A key goes to every method that knows it; `p-tuning.virtual_tokens` to that one alone.
+    Raises UsageError for a method that isn't there, or a setting that it does not have.
+    """
+    names = parts_of(method)
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    rest = {}
+    for key, value in settings.items():
+        owner, dot, field = key.rpartition(".")
+        if dot:
+            owner = ALIASES.get(owner, owner)
+            if owner not in own:
+                raise unknown("method in a setting", "设置项中的方法", key, names)
+            if field not in METHODS[owner].options.model_fields:
+                raise unknown("setting", "设置项", key, METHODS[owner].options.model_fields)
+            own[owner][field] = value
+            continue
+        knowing = [name for name in names if key in METHODS[name].options.model_fields]
+        for name in knowing:
+            own[name].setdefault(key, value)
+        if not knowing:
+            rest[key] = value
+    return own, rest
 
 
 def parse_options(kind: type[Options], settings: Mapping[str, Any]) -> Options:
@@ -76,26 +188,46 @@ def parse_options(kind: type[Options], settings: Mapping[str, Any]) -> Options:
         ) from error
 
 
-def _build_lora(base: Base, options: LoraOptions, init_text: str) -> Adapter:
-    lora = Lora(
-        targets(base.shape, options.target),
-        rank=options.rank,
-        scale=options.alpha / options.rank,
+def _build_lora(base: Base, options: LoraOptions, init_text: str) -> Lora:
+    def frozen(name: str) -> Tensor:
+        return weight_of(base.model.get_submodule(name))
+
+    return Lora(
+        sites(base.shape, options),
         dropout=options.dropout,
+        weight_of=frozen if options.use_dora else None,
     )
-    return Adapter("lora", options.model_dump(), lora=lora)
 
 
-def _build_prompt_tuning(base: Base, options: PromptTuningOptions, init_text: str) -> Adapter:
+def _build_qlora(base: Base, options: LoraOptions, init_text: str) -> Lora:
+    """QLoRA (Dettmers et al. 2023): LoRA over a base in 4-bit NormalFloat."""
+    if base.precision.name != "nf4":
+        raise UsageError(
+            say(
+                f"qlora learns on a base in precision nf4; {base.name} is in {base.precision}.",
+                f"qlora 在 nf4 精度的基座上学习，而 {base.name} 为 {base.precision}。",
+            ),
+            say("Load it with precision nf4, or use lora.", "请以 nf4 精度加载，或使用 lora。"),
+        )
+    return _build_lora(base, options, init_text)
+
+
+def _build_ia3(base: Base, options: Ia3Options, init_text: str) -> Ia3:
+    return Ia3(ia3_sites(base.shape, options.layers))
+
+
+def _build_prompt_tuning(
+    base: Base, options: PromptTuningOptions, init_text: str
+) -> PromptEmbedding:
     start = _virtual_start(base, options, init_text)
     if start is None:
         spread = float(base.embedding.weight.float().std())
         start = torch.randn(options.virtual_tokens, base.shape.hidden) * spread
-    return Adapter("prompt-tuning", options.model_dump(), prompt=PromptEmbedding(start))
+    return PromptEmbedding(start)
 
 
-def _build_p_tuning(base: Base, options: PTuningOptions, init_text: str) -> Adapter:
-    encoder = PromptEncoder(
+def _build_p_tuning(base: Base, options: PTuningOptions, init_text: str) -> PromptEncoder:
+    return PromptEncoder(
         options.virtual_tokens,
         base.shape.hidden,
         kind=options.encoder,
@@ -103,18 +235,16 @@ def _build_p_tuning(base: Base, options: PTuningOptions, init_text: str) -> Adap
         layers=options.encoder_layers,
         start=_virtual_start(base, options, init_text),
     )
-    return Adapter("p-tuning", options.model_dump(), prompt=encoder)
 
 
-def _build_p_tuning_v2(base: Base, options: PTuningV2Options, init_text: str) -> Adapter:
+def _build_p_tuning_v2(base: Base, options: PTuningV2Options, init_text: str) -> DeepPrefix:
     ids = _start_ids(base, options, init_text)
-    prefix = DeepPrefix(
+    return DeepPrefix(
         base.shape,
         options.virtual_tokens,
         projection=options.hidden if options.projection else None,
         start=None if ids is None else _keys_values_of(base, ids),
     )
-    return Adapter("p-tuning-v2", options.model_dump(), prefix=prefix)
 
 
 def _start_ids(
@@ -165,9 +295,13 @@ def _keys_values_of(base: Base, ids: list[int]) -> Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "lora": Method(LoraOptions, _build_lora, learning_rate=2e-3),
-    "prompt-tuning": Method(PromptTuningOptions, _build_prompt_tuning, learning_rate=3e-2),
-    "p-tuning": Method(PTuningOptions, _build_p_tuning, learning_rate=1e-2),
-    "p-tuning-v2": Method(PTuningV2Options, _build_p_tuning_v2, learning_rate=3e-2),
+    "lora": Method(LoraOptions, _build_lora, "lora", learning_rate=2e-3),
+    "qlora": Method(LoraOptions, _build_qlora, "lora", learning_rate=2e-3),
+    "ia3": Method(Ia3Options, _build_ia3, "ia3", learning_rate=1e-2),
+    "prompt-tuning": Method(
+        PromptTuningOptions, _build_prompt_tuning, "prompt", learning_rate=3e-2, beta2=0.95
+    ),
+    "p-tuning": Method(PTuningOptions, _build_p_tuning, "prompt", learning_rate=1e-2),
+    "p-tuning-v2": Method(PTuningV2Options, _build_p_tuning_v2, "prefix", learning_rate=3e-2),
 }
 ALIASES = {"prefix-tuning": "p-tuning-v2"}

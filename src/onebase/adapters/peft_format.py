@@ -2,109 +2,172 @@
 
 PEFT keeps only the output of a prompt encoder or of a prefix projection; so does this file. The
 encoder itself lives in training checkpoints.
+
+PEFT has no file for an adapter of several methods, nor for virtual tokens placed inside the text.
+Theirs has `peft_type` ONEBASE, which PEFT refuses rather than misreads: under `parts`, each
+method's configuration as PEFT would write it, and in the weights file each method's tensors
+behind its name and a colon.
 """
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.lora import Lora
+from onebase.adapters.ia3 import Ia3
+from onebase.adapters.lora import Lora, Site, matches, scale_of
+from onebase.adapters.peft_fields import check_fields
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding
 from onebase.errors import CorruptFileError, OnebaseError
 from onebase.language import say
-from onebase.model.base import Base, ModelShape
+from onebase.model.base import Base
+from onebase.model.precision import weight_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_LORA_PREFIX = "base_model.model."
-
-# LoraConfig's fields that change the result, with the values this reader gives them.
-_LORA_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "layer_replication": (None,),
-    "lora_bias": (False, None),
-    "alora_invocation_tokens": (None,),
-}
+_LAYER_PREFIX = "base_model.model."
+_SEVERAL = "ONEBASE"
 
 
 def save_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
     """Write `adapter` into the existing `folder` as PEFT would."""
-    tensors: dict[str, Tensor] = {}
-    config: Any
+    parts = _parts(adapter, base)
+    if len(parts) == 1 and not adapter.placed:
+        ((config, tensors),) = parts.values()
+    else:
+        config = {
+            "peft_type": _SEVERAL,
+            "base_model_name_or_path": str(base.path or base.name),
+            "placed": adapter.placed,
+            "parts": {name: part for name, (part, _) in parts.items()},
+        }
+        tensors = {
+            f"{name}:{key}": tensor
+            for name, (_, own) in parts.items()
+            for key, tensor in own.items()
+        }
+    save_file({name: t.cpu().float().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _parts(adapter: Adapter, base: Base) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
+    """PEFT's configuration and tensors of each method in `adapter`, by the method's name."""
+    import peft  # late: it takes seconds, and only writing needs it
+
+    shape = base.shape
     common = {
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
         "base_model_name_or_path": str(base.path or base.name),
     }
-    shape = base.shape
+    sizes = {"num_layers": shape.layers, "num_transformer_submodules": 1, **common}
+    names = adapter.method.split("+")
+    parts: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
     if adapter.lora is not None:
-        config, tensors = _lora_files(adapter.lora, common)
-    elif adapter.prefix is not None:
+        name = "qlora" if "qlora" in names else "lora"
+        config = peft.LoraConfig(**_lora_settings(adapter.lora, shape.linears), **common)
+        parts[name] = (_plain(config), _lora_tensors(adapter.lora))
+    if adapter.ia3 is not None:
+        inner = sorted({n for n, (_, on_inputs) in adapter.ia3.sites.items() if on_inputs})
+        config = peft.IA3Config(
+            target_modules=_shortest(list(adapter.ia3.sites), shape.linears),
+            feedforward_modules=_shortest(inner, shape.linears),
+            **common,
+        )
+        parts["ia3"] = (_plain(config), _ia3_tensors(adapter.ia3))
+    if adapter.prompt is not None:
+        rows = adapter.prompt().detach()
+        sized = {
+            "num_virtual_tokens": len(rows),
+            "token_dim": shape.hidden,
+            "num_attention_heads": shape.heads,
+            **sizes,
+        }
+        options = adapter.options.get("p-tuning", adapter.options)
+        if "p-tuning" in names:
+            config = peft.PromptEncoderConfig(
+                encoder_reparameterization_type=str(options.get("encoder", "mlp")).upper(),
+                encoder_hidden_size=options.get("hidden", shape.hidden),
+                **sized,
+            )
+        else:
+            config = peft.PromptTuningConfig(**sized)
+        name = "p-tuning" if "p-tuning" in names else "prompt-tuning"
+        parts[name] = (_plain(config), {"prompt_embeddings": rows})
+    if adapter.prefix is not None:
         rows = adapter.prefix().detach()
         config = peft.PrefixTuningConfig(
             num_virtual_tokens=len(rows),
             token_dim=shape.kv_heads * shape.head_dim,
-            num_layers=shape.layers,
             num_attention_heads=shape.kv_heads,
-            num_transformer_submodules=1,
-            **common,
+            **sizes,
         )
-        tensors["prompt_embeddings"] = rows
-    else:
-        assert adapter.prompt is not None
-        rows = adapter.prompt().detach()
-        sizes = {
-            "num_virtual_tokens": len(rows),
-            "token_dim": shape.hidden,
-            "num_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_transformer_submodules": 1,
-        }
-        if adapter.method == "p-tuning":
-            config = peft.PromptEncoderConfig(
-                encoder_reparameterization_type=str(adapter.options.get("encoder", "mlp")).upper(),
-                encoder_hidden_size=adapter.options.get("hidden", shape.hidden),
-                **sizes,
-                **common,
-            )
-        else:
-            config = peft.PromptTuningConfig(**sizes, **common)
-        tensors["prompt_embeddings"] = rows
-    save_file({name: t.cpu().float().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
-    config.save_pretrained(str(folder))
+        parts["p-tuning-v2"] = (_plain(config), {"prompt_embeddings": rows})
+    return parts
 
 
-def _lora_files(lora: Lora, common: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+def _plain(config: Any) -> dict[str, Any]:
+    """A PEFT configuration as JSON holds it."""
+
+    def simple(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set) else str(value)
+
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=simple))
+    return plain
+
+
+def _shortest(names: list[str], linears: Mapping[str, Any]) -> list[str]:
+    """`names` by their last parts where those mean no other layer, else in full."""
+    last = {name.rsplit(".", 1)[-1] for name in names}
+    meant = {name for name in linears if name.rsplit(".", 1)[-1] in last}
+    return sorted(last if meant == set(names) else names)
+
+
+def _lora_settings(lora: Lora, linears: Mapping[str, Any]) -> dict[str, Any]:
+    ranks = {name: site.rank for name, site in lora.sites.items()}
+    alphas = {name: _whole(site.scale * site.rank) for name, site in lora.sites.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": lora.dropout,
+        "use_dora": lora.dora,
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "target_modules": _shortest(lora.names, linears),
+    }
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def _lora_tensors(lora: Lora) -> dict[str, Tensor]:
     tensors = {}
-    for name, delta in lora.deltas().items():
-        tensors[f"{_LORA_PREFIX}{name}.lora_A.weight"] = delta.a.detach()
-        tensors[f"{_LORA_PREFIX}{name}.lora_B.weight"] = delta.b.detach()
-    rank = lora.a[0].shape[0]
-    alpha = lora.scale * rank
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
-        lora_dropout=lora.dropout,
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name in lora.names}),
-        **common,
-    )
-    return config, tensors
+    for at, name in enumerate(lora.names):
+        tensors[f"{_LAYER_PREFIX}{name}.lora_A.weight"] = lora.a[at].detach()
+        tensors[f"{_LAYER_PREFIX}{name}.lora_B.weight"] = lora.b[at].detach()
+        if lora.dora:
+            tensors[f"{_LAYER_PREFIX}{name}.lora_magnitude_vector"] = lora.magnitude[at].detach()
+    return tensors
+
+
+def _ia3_tensors(ia3: Ia3) -> dict[str, Tensor]:
+    return {
+        f"{_LAYER_PREFIX}{name}.ia3_l": vector.detach()[None]
+        if on_inputs
+        else vector.detach()[:, None]
+        for vector, (name, (_, on_inputs)) in zip(ia3.vectors, ia3.sites.items(), strict=True)
+    }
 
 
 def load_adapter(folder: Path, base: Base) -> Adapter:
@@ -114,12 +177,12 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
     OnebaseError when it uses a feature that would change its answers and is not supported.
     """
     config = read_peft_config(folder)
-    kind = str(config.get("peft_type"))
-    if kind not in _READERS:
-        raise OnebaseError(
-            say(f"{folder} holds a {kind} adapter.", f"{folder} 中是 {kind} 适配器。"),
-            say(f"Supported: {', '.join(_READERS)}.", f"支持：{'、'.join(_READERS)}。"),
-        )
+    several = config.get("peft_type") == _SEVERAL
+    parts = config.get("parts") if several else {"": config}
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise _damaged(folder / CONFIG, f"parts is {parts!r}")
+    for part in parts.values():
+        check_fields(folder, part)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -127,7 +190,32 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _damaged(folder / WEIGHTS, f"{name} is not finite")
-    return _READERS[kind](folder, config, tensors, base.shape).to(base.device)
+    read = []
+    for name, part in parts.items():
+        before = f"{name}:" if several else ""
+        own = {k.removeprefix(before): t for k, t in tensors.items() if k.startswith(before)}
+        read.append(_READERS[str(part["peft_type"])](folder, part, own, base))
+    if not several:
+        return read[0].to(base.device)
+    return _together(folder, config, dict(zip(parts, read, strict=True))).to(base.device)
+
+
+def _together(folder: Path, config: dict[str, Any], read: dict[str, Adapter]) -> Adapter:
+    """One adapter of the parts that `read` has by their methods' names."""
+    held: dict[str, Any] = {}
+    for adapter in read.values():
+        for part in ("lora", "ia3", "prompt", "prefix"):
+            if (module := getattr(adapter, part)) is not None:
+                if part in held:
+                    raise _damaged(folder / CONFIG, f"two parts are a {part}")
+                held[part] = module
+    placed = config.get("placed", 0)
+    tokens = len(held["prompt"]()) if "prompt" in held else 0
+    if not isinstance(placed, int) or not 0 <= placed <= tokens:
+        raise _damaged(folder / CONFIG, f"placed is {placed!r} of {tokens} virtual tokens")
+    options = {name: adapter.options for name, adapter in read.items()}
+    method = "+".join(read)
+    return Adapter(method, options[method] if len(read) == 1 else options, placed=placed, **held)
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
@@ -142,71 +230,102 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_lora(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shape: ModelShape
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
 ) -> Adapter:
-    for field, harmless in _LORA_UNSUPPORTED.items():
-        if config.get(field) not in harmless:
-            raise OnebaseError(
-                say(
-                    f"The LoRA in {folder} uses {field}={config[field]!r}, which is not supported.",
-                    f"{folder} 中的 LoRA 使用了不支持的 {field}={config[field]!r}。",
-                ),
-                say(
-                    f"Merge it into its base with PEFT, or train it without {field}.",
-                    f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
-                ),
-            )
-    rank = int(_number(folder, config, "r"))
     alpha = _number(folder, config, "lora_alpha")
-    scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    names = {}
+    alphas = config.get("alpha_pattern") or {}
+    rslora = bool(config.get("use_rslora"))
+    sites = {}
     suffix = ".lora_A.weight"
-    for key in tensors:
+    for key, tensor in tensors.items():
         if key.endswith(suffix):
-            name = key.removeprefix(_LORA_PREFIX).removesuffix(suffix)
-            if name not in shape.linears:
-                raise _damaged(folder / WEIGHTS, f"the base has no linear layer {name}")
-            names[name] = shape.linears[name]
-    if not names:
+            name = _layer(folder, base, key, suffix)
+            own = next((a for pattern, a in alphas.items() if matches(pattern, name)), alpha)
+            own_rank = tensor.shape[0]
+            sites[name] = Site(
+                *base.shape.linears[name], own_rank, scale_of(own, own_rank, rslora=rslora)
+            )
+    if not sites:
         raise _damaged(folder / WEIGHTS, "no lora_A matrix in it")
-    lora = Lora(names, rank=rank, scale=scale, dropout=float(config.get("lora_dropout") or 0.0))
+
+    def frozen(name: str) -> Tensor:
+        return weight_of(base.model.get_submodule(name))
+
+    dora = bool(config.get("use_dora"))
+    dropout = float(config.get("lora_dropout") or 0.0)
+    lora = Lora(sites, dropout=dropout, weight_of=frozen if dora else None)
     read = set()
     for index, name in enumerate(lora.names):
-        for part, parameters in (("A", lora.a), ("B", lora.b)):
-            key = f"{_LORA_PREFIX}{name}.lora_{part}.weight"
+        files = [(".lora_A.weight", lora.a[index]), (".lora_B.weight", lora.b[index])]
+        if dora:
+            files.append((".lora_magnitude_vector", lora.magnitude[index]))
+        for end, parameter in files:
+            key = f"{_LAYER_PREFIX}{name}{end}"
             read.add(key)
-            _copy(folder, tensors, key, parameters[index])
-    if unread := set(tensors) - read:  # such as a delta on the embedding
+            _copy(folder, tensors, key, parameter)
+    _refuse_unread(folder, set(tensors) - read)
+    wanted = config.get("target_modules") or []
+    target = wanted if isinstance(wanted, str) else ",".join(wanted)
+    rank = Counter(site.rank for site in sites.values()).most_common(1)[0][0]
+    return Adapter("lora", {"rank": rank, "alpha": alpha, "target": target}, lora=lora)
+
+
+def _read_ia3(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
+) -> Adapter:
+    sites = {}
+    for key, tensor in tensors.items():
+        if key.endswith(".ia3_l"):
+            name = _layer(folder, base, key, ".ia3_l")
+            sites[name] = (tensor.numel(), tensor.shape[0] == 1 and tensor.numel() > 1)
+            if sites[name][0] != base.shape.linears[name][not sites[name][1]]:
+                raise _damaged(folder / WEIGHTS, f"{key} is {tuple(tensor.shape)}")
+    if not sites:
+        raise _damaged(folder / WEIGHTS, "no ia3_l vector in it")
+    ia3 = Ia3(sites)
+    for vector, name in zip(ia3.vectors, sites, strict=True):
+        vector.data.copy_(tensors[f"{_LAYER_PREFIX}{name}.ia3_l"].flatten())
+    _refuse_unread(folder, {key for key in tensors if not key.endswith(".ia3_l")})
+    return Adapter("ia3", {}, ia3=ia3)
+
+
+def _layer(folder: Path, base: Base, key: str, suffix: str) -> str:
+    """The base's linear layer that a tensor's name speaks of."""
+    name = key.removeprefix(_LAYER_PREFIX).removesuffix(suffix)
+    if name not in base.shape.linears:
+        raise _damaged(folder / WEIGHTS, f"the base has no linear layer {name}")
+    return name
+
+
+def _refuse_unread(folder: Path, unread: set[str]) -> None:
+    if unread:  # such as a delta on the embedding
         raise OnebaseError(
             say(
-                f"The LoRA in {folder} also changes {min(unread)}, which is not supported.",
-                f"{folder} 中的 LoRA 还修改了 {min(unread)}，不支持。",
+                f"The adapter in {folder} also changes {min(unread)}, which is not supported.",
+                f"{folder} 中的适配器还修改了 {min(unread)}，不支持。",
             ),
             say(
                 "Merge it into its base with PEFT, or train it on the linear layers alone.",
                 "请用 PEFT 合并到基座，或只在线性层上重新训练。",
             ),
         )
-    wanted = config.get("target_modules") or []
-    target = wanted if isinstance(wanted, str) else ",".join(wanted)
-    return Adapter("lora", {"rank": rank, "alpha": alpha, "target": target}, lora=lora)
 
 
 def _read_prompt(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shape: ModelShape
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
 ) -> Adapter:
     tokens = int(_number(folder, config, "num_virtual_tokens"))
-    prompt = PromptEmbedding(torch.zeros(tokens, shape.hidden))
+    prompt = PromptEmbedding(torch.zeros(tokens, base.shape.hidden))
     _copy(folder, tensors, "prompt_embeddings", prompt.embedding)
     method = "p-tuning" if config["peft_type"] == "P_TUNING" else "prompt-tuning"
     return Adapter(method, {"virtual_tokens": tokens}, prompt=prompt)
 
 
 def _read_prefix(
-    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shape: ModelShape
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
 ) -> Adapter:
     tokens = int(_number(folder, config, "num_virtual_tokens"))
-    prefix = DeepPrefix(shape, tokens, projection=None, start=None)
+    prefix = DeepPrefix(base.shape, tokens, projection=None, start=None)
     _copy(folder, tensors, "prompt_embeddings", prefix.embedding.weight)
     return Adapter("p-tuning-v2", {"virtual_tokens": tokens}, prefix=prefix)
 
@@ -239,8 +358,9 @@ def _damaged(file: Path, reason: str) -> CorruptFileError:
     )
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Any], dict[str, Tensor], ModelShape], Adapter]] = {
+_READERS: dict[str, Callable[[Path, dict[str, Any], dict[str, Tensor], Base], Adapter]] = {
     "LORA": _read_lora,
+    "IA3": _read_ia3,
     "PROMPT_TUNING": _read_prompt,
     "P_TUNING": _read_prompt,
     "PREFIX_TUNING": _read_prefix,

@@ -14,6 +14,7 @@ from onebase.cli.session import (
     BaseOption,
     JsonOption,
     LangOption,
+    PrecisionOption,
     Session,
     WorkspaceOption,
     begin,
@@ -41,6 +42,7 @@ def generate_command(
     prompt: Annotated[str | None, typer.Option(help="What to answer.")] = None,
     file: Annotated[Path | None, typer.Option(help='Rows {"task", "input"}.')] = None,
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -65,7 +67,7 @@ def generate_command(
     requests: list[tuple[str, str]] = (
         [(task or BASE_TASK, str(prompt))] if file is None else read_requests(file, task)
     )
-    engine = engine_for(session, [name for name, _ in requests], base)
+    engine = engine_for(session, [name for name, _ in requests], base, precision)
     answers = engine.generate(requests, sampling)
     shown = [
         {key: value for key, value in asdict(item).items() if key != "margin"} for item in answers
@@ -83,13 +85,14 @@ def classify_command(
     text: Annotated[str, typer.Option(help="What to classify.")],
     labels: Annotated[str | None, typer.Option(help="Other labels, separated by commas.")] = None,
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     lang: LangOption = None,
 ) -> None:
     """Score every label of a task for a text; nothing is sampled."""
     session = begin(workspace, as_json, lang)
-    engine = engine_for(session, [task], base)
+    engine = engine_for(session, [task], base, precision)
     names = [part.strip() for part in (labels or "").split(",") if part.strip()]
     scores = engine.classify(task, [text], names)[0]
     loaded = engine.tasks[task]
@@ -106,6 +109,7 @@ def classify_command(
 def chat_command(
     task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -118,7 +122,7 @@ def chat_command(
     """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
     session = begin(workspace, as_json, lang)
     sampling = sampling_of(max_tokens, temperature, top_p, top_k, seed, None)
-    engine = engine_for(session, [task], base)
+    engine = engine_for(session, [task], base, precision)
     note(
         say(
             "/task NAME switches, /reset forgets, /quit leaves.",
@@ -173,8 +177,11 @@ def _switch(session: Session, engine: Engine, name: str, current: str) -> str:
     return name
 
 
-def engine_for(session: Session, tasks: Sequence[str], base: str | None) -> Engine:
-    """An engine with these tasks loaded, on their own base unless another is named.
+def engine_for(
+    session: Session, tasks: Sequence[str], base: str | None, precision: str | None
+) -> Engine:
+    """An engine with these tasks loaded, on their own base unless another is named, in the
+    precision that all of them were trained in unless another is named.
 
     Unknown tasks are refused before the base is loaded.
     """
@@ -189,7 +196,11 @@ def engine_for(session: Session, tasks: Sequence[str], base: str | None) -> Engi
             ),
             say("Ask for the tasks of one base at a time.", "请分别使用同一基座上的任务。"),
         )
-    engine = Engine(Base.load(base or next(iter(trained_on), DEFAULT_BASE)))
+    trained_in = {item.record.get("precision") for item in stored}
+    if precision is None and trained_in in ({"nf4"}, {"int8"}):
+        (precision,) = trained_in
+    name = base or next(iter(trained_on), DEFAULT_BASE)
+    engine = Engine(Base.load(name, precision=precision))
     _load(session, engine, wanted)
     return engine
 

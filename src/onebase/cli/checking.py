@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
-from transformers import AutoTokenizer
 
 from onebase.cli.session import (
     BaseOption,
@@ -25,6 +24,7 @@ from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
 from onebase.model.fetch import DEFAULT_BASE, resolve
+from onebase.model.tokenizer import read_tokenizer
 
 data_app = typer.Typer(help="Data files.")
 
@@ -70,7 +70,7 @@ def _tokenizer(base: str) -> Any:
     """The tokenizer alone of a base: its weights say nothing about a file."""
     path = resolve(base)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return read_tokenizer(path)
     except (ValueError, KeyError, OSError) as error:
         raise CorruptFileError(
             say(

@@ -43,8 +43,8 @@ def demo_command(
 ) -> None:
     """Learn five tasks together on one base and compare answers before and after."""
     session = begin(workspace, as_json, lang)
-    named, jobs = read_jobs(demo_folder(data) / "tasks.yaml")
-    chosen = base or named or DEFAULT_BASE
+    tasks = read_jobs(demo_folder(data) / "tasks.yaml")
+    jobs, chosen = tasks.jobs, base or tasks.base or DEFAULT_BASE
     if data == "zh" and chosen == DEFAULT_BASE:
         note(
             say(
@@ -54,7 +54,7 @@ def demo_command(
             )
         )
     stored = [] if again else finished(session, jobs, chosen)
-    loaded = load_base(chosen)
+    loaded = load_base(chosen, tasks.precision)
     if stored:
         note(
             say(

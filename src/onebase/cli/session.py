@@ -21,6 +21,10 @@ WorkspaceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 LangOption = Annotated[str | None, typer.Option("--lang", help="en or zh.")]
 BaseOption = Annotated[str | None, typer.Option("--base", help="The base model.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", help="What the base is held in: fp32, bf16, fp16, int8 or nf4."),
+]
 
 
 @dataclass(frozen=True)

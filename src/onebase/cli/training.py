@@ -12,6 +12,7 @@ from onebase.cli.session import (
     BaseOption,
     JsonOption,
     LangOption,
+    PrecisionOption,
     Session,
     WorkspaceOption,
     begin,
@@ -21,8 +22,8 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
-from onebase.training.job import Job, read_jobs
-from onebase.training.train import check_jobs, summary, train
+from onebase.training.job import Job, TaskFile, read_jobs
+from onebase.training.train import check_jobs, precision_for, summary, train
 
 
 def train_command(
@@ -30,9 +31,10 @@ def train_command(
     task: Annotated[str | None, typer.Option(help="The task's name.")] = None,
     data: Annotated[str | None, typer.Option(help="Its data file.")] = None,
     method: Annotated[
-        str, typer.Option(help="lora, prompt-tuning, p-tuning or p-tuning-v2.")
+        str, typer.Option(help="lora, qlora, prompt-tuning, p-tuning or p-tuning-v2.")
     ] = "lora",
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="What the task is, in a sentence.")
     ] = None,
@@ -65,7 +67,7 @@ def train_command(
                 say(f"Both -c and {flags} were given.", f"同时给出了 -c 和 {flags}。"),
                 say("Write it in the tasks file, or leave -c out.", "请写进任务文件，或去掉 -c。"),
             )
-        named, jobs = read_jobs(config)
+        tasks = read_jobs(config)
     else:
         if not task or not data:
             raise UsageError(
@@ -75,25 +77,23 @@ def train_command(
                 ),
                 say("Give both, or a tasks.yaml with -c.", "请给出两者，或用 -c 指定 tasks.yaml。"),
             )
-        named, jobs = (
-            None,
-            [
-                Job(
-                    task=task,
-                    data=data,
-                    method=method,
-                    instruction=instruction,
-                    held_out=held_out,
-                    template=template,
-                    columns=pairs(columns.split(",") if columns else []),
-                    skip_bad=skip_bad,
-                    seed=seed,
-                    set=settings(set_ or []),
-                )
-            ],
+        job = Job(
+            task=task,
+            data=data,
+            method=method,
+            instruction=instruction,
+            held_out=held_out,
+            template=template,
+            columns=pairs(columns.split(",") if columns else []),
+            skip_bad=skip_bad,
+            seed=seed,
+            set=settings(set_ or []),
         )
-    check_jobs(jobs)
-    stored = run_training(session, jobs, load_base(base or named or DEFAULT_BASE))
+        tasks = TaskFile(base=None, precision=None, jobs=[job])
+    check_jobs(tasks.jobs)
+    held_in = precision_for(tasks.jobs, precision or tasks.precision)
+    loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
+    stored = run_training(session, tasks.jobs, loaded)
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
@@ -104,10 +104,13 @@ def train_command(
     )
 
 
-def load_base(name: str) -> Base:
-    """The base, announced: loading takes seconds."""
+def load_base(name: str, precision: str | None) -> Base:
+    """The base, announced: loading takes seconds. What it is held in is stated."""
     note(say(f"Loading {name} …", f"正在加载 {name} …"))
-    return Base.load(name)
+    base = Base.load(name, precision=precision)
+    if base.precision.quantized or precision is not None:
+        note(say(f"{name} is held in {base.precision}.", f"{name} 的精度：{base.precision}。"))
+    return base
 
 
 def run_training(session: Session, jobs: list[Job], base: Base) -> list[StoredAdapter]:

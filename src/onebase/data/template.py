@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Self
 
 from jinja2 import TemplateError
 
 from onebase.data.example import Example, Turn
 from onebase.data.layout import ChatLayout, Layout, Piece, PlainLayout
+from onebase.data.places import PLACE, leading, shown, stretches, with_places
 from onebase.errors import DataError, UsageError, unknown
 from onebase.language import say
 
@@ -43,6 +45,10 @@ class Template:
     end token; the content then keeps up to a quarter of `max_tokens`, for an answer to nothing
     teaches nothing. A layout that alone is too long is cut at its end as well.
 
+    `{v:4}` in the text or the instruction marks places for virtual tokens. Those that a text
+    begins with stand before everything (`leading` of them), the others where they are marked
+    (`placed`); every repetition of the text, in a conversation, has the same ones.
+
     Raises `UsageError` for a kind, a text or a size that can't be used.
     """
 
@@ -65,7 +71,10 @@ class Template:
         self.instruction = instruction
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._layout = _layout(tokenizer, kind, instruction)
+        text, self._instruction = with_places(kind), with_places(instruction or "")
+        self.leading = leading(text)
+        self.placed = (text + self._instruction).count(PLACE) - self.leading
+        self._layout = _layout(tokenizer, text[self.leading :], self._instruction or None)
 
     @property
     def end(self) -> str:
@@ -84,11 +93,11 @@ class Template:
         `input` is a user's text, or turns that end with a user's. Never truncated.
         Raises `UsageError` for other turns, and for turns that the chat template refuses.
         """
-        return [token for piece in self._context(input) for token in self._ids(piece.text)]
+        return self._counted([self._ids(piece.text) for piece in self._context(input)])
 
     def prompt_text(self, input: str | Sequence[Turn]) -> str:
         """The text of `prompt`, as the model sees it."""
-        return "".join(piece.text for piece in self._context(input))
+        return shown("".join(piece.text for piece in self._context(input)))
 
     def example(self, example: Example) -> Rendered:
         """The tokens of an example, at most `max_tokens`, and which of them are learned.
@@ -96,7 +105,7 @@ class Template:
         Raises `DataError` for turns that the chat template refuses.
         """
         tokens, truncated = self._fit(example)
-        ids = tuple(token for piece in tokens for token in piece.ids)
+        ids = tuple(self._counted([piece.ids for piece in tokens]))
         learned = tuple(piece.learned for piece in tokens for _ in piece.ids)
         return Rendered(ids, learned, truncated)
 
@@ -107,7 +116,9 @@ class Template:
     def marked(self, example: Example) -> str:
         """The text of an example after truncation, what is learned between ⟦ and ⟧."""
         tokens, _ = self._fit(example)
-        return "".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens)
+        return shown(
+            "".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens)
+        )
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this template again."""
@@ -122,12 +133,31 @@ class Template:
         return cls(tokenizer, **config)
 
     def _ids(self, text: str) -> list[int]:
+        """The tokens of a text; a place is -1."""
+        if not self.placed:
+            return self._text_ids(text)
+        ids: list[int] = []
+        for between, places in stretches(text):
+            ids += self._text_ids(between) if between else []
+            ids += [-1] * places
+        return ids
+
+    def _text_ids(self, text: str) -> list[int]:
         # verbose: no warning for a text beyond the model's length, it is cut to fit later.
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
+    def _counted(self, pieces: Sequence[list[int]]) -> list[int]:
+        """The pieces in one list, their places numbered: -1, -2, …"""
+        ids = [token for piece in pieces for token in piece]
+        if not self.placed:
+            return ids
+        number = count()
+        return [token if token >= 0 else -1 - next(number) % self.placed for token in ids]
+
     def _context(self, input: str | Sequence[Turn]) -> list[Piece]:
         turns = [Turn("user", input)] if isinstance(input, str) else list(input)
+        turns = self._without_places(turns)
         if not turns or turns[-1].role != "user":
             raise UsageError(
                 say("The turns do not end with a user's.", "对话的最后一轮不是用户消息。"),
@@ -144,10 +174,17 @@ class Template:
                 say("Let user and assistant take turns.", "请让用户与助手轮流发言。"),
             ) from refusal
 
+    def _without_places(self, turns: Sequence[Turn]) -> list[Turn]:
+        """`turns` without the noncharacter that stands for a place."""
+        if not self.placed:
+            return list(turns)
+        return [replace(turn, content=turn.content.replace(PLACE, "")) for turn in turns]
+
     def _tokens(self, example: Example) -> list[_Tokens]:
-        context = example.turns[:-1]
+        context = self._without_places(example.turns[:-1])
         try:
-            answer = Piece(self._layout.answer(context, example.answer), learned=True)
+            said = example.answer.replace(PLACE, "")
+            answer = Piece(self._layout.answer(context, said), learned=True)
             pieces = [*self._layout.context(context), answer]
         except TemplateError as refusal:
             raise DataError(
@@ -182,7 +219,8 @@ class Template:
         for piece in tokens:
             if len(piece.ids) > room:
                 ids = piece.ids[:room]
-                piece = replace(piece, ids=ids, text=self._tokenizer.decode(ids))  # noqa: PLW2901
+                text = self._tokenizer.decode([token for token in ids if token >= 0])
+                piece = replace(piece, ids=ids, text=text)  # noqa: PLW2901
             kept.append(piece)
             room -= len(piece.ids)
         return [piece for piece in kept if piece.ids]

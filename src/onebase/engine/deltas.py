@@ -1,21 +1,22 @@
-"""The low-rank deltas of all adapters in a pass, applied together.
+"""What the adapters in a pack change in linear layers, applied together.
 
-For a linear layer the matrices of every adapter that has a delta on it are put side by side:
-two products serve all of them, whatever their number, and each token keeps only the columns of
-its own adapter. So adding an adapter to a batch, or switching between adapters, costs nothing
-but a few columns.
+For a linear layer the low-rank matrices of every adapter that has a delta on it are put side by
+side: two products serve all of them, whatever their number, and each token keeps only the columns
+of its own adapter. So adding an adapter to a batch, or switching between adapters, costs nothing
+but a few columns. Vectors (IA3, and DoRA's factors) are gathered token by token.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution, LowRank
 
 
 class Deltas:
-    """The deltas in `stacks`; `owners`, [tokens], says by its index in the stacks' adapters whose
+    """The changes in `stacks`; `owners`, [tokens], says by its index in the stacks' adapters whose
     each token is (-1: nobody's).
     """
 
@@ -23,19 +24,49 @@ class Deltas:
         self._stacks = stacks
         self._owners = owners
         self._columns: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
+        self._rows: dict[tuple[int, ...], Tensor] = {}
 
-    def apply(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
-        """`output` of the linear layer `name`, [1, tokens, outputs], with the deltas added."""
+    def enter(self, name: str, inputs: Tensor) -> Tensor:
+        """`inputs` of the linear layer `name`, [1, tokens, inputs], rescaled."""
+        stack = self._stacks.get(name)
+        if stack is None or not stack.on_inputs:
+            return inputs
+        return inputs * self._gathered(stack.on_inputs, inputs.dtype)
+
+    def leave(self, name: str, layer: nn.Linear, inputs: Tensor, output: Tensor) -> Tensor:
+        """`output` of the linear layer `name`, [1, tokens, outputs], with the changes made."""
         stack = self._stacks.get(name)
         if stack is None:
             return output
-        a, b, signature, dropouts = stack
-        x = inputs.flatten(0, -2)
-        if dropouts:
-            x = self._drop(x, dropouts)
-        inner = torch.mm(x, a.t().to(x.dtype)) * self._kept(signature, x)
         flat = output.flatten(0, -2)
-        return torch.addmm(flat, inner, b.t().to(x.dtype)).view_as(output)
+        bias = layer.bias if stack.factors or stack.on_outputs else None
+        if bias is not None:
+            flat = flat - bias
+        if stack.on_outputs:
+            flat = flat * self._gathered(stack.on_outputs, flat.dtype)
+        if stack.low_rank:
+            x = inputs.flatten(0, -2)
+            if stack.dropouts:
+                x = self._drop(x, stack.dropouts)
+            inner = torch.mm(x, stack.a.t().to(x.dtype)) * self._kept(stack.signature, x)
+            flat = torch.addmm(flat, inner, stack.b.t().to(x.dtype))
+        if stack.factors:
+            flat = flat * self._gathered(stack.factors, flat.dtype)
+        if bias is not None:
+            flat = flat + bias
+        return flat.view_as(output)
+
+    def _gathered(self, vectors: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
+        """For every token the vector of its own adapter, or ones, [tokens, size]."""
+        adapters = tuple(vectors)
+        if adapters not in self._rows:
+            rows = torch.zeros_like(self._owners)
+            for row, adapter in enumerate(adapters, 1):
+                rows[self._owners == adapter] = row
+            self._rows[adapters] = rows
+        own = list(vectors.values())
+        table = torch.stack([torch.ones_like(own[0]), *own]).to(dtype)
+        return table.index_select(0, self._rows[adapters])
 
     def _kept(self, signature: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
         """For every token the scale of its own adapter's columns and zero elsewhere."""
@@ -47,7 +78,7 @@ class Deltas:
             self._columns[signature] = torch.cat(pieces, dim=1)
         return self._columns[signature]
 
-    def _drop(self, x: Tensor, dropouts: dict[int, float]) -> Tensor:
+    def _drop(self, x: Tensor, dropouts: Mapping[int, float]) -> Tensor:
         """Inverted dropout on the tokens of the adapters that ask for it."""
         factor = torch.ones_like(x)
         for index, probability in dropouts.items():
@@ -57,34 +88,69 @@ class Deltas:
         return x * factor
 
 
-_Stack = tuple[Tensor, Tensor, tuple[tuple[int, int, float], ...], dict[int, float]]
+@dataclass(frozen=True)
+class Stack:
+    """The changes of one linear layer. `a` is [ranks, inputs], `b` [outputs, ranks]; `signature`
+    has (adapter, rank, scale) for each block of them; the rest are by adapter.
+    """
+
+    a: Tensor
+    b: Tensor
+    signature: tuple[tuple[int, int, float], ...] = ()
+    dropouts: Mapping[int, float] = field(default_factory=dict)
+    factors: Mapping[int, Tensor] = field(default_factory=dict)
+    on_inputs: Mapping[int, Tensor] = field(default_factory=dict)
+    on_outputs: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether there is a low-rank delta."""
+        return bool(self.signature)
 
 
 class Stacks:
-    """For every linear layer the matrices of some adapters side by side, made when first asked
-    for. `a` is [ranks, inputs], `b` [outputs, ranks].
-    """
+    """For every linear layer the changes of some adapters, put together when first asked for."""
 
     def __init__(self, contributions: Mapping[str, Contribution], adapters: Sequence[str]) -> None:
-        self._by_layer: dict[str, list[tuple[int, LowRank]]] = {}
-        for index, adapter in enumerate(adapters):
-            for name, delta in contributions[adapter].deltas.items():
-                self._by_layer.setdefault(name, []).append((index, delta))
-        self._made: dict[str, _Stack] = {}
+        self._contributions = [contributions[adapter] for adapter in adapters]
+        self._layers = {
+            name for item in self._contributions for name in (*item.deltas, *item.scalings)
+        }
+        self._made: dict[str, Stack] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_layer)
+        return bool(self._layers)
 
-    def get(self, name: str) -> _Stack | None:
-        """The stack of the layer `name`, None when no adapter has a delta there."""
-        if name not in self._by_layer:
+    def get(self, name: str) -> Stack | None:
+        """The stack of the layer `name`, None when no adapter changes it."""
+        if name not in self._layers:
             return None
         if name not in self._made:
-            parts = self._by_layer[name]
-            self._made[name] = (
-                torch.cat([delta.a for _, delta in parts]) if len(parts) > 1 else parts[0][1].a,
-                torch.cat([delta.b for _, delta in parts], 1) if len(parts) > 1 else parts[0][1].b,
-                tuple((index, delta.a.shape[0], delta.scale) for index, delta in parts),
-                {index: delta.dropout for index, delta in parts if delta.dropout},
-            )
+            self._made[name] = self._stack(name)
         return self._made[name]
+
+    def _stack(self, name: str) -> Stack:
+        parts: list[tuple[int, LowRank]] = [
+            (index, item.deltas[name])
+            for index, item in enumerate(self._contributions)
+            if name in item.deltas
+        ]
+        vectors = {
+            index: item.scalings[name]
+            for index, item in enumerate(self._contributions)
+            if name in item.scalings
+        }
+        nothing = torch.empty(0)
+        return Stack(
+            a=_beside([delta.a for _, delta in parts], 0) if parts else nothing,
+            b=_beside([delta.b for _, delta in parts], 1) if parts else nothing,
+            signature=tuple((index, delta.a.shape[0], delta.scale) for index, delta in parts),
+            dropouts={index: delta.dropout for index, delta in parts if delta.dropout},
+            factors={index: delta.factor for index, delta in parts if delta.factor is not None},
+            on_inputs={at: item.vector for at, item in vectors.items() if item.on_inputs},
+            on_outputs={at: item.vector for at, item in vectors.items() if not item.on_inputs},
+        )
+
+
+def _beside(matrices: Sequence[Tensor], dimension: int) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices), dimension)

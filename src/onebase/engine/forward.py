@@ -51,18 +51,29 @@ def prepare(base: Base) -> None:
         layer.register_forward_pre_hook(enter, with_kwargs=True)
     for name, module in base.model.named_modules():
         if name in base.shape.linears:
-            module.register_forward_hook(_delta_hook(name, current))
+            module.register_forward_pre_hook(_entry_hook(name, current))
+            module.register_forward_hook(_exit_hook(name, current))
     _prepared.add(base.model)
 
 
-def _delta_hook(name: str, current: _Current) -> Any:
-    def add_deltas(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+def _entry_hook(name: str, current: _Current) -> Any:
+    def enter(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         now = current.value
         if now is None or now.deltas is None:
             return None
-        return now.deltas.apply(name, args[0], output)
+        return (now.deltas.enter(name, args[0]), *args[1:])
 
-    return add_deltas
+    return enter
+
+
+def _exit_hook(name: str, current: _Current) -> Any:
+    def leave(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        now = current.value
+        if now is None or now.deltas is None:
+            return None
+        return now.deltas.leave(name, layer, args[0], output)
+
+    return leave
 
 
 def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A pack: many segments of many adapters in one row of tokens, as one tree.
 
+A negative id stands for a virtual token inside the text: -1 is its adapter's first placed one.
+
 Every node holds some tokens and belongs to one adapter (or to the bare base). A node's tokens
 attend to its adapter's KV prefix, to all its ancestors, and causally to their own node: so an
 adapter's virtual tokens, or the text that many rows begin with, stand in a pack once, and every
@@ -94,7 +96,9 @@ class Pack:
     def embeddings(self, embed: torch.nn.Embedding) -> Tensor:
         """The tokens' embeddings with the virtual tokens in their places, [tokens, hidden]."""
         device = embed.weight.device
-        embedded: Tensor = embed(torch.tensor(self.ids, device=device))
+        embedded: Tensor = embed(torch.tensor(self.ids, device=device).clamp(min=0))
+        if min(self.ids, default=0) < 0:
+            embedded = self._with_placed(embedded)
         if not self._virtual:
             return embedded
         pieces, at = [], 0
@@ -105,3 +109,17 @@ class Pack:
             pieces += [embedded[at : node.start], virtual.to(embedded.dtype)]
             at = node.start + node.length
         return torch.cat([*pieces, embedded[at:]])
+
+    def _with_placed(self, embedded: Tensor) -> Tensor:
+        """`embedded` with every adapter's placed tokens where the ids are negative."""
+        spots, rows = [], []
+        for node in self.nodes:
+            for at in range(node.start, node.start + node.length):
+                if self.ids[at] < 0:
+                    assert node.adapter is not None, "the base has no virtual tokens"
+                    placed = self.contributions[node.adapter].placed
+                    assert placed is not None, f"{node.adapter} places no virtual tokens"
+                    spots.append(at)
+                    rows.append(placed[-1 - self.ids[at]])
+        where = torch.tensor(spots, device=embedded.device)
+        return embedded.index_copy(0, where, torch.stack(rows).to(embedded.dtype))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
+from onebase.data.places import without_marks
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.errors import unknown
@@ -57,7 +58,8 @@ class AdapterPool(Mapping[str, LoadedTask]):
 
     def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
         """Make `name` the bare base with an instruction."""
-        template = Template(self._base.tokenizer, instruction=instruction)
+        text = None if instruction is None else without_marks(instruction)
+        template = Template(self._base.tokenizer, instruction=text)
         self._tasks[name] = LoadedTask(name, 0, template, NOTHING)
         return self._tasks[name]
 

@@ -22,6 +22,15 @@ class TokenRow:
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
 
+    def bare(self) -> "TokenRow":
+        """This row for the bare base: without an adapter, and without placed virtual tokens."""
+        kept = [index for index, token in enumerate(self.ids) if token >= 0]
+        return TokenRow(
+            None,
+            tuple(self.ids[index] for index in kept),
+            tuple(self.learned[index] for index in kept),
+        )
+
     @property
     def labels(self) -> int:
         """How many tokens have a loss; the first token of a text has none to predict it."""

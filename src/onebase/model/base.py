@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
+from onebase.model.precision import Precision, check_names, choose, hold, of_type
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
@@ -38,7 +39,8 @@ class Base:
     """A frozen model that any number of adapters share.
 
     `model` is the transformers model in evaluation mode, every parameter without gradient;
-    `tokenizer` its tokenizer; `name` what the user called it; `path` its folder.
+    `tokenizer` its tokenizer; `name` what the user called it; `path` its folder; `precision` what
+    its weights are held in.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, path: Path | None = None) -> None:
@@ -46,21 +48,33 @@ class Base:
         self.tokenizer = tokenizer
         self.name = name
         self.path = path
+        self.precision = of_type(self.embedding.weight.dtype)
         self.layers = decoder_layers(model)
         self.shape = _shape(model, self.layers)
 
     @classmethod
-    def load(cls, name: str = DEFAULT_BASE, *, device: str | None = None) -> "Base":
+    def load(
+        cls,
+        name: str = DEFAULT_BASE,
+        *,
+        device: str | None = None,
+        precision: str | None = None,
+        compute: str | None = None,
+        double_quantization: bool = True,
+    ) -> "Base":
         """Load the base `name`: `smollm2-135m`, `gemma3-270m`, a folder, a `.gguf` file or a Hub id.
 
-        Weights are float32 on a CPU (bfloat16 products are emulated on most) and in the
-        checkpoint's own type on a GPU. Raises MissingBaseError, CorruptFileError or UsageError.
+        `precision` is fp32, bf16, fp16, int8 or nf4; by default fp32 on a CPU (16-bit products are
+        emulated on most) and the files' own type on a GPU. `compute` (fp32, bf16, fp16) and
+        `double_quantization` say how a quantized base computes and how nf4 keeps its scales.
+        Raises MissingBaseError, CorruptFileError or UsageError.
         """
+        check_names(precision, compute)
         path = resolve(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             tokenizer = read_tokenizer(path)
-            model = read_model(path, dtype=torch.float32 if device == "cpu" else "auto")
+            model = read_model(path, dtype="auto")
         except READ_ERRORS as error:
             raise CorruptFileError(
                 say(
@@ -73,7 +87,27 @@ class Base:
                     "请重新获取，或检查目录中是否有同一因果语言模型的 config.json、*.safetensors 和分词器。",
                 ),
             ) from error
-        return cls(model.to(device), tokenizer, name=name, path=path)
+        base = cls(model, tokenizer, name=name, path=path)
+        _ = base.fingerprint  # of the weights as their files hold them, whatever the precision
+        base.hold_in(
+            choose(
+                precision,
+                device=device,
+                stored=base.embedding.weight.dtype,
+                compute=compute,
+                double_quantization=double_quantization,
+            ),
+            device,
+        )
+        return base
+
+    def hold_in(self, precision: Precision, device: str) -> None:
+        """Change the weights to `precision`, on `device`. What is lost does not come back.
+
+        Raises OnebaseError where bitsandbytes is needed and missing.
+        """
+        hold(self.model, list(self.shape.linears), precision, device)
+        self.precision = precision
 
     @property
     def device(self) -> torch.device:

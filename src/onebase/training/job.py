@@ -1,20 +1,20 @@
 """A job: one task to learn, from which data, by which method, with which settings."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from onebase.adapters.methods import METHODS, canonical_method, parse_options
+from onebase.adapters.methods import METHODS, own_settings, parse_options, parts_of
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 
 
 class TrainOptions(BaseModel):
-    """How a job learns. `learning_rate` None takes the method's own default.
+    """How a job learns. `learning_rate` and `beta2` (of AdamW) None take the method's own default.
 
     `warmup` is in optimizer steps; `schedule` what the learning rate does after it; `clip` the
     largest gradient norm; an optimizer step takes `batch_size` * `accumulation` rows, its loss
@@ -30,6 +30,7 @@ class TrainOptions(BaseModel):
     batch_size: int = Field(8, ge=1)
     accumulation: int = Field(1, ge=1)
     learning_rate: float | None = Field(None, gt=0)
+    beta2: float | None = Field(None, ge=0, lt=1)
     warmup: int = Field(5, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
@@ -60,25 +61,39 @@ class Job:
     set: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> tuple[TrainOptions, dict[str, Any]]:
-        """The training options, and the method's own settings. Raises UsageError."""
-        method = METHODS[canonical_method(self.method)]
-        own = {key: value for key, value in self.set.items() if key in method.options.model_fields}
-        rest = {key: value for key, value in self.set.items() if key not in own}
+        """The training options, and the methods' own settings. Raises UsageError."""
+        own, rest = own_settings(self.method, self.set)
         for key in rest:
             if key not in TrainOptions.model_fields:
-                valid = [*method.options.model_fields, *TrainOptions.model_fields]
+                fields_of = [METHODS[name].options.model_fields for name in own]
+                valid = [*(field for fields in fields_of for field in fields)]
+                valid = [*dict.fromkeys(valid), *TrainOptions.model_fields]
                 raise unknown(f"setting of {self.method}", f"{self.method} 设置项", key, valid)
-        parse_options(method.options, own)
-        return parse_options(TrainOptions, rest), own
+        for name, settings in own.items():
+            parse_options(METHODS[name].options, settings)
+        return parse_options(TrainOptions, rest), {
+            key: value for key, value in self.set.items() if key not in rest
+        }
 
-    def learning_rate(self) -> float:
-        """The peak learning rate."""
+    def rates(self) -> dict[str, float]:
+        """The peak learning rate of each method: the job's own, or else the method's."""
         chosen = self.options()[0].learning_rate
-        return chosen or METHODS[canonical_method(self.method)].learning_rate
+        return {name: chosen or METHODS[name].learning_rate for name in parts_of(self.method)}
 
-    def init_text(self) -> str:
-        """What virtual tokens start from when the settings name no text of their own."""
-        return self.instruction or "Answer in the form that the examples show."
+    def beta2s(self) -> dict[str, float]:
+        """AdamW's second decay rate for each method: the job's own, or else the method's."""
+        chosen = self.options()[0].beta2
+        return {
+            name: METHODS[name].beta2 if chosen is None else chosen
+            for name in parts_of(self.method)
+        }
+
+    def init_text(self, labels: Sequence[str] = ()) -> str:
+        """What virtual tokens start from when the settings name no text of their own: the
+        instruction, and the `labels` of a classification task.
+        """
+        text = self.instruction or "Answer in the form that the examples show."
+        return f"{text} {', '.join(labels)}" if labels else text
 
 
 # What a tasks.yaml may hold under each key of a job.
@@ -97,8 +112,17 @@ _KINDS: dict[str, type] = {
 _KIND_NAMES = {str: "text", dict: "mapping", bool: "true/false", int: "whole number"}
 
 
-def read_jobs(file: str | Path) -> tuple[str | None, list[Job]]:
-    """The base and the jobs of a tasks.yaml; data files are relative to it.
+@dataclass(frozen=True)
+class TaskFile:
+    """A tasks.yaml: the `base` and its `precision`, where it names them, and the jobs."""
+
+    base: str | None
+    precision: str | None
+    jobs: list[Job]
+
+
+def read_jobs(file: str | Path) -> TaskFile:
+    """What a tasks.yaml says; data files are relative to it.
 
     Raises UsageError naming the job and the key.
     """
@@ -123,10 +147,17 @@ def read_jobs(file: str | Path) -> tuple[str | None, list[Job]]:
                 "请写成：jobs: [{task: …, data: …, method: …}]。",
             ),
         )
-    for key in content:
-        if key not in ("base", "jobs"):
-            raise unknown("key", "键", key, ["base", "jobs"])
-    return content.get("base"), [_job(path, item) for item in content["jobs"]]
+    known = [item.name for item in fields(TaskFile)]
+    for key, value in content.items():
+        if key not in known:
+            raise unknown("key", "键", key, known)
+        if key != "jobs" and not isinstance(value, str | None):
+            raise UsageError(
+                say(f"{path} has {key}: {value!r}.", f"{path} 中写有 {key}：{value!r}。"),
+                say(f"Give a text for {key}.", f"{key} 应为文本。"),
+            )
+    jobs = [_job(path, item) for item in content["jobs"]]
+    return TaskFile(content.get("base"), content.get("precision"), jobs)
 
 
 def _job(path: Path, item: Any) -> Job:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.methods import build_adapter
+from onebase.adapters.methods import METHODS, build_adapter, own_settings, parts_of
 from onebase.data.example import BadRow, Dataset
 from onebase.data.formats import load_dataset, require_good
+from onebase.data.places import without_marks
 from onebase.data.split import split
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow
@@ -86,12 +87,17 @@ class Learner:
         )
         self.data = task_data(job, self.template)
         self.adapter: Adapter = build_adapter(
-            base, job.method, own, init_text=job.init_text(), seed=job.seed
+            base,
+            job.method,
+            own,
+            init_text=without_marks(job.init_text(self.data.dataset.labels)),
+            seed=job.seed,
+            leading=self.template.leading,
+            placed=self.template.placed,
         )
-        self.rate = job.learning_rate()
-        self.optimizer = torch.optim.AdamW(
-            self.adapter.parameters(), lr=self.rate, weight_decay=self.options.weight_decay
-        )
+        groups = parameter_groups(self.adapter, job)
+        self.peaks = [float(group["lr"]) for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay)
         self.step = 0
         self.epoch = 0
         self.tokens = 0
@@ -136,16 +142,18 @@ class Learner:
                 yield rows[at : at + size]
 
     def update(self) -> tuple[float, float]:
-        """One optimizer step from the gradients at hand; returns (gradient norm, rate)."""
+        """One optimizer step from the gradients at hand; returns the gradient norm and the
+        learning rate (the first method's).
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.options.clip)
-        rate = self.rate * schedule(self.options, self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        factor = schedule(self.options, self.step, self.total_steps)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.epoch = self.step // self.steps_an_epoch
-        return float(norm), rate
+        return float(norm), self.peaks[0] * factor
 
     def judge(self, loss: float) -> bool:
         """Take note of a held-out loss; whether it is the best so far."""
@@ -166,6 +174,24 @@ class Learner:
             "step": self.step,
             "best_loss": self.best_loss,
         }
+
+
+def parameter_groups(adapter: Adapter, job: Job) -> list[dict[str, Any]]:
+    """An optimizer's parameter groups: each method's learning rate, and LoRA+'s for `b`."""
+    own, _ = own_settings(job.method, job.set)
+    rates, beta2s = job.rates(), job.beta2s()
+    groups = []
+    for name in parts_of(job.method):
+        part = getattr(adapter, METHODS[name].part)
+        common = {"lr": rates[name], "betas": (0.9, beta2s[name])}
+        ratio = float(own[name].get("loraplus_lr_ratio", 1.0))
+        faster = list(part.b) if ratio != 1 else []
+        chosen = {id(parameter) for parameter in faster}
+        rest = [parameter for parameter in part.parameters() if id(parameter) not in chosen]
+        groups.append({"params": rest, **common})
+        if faster:
+            groups.append({"params": faster, **common, "lr": rates[name] * ratio})
+    return groups
 
 
 def schedule(options: TrainOptions, step: int, total: int) -> float:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -146,7 +145,7 @@ def base_losses(base: Base, learners: Sequence[Learner]) -> dict[str, float]:
     rows, tasks = [], []
     for learner in learners:
         for row in learner.data.held_out:
-            rows.append(replace(row, adapter=None))
+            rows.append(row.bare())
             tasks.append(learner.job.task)
     return _mean_by(base, rows, tasks, {})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from onebase.adapters.methods import parts_of
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
@@ -36,9 +37,16 @@ def train(
     """
     check_jobs(jobs)
     workspace = workspace or Workspace()
-    base = base or Base.load()
+    base = base or Base.load(precision=precision_for(jobs, None))
     learners = [Learner(job, base) for job in jobs]
-    run = Run.create(workspace, {"base": base.name, "jobs": [_job_config(job) for job in jobs]})
+    run = Run.create(
+        workspace,
+        {
+            "base": base.name,
+            "precision": base.precision.name,
+            "jobs": [_job_config(job) for job in jobs],
+        },
+    )
     recorder = RunRecorder(run, watcher)
     began = time.perf_counter()
     trained = False
@@ -109,6 +117,32 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         seen.add(job.task)
 
 
+def precision_for(jobs: Sequence[Job], chosen: str | None) -> str | None:
+    """The precision to load a base in for `jobs`: what the user has `chosen`, or what they need.
+
+    Raises UsageError where qlora, which needs nf4, and the rest don't go together.
+    """
+    methods = {job.task: parts_of(job.method) for job in jobs}
+    four_bit = [task for task, names in methods.items() if "qlora" in names]
+    if not four_bit or chosen == "nf4":
+        return chosen
+    if chosen is None and len(four_bit) == len(methods):
+        return "nf4"
+    names = ", ".join(four_bit)
+    raise UsageError(
+        say(
+            f"{names}: qlora learns on a base in precision nf4, and "
+            + (f"{chosen} was chosen." if chosen else "other jobs share the base."),
+            f"{names}：qlora 在 nf4 精度的基座上学习，而"
+            + (f"所选精度为 {chosen}。" if chosen else "其他任务也共用该基座。"),
+        ),
+        say(
+            "Choose precision nf4 for all of them, or train the others apart.",
+            "请为全部任务选择 nf4 精度，或分开训练。",
+        ),
+    )
+
+
 def summary(adapter: StoredAdapter) -> dict[str, Any]:
     """A stored adapter as `onebase train --json` shows it."""
     metrics = adapter.record["metrics"]
@@ -137,6 +171,7 @@ def _store(
         {
             "base": base.name,
             "base_fingerprint": base.fingerprint,
+            "precision": base.precision.name,
             "method": learner.adapter.method,
             "options": learner.adapter.options,
             "template": learner.template.config(),
@@ -159,6 +194,11 @@ def _store(
     )
 
 
+def _one_or_all(values: dict[str, float]) -> float | dict[str, float]:
+    """A value by method; alone where there is one method."""
+    return values if len(values) > 1 else next(iter(values.values()))
+
+
 def _job_config(job: Job) -> dict[str, Any]:
     options, own = job.options()
     return {
@@ -171,6 +211,11 @@ def _job_config(job: Job) -> dict[str, Any]:
         "columns": dict(job.columns),
         "skip_bad": job.skip_bad,
         "seed": job.seed,
-        "set": {**options.model_dump(), "learning_rate": job.learning_rate(), **own},
+        "set": {
+            **options.model_dump(),
+            "learning_rate": _one_or_all(job.rates()),
+            "beta2": _one_or_all(job.beta2s()),
+            **own,
+        },
         "torch": str(torch.__version__),
     }

@@ -1,0 +1,70 @@
+"""Which fields of PEFT's configurations are honoured; any other is refused by its name."""
+
+from pathlib import Path
+from typing import Any
+
+from onebase.errors import OnebaseError
+from onebase.language import say
+
+# PEFT's fields by type: those that this reader honours or that say nothing about the answers. Any
+# other field must be empty, or the adapter would be another than the one that was saved.
+_COMMON = {
+    *("peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "auto_mapping", "exclude_modules", "ensure_weight_tying"),
+}
+_PROMPT_FIELDS = {
+    *("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
+    *("num_transformer_submodules", "tokenizer_name_or_path", "tokenizer_kwargs"),
+}
+_FIELDS = {
+    "LORA": {
+        *("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "lora_dropout"),
+        *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+        *("init_lora_weights", "megatron_core", "qalora_group_size", "loftq_config"),
+        *("runtime_config", "eva_config", "lora_ga_config"),
+    },
+    "IA3": {"target_modules", "feedforward_modules", "init_ia3_weights"},
+    "PROMPT_TUNING": _PROMPT_FIELDS | {"prompt_tuning_init", "prompt_tuning_init_text"},
+    "P_TUNING": _PROMPT_FIELDS
+    | {
+        *("encoder_reparameterization_type", "encoder_hidden_size"),
+        *("encoder_num_layers", "encoder_dropout"),
+    },
+    "PREFIX_TUNING": _PROMPT_FIELDS | {"encoder_hidden_size", "prefix_projection"},
+}
+# Initialisations that change the base's weights too: the file alone is not the adapter.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def check_fields(folder: Path, config: dict[str, Any]) -> None:
+    """Raise OnebaseError where a configuration in `folder` says something that can't be honoured."""
+    kind = str(config.get("peft_type"))
+    if kind not in _FIELDS:
+        raise OnebaseError(
+            say(f"{folder} holds a {kind} adapter.", f"{folder} 中是 {kind} 适配器。"),
+            say(f"Supported: {', '.join(_FIELDS)}.", f"支持：{'、'.join(_FIELDS)}。"),
+        )
+    for field, value in config.items():
+        refused = field not in _COMMON | _FIELDS[kind] and value not in (
+            None,
+            False,
+            "none",
+            {},
+            [],
+        )
+        refused |= field == "task_type" and value not in (None, "CAUSAL_LM")
+        refused |= field == "num_transformer_submodules" and value not in (None, 1)
+        refused |= field == "init_lora_weights" and str(value).lower().startswith(_CHANGES_THE_BASE)
+        if field == "loftq_config":
+            refused |= bool(value) and config.get("init_lora_weights") == "loftq"
+        if refused:
+            raise OnebaseError(
+                say(
+                    f"The {kind} adapter in {folder} uses {field}={value!r}, which is not supported.",
+                    f"{folder} 中的 {kind} 适配器使用了不支持的 {field}={value!r}。",
+                ),
+                say(
+                    f"Merge it into its base with PEFT, or train it without {field}.",
+                    f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
+                ),
+            )

@@ -1,0 +1,237 @@
+"""The precision a base is held in: floating point as it is, or its linear layers quantized.
+
+`nf4` is QLoRA's 4-bit NormalFloat (Dettmers et al. 2023, section 3), through bitsandbytes. `int8`
+quantizes the weights alone, a scale for each row. (LLM.int8() of Dettmers et al. 2022 quantizes
+inputs too, which costs small bases their language, and its outlier columns depend on the whole
+batch: a request's answer would too.) Only the linear layers inside the decoder layers are
+quantized; embeddings, norms and the head stay in floating point.
+"""
+
+import ctypes
+import logging
+import mmap
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from onebase.errors import OnebaseError, UsageError, unknown
+from onebase.language import say
+
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+# It warns of optional kernels on a hub, and at every product of casts that are meant.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_QUANTIZED = ("int8", "nf4")
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`name` of the precision; `compute`, the type its products are made in and that everything
+    not quantized is held in; for nf4, whether the scales of the 4-bit blocks are quantized too
+    (`double_quantization`, QLoRA section 3: .37 bits a weight less).
+    """
+
+    name: str
+    compute: torch.dtype
+    double_quantization: bool = True
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear layers hold less than floating point."""
+        return self.name in _QUANTIZED
+
+    def __str__(self) -> str:
+        if not self.quantized:
+            return self.name
+        single = "" if self.name == "int8" or self.double_quantization else ", single quantization"
+        return f"{self.name} (computes in {_NAMES[self.compute]}{single})"
+
+
+def of_type(kind: torch.dtype) -> Precision:
+    """The floating-point precision of weights of type `kind`."""
+    return Precision(_NAMES.get(kind, str(kind).removeprefix("torch.")), kind)
+
+
+def check_names(name: str | None, compute: str | None) -> None:
+    """Raise UsageError unless `name` is in PRECISIONS or None, and `compute` goes with it."""
+    if name is not None and name not in PRECISIONS:
+        raise unknown("precision", "精度", name, PRECISIONS)
+    if compute is None:
+        return
+    if compute not in _TYPES:
+        raise unknown("compute type", "计算类型", compute, list(_TYPES))
+    if name not in _QUANTIZED:
+        raise UsageError(
+            say(
+                f"compute={compute} goes with a quantized base, not with precision {name}.",
+                f"compute={compute} 只用于量化的基座，而不是 {name} 精度。",
+            ),
+            say(
+                "Leave it out, or choose precision nf4 or int8.",
+                "请去掉它，或选择 nf4、int8 精度。",
+            ),
+        )
+
+
+def choose(
+    name: str | None,
+    *,
+    device: str,
+    stored: torch.dtype,
+    compute: str | None = None,
+    double_quantization: bool = True,
+) -> Precision:
+    """The precision called `name` on `device`, for weights that their files hold as `stored`.
+
+    None takes fp32 on a CPU, where products in 16 bits are mostly emulated, and the files' own
+    type on a GPU. Quantized bases compute in `compute`: fp32 on a CPU and bf16 on a GPU unless
+    given. Raises UsageError as check_names.
+    """
+    check_names(name, compute)
+    on_cpu = device.startswith("cpu")
+    if name is None:
+        return Precision("fp32", torch.float32) if on_cpu else of_type(stored)
+    if name in _TYPES:
+        return Precision(name, _TYPES[name])
+    return Precision(name, _TYPES[compute or ("fp32" if on_cpu else "bf16")], double_quantization)
+
+
+def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) -> None:
+    """Change `model` in place to `precision`, on `device`; `linears` names the layers that may be
+    quantized.
+
+    Raises OnebaseError where bitsandbytes is missing.
+    """
+    if precision.quantized:
+        for name in linears:
+            linear = model.get_submodule(name)
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], _quantized(linear, precision, device))
+            _discard(linear.weight)
+    # Parameter by parameter: `model.to` would convert the quantized ones too.
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if not (_is_quantized(module) and key == "weight"):
+                before = parameter.data
+                after = before.to(device, precision.compute)
+                if after is not before:
+                    parameter.data = after
+                    _discard(before)
+        for key, buffer in module.named_buffers(recurse=False):
+            module._buffers[key] = buffer.to(device)
+
+
+def weight_of(linear: nn.Linear) -> Tensor:
+    """A linear layer's weight in floating point, [outputs, inputs], quantized or not."""
+    if not _is_quantized(linear):
+        return linear.weight.data
+    if isinstance(linear, Int8Linear):
+        return linear.restored()
+    weight: Any = linear.weight
+    restored: Tensor = _library().functional.dequantize_4bit(weight.data, weight.quant_state)
+    return restored
+
+
+class Int8Linear(nn.Linear):
+    """A frozen linear layer whose weight is int8, [outputs, inputs], with a scale for each row.
+
+    The weight is restored for each product and not kept, in the backward pass too.
+    """
+
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, weight: Tensor) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        scale = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
+        quantized = (weight / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(quantized, requires_grad=False)
+        self.bias = linear.bias
+        self.register_buffer("scale", scale)
+
+    def restored(self) -> Tensor:
+        """The weight in floating point."""
+        return self.weight.data.to(self.scale.dtype) * self.scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Linear, differentiable in `input`."""
+        output: Tensor = _Int8Product.apply(input, self)  # type: ignore[no-untyped-call]
+        return output if self.bias is None else output + self.bias
+
+
+class _Int8Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: Int8Linear) -> Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(inputs, layer.restored().to(inputs.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ ctx.layer.restored().to(gradients[0].dtype), None
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, Int8Linear) or type(module).__name__ == "Linear4bit"
+
+
+def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linear:
+    weight = linear.weight.data.to(device, precision.compute)
+    if precision.name == "int8":
+        return Int8Linear(linear, weight)
+    bnb = _library()
+    module: Any = bnb.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=precision.compute,
+        device="meta",
+    )
+    module.weight = bnb.nn.Params4bit(
+        weight,
+        requires_grad=False,
+        compress_statistics=precision.double_quantization,
+        quant_type="nf4",
+        module=module,
+    ).to(device)
+    module.bias = linear.bias
+    # Where the CPU has bfloat16 instructions the library would answer in bfloat16, whatever the
+    # compute type, but only outside training.
+    module.support_avx512bf16_for_cpu = False
+    layer: nn.Linear = module.eval()
+    return layer
+
+
+def _library() -> Any:
+    # Imported late: it takes seconds, and only quantized bases need it.
+    try:
+        import bitsandbytes
+    except (ImportError, OSError) as error:
+        raise OnebaseError(
+            say(f"bitsandbytes can't be loaded: {error}", f"无法加载 bitsandbytes：{error}"),
+            say(
+                "Run pip install bitsandbytes, or choose precision fp32, bf16 or fp16.",
+                "请运行 pip install bitsandbytes，或选择 fp32、bf16、fp16 精度。",
+            ),
+        ) from error
+    return bitsandbytes
+
+
+def _discard(weight: Tensor) -> None:
+    """Tell the system that a weight's memory won't be read again.
+
+    Checkpoints are mapped into memory, and the mapping lives as long as one of its tensors does.
+    Without this, everything that was read once would count as this process's memory.
+    """
+    if not sys.platform.startswith("linux") or weight.device.type != "cpu":
+        return
+    page = mmap.PAGESIZE
+    start = -(-weight.data_ptr() // page) * page
+    end = (weight.data_ptr() + weight.numel() * weight.element_size()) // page * page
+    if end > start:
+        advice = ctypes.CDLL(None).madvise
+        advice(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(4))
