@@ -127,7 +127,7 @@ class Twin:
     def gradients(self) -> list[tuple[Any, Tensor]]:
         """Our parameters with the gradients PEFT's backward pass gave their counterparts."""
         if self.served is None:
-            return [(our, their.grad) for their, our in self.pairs.items()]
+            return [(our, their.grad.view_as(our)) for their, our in self.pairs.items()]
         grads = torch.autograd.grad(self.served, self.own, self.embedding.grad)
         return list(zip(self.own, grads, strict=True))
 

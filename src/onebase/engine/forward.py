@@ -5,12 +5,14 @@ the packed row enters as embeddings with positions, an attention function asks t
 attends to whom, and hooks on the linear layers add the low-rank deltas.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from onebase.engine.attention import ATTENTION, Attention, PackedAttention
 from onebase.engine.deltas import Deltas, Stacks
@@ -20,15 +22,18 @@ from onebase.model.base import Base
 
 @dataclass(frozen=True)
 class Pass:
-    """What rides along with one call of the model."""
+    """What rides along with one call of the model. With `checkpointing` a decoder layer keeps its
+    input alone and is computed again in the backward pass (Chen et al. 2016).
+    """
 
     attention: Attention
     deltas: Deltas | None
+    checkpointing: bool = False
 
 
 class _Current:
     """The pass whose layers are being computed; set at the entry of every decoder layer, so that
-    a recomputed layer (gradient checkpointing) finds its own.
+    a layer that is computed again finds its own.
     """
 
     value: Pass | None = None
@@ -43,17 +48,31 @@ def prepare(base: Base) -> None:
         return
     base.model.set_attn_implementation(ATTENTION)
     current = _Current()
-
-    def enter(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        current.value = kwargs.get("onebase_pass")
-
     for layer in base.layers:
-        layer.register_forward_pre_hook(enter, with_kwargs=True)
+        layer.forward = _layer_forward(layer.forward, current)
     for name, module in base.model.named_modules():
         if name in base.shape.linears:
             module.register_forward_pre_hook(_entry_hook(name, current))
             module.register_forward_hook(_exit_hook(name, current))
     _prepared.add(base.model)
+
+
+def _layer_forward(forward: Callable[..., Any], current: _Current) -> Callable[..., Any]:
+    """A decoder layer's `forward` that says whose pass it is in, and is checkpointed if that asks
+    for it. (transformers' own checkpointing leaves the layer's hooks out when it recomputes.)
+    """
+
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        current.value = kwargs.get("onebase_pass")
+        return forward(*args, **kwargs)
+
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        now: Pass | None = kwargs.get("onebase_pass")
+        if now is not None and now.checkpointing and torch.is_grad_enabled():
+            return checkpoint(computed, *args, use_reentrant=False, **kwargs)
+        return computed(*args, **kwargs)
+
+    return entered
 
 
 def _entry_hook(name: str, current: _Current) -> Any:
@@ -95,7 +114,12 @@ def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tens
 
 
 def run_pack(
-    base: Base, pack: Pack, keep: Tensor, *, attention: PackedAttention | None = None
+    base: Base,
+    pack: Pack,
+    keep: Tensor,
+    *,
+    attention: PackedAttention | None = None,
+    checkpointing: bool = False,
 ) -> Tensor:
     """Logits of the rows `keep` of a pack, [kept, vocabulary]. Differentiable in every
     contribution of the pack.
@@ -104,7 +128,8 @@ def run_pack(
     stacks = Stacks(pack.contributions, pack.adapters)
     deltas = Deltas(stacks, pack.owners().to(base.device)) if stacks else None
     embeddings = pack.embeddings(base.embedding)
-    return run(base, embeddings, pack.positions(), Pass(attention, deltas), keep)
+    now = Pass(attention, deltas, checkpointing)
+    return run(base, embeddings, pack.positions(), now, keep)
 
 
 def compile_virtual(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:

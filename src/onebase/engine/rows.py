@@ -76,14 +76,19 @@ def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -
 
 
 def token_losses(
-    base: Base, rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]
+    base: Base,
+    rows: Sequence[TokenRow],
+    contributions: Mapping[str, Contribution],
+    *,
+    checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss (negative log-probability, nats) of every label in `rows`, and its row.
 
-    One pass over the base; differentiable in the contributions. Both results are [labels].
+    One pass over the base; differentiable in the contributions. Both results are [labels]. With
+    `checkpointing` the backward pass computes every layer again instead of keeping its inside.
     """
     placed = place(rows, contributions)
-    logits = run_pack(base, placed.pack, placed.predict)
+    logits = run_pack(base, placed.pack, placed.predict, checkpointing=checkpointing)
     at, target = placed.at.to(logits.device), placed.target.to(logits.device)
     if not torch.equal(placed.at, torch.arange(len(placed.predict))):
         logits = logits.index_select(0, at)

@@ -21,7 +21,9 @@ class TrainOptions(BaseModel):
     the mean over their labels. `patience` is how many evaluations (one an epoch) may pass
     without a better held-out loss; 0 never stops early. `held_out` is the share of inputs kept
     for evaluation where no held-out file is given. `max_tokens` cuts longer examples;
-    `save_limit` is how many checkpoints are kept beside the best.
+    `save_limit` is how many checkpoints are kept beside the best. `gradient_checkpointing` keeps
+    less in memory and computes every layer twice, with the same numbers; all jobs in one pass
+    share it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -39,6 +41,7 @@ class TrainOptions(BaseModel):
     held_out: float = Field(0.1, ge=0, lt=1)
     max_tokens: int = Field(512, ge=8)
     save_limit: int = Field(1, ge=0)
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def _gradients(
     """The losses of the learners' batches, by task in their order; gradients are added up."""
     own = {learner.job.task: batches[learner.job.task] for learner in learners}
     losses = dict.fromkeys(own, 0.0)
+    # Exact, so a job that did not ask for it loses nothing but time.
+    checkpointing = any(learner.options.gradient_checkpointing for learner in learners)
     labels = {task: sum(r.labels for part in parts for r in part) for task, parts in own.items()}
     for turn in range(max(len(parts) for parts in own.values())):
         rows = [row for parts in own.values() for row in (parts[turn] if turn < len(parts) else [])]
@@ -99,7 +101,9 @@ def _gradients(
                 for learner in learners
                 if learner.job.task in names
             }
-            token_loss, row_of = token_losses(base, group, contributions)
+            token_loss, row_of = token_losses(
+                base, group, contributions, checkpointing=checkpointing
+            )
             # Each job's own mean over the labels of its whole step, whatever the packs.
             weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
             weighted = token_loss * weights.to(token_loss)[row_of]

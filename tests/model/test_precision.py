@@ -1,0 +1,131 @@
+"""What a base is held in: what changes, what stays, what is refused."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from onebase.errors import UsageError
+from onebase.model.base import Base
+from onebase.model.precision import PRECISIONS, Int8Linear, choose, of_type, weight_of
+
+IDS = torch.tensor([[5, 17, 33, 120, 9, 4, 77]])
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_base_in_every_precision(precision: str, tiny_folder: Path) -> None:
+    whole = Base.load(str(tiny_folder), precision="fp32")
+    base = Base.load(str(tiny_folder), precision=precision)
+    assert base.precision.name == precision
+    assert base.fingerprint == whole.fingerprint
+    assert base.shape == whole.shape
+    quantized = precision in ("int8", "nf4")
+    kind = TYPES.get(precision, torch.float32)
+    assert base.embedding.weight.dtype == kind
+    assert {b.dtype for n, b in base.model.named_parameters() if "norm" in n} == {kind}
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    sizes = [
+        sum(
+            base.model.get_submodule(name).weight.numel()
+            * base.model.get_submodule(name).weight.element_size()
+            for name in base.shape.linears
+        )
+        for base in (base, whole)
+    ]
+    share = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5, "int8": 0.25, "nf4": 0.125}[precision]
+    assert sizes[0] == share * sizes[1]
+    with torch.no_grad():
+        ours, theirs = base.model(IDS).logits.float(), whole.model(IDS).logits
+    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    limit = {"fp32": 0.0, "bf16": 0.03, "fp16": 0.005, "int8": 0.06, "nf4": 2.0}[precision]
+    assert error <= limit
+    assert (error > 0) == (precision != "fp32")
+    for name in base.shape.linears:
+        layer = base.model.get_submodule(name)
+        restored = weight_of(layer)
+        original = whole.model.get_submodule(name).weight
+        assert restored.shape == original.shape
+        if quantized:
+            x = torch.randn(3, layer.in_features)
+            expected = nn.functional.linear(x, restored, layer.bias)
+            with torch.no_grad():
+                torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+        else:
+            assert torch.equal(restored.float(), original.to(kind).float())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_rounds_to_the_nearest_of_255_and_passes_gradients(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4, bias=bias).requires_grad_(False)
+    linear.weight[2] = 0  # a row of zeros has no scale of its own
+    layer = Int8Linear(linear, linear.weight.data)
+    steps = linear.weight.abs().amax(1, keepdim=True) / 127
+    assert bool(((layer.restored() - linear.weight).abs() <= steps / 2 + 1e-8).all())
+    assert bool((layer.restored()[2] == 0).all())
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    layer.double()
+    assert torch.autograd.gradcheck(layer, x)
+
+
+def test_nf4_without_double_quantization_is_nearer(tiny_folder: Path) -> None:
+    whole = Base.load(str(tiny_folder))
+    errors = []
+    for double in (True, False):
+        base = Base.load(str(tiny_folder), precision="nf4", double_quantization=double)
+        assert ("single" in str(base.precision)) is not double
+        errors.append(
+            sum(
+                float(
+                    (
+                        weight_of(base.model.get_submodule(name))
+                        - whole.model.get_submodule(name).weight
+                    ).norm()
+                )
+                for name in base.shape.linears
+            )
+        )
+    assert errors[1] < errors[0] < 1.05 * errors[1]
+
+
+def test_the_compute_type_is_what_products_are_made_in(tiny_folder: Path) -> None:
+    base = Base.load(str(tiny_folder), precision="nf4", compute="bf16")
+    assert base.embedding.weight.dtype == torch.bfloat16
+    assert str(base.precision) == "nf4 (computes in bf16)"
+    with torch.no_grad():
+        assert base.model(IDS).logits.dtype == torch.bfloat16
+
+
+def test_tied_weights_stay_tied(make_base: Callable[..., Base]) -> None:
+    base = make_base("gemma3")
+    base.model.lm_head.weight = base.embedding.weight
+    base.hold_in(choose("bf16", device="cpu", stored=torch.float32), "cpu")
+    assert base.model.lm_head.weight.data_ptr() == base.embedding.weight.data_ptr()
+
+
+def test_the_default_goes_by_the_device() -> None:
+    assert choose(None, device="cpu", stored=torch.bfloat16).name == "fp32"
+    assert choose(None, device="cuda", stored=torch.bfloat16) == of_type(torch.bfloat16)
+    assert choose("nf4", device="cpu", stored=torch.float32).compute == torch.float32
+    assert choose("int8", device="cuda:1", stored=torch.float16).compute == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"precision": "int4"}, "int4.*int8"),
+        ({"precision": "nf4", "compute": "fp8"}, "fp8.*fp16"),
+        ({"precision": "bf16", "compute": "fp32"}, "compute=fp32.*bf16"),
+        ({"compute": "bf16"}, "compute=bf16"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_read(
+    settings: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        Base.load(str(tmp_path / "nothing here"), **settings)  # type: ignore[arg-type]
+    assert re.search(named, f"{caught.value.message} {caught.value.remedy}")
