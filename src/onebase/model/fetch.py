@@ -13,6 +13,7 @@ from pathlib import Path
 from onebase.errors import CorruptFileError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
+from onebase.model.chatglm_config import is_chatglm
 from onebase.model.gguf import convert_gguf
 
 
@@ -200,6 +201,8 @@ def _download_repository(name: str, folder: Path) -> None:
             local_dir=folder,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
+        if is_chatglm(folder) and not any(folder.glob("*.safetensors")):
+            snapshot_download(name, local_dir=folder, allow_patterns=["pytorch_model*.bin"])
     except HFValidationError as error:
         raise UsageError(
             say(

@@ -5,12 +5,17 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from onebase.model.chatglm_config import generation, is_chatglm
+from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
+
 
 def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
     """The tokenizer in `folder`, or in the GGUF file of that name there.
 
     Raises one of `weights.READ_ERRORS` when its files are damaged.
     """
+    if gguf_file is None and is_chatglm(folder):
+        return ChatGLMTokenizer(folder / "tokenizer.model", generation=generation(folder) or 2)
     source = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **source)

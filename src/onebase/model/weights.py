@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from onebase.language import say
+from onebase.model.chatglm import read_chatglm
+from onebase.model.chatglm_config import is_chatglm
 
 # What transformers and the readers under it raise for files that are damaged or don't belong.
 READ_ERRORS = (
@@ -28,6 +30,8 @@ def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None 
     transformers fills a weight that the files lack with random numbers; here that is a ValueError.
     Raises one of READ_ERRORS for any other damage.
     """
+    if gguf_file is None and is_chatglm(folder):
+        return read_chatglm(folder, dtype=dtype)
     source = {"gguf_file": gguf_file} if gguf_file else {}
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, **source

@@ -1,0 +1,173 @@
+"""config.json as ChatGLM2 and ChatGLM3 have it, and the same model as transformers' Glm.
+
+The architecture is one: grouped-query attention with a bias on queries, keys and values, rotary
+embedding of neighbouring pairs in the first half of each head, SwiGLU. What Glm can't express is
+refused by name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import GlmConfig
+
+from onebase.language import say
+from onebase.model.chatglm_tokenizer import Generation
+
+_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Settings(BaseModel):
+    """config.json in ChatGLM's words, with the defaults of its code.
+
+    Fields that leave a trained model's answers as they are (dropout, initialisation, how the
+    original orders its arithmetic) are not read.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    num_layers: int = Field(28, ge=1)
+    padded_vocab_size: int = Field(65024, ge=1)
+    hidden_size: int = Field(4096, ge=1)
+    ffn_hidden_size: int = Field(13696, ge=1)
+    kv_channels: int = Field(128, ge=4, multiple_of=4)  # half of each head rotates, in pairs
+    num_attention_heads: int = Field(32, ge=1)
+    multi_query_attention: bool = False
+    multi_query_group_num: int = Field(1, ge=1)
+    add_qkv_bias: bool = False
+    layernorm_epsilon: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    seq_length: int = Field(2048, ge=1)
+    rope_ratio: float = Field(1.0, gt=0, allow_inf_nan=False)
+    torch_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+
+    # What Glm has no other way of.
+    rmsnorm: Literal[True] = True
+    post_layer_norm: Literal[True] = True
+    original_rope: Literal[True] = True
+    add_bias_linear: Literal[False] = False
+    apply_residual_connection_post_layernorm: Literal[False] = False
+    fp32_residual_connection: Literal[False] = False
+    tie_word_embeddings: Literal[False] = False
+    quantization_bit: Literal[0] | None = 0
+    pre_seq_len: None = None
+    position_encoding_2d: Literal[False] = False  # the first ChatGLM-6B
+    vision_config: None = None
+
+    @property
+    def groups(self) -> int:
+        """How many heads of keys and values there are."""
+        return (
+            self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
+        )
+
+    @property
+    def qkv(self) -> tuple[int, int, int]:
+        """The rows of queries, keys and values."""
+        shared = self.groups * self.kv_channels
+        return self.num_attention_heads * self.kv_channels, shared, shared
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type the weights are stored in, where the config says so."""
+        return None if self.torch_dtype is None else _TYPES[self.torch_dtype]
+
+    def glm(self, which: Generation | None, *, pad: int, ends: list[int]) -> GlmConfig:
+        """This model as Glm's config, with the tokens that pad a text and that end an answer.
+
+        Raises ValueError where `rope_ratio` needs to know `which` ChatGLM this is.
+        """
+        return GlmConfig(
+            vocab_size=self.padded_vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.ffn_hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.groups,
+            head_dim=self.kv_channels,
+            attention_bias=self.add_qkv_bias,
+            rms_norm_eps=self.layernorm_epsilon,
+            max_position_embeddings=self.seq_length,
+            rope_parameters=_rope(self.rope_ratio, which),
+            pad_token_id=pad,
+            eos_token_id=ends,
+        )
+
+
+def is_chatglm(folder: Path) -> bool:
+    """Whether `folder` holds a model in ChatGLM's own layout."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever reads it next says what is wrong
+    return isinstance(config, dict) and config.get("model_type") == "chatglm"
+
+
+def generation(folder: Path) -> Generation | None:
+    """Which ChatGLM `folder` holds, by the names in its files and its role tokens.
+
+    The code file is looked into, never run. None where nothing tells.
+    """
+    code = _text(folder / "tokenization_chatglm.py")
+    marks = _text(folder / "config.json") + _text(folder / "tokenizer_config.json")
+    if "<|user|>" in marks + code or "chatglm3" in marks.lower():
+        return 3
+    return 2 if code or "chatglm2" in marks.lower() else None
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings in `folder`'s config.json. Raises ValueError for one that Glm can't express."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "dtype" in content:  # the name of `torch_dtype` since transformers 5
+        content.setdefault("torch_dtype", content["dtype"])
+    try:
+        settings = Settings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise ValueError(
+            say(
+                f"{field}={content[field]!r} in config.json is not supported ({first['msg']})",
+                f"不支持 config.json 中的 {field}={content[field]!r}（{first['msg']}）",
+            )
+        ) from error
+    if settings.num_attention_heads % settings.groups:
+        raise ValueError(
+            say(
+                f"num_attention_heads={settings.num_attention_heads} in config.json is no "
+                f"multiple of multi_query_group_num={settings.groups}",
+                f"config.json 中的 num_attention_heads={settings.num_attention_heads} 不是 "
+                f"multi_query_group_num={settings.groups} 的倍数",
+            )
+        )
+    return settings
+
+
+def _rope(ratio: float, which: Generation | None) -> dict[str, Any]:
+    """Glm's rotary parameters; `rope_ratio` is in the configs of the 32K models.
+
+    ChatGLM2-6B-32K divides positions by it, ChatGLM3-6B-32K multiplies the base with it.
+    """
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    if ratio == 1:
+        return rope
+    if which is None:
+        raise ValueError(
+            say(
+                f"rope_ratio={ratio:g} in config.json means one thing for ChatGLM2 and another for "
+                "ChatGLM3, and _name_or_path doesn't say which this is",
+                f"config.json 中的 rope_ratio={ratio:g} 在 ChatGLM2 与 ChatGLM3 中含义不同，"
+                "而 _name_or_path 未说明是哪一个",
+            )
+        )
+    if which == 2:
+        return {**rope, "rope_type": "linear", "factor": ratio}
+    return {**rope, "rope_theta": 10000.0 * ratio}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
