@@ -130,7 +130,8 @@ def test_methods_stand_with_their_options_and_defaults(name: str, method: str) -
     found = re.search(rf"^\| `{method}`.*$", read(name), re.MULTILINE)
     assert found
     row = found[0]
-    inherited = METHODS["prompt-tuning"].options.model_fields if method == "p-tuning" else {}
+    above = {"p-tuning": "prompt-tuning", "qlora": "lora"}.get(method)
+    inherited = METHODS[above].options.model_fields if above else {}
     for option, field in METHODS[method].options.model_fields.items():
         if option in inherited:  # "as above"
             continue

@@ -147,7 +147,7 @@ def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
         Learner(Job("wild", write_rows(tmp_path, "w", 20, 1), "lora", set=wild), base),
         Learner(Job("calm", write_rows(tmp_path, "c", 20, 2), "lora", set=calm), base),
     ]
-    train_together(base, learners, watcher)
+    train_together(learners, watcher)
     assert learners[0].stopped
     assert not any(learner.diverged for learner in learners)
     assert learners[0].step - learners[0].best_step == 2 * learners[0].steps_an_epoch
@@ -167,7 +167,7 @@ def test_nothing_held_out_keeps_the_last_state(
     job = Job("a", write_rows(tmp_path, "a", 8), "lora", set=settings)
     base = make_base()
     learner = Learner(job, base)
-    train_together(base, [learner], Losses())
+    train_together([learner], Losses())
     assert learner.best_step == learner.step == 2
 
 
@@ -200,10 +200,10 @@ def test_whole_trainings_together_are_those_alone(
     base, together = make_base(), Losses()
     learners = [Learner(job, base) for job in jobs]
     assert len({learner.total_steps for learner in learners}) == 4
-    train_together(base, learners, together)
+    train_together(learners, together)
     for job, learner in zip(jobs, learners, strict=True):
         alone, twin = Losses(), Learner(job, base)
-        train_together(base, [twin], alone)
+        train_together([twin], alone)
         task = job.task
         assert learner.step == len(alone.by_task[task]) == learner.total_steps
         assert together.by_task[task] == pytest.approx(alone.by_task[task], abs=1e-5)
@@ -221,8 +221,8 @@ def test_a_job_that_diverges_ends_alone(
     calm = Job("calm", write_rows(tmp_path, "c", 12, 2), "lora", set={"warmup": 0})
     base, together, alone = make_base(), Losses(), Losses()
     learners = [Learner(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
-    train_together(base, learners, together)
-    train_together(base, [Learner(calm, base)], alone)
+    train_together(learners, together)
+    train_together([Learner(calm, base)], alone)
     assert learners[0].diverged
     assert not learners[1].diverged
     assert together.by_task["calm"] == pytest.approx(alone.by_task["calm"], abs=1e-5)

@@ -10,11 +10,12 @@ from onebase.adapters.lora import Lora
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding, PromptEncoder
 
-PARTS = ("lora", "ia3", "prompt", "prefix")
+PARTS = ("lora", "ia3", "prompt", "prefix", "full")
 
 
 class Adapter(nn.Module):
-    """Trainable parts, one or several: low-rank deltas, vectors, virtual tokens, a KV prefix.
+    """Trainable parts, one or several: low-rank deltas, vectors, virtual tokens, a KV prefix; or
+    a whole model of its own (`full`), which contributes nothing to a pass over another.
 
     `method` is the name of the method that built it (`lora+p-tuning` for two of them), `options`
     its settings as plain values. The last `placed` of the virtual tokens stand at marked places in
@@ -30,6 +31,7 @@ class Adapter(nn.Module):
         ia3: Ia3 | None = None,
         prompt: PromptEmbedding | PromptEncoder | None = None,
         prefix: DeepPrefix | None = None,
+        full: nn.Module | None = None,
         placed: int = 0,
     ) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class Adapter(nn.Module):
         self.ia3 = ia3
         self.prompt = prompt
         self.prefix = prefix
+        self.full = full
         self.placed = placed
 
     def contribution(self) -> Contribution:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.full import FULL, FullOptions
 from onebase.adapters.ia3 import Ia3, Ia3Options, ia3_sites
 from onebase.adapters.lora import Lora, LoraOptions, sites
 from onebase.adapters.prefix import DeepPrefix, PTuningV2Options, flatten
@@ -128,7 +129,7 @@ def parts_of(name: str) -> tuple[str, ...]:
             raise unknown("method", "方法", part, [*METHODS, *ALIASES])
     for index, part in enumerate(names):
         for other in names[:index]:
-            if METHODS[part].part == METHODS[other].part:
+            if METHODS[part].part == METHODS[other].part or FULL in (part, other):
                 raise UsageError(
                     say(
                         f"{name}: {other} and {part} don't go together, an adapter has one of them.",
@@ -294,7 +295,14 @@ def _keys_values_of(base: Base, ids: list[int]) -> Tensor:
     return flatten(keys.float().cpu(), values.float().cpu())
 
 
+def _build_full(base: Base, options: FullOptions, init_text: str) -> nn.Module:
+    """The model of a base that is a trainable copy already."""
+    model: nn.Module = base.model
+    return model
+
+
 METHODS: dict[str, Method] = {
+    FULL: Method(FullOptions, _build_full, "full", learning_rate=5e-5),
     "lora": Method(LoraOptions, _build_lora, "lora", learning_rate=2e-3),
     "qlora": Method(LoraOptions, _build_qlora, "lora", learning_rate=2e-3),
     "ia3": Method(Ia3Options, _build_ia3, "ia3", learning_rate=1e-2),

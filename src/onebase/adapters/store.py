@@ -24,6 +24,8 @@ from onebase.language import say
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+MODEL = "model.safetensors"  # in place of the two, with its config.json, of full fine-tuning
+MODEL_CONFIG = "config.json"
 RECORD = "onebase.json"
 
 _TASK_NAME = re.compile(r"[\w-][\w.-]{0,63}")
@@ -140,7 +142,7 @@ class AdapterStore:
                     "task": task,
                     "version": version,
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "sha256": _sha256(partial / WEIGHTS),
+                    "sha256": _sha256(_weights(partial)),
                 }
                 text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
                 (partial / RECORD).write_text(text, encoding="utf-8")
@@ -206,9 +208,10 @@ class AdapterStore:
 
     def verify(self, adapter: StoredAdapter) -> None:
         """Raise `CorruptFileError` where a file is missing, unreadable or not what was stored."""
-        _read_object(adapter.path / CONFIG, adapter.name)
+        config = CONFIG if _weights(adapter.path).name == WEIGHTS else MODEL_CONFIG
+        _read_object(adapter.path / config, adapter.name)
         expected = _read_object(adapter.path / RECORD, adapter.name).get("sha256")
-        weights = adapter.path / WEIGHTS
+        weights = _weights(adapter.path)
         try:
             actual = _sha256(weights)
         except OSError as error:
@@ -342,6 +345,12 @@ class AdapterStore:
             for version in self._versions(name)
         ]
         return [adapter for adapter in adapters if adapter.record]
+
+
+def _weights(folder: Path) -> Path:
+    """The file of a version's weights: an adapter's, or a whole model's."""
+    model = folder / MODEL
+    return model if model.exists() else folder / WEIGHTS
 
 
 def _sha256(file: Path) -> str:

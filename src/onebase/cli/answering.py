@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onebase.adapters.full import FULL
 from onebase.adapters.methods import parse_options
 from onebase.cli.session import (
     BaseOption,
@@ -196,6 +197,8 @@ def engine_for(
             ),
             say("Ask for the tasks of one base at a time.", "请分别使用同一基座上的任务。"),
         )
+    if base is None and stored and len(stored) == len(wanted) and stored[0].method == FULL:
+        base = str(stored[0].path)  # it is a base itself: no need for the one it came from
     trained_in = {item.record.get("precision") for item in stored}
     if precision is None and trained_in in ({"nf4"}, {"int8"}):
         (precision,) = trained_in

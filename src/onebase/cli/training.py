@@ -31,7 +31,10 @@ def train_command(
     task: Annotated[str | None, typer.Option(help="The task's name.")] = None,
     data: Annotated[str | None, typer.Option(help="Its data file.")] = None,
     method: Annotated[
-        str, typer.Option(help="lora, qlora, prompt-tuning, p-tuning or p-tuning-v2.")
+        str,
+        typer.Option(
+            help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; join by +."
+        ),
     ] = "lora",
     base: BaseOption = None,
     precision: PrecisionOption = None,

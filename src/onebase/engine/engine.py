@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from onebase.adapters.full import FULL
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
 from onebase.data.example import Turn
@@ -47,7 +48,8 @@ class LabelScore:
 
 
 class Engine:
-    """Answers for the tasks of `adapters`, and for `base`.
+    """Answers for the tasks of `adapters`, and for `base`. A task of full fine-tuning brings a
+    base of its own into memory.
 
     Raises UsageError when an adapter was trained on another base, CorruptFileError when its
     files are damaged.
@@ -66,7 +68,7 @@ class Engine:
         """Load a stored adapter into the running engine under its task's name, or `name`."""
         record = adapter.record
         trained_on = record.get("base_fingerprint")
-        if trained_on and trained_on != self.base.fingerprint:
+        if adapter.method != FULL and trained_on and trained_on != self.base.fingerprint:
             raise UsageError(
                 say(
                     f"{adapter.task}@{adapter.version} was trained on {record.get('base')}, "
@@ -80,12 +82,20 @@ class Engine:
                 ),
             )
         template = Template.from_config(self.base.tokenizer, record.get("template") or {})
+        labels = tuple(record.get("labels") or ())
+        if adapter.method == FULL:
+            own = self.base
+            if own.path != adapter.path:
+                own = Base.load(str(adapter.path), device=str(self.base.device))
+            return self.tasks.load_full(
+                name or adapter.task, own, template, version=adapter.version, labels=labels
+            )
         return self.tasks.load(
             name or adapter.task,
             load_adapter(Path(adapter.path), self.base),
             template,
             version=adapter.version,
-            labels=tuple(record.get("labels") or ()),
+            labels=labels,
             folder=Path(adapter.path),
         )
 
@@ -102,7 +112,7 @@ class Engine:
         sampling = sampling or Sampling()
         loaded = [self.tasks[task] for task, _ in requests]
         streams = []
-        batch = Batch(self.base, self.tasks.contributions(), slots=self._slots)
+        batches: dict[Base, Batch] = {}
         for index, ((name, prompt), task) in enumerate(zip(requests, loaded, strict=True)):
             own = (
                 sampling
@@ -113,9 +123,12 @@ class Engine:
             own = self._within_context(task, len(ids), own)
             stream = Stream(None if name == BASE_TASK else name, ids, own)
             streams.append(stream)
-            batch.submit(stream)
-        while not batch.idle:
-            batch.step()
+            if task.base not in batches:
+                batches[task.base] = Batch(task.base, self.tasks.contributions(), slots=self._slots)
+            batches[task.base].submit(stream)
+        for batch in batches.values():
+            while not batch.idle:
+                batch.step()
         return [
             Answer(
                 task=task.task,
@@ -172,18 +185,18 @@ class Engine:
                 answer = tuple(loaded.template.answer_ids(label))
                 learned = (False,) * len(prompt) + (True,) * len(answer)
                 rows.append(TokenRow(adapter, prompt + answer, learned))
-        sums = self._sums(rows)
+        sums = self._sums(loaded.base, rows)
         return [
             _ranked(names, sums[at : at + len(names)]) for at in range(0, len(sums), len(names))
         ]
 
-    def _sums(self, rows: Sequence[TokenRow]) -> list[float]:
+    def _sums(self, base: Base, rows: Sequence[TokenRow]) -> list[float]:
         """The log-probability of each row's labelled tokens."""
         contributions = self.tasks.contributions()
         sums: list[float] = []
         for group in by_budget(rows, SCORING_TOKENS):
             with torch.inference_mode():
-                losses, row_of = token_losses(self.base, group, contributions)
+                losses, row_of = token_losses(base, group, contributions)
                 total = torch.zeros(len(group), device=losses.device)
                 sums += (-total.index_add_(0, row_of, losses)).tolist()
         return sums

@@ -20,13 +20,15 @@ class LoadedTask:
     """One task in memory: how its prompts are written and what its adapter contributes.
 
     `contribution` has no virtual tokens any more: they are part of the KV prefix. `labels` are
-    the classes of a classification task.
+    the classes of a classification task. `base` is what it answers on: the engine's own, or the
+    task's own where full fine-tuning made it one.
     """
 
     task: str
     version: int
     template: Template
     contribution: Contribution
+    base: Base
     labels: tuple[str, ...] = ()
 
 
@@ -35,7 +37,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        bare = LoadedTask(BASE_TASK, 0, Template(base.tokenizer), NOTHING)
+        bare = LoadedTask(BASE_TASK, 0, Template(base.tokenizer), NOTHING, base)
         self._tasks: dict[str, LoadedTask] = {BASE_TASK: bare}
 
     def load(
@@ -53,14 +55,28 @@ class AdapterPool(Mapping[str, LoadedTask]):
         """
         task = name.split("@", maxsplit=1)[0]
         contribution = compiled(self._base, adapter, folder)
-        self._tasks[name] = LoadedTask(task, version, template, contribution, labels)
+        self._tasks[name] = LoadedTask(task, version, template, contribution, self._base, labels)
+        return self._tasks[name]
+
+    def load_full(
+        self,
+        name: str,
+        base: Base,
+        template: Template,
+        *,
+        version: int = 0,
+        labels: tuple[str, ...] = (),
+    ) -> LoadedTask:
+        """Make `name` answer from a base of its own."""
+        task = name.split("@", maxsplit=1)[0]
+        self._tasks[name] = LoadedTask(task, version, template, NOTHING, base, labels)
         return self._tasks[name]
 
     def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
         """Make `name` the bare base with an instruction."""
         text = None if instruction is None else without_marks(instruction)
         template = Template(self._base.tokenizer, instruction=text)
-        self._tasks[name] = LoadedTask(name, 0, template, NOTHING)
+        self._tasks[name] = LoadedTask(name, 0, template, NOTHING, self._base)
         return self._tasks[name]
 
     def unload(self, name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.methods import METHODS, build_adapter, own_settings, parts_of
 from onebase.data.example import BadRow, Dataset
 from onebase.data.formats import load_dataset, require_good
@@ -71,12 +72,14 @@ def task_data(job: Job, template: Template) -> TaskData:
 
 
 class Learner:
-    """A job's state. `step` counts optimizer steps, `tokens` the tokens learned from; `diverged`
+    """A job's state. `base` is what it learns on: the shared one, or a copy of its own where it
+    changes every weight. `step` counts optimizer steps, `tokens` the tokens learned from; `diverged`
     says that its loss was no longer finite.
     """
 
     def __init__(self, job: Job, base: Base) -> None:
         self.job = job
+        self.base = trainable_copy(base) if job.method == FULL else base
         self.options: TrainOptions
         self.options, own = job.options()
         self.template = Template(
@@ -87,7 +90,7 @@ class Learner:
         )
         self.data = task_data(job, self.template)
         self.adapter: Adapter = build_adapter(
-            base,
+            self.base,
             job.method,
             own,
             init_text=without_marks(job.init_text(self.data.dataset.labels)),

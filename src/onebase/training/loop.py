@@ -29,21 +29,24 @@ class Watcher(Protocol):
         """After each evaluation of a job."""
 
 
-def train_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
-    """Train every job to its end; each keeps its best state by its own held-out loss.
+def train_together(learners: Sequence[Learner], watcher: Watcher) -> None:
+    """Train every job to its end; each keeps its best state by its own held-out loss. Those on
+    one base learn in the same passes, those with a base of their own one after another.
 
     A job's numbers are those it would have alone: its rows, order, optimizer and normalisation
     are its own, and segments of other jobs in a pack are invisible to it. A job whose loss is
     no longer finite ends there, alone.
     """
     watcher.started(learners)
-    while active := [learner for learner in learners if not learner.done]:
-        step_together(base, active, watcher)
-        sound = [job for job in active if not job.diverged]
-        due = [job for job in sound if job.step % job.steps_an_epoch == 0 or job.done]
-        evaluate_together(base, due, watcher)
-    for learner in learners:
-        learner.adapter.load_state_dict(learner.best)
+    for base in dict.fromkeys(learner.base for learner in learners):
+        own = [learner for learner in learners if learner.base is base]
+        while active := [learner for learner in own if not learner.done]:
+            step_together(base, active, watcher)
+            sound = [job for job in active if not job.diverged]
+            due = [job for job in sound if job.step % job.steps_an_epoch == 0 or job.done]
+            evaluate_together(base, due, watcher)
+        for learner in own:
+            learner.adapter.load_state_dict(learner.best)
 
 
 def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
@@ -89,6 +92,9 @@ def _gradients(
     """The losses of the learners' batches, by task in their order; gradients are added up."""
     own = {learner.job.task: batches[learner.job.task] for learner in learners}
     losses = dict.fromkeys(own, 0.0)
+    mixed = base.device.type == "cuda" and any(
+        learner.adapter.options.get("mixed_precision") for learner in learners
+    )
     # Exact, so a job that did not ask for it loses nothing but time.
     checkpointing = any(learner.options.gradient_checkpointing for learner in learners)
     labels = {task: sum(r.labels for part in parts for r in part) for task, parts in own.items()}
@@ -101,9 +107,10 @@ def _gradients(
                 for learner in learners
                 if learner.job.task in names
             }
-            token_loss, row_of = token_losses(
-                base, group, contributions, checkpointing=checkpointing
-            )
+            with torch.autocast(base.device.type, torch.bfloat16, enabled=mixed):
+                token_loss, row_of = token_losses(
+                    base, group, contributions, checkpointing=checkpointing
+                )
             # Each job's own mean over the labels of its whole step, whatever the packs.
             weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
             weighted = token_loss * weights.to(token_loss)[row_of]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from onebase.adapters.full import save_full
 from onebase.adapters.methods import parts_of
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
@@ -53,7 +54,7 @@ def train(
     try:
         before = base_losses(base, learners)
         recorder.base_judged(before)
-        train_together(base, learners, recorder)
+        train_together(learners, recorder)
         trained = True
     except KeyboardInterrupt:
         run.finish("interrupted", {"seconds": time.perf_counter() - began})
@@ -162,6 +163,9 @@ def _store(
     judged = bool(learner.data.held_out)
 
     def write(folder: Path) -> None:
+        if learner.adapter.full is not None:
+            save_full(learner.base, folder)
+            return
         save_adapter(learner.adapter, folder, base)
         compiled(base, learner.adapter, folder)  # kept beside the weights, so loading is quick
 

@@ -1,0 +1,53 @@
+"""Full fine-tuning: every weight of a copy of the base. The result is a base of its own."""
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.precision import of_type
+
+FULL = "full"
+
+
+class FullOptions(BaseModel):
+    """`mixed_precision`: on a GPU, products in bfloat16 over weights in float32."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mixed_precision: bool = True
+
+
+def trainable_copy(base: Base) -> Base:
+    """A copy of `base` in float32 whose every weight takes a gradient.
+
+    Raises UsageError for a quantized base: what was rounded away can't be learned.
+    """
+    if base.precision.quantized:
+        raise UsageError(
+            say(
+                f"full trains every weight, and {base.name} is held in {base.precision}.",
+                f"full 训练全部权重，而 {base.name} 的精度为 {base.precision}。",
+            ),
+            say(
+                "Load the base in floating point, or use qlora on it.",
+                "请以浮点精度加载基座，或使用 qlora。",
+            ),
+        )
+    model = type(base.model)(base.model.config)
+    model.generation_config = base.model.generation_config
+    model.load_state_dict(base.model.state_dict())
+    model.tie_weights()
+    copy = Base(model.to(base.device, torch.float32), base.tokenizer, name=base.name)
+    copy.precision = of_type(torch.float32)
+    copy.model.requires_grad_(True)
+    return copy
+
+
+def save_full(base: Base, folder: Path) -> None:
+    """Write a trained copy into the existing `folder` as a base: one safetensors file."""
+    base.model.save_pretrained(folder, max_shard_size="1000GB")
+    base.tokenizer.save_pretrained(folder)
