@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LLAMA_CPP ?= $(or $(ONEBASE_CACHE),$(HOME)/.cache/onebase)/llama.cpp
 
-.PHONY: help setup demo test test-slow lint types format clean dist
+.PHONY: help setup demo test test-slow test-llama-cpp lint types format clean dist
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -24,6 +25,11 @@ test: setup ## the test suite
 
 test-slow: setup ## the checks that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-llama-cpp: setup ## exported GGUF files against llama.cpp, token for token
+	@test -x $(LLAMA_CPP)/bin/python || $(PYTHON) -m venv $(LLAMA_CPP)
+	$(LLAMA_CPP)/bin/pip install --quiet --disable-pip-version-check xllamacpp==2026.10.11549
+	ONEBASE_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest -q -m slow tests/export/test_llama_cpp.py
 
 lint: setup ## style, without changing anything
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ LAYERS = (
     {"engine"},
     {"training"},
     {"align"},
-    {"compare", "serving", "demo"},
+    {"compare", "serving", "demo", "export"},
     {"learn"},
     {"cli"},
     {"onebase"},  # what `import onebase` offers

@@ -12,6 +12,7 @@ from onebase.cli.adapters import adapters_app
 from onebase.cli.answering import chat_command, classify_command, generate_command
 from onebase.cli.checking import data_app, doctor_command
 from onebase.cli.demo import demo_command
+from onebase.cli.export import export_command
 from onebase.cli.models import model_app
 from onebase.cli.runs import runs_app
 from onebase.cli.session import note, print_error
@@ -31,6 +32,7 @@ app.command("train")(train_command)
 app.command("generate")(generate_command)
 app.command("classify")(classify_command)
 app.command("chat")(chat_command)
+app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(model_app, name="model")

@@ -1,0 +1,211 @@
+"""What a task learned, or the bare base, written into a folder in a form that others read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from onebase.adapters.contribution import NOTHING, Contribution
+from onebase.adapters.full import FULL
+from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.engine.pool import BASE_TASK
+from onebase.errors import MissingBaseError, UsageError, unknown
+from onebase.export.folder import check_new, new_folder
+from onebase.export.gguf_family import family_of
+from onebase.export.gguf_files import write_adapter, write_model
+from onebase.export.merged import check_mergeable, merge, save
+from onebase.export.peft import check_known_to_peft, write_peft
+from onebase.export.prompting import prompting_notes
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+
+_TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What can be written, and the types of number its weights can have, the default first.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "peft": (),
+    "merged": tuple(_TORCH_TYPES),
+    "gguf": ("f16", "f32", "q8_0"),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the `files` in the folder `out`, and what the user should know of them.
+
+    `version` is 0 for the bare base.
+    """
+
+    task: str
+    version: int
+    to: str
+    out: Path
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def export(
+    store: AdapterStore,
+    name: str,
+    to: str,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    base: str | None = None,
+) -> Exported:
+    """Write `task` or `task@version` (or `base`, the bare base) into the new folder `out`.
+
+    `to` is one of TARGETS and `dtype` one of its types; `base` says where the adapter's base is,
+    if not where it was. Weights are merged in float32, whatever the adapter was trained on.
+    Raises UsageError, MissingBaseError, CorruptFileError or OnebaseError, and leaves no `out`.
+    """
+    if to not in TARGETS:
+        raise unknown("target", "导出目标", to, TARGETS)
+    kind = _dtype(to, dtype)
+    stored = None if name == BASE_TASK else store.get(_known(store, name))
+    check_new(out)
+    notes: list[str] = []
+    if stored is not None:
+        store.verify(stored)
+        notes += prompting_notes(stored)
+    if to == "peft":
+        adapter = _adapter(stored)
+        new_folder(out, lambda folder: write_peft(adapter, folder))
+        return _exported(stored, to, out, notes)
+    loaded = _base_of(stored, base)
+    contribution = _contribution(stored, loaded)
+    if to == "gguf":
+        family_of(loaded)  # refused before anything is merged
+    plain_lora = _is_plain_lora(contribution)
+    if stored is not None:
+        notes += _precision_notes(stored)
+        if to == "gguf" and not plain_lora and stored.method != FULL:
+            notes.append(_merged_only(stored))
+    label = stored.name if stored is not None else Path(loaded.name).name
+
+    def write(folder: Path) -> None:
+        if to == "gguf" and plain_lora:
+            write_adapter(contribution.deltas, loaded, folder / "adapter.gguf", name=label)
+        merge(loaded, contribution)
+        if to == "merged":
+            save(loaded, folder, _TORCH_TYPES[kind])
+        else:
+            notes.extend(write_model(loaded, folder / "model.gguf", name=label, kind=kind))
+
+    with torch.no_grad():
+        new_folder(out, write)
+    return _exported(stored, to, out, notes)
+
+
+def _dtype(to: str, dtype: str | None) -> str:
+    types = TARGETS[to]
+    if dtype is None:
+        return types[0] if types else ""
+    if not types:
+        raise UsageError(
+            say(
+                f"--dtype {dtype} does not go with --to {to}, which copies the files as they are.",
+                f"--dtype {dtype} 不适用于 --to {to}，它原样复制文件。",
+            ),
+            say("Leave it out.", "请去掉它。"),
+        )
+    if dtype not in types:
+        raise unknown(f"type for --to {to}", f" --to {to} 数值类型", dtype, types)
+    return dtype
+
+
+def _known(store: AdapterStore, name: str) -> str:
+    if name.partition("@")[0] not in store.tasks():
+        raise unknown("task", "任务", name, [*store.tasks(), BASE_TASK])
+    return name
+
+
+def _adapter(stored: StoredAdapter | None) -> StoredAdapter:
+    """`stored`, if it is one that PEFT knows. Raises UsageError."""
+    if stored is None:
+        raise UsageError(
+            say("The bare base has no adapter.", "基座本身没有适配器。"),
+            say("Name a task, or use --to merged.", "请指定任务，或使用 --to merged。"),
+        )
+    check_known_to_peft(stored)
+    return stored
+
+
+def _base_of(stored: StoredAdapter | None, named: str | None) -> Base:
+    """The base in float32; of an adapter, the one it was trained on, or what it is itself."""
+    if stored is not None and stored.method == FULL:
+        return Base.load(str(stored.path), device="cpu", precision="fp32")
+    name = named or (stored.base if stored is not None else "") or DEFAULT_BASE
+    try:
+        base = Base.load(name, device="cpu", precision="fp32")
+    except MissingBaseError as error:
+        if stored is None or named is not None:
+            raise
+        raise MissingBaseError(
+            say(
+                f"{stored.name} belongs to the base {name}, which is not at hand: {error.message}",
+                f"{stored.name} 属于基座 {name}，但找不到该基座：{error.message}",
+            ),
+            say(
+                "Put it back, or say with --base where it is now.",
+                "请恢复该基座，或用 --base 指明其现在的位置。",
+            ),
+        ) from error
+    trained_on = None if stored is None else stored.record.get("base_fingerprint")
+    if stored is not None and trained_on and trained_on != base.fingerprint:
+        raise UsageError(
+            say(
+                f"{stored.name} was trained on {stored.base}, not on {name}.",
+                f"{stored.name} 是在 {stored.base} 上训练的，而不是 {name}。",
+            ),
+            say("Name that base with --base.", "请用 --base 指明那个基座。"),
+        )
+    return base
+
+
+def _contribution(stored: StoredAdapter | None, base: Base) -> Contribution:
+    if stored is None or stored.method == FULL:
+        return NOTHING
+    adapter = load_adapter(stored.path, base).eval()
+    with torch.no_grad():
+        contribution = adapter.contribution()
+    check_mergeable(contribution, stored.name)
+    return contribution
+
+
+def _is_plain_lora(contribution: Contribution) -> bool:
+    """Whether llama.cpp can apply it to the base by itself: low-rank deltas and nothing else."""
+    deltas = contribution.deltas.values()
+    return (
+        bool(deltas)
+        and not contribution.scalings
+        and not any(delta.factor is not None for delta in deltas)
+    )
+
+
+def _merged_only(stored: StoredAdapter) -> str:
+    return say(
+        f"llama.cpp can't add what {stored.name} changes (DoRA, IA3) to a base, so there is only "
+        "the merged model.",
+        f"llama.cpp 无法在基座上叠加 {stored.name} 的改动（DoRA、IA3），因此只有合并后的模型。",
+    )
+
+
+def _precision_notes(stored: StoredAdapter) -> list[str]:
+    precision = stored.record.get("precision")
+    if precision not in ("nf4", "int8"):
+        return []
+    return [
+        say(
+            f"It was trained on its base in {precision} and is merged into the base in floating "
+            "point: answers can differ a little.",
+            f"它在 {precision} 精度的基座上训练，现合并到浮点基座：回答可能略有不同。",
+        )
+    ]
+
+
+def _exported(stored: StoredAdapter | None, to: str, out: Path, notes: list[str]) -> Exported:
+    task, version = (BASE_TASK, 0) if stored is None else (stored.task, stored.version)
+    files = tuple(sorted(file for file in out.rglob("*") if file.is_file()))
+    return Exported(task, version, to, out, files, tuple(notes))

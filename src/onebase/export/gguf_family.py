@@ -1,0 +1,217 @@
+"""What llama.cpp calls the parts of a model: its families, their settings and their tensors.
+
+Sources: the GGUF specification (ggml's docs/gguf.md) and what llama.cpp computes for each
+architecture. A setting that llama.cpp would compute otherwise is refused, never left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
+from torch import Tensor
+
+from onebase.errors import OnebaseError, UsageError
+from onebase.language import say
+from onebase.model.base import Base
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of llama.cpp's architectures.
+
+    `interleaved`: it rotates neighbouring numbers of a head where transformers rotates its two
+    halves, so the rows of queries and keys change places. `norms_from_zero`: transformers keeps
+    the norms' weights less one. `activation` is the only one it computes; `rope` the kinds of
+    rotary embedding that it and this file know.
+    """
+
+    architecture: MODEL_ARCH
+    activation: str = "silu"
+    interleaved: bool = False
+    norms_from_zero: bool = False
+    rope: tuple[str, ...] = ("default", "linear")
+    extra: Callable[[GGUFWriter, Any], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """As `general.architecture` has it."""
+        return str(MODEL_ARCH_NAMES[self.architecture])
+
+
+def family_of(base: Base) -> Family:
+    """The family of `base`. Raises UsageError for another, or for a setting it does not have."""
+    config = base.model.config
+    kind = str(config.model_type)
+    if kind not in FAMILIES:
+        raise UsageError(
+            say(
+                f"{base.name} is a {kind} model, which onebase can't write as GGUF.",
+                f"{base.name} 是 {kind} 模型，onebase 无法将其写为 GGUF。",
+            ),
+            say(
+                f"GGUF is written for {', '.join(FAMILIES)}; use --to merged or --to peft.",
+                f"可写为 GGUF 的有 {'、'.join(FAMILIES)}；请改用 --to merged 或 --to peft。",
+            ),
+        )
+    family = FAMILIES[kind]
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    rope = _rope(config)
+    settings: list[tuple[str, Any, bool]] = [
+        ("hidden_act", activation, activation == family.activation),
+        ("rope_type", rope["rope_type"], rope["rope_type"] in family.rope),
+        *_own_settings(config),
+    ]
+    for setting, value, known in settings:
+        if not known:
+            raise OnebaseError(
+                say(
+                    f"{base.name} has {setting}={value!r}, which llama.cpp's {family.name} lacks.",
+                    f"{base.name} 的 {setting}={value!r} 在 llama.cpp 的 {family.name} 中没有对应。",
+                ),
+                say("Use --to merged.", "请使用 --to merged。"),
+            )
+    return family
+
+
+def _own_settings(config: Any) -> list[tuple[str, Any, bool]]:
+    """Settings that one family or another may have, each with whether llama.cpp follows it."""
+    rotated = _rope(config).get("partial_rotary_factor", 1.0)
+    found: list[tuple[str, Any, bool]] = [("partial_rotary_factor", rotated, rotated == 1.0)]
+    absent = ["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"]
+    if config.model_type != "llama":
+        absent.append("attention_bias")
+    for name in absent:
+        value = getattr(config, name, None)
+        found.append((name, value, not value))
+    layer_types: list[str] | None = getattr(config, "layer_types", None)
+    if config.model_type == "gemma3_text":
+        scale = config.query_pre_attn_scalar
+        heads = config.hidden_size // config.num_attention_heads
+        computed = heads if config.num_hidden_layers == 62 else config.head_dim  # 62 layers: 27B
+        local = config.rope_parameters["sliding_attention"]["rope_type"]
+        found.append(("query_pre_attn_scalar", scale, scale == computed))
+        found.append(("layer_types", layer_types, bool(_period(layer_types or []))))
+        found.append(("rope_type", local, local == "default"))
+    elif layer_types is not None:
+        found.append(("layer_types", layer_types, set(layer_types) == {"full_attention"}))
+    return found
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """The rotary embedding's settings, of Gemma 3 those of its layers with full attention."""
+    parameters: dict[str, Any] = config.rope_parameters
+    own: dict[str, Any] = parameters.get("full_attention", parameters)
+    return own
+
+
+def _period(layer_types: list[str]) -> int | None:
+    """Of how many layers one has full attention, the last of them; None for no such rule."""
+    full = "full_attention"
+    period = layer_types.index(full) + 1 if full in layer_types else max(6, len(layer_types) + 1)
+    rule = [
+        full if at % period == period - 1 else "sliding_attention" for at in range(len(layer_types))
+    ]
+    return period if rule == layer_types and period > 1 else None
+
+
+def write_settings(writer: GGUFWriter, family: Family, base: Base) -> None:
+    """The header's part on the model's sizes."""
+    config, shape = base.model.config, base.shape
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_vocab_size(shape.vocabulary)
+    rope = _rope(config)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if family.extra is not None:
+        family.extra(writer, config)
+
+
+def _gemma3(writer: GGUFWriter, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window_pattern(_period(config.layer_types) or 6)
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+
+
+class Names:
+    """GGUF's names for the tensors of a base, and the form in which GGUF has them."""
+
+    def __init__(self, family: Family, base: Base) -> None:
+        self._family = family
+        self._base = base
+        self._map = get_tensor_name_map(family.architecture, base.shape.layers)
+
+    def name(self, parameter: str) -> str:
+        """`blk.0.attn_q.weight` for `model.layers.0.self_attn.q_proj.weight`.
+
+        Raises OnebaseError for a parameter that llama.cpp's family does not have.
+        """
+        module, _, part = parameter.rpartition(".")
+        found: str | None = self._map.get_name(module)
+        if found is None:
+            raise OnebaseError(
+                say(
+                    f"llama.cpp's {self._family.name} has no place for the weight {parameter}.",
+                    f"llama.cpp 的 {self._family.name} 没有权重 {parameter} 的位置。",
+                ),
+                say("Use --to merged.", "请使用 --to merged。"),
+            )
+        return f"{found}.{part}"
+
+    def rows(self, module: str, matrix: Tensor) -> Tensor:
+        """What the rows of a weight, a bias or a delta's `b` of `module` are in GGUF."""
+        if not self._family.interleaved:
+            return matrix
+        shape = self._base.shape
+        heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(module.rpartition(".")[2])
+        if heads is None:
+            return matrix
+        # [heads, halves, pairs, ...] to [heads, pairs, halves, ...]
+        split = matrix.reshape(heads, 2, shape.head_dim // 2, *matrix.shape[1:])
+        return split.transpose(1, 2).reshape(matrix.shape)
+
+    def weight(self, parameter: str, value: Tensor) -> Tensor:
+        """`value` of the base's `parameter` as GGUF has it, in float32."""
+        module = parameter.rpartition(".")[0]
+        value = value.detach().float().cpu()
+        if self._family.norms_from_zero and module.endswith("norm"):
+            value = value + 1
+        return self.rows(module, value).contiguous()
+
+
+def rope_factors(base: Base) -> Tensor | None:
+    """By how much each frequency of a Llama 3.1's rotary embedding is divided, [head_dim / 2]."""
+    rope = _rope(base.model.config)
+    if rope["rope_type"] != "llama3":
+        return None
+    size = base.shape.head_dim
+    plain: Tensor = rope["rope_theta"] ** -(torch.arange(0, size, 2).float() / size)
+    used: Tensor = base.model.model.rotary_emb.inv_freq
+    return plain / used.float().cpu()
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(MODEL_ARCH.LLAMA, interleaved=True, rope=("default", "linear", "llama3")),
+    "qwen2": Family(MODEL_ARCH.QWEN2),
+    "qwen3": Family(MODEL_ARCH.QWEN3),
+    "gemma3_text": Family(
+        MODEL_ARCH.GEMMA3,
+        activation="gelu_pytorch_tanh",
+        norms_from_zero=True,
+        extra=_gemma3,
+    ),
+}

@@ -1,0 +1,197 @@
+"""A tokenizer in GGUF's words, so that llama.cpp cuts a text into the same tokens.
+
+llama.cpp has two kinds that matter here. Byte-level BPE (`gpt2`) takes the merges and the name of
+a way to split text, which is compiled in. SentencePiece's BPE (`llama`) takes a score for each
+token instead of merges: of all neighbours that together are a token it joins those with the best.
+"""
+
+import json
+from typing import Any, NoReturn
+
+from gguf import GGUFWriter, TokenType
+
+from onebase.errors import OnebaseError, UsageError
+from onebase.language import say
+from onebase.model.base import Base
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark for a space
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+# By the regular expression, or by what stands for it, and whether a word that is a token as a
+# whole is taken as it is (`ignore_merges`).
+_PRE_TOKENIZERS = {
+    ("byte-level", False): "gpt-2",
+    ("digits, byte-level", False): "smollm",
+    (_QWEN2, False): "qwen2",
+    (_LLAMA3, True): "llama-bpe",
+    (_LLAMA3, False): "smaug-bpe",
+}
+
+
+def write_tokenizer(writer: GGUFWriter, base: Base) -> list[str]:
+    """The header's part on the tokenizer; returns what the user should know about it.
+
+    Raises UsageError or OnebaseError for a tokenizer that llama.cpp does not have.
+    """
+    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        _refuse(base, type(base.tokenizer).__name__)
+    content = json.loads(backend.to_str())
+    kind = content["model"]["type"]
+    if kind != "BPE":
+        _refuse(base, kind)
+    tokens, types = _vocabulary(base, content)
+    if content["model"]["byte_fallback"]:
+        notes = _write_sentencepiece(writer, base, content, tokens)
+    else:
+        notes = _write_byte_level(writer, base, content)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _write_special(writer, base)
+    return notes
+
+
+def _refuse(base: Base, what: str) -> NoReturn:
+    raise UsageError(
+        say(
+            f"llama.cpp has no tokenizer like that of {base.name}: {what}.",
+            f"llama.cpp 没有与 {base.name} 相同的分词器：{what}。",
+        ),
+        say("Use --to merged.", "请使用 --to merged。"),
+    )
+
+
+def _vocabulary(base: Base, content: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Every token by its id, up to the size of the embedding, and what each is."""
+    size = base.shape.vocabulary
+    by_id: dict[int, tuple[str, int]] = {}
+    bytes_too = content["model"]["byte_fallback"]
+    for token, index in content["model"]["vocab"].items():
+        is_byte = bytes_too and len(token) == 6 and token.startswith("<0x") and token[-1] == ">"
+        by_id[index] = (token, TokenType.BYTE if is_byte else TokenType.NORMAL)
+    for added in content["added_tokens"]:
+        by_id[added["id"]] = (added["content"], _kind(added))
+    if max(by_id) >= size:
+        raise OnebaseError(
+            say(
+                f"The tokenizer of {base.name} has a token {max(by_id)}, its embedding {size} rows.",
+                f"{base.name} 的分词器含有词元 {max(by_id)}，而嵌入只有 {size} 行。",
+            ),
+            say("Check that both belong together.", "请检查二者是否属于同一模型。"),
+        )
+    # Rows that no token uses, as in embeddings padded to a round size.
+    rows = [by_id.get(index, (f"[PAD{index}]", TokenType.UNUSED)) for index in range(size)]
+    return [token for token, _ in rows], [int(kind) for _, kind in rows]
+
+
+def _kind(added: dict[str, Any]) -> TokenType:
+    """What an added token is. A run of spaces is joined from single ones, like other tokens:
+    llama.cpp would print a user-defined one as it is written.
+    """
+    if added["special"]:
+        return TokenType.CONTROL
+    return TokenType.NORMAL if set(added["content"]) == {_SPACE} else TokenType.USER_DEFINED
+
+
+def _write_byte_level(writer: GGUFWriter, base: Base, content: dict[str, Any]) -> list[str]:
+    normalizer = content["normalizer"]
+    if normalizer is not None and normalizer != {"type": "NFC"}:
+        _refuse(base, f"normalizer {normalizer['type']}")
+    split = _split(content["pre_tokenizer"])
+    name = _PRE_TOKENIZERS.get((split, bool(content["model"]["ignore_merges"])))
+    if name is None:
+        _refuse(base, f"pre-tokenizer {split}")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(name)
+    merges = content["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    return []
+
+
+def _split(layout: dict[str, Any] | None) -> str:
+    """How text is cut before merging: a key's first part in _PRE_TOKENIZERS, or a description."""
+    parts = [layout or {}]
+    if layout is not None and layout["type"] == "Sequence":
+        parts = layout["pretokenizers"]
+    *before, last = parts
+    if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
+        if not before and last["use_regex"]:
+            return "byte-level"
+        if before == [{"type": "Digits", "individual_digits": True}] and last["use_regex"]:
+            return "digits, byte-level"
+        if len(before) == 1 and before[0]["type"] == "Split" and not last["use_regex"]:
+            pattern = before[0]["pattern"].get("Regex")
+            if pattern and before[0]["behavior"] == "Isolated" and not before[0]["invert"]:
+                return str(pattern)
+    return json.dumps(layout, ensure_ascii=False)
+
+
+def _write_sentencepiece(
+    writer: GGUFWriter, base: Base, content: dict[str, Any], tokens: list[str]
+) -> list[str]:
+    prefix, notes = _space_prefix(base, content)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores(_scores(content["model"]["merges"], tokens))
+    writer.add_add_space_prefix(prefix)
+    return notes
+
+
+def _space_prefix(base: Base, content: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether a text begins with a space that is not its own, and a note where only the very
+    first does: llama.cpp begins again after every control token.
+    """
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    prepend = {"type": "Prepend", "prepend": _SPACE}
+    normalizer, layout = content["normalizer"], content["pre_tokenizer"] or {}
+    if normalizer == replace:
+        # No space is left to split at.
+        if not layout or (layout["type"] == "Split" and layout["pattern"] == {"String": " "}):
+            return False, []
+    elif normalizer == {"type": "Sequence", "normalizers": [prepend, replace]} and not layout:
+        return True, []
+    elif normalizer is None and layout.get("type") == "Metaspace" and not layout["split"]:
+        scheme = layout["prepend_scheme"]
+        note = say(
+            "llama.cpp puts a space after every control token of this vocabulary; onebase puts one "
+            "at the start of the text only, so chats can be cut into other tokens.",
+            "llama.cpp 会在该词表的每个控制词元后加空格，而 onebase 只在文本开头加，因此对话的分词可能不同。",
+        )
+        return scheme != "never", [note] if scheme == "first" else []
+    _refuse(base, json.dumps([normalizer, layout], ensure_ascii=False))
+
+
+def _scores(merges: list[Any], tokens: list[str]) -> list[float]:
+    """For each token the place, counted downwards, of the first merge that makes it.
+
+    The best score is then the merge that the tokenizer makes first. Tokens that no merge makes
+    are the last to be joined.
+    """
+    place: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        pair = merge.split(" ", 1) if isinstance(merge, str) else merge
+        place.setdefault("".join(pair), rank)
+    return [-float(place.get(token, len(merges))) for token in tokens]
+
+
+def _write_special(writer: GGUFWriter, base: Base) -> None:
+    tokenizer, config = base.tokenizer, base.model.config
+    ids: list[int] = tokenizer("a")["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is None and isinstance(config.bos_token_id, int):
+        bos = config.bos_token_id  # without one llama.cpp takes any
+    for write, index in (
+        (writer.add_bos_token_id, bos),
+        (writer.add_eos_token_id, tokenizer.eos_token_id),
+        (writer.add_unk_token_id, tokenizer.unk_token_id),
+        (writer.add_pad_token_id, tokenizer.pad_token_id),
+    ):
+        if index is not None:
+            write(index)
+    writer.add_add_bos_token(bool(ids) and ids[0] == bos)
+    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)

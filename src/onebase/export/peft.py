@@ -1,0 +1,55 @@
+"""A stored adapter copied out as PEFT knows it, with nothing of onebase's beside it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from onebase.adapters.full import FULL
+from onebase.adapters.peft_format import CONFIG, WEIGHTS, read_peft_config
+from onebase.adapters.store import StoredAdapter
+from onebase.errors import UsageError
+from onebase.language import say
+
+
+def check_known_to_peft(stored: StoredAdapter) -> None:
+    """Raise UsageError for what PEFT has no file for: a whole model, several methods at once,
+    virtual tokens inside the text.
+    """
+    if stored.method == FULL:
+        raise UsageError(
+            say(
+                f"{stored.name} is a whole model (full fine-tuning), not an adapter.",
+                f"{stored.name} 是完整的模型（全参数微调），而不是适配器。",
+            ),
+            say("Use --to merged or --to gguf.", "请使用 --to merged 或 --to gguf。"),
+        )
+    if "parts" in read_peft_config(stored.path):
+        raise UsageError(
+            say(
+                f"PEFT's format has no place for {stored.name}: it joins several methods or has "
+                f"virtual tokens inside the text ({stored.method}).",
+                f"PEFT 的格式无法保存 {stored.name}：它由多种方法组成，或在文本内部含有虚拟词元"
+                f"（{stored.method}）。",
+            ),
+            say(
+                f"Copy {stored.path} for another onebase, or train the task with one method.",
+                f"请复制 {stored.path} 供其他 onebase 使用，或只用一种方法训练该任务。",
+            ),
+        )
+
+
+def write_peft(stored: StoredAdapter, folder: Path) -> None:
+    """Copy adapter_config.json and adapter_model.safetensors into `folder`."""
+    config = read_peft_config(stored.path)
+    config["base_model_name_or_path"] = _base_of(stored, config.get("base_model_name_or_path"))
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    shutil.copyfile(stored.path / WEIGHTS, folder / WEIGHTS)
+
+
+def _base_of(stored: StoredAdapter, written: object) -> str:
+    """How PEFT finds the base: its Hub id, or its folder on this machine, or what was written."""
+    path = Path(str(written or stored.base))
+    if stored.base.count("/") == 1 and path.name == stored.base.replace("/", "--"):
+        return stored.base  # the cache's folder of a model from the Hub
+    return str(path.resolve()) if path.is_dir() else str(written or stored.base)

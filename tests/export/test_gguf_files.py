@@ -1,0 +1,176 @@
+"""GGUF files read back: by GGUFReader, and by onebase itself as a base."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from torch import Tensor
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import LowRank
+from onebase.errors import OnebaseError, UsageError
+from onebase.export.gguf_files import write_adapter, write_model
+from onebase.export.merged import merge
+from onebase.model.base import Base
+
+MakeBase = Callable[..., Base]
+MakeLora = Callable[..., Adapter]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def values(file: Path) -> dict[str, numpy.ndarray[Any, Any]]:
+    """Every tensor in float32, as [rows, columns]."""
+    return {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type).copy()
+        for tensor in GGUFReader(file).tensors
+    }
+
+
+def field(file: Path, name: str) -> Any:
+    found = GGUFReader(file).get_field(name)
+    return None if found is None else found.contents()
+
+
+def test_the_model_reads_back(
+    readable: str, make_family: MakeBase, make_lora: MakeLora, tokens: Tensor, tmp_path: Path
+) -> None:
+    base = make_family(readable)
+    with torch.no_grad():
+        merge(base, make_lora(base, rank=4).contribution())
+        expected = base.model(tokens).logits
+    assert write_model(base, tmp_path / "m.gguf", name="support@1", kind="f32") == []
+    read = Base.load(str(tmp_path / "m.gguf"))
+    with torch.no_grad():
+        torch.testing.assert_close(read.model(tokens).logits, expected, atol=1e-4, rtol=0)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "chat_template"):
+        assert getattr(read.tokenizer, name) == getattr(base.tokenizer, name)
+
+
+def test_the_tokens_read_back(
+    readable: str, texts: tuple[str, ...], make_family: MakeBase, tmp_path: Path
+) -> None:
+    base = make_family(readable)
+    write_model(base, tmp_path / "m.gguf", name="m", kind="f16")
+    read = Base.load(str(tmp_path / "m.gguf")).tokenizer
+    for text in texts:
+        for special in (False, True):
+            expected = base.tokenizer(text, add_special_tokens=special)["input_ids"]
+            assert read(text, add_special_tokens=special)["input_ids"] == expected
+        assert read.decode(expected) == base.tokenizer.decode(expected)
+
+
+def test_base_and_adapter_are_the_merged_model(
+    family: str, make_family: MakeBase, make_lora: MakeLora, tmp_path: Path
+) -> None:
+    """As llama.cpp joins them: W + alpha / rank * b @ a, in GGUF's order of rows."""
+    base = make_family(family)
+    with torch.no_grad():
+        deltas = dict(make_lora(base, rank=4, alpha=6.0).contribution().deltas)
+        one = next(name for name in deltas if name.endswith("q_proj"))
+        other = deltas[one]  # of another rank and scale than the rest
+        deltas[one] = LowRank(other.a[:3], other.b[:, :3], other.scale * 2)
+        write_model(base, tmp_path / "base.gguf", name="base", kind="f32")
+        write_adapter(deltas, base, tmp_path / "a.gguf", name="support@2")
+        for name, delta in deltas.items():
+            base.model.get_submodule(name).weight += delta.scale * delta.b @ delta.a
+        write_model(base, tmp_path / "merged.gguf", name="merged", kind="f32")
+    adapter = values(tmp_path / "a.gguf")
+    alpha = field(tmp_path / "a.gguf", "adapter.lora.alpha")
+    joined = values(tmp_path / "base.gguf")
+    assert len(adapter) == 2 * len(deltas)
+    for key in adapter:
+        if key.endswith(".lora_a"):
+            target = key.removesuffix(".lora_a")
+            a, b = adapter[key], adapter[f"{target}.lora_b"]
+            joined[target] += alpha / len(a) * b @ a
+    merged = values(tmp_path / "merged.gguf")
+    assert joined.keys() == merged.keys()
+    for name, value in merged.items():
+        numpy.testing.assert_allclose(joined[name], value, atol=1e-5)
+
+
+def test_the_adapters_header(make_family: MakeBase, make_lora: MakeLora, tmp_path: Path) -> None:
+    base, file = make_family("qwen3"), tmp_path / "a.gguf"
+    with torch.no_grad():
+        deltas = make_lora(base, rank=4, alpha=6.0).contribution().deltas
+    write_adapter(deltas, base, file, name="support@2")
+    assert field(file, "general.type") == "adapter"
+    assert field(file, "general.architecture") == "qwen3"
+    assert field(file, "adapter.type") == "lora"
+    assert field(file, "adapter.lora.alpha") == 6.0
+    assert "blk.0.attn_q.weight.lora_a" in values(file)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
+def test_types(kind: str, make_family: MakeBase, tmp_path: Path) -> None:
+    base, file = make_family("gemma3"), tmp_path / "m.gguf"
+    write_model(base, file, name="m", kind=kind)
+    types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(file).tensors}
+    wanted = GGMLQuantizationType[kind.upper()]
+    vectors = {name for name in types if "norm" in name}
+    assert {types[name] for name in vectors} == {GGMLQuantizationType.F32}
+    assert {kind for name, kind in types.items() if name not in vectors} == {wanted}
+    assert field(file, "general.file_type") == {"f32": 0, "f16": 1, "q8_0": 7}[kind]
+    ours = base.model.model.embed_tokens.weight.detach().numpy()
+    numpy.testing.assert_allclose(values(file)["token_embd.weight"], ours, atol=1e-2)
+
+
+def test_rows_that_q8_0_can_not_hold_are_f16(make_family: MakeBase, tmp_path: Path) -> None:
+    base, file = make_family("llama", intermediate_size=48), tmp_path / "m.gguf"
+    write_model(base, file, name="m", kind="q8_0")
+    types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(file).tensors}
+    assert types["blk.0.ffn_down.weight"] == GGMLQuantizationType.F16
+    assert types["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q8_0
+
+
+def test_values_that_f16_can_not_hold(make_family: MakeBase, tmp_path: Path) -> None:
+    base = make_family("llama")
+    base.model.lm_head.weight.data[3, 4] = 70000.0
+    with pytest.raises(OnebaseError, match=r"output\.weight .* f16"):
+        write_model(base, tmp_path / "m.gguf", name="m", kind="f16")
+
+
+def test_llama_3s_frequencies(make_family: MakeBase, tmp_path: Path) -> None:
+    write_model(make_family("llama3"), tmp_path / "m.gguf", name="m", kind="f32")
+    factors = values(tmp_path / "m.gguf")["rope_freqs.weight"]
+    assert factors.shape == (4,)
+    assert factors[0] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(8.0)
+
+
+def test_other_families_are_refused(make_base: MakeBase, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a glm model") as caught:
+        write_model(make_base("glm"), tmp_path / "m.gguf", name="m", kind="f32")
+    assert "gemma3_text" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+         "rope_type='dynamic'"),
+        ("qwen3", {"attention_bias": True}, "attention_bias=True"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+         "layer_types="),
+        ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar=64"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("gemma3", {"layer_types": ["full_attention"] * 6}, "layer_types="),
+    ],
+)  # fmt: skip
+def test_settings_that_llama_cpp_lacks_are_refused(
+    family: str, changes: dict[str, Any], words: str, make_family: MakeBase, tmp_path: Path
+) -> None:
+    with pytest.raises(OnebaseError) as caught:
+        write_model(make_family(family, **changes), tmp_path / "m.gguf", name="m", kind="f32")
+    assert words in caught.value.message
+    assert "--to merged" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,219 @@
+"""llama.cpp answers with the exported files as onebase does, token for token.
+
+`make test-llama-cpp` runs this. llama.cpp comes as the package xllamacpp in an environment of its
+own, whose Python ONEBASE_LLAMA_CPP names.
+
+Both answer greedily in float32. Their products are summed in another order (and llama.cpp's GELU
+is a table in float16), so where the two best logits are nearly the same, either may come first:
+an answer may part from the other only there.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.adapters.workspace import Workspace
+from onebase.engine.engine import Engine
+from onebase.engine.generation import Batch, Stream
+from onebase.engine.sampling import Sampling
+from onebase.export.export import export
+from onebase.model.base import Base
+from onebase.training.job import Job
+from onebase.training.train import train
+
+PYTHON = os.environ.get("ONEBASE_LLAMA_CPP")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PYTHON is None, reason="ONEBASE_LLAMA_CPP names no Python with xllamacpp"),
+]
+NEARLY_THE_SAME = 1e-3
+GELU_TABLE = 1e-2  # Gemma's activation
+PROMPTS = (
+    "Where is my parcel?",
+    "My lamp arrived broken. What now?",
+    "How do I return shoes that are too small?",
+    "Do you ship to Norway?",
+    "I was charged twice, 2024-11-03 and 2024-11-05.",
+    "Can I change the address of order 10423?",
+    "  When do you open on Sundays?  ",
+    "Is the blue sofa, 3 seats, in stock?",
+)
+ANSWER = "Thank you for writing to Lantern & Co. We will look into it today."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many of the answers are the same, and where the others part: (prompt, token, margin)."""
+
+    same: int
+    tokens: int
+    apart: tuple[tuple[int, int, float], ...]
+
+
+def ask_llama_cpp(model: Path, lora: Path | None, requests: list[dict[str, Any]]) -> list[Any]:
+    """The server's answers to {"path", "body"} requests."""
+    assert PYTHON is not None
+    out = model.with_suffix(".json")
+    asked = {
+        "model": str(model),
+        "lora": None if lora is None else str(lora),
+        "requests": requests,
+        "out": str(out),
+    }
+    script = Path(__file__).with_name("answer_with_llama_cpp.py")
+    done = subprocess.run(
+        [PYTHON, str(script)], input=json.dumps(asked), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers: list[Any] = json.loads(out.read_text(encoding="utf-8"))
+    return answers
+
+
+def completion(prompt: Sequence[int], tokens: int, lora: float | None = None) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "prompt": list(prompt),
+        "n_predict": tokens,
+        "temperature": 0,
+        "return_tokens": True,
+        "cache_prompt": False,  # or a LoRA's cache would serve the base
+    }
+    if lora is not None:
+        body["lora"] = [{"id": 0, "scale": lora}]
+    return {"path": "/completion", "body": body}
+
+
+def answered_by_onebase(
+    engine: Engine, task: str | None, prompts: Sequence[Sequence[int]], tokens: int
+) -> list[Stream]:
+    streams = [Stream(task, tuple(ids), Sampling(max_tokens=tokens)) for ids in prompts]
+    for stream in streams:  # one at a time, as the server does
+        batch = Batch(engine.base, engine.tasks.contributions())
+        batch.submit(stream)
+        while not batch.idle:
+            batch.step()
+    return streams
+
+
+def compare(streams: Sequence[Stream], answers: Sequence[Any], margin: float) -> Comparison:
+    """Hold llama.cpp's tokens against onebase's; they may part only where onebase's two best
+    logits are no further apart than `margin`.
+    """
+    apart = []
+    tokens = 0
+    for index, (stream, answer) in enumerate(zip(streams, answers, strict=True)):
+        ours, theirs = stream.tokens, answer["tokens"]
+        # The end token is no part of ours.
+        if answer["stop_type"] == "eos" and len(theirs) > len(ours):
+            theirs = theirs[: len(ours)]
+        at = next(
+            (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+            None if len(ours) == len(theirs) else min(len(ours), len(theirs)),
+        )
+        tokens += len(ours) if at is None else at
+        if at is not None:
+            apart.append((index, at, stream.margins[at]))
+            assert stream.margins[at] <= margin, (index, at, ours, theirs, stream.margins[at])
+    return Comparison(len(streams) - len(apart), tokens, tuple(apart))
+
+
+def show(capsys: pytest.CaptureFixture[str], what: str, found: Comparison, count: int) -> None:
+    with capsys.disabled():
+        parted = "".join(f"; {p} parts at token {t}, margin {m:.1e}" for p, t, m in found.apart)
+        print(f"\n  {what}: {found.same}/{count} answers the same, {found.tokens} tokens{parted}")
+
+
+def test_every_family(
+    family: str,
+    texts: tuple[str, ...],
+    make_family: Callable[..., Base],
+    make_lora: Any,
+    keep: Callable[..., StoredAdapter],
+    store: AdapterStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = make_family(family)
+    stored = keep(base, make_lora(base, rank=4))
+    export(store, "base", "gguf", tmp_path / "bare", dtype="f32", base=stored.base)
+    export(store, "support", "gguf", tmp_path / "both", dtype="f32")
+    prompts = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    margin = GELU_TABLE if family.startswith("gemma") else NEARLY_THE_SAME
+    engine = Engine(base, [stored])
+    ours = answered_by_onebase(engine, "support", prompts, 24)
+    bare = answered_by_onebase(engine, None, prompts, 24)
+    assert [stream.tokens for stream in ours] != [stream.tokens for stream in bare]
+
+    pieces = [
+        {"path": "/tokenize", "body": {"content": text, "parse_special": True}} for text in texts
+    ]
+    model, lora = tmp_path / "both" / "model.gguf", tmp_path / "both" / "adapter.gguf"
+    merged = ask_llama_cpp(model, None, [completion(ids, 24) for ids in prompts] + pieces)
+    assert [answer["tokens"] for answer in merged[len(prompts) :]] == prompts
+    alternating = [completion(ids, 24, lora=scale) for ids in prompts for scale in (1.0, 0.0)]
+    added = ask_llama_cpp(tmp_path / "bare" / "model.gguf", lora, alternating)
+    for what, streams, answers in (
+        ("merged", ours, merged[: len(prompts)]),
+        ("base + LoRA", ours, added[::2]),
+        ("base", bare, added[1::2]),
+    ):
+        found = compare(streams, answers, margin)
+        show(capsys, f"{family}, {what}", found, len(prompts))
+        assert found.same >= len(prompts) - 1
+
+
+def test_the_embedded_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SmolLM2 with a LoRA of a few steps, whose effect shows in every answer."""
+    data = tmp_path / "support.jsonl"
+    rows = [{"input": prompt, "output": ANSWER} for prompt in PROMPTS] * 2
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    base = Base.load("smollm2-135m", precision="fp32", device="cpu")
+    workspace = Workspace(tmp_path / "ws")
+    store = AdapterStore(workspace)
+    job = Job("support", data, set={"rank": 4, "epochs": 2, "batch_size": 4})
+    (stored,) = train([job], base=base, workspace=workspace)
+    engine = Engine(base, [stored])
+    template = engine.tasks["support"].template
+    prompts = [template.prompt(prompt) for prompt in PROMPTS]
+    ours = answered_by_onebase(engine, "support", prompts, 32)
+    bare = answered_by_onebase(engine, None, prompts, 32)
+    assert all(a.tokens[:8] != b.tokens[:8] for a, b in zip(ours, bare, strict=True))
+
+    export(store, "base", "gguf", tmp_path / "bare", dtype="f32")
+    export(store, "support", "gguf", tmp_path / "both", dtype="f32")
+    pieces = [
+        {
+            "path": "/tokenize",
+            "body": {"content": template.prompt_text(prompt), "parse_special": True},
+        }
+        for prompt in PROMPTS
+    ]
+    chat = [{"role": "user", "content": PROMPTS[0]}]
+    laid_out = {"path": "/apply-template", "body": {"messages": chat}}
+    model, lora = tmp_path / "both" / "model.gguf", tmp_path / "both" / "adapter.gguf"
+    *merged, rendered = ask_llama_cpp(
+        model, None, [completion(ids, 32) for ids in prompts] + pieces + [laid_out]
+    )
+    assert [answer["tokens"] for answer in merged[len(prompts) :]] == [list(p) for p in prompts]
+    assert rendered["prompt"] == base.tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
+    alternating = [completion(ids, 32, lora=scale) for ids in prompts for scale in (1.0, 0.0)]
+    added = ask_llama_cpp(tmp_path / "bare" / "model.gguf", lora, alternating)
+    for what, streams, answers in (
+        ("merged", ours, merged[: len(prompts)]),
+        ("base + LoRA", ours, added[::2]),
+        ("base", bare, added[1::2]),
+    ):
+        show(
+            capsys,
+            f"smollm2-135m, {what}",
+            compare(streams, answers, NEARLY_THE_SAME),
+            len(prompts),
+        )
