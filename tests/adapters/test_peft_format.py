@@ -16,7 +16,7 @@ from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
-from onebase.errors import CorruptFileError, OnebaseError
+from onebase.errors import CorruptFileError, OnebaseError, UsageError
 from onebase.model.base import Base
 
 IDS = [5, 17, 33, 120, 9, 4, 77, 250, 31, 8, 6, 99]
@@ -115,6 +115,12 @@ def test_peft_loads_what_we_save(
 ) -> None:
     base = make_base(architecture)
     method, settings = SAVED[variant]
+    if variant == "lora-patterns" and architecture == "phi3":
+        settings = {**settings, "rank_pattern": {"qkv_proj": 2}}
+    if method == "ia3" and architecture == "phi3":
+        with pytest.raises(UsageError, match="no k_proj"):
+            build_adapter(base, method, settings, init_text="hello", seed=1)
+        return
     adapter = build_adapter(base, method, settings, init_text="hello", seed=1)
     shaken(adapter)
     save_adapter(adapter, tmp_path, base)
@@ -134,8 +140,13 @@ def test_we_load_what_peft_saves(
     plain_model: Callable[..., Any],
 ) -> None:
     config = CONFIGS[kind]()
-    if kind == "lora" and architecture == "glm":
+    if kind in ("lora", "patterns") and architecture == "phi3":
+        config.target_modules = {"qkv_proj", "o_proj", "down_proj"}
+        config.rank_pattern = {"o_proj": 2, r"layers\.1\.self_attn\.qkv_proj": 3}
+    elif kind == "lora" and architecture.startswith("glm"):
         config.target_modules = {"q_proj", "gate_up_proj"}
+    if kind.startswith("ia3") and architecture == "phi3":
+        config.target_modules, config.feedforward_modules = {"qkv_proj", "o_proj"}, {"o_proj"}
     model = peft.get_peft_model(plain_model(architecture), config)
     shaken(model)
     model.save_pretrained(str(tmp_path))

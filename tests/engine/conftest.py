@@ -59,7 +59,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(params=list(VARIANTS))
-def variant(request: pytest.FixtureRequest) -> str:
+def variant(request: pytest.FixtureRequest, architecture: str) -> str:
+    if request.param.startswith("ia3") and architecture == "phi3":
+        pytest.skip("IA3 is refused on Phi 3, see tests/adapters")
     return str(request.param)
 
 
@@ -85,9 +87,14 @@ def make_adapter(base: Base) -> Callable[[str], Adapter]:
 
 
 @pytest.fixture
-def adapters(make_adapter: Callable[[str], Adapter]) -> dict[str, Adapter]:
+def adapters(base: Base, make_adapter: Callable[[str], Adapter]) -> dict[str, Adapter]:
     """One adapter of every variant."""
-    return {variant: make_adapter(variant) for variant in VARIANTS}
+    return {variant: make_adapter(variant) for variant in VARIANTS if fits(variant, base)}
+
+
+def fits(variant: str, base: Base) -> bool:
+    """IA3 needs keys and values in layers of their own; Phi 3 has one for all three."""
+    return not variant.startswith("ia3") or base.model.config.model_type != "phi3"
 
 
 @dataclass

@@ -111,6 +111,8 @@ def test_logits_and_gradients_are_those_of_the_model_by_hand(
     make_base: Callable[..., Base],
     plain_model: Callable[..., Any],
 ) -> None:
+    if "ia3" in method and architecture == "phi3":
+        pytest.skip("IA3 is refused on Phi 3")
     base = make_base(architecture)
     adapter = shaken(base, method)
     adapter.eval()

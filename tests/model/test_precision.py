@@ -76,7 +76,7 @@ def test_nf4_without_double_quantization_is_nearer(tiny_folder: Path) -> None:
     whole = Base.load(str(tiny_folder))
     errors = []
     for double in (True, False):
-        base = Base.load(str(tiny_folder), precision="nf4", double_quantization=double)
+        base = Base.load(str(tiny_folder), precision="nf4" if double else "nf4:single")
         assert ("single" in str(base.precision)) is not double
         errors.append(
             sum(
@@ -93,7 +93,7 @@ def test_nf4_without_double_quantization_is_nearer(tiny_folder: Path) -> None:
 
 
 def test_the_compute_type_is_what_products_are_made_in(tiny_folder: Path) -> None:
-    base = Base.load(str(tiny_folder), precision="nf4", compute="bf16")
+    base = Base.load(str(tiny_folder), precision="nf4:bf16")
     assert base.embedding.weight.dtype == torch.bfloat16
     assert str(base.precision) == "nf4 (computes in bf16)"
     with torch.no_grad():
@@ -115,17 +115,25 @@ def test_the_default_goes_by_the_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    "text", ["fp32", "bf16", "fp16", "int8:fp32", "int8:fp16", "nf4:bf16", "nf4:fp32:single"]
+)
+def test_a_precision_reads_back_as_written(text: str) -> None:
+    assert choose(text, device="cpu", stored=torch.float32).text == text
+
+
+@pytest.mark.parametrize(
+    ("precision", "named"),
     [
-        ({"precision": "int4"}, "int4.*int8"),
-        ({"precision": "nf4", "compute": "fp8"}, "fp8.*fp16"),
-        ({"precision": "bf16", "compute": "fp32"}, "compute=fp32.*bf16"),
-        ({"compute": "bf16"}, "compute=bf16"),
+        ("int4", "int4.*int8"),
+        ("nf4:fp8", "fp8.*fp16"),
+        ("int8:single", "single.*bf16"),
+        ("bf16:fp32", "nothing goes behind bf16"),
+        ("", "Unknown precision"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_read(
-    settings: dict[str, str], named: str, tmp_path: Path
+    precision: str, named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        Base.load(str(tmp_path / "nothing here"), **settings)  # type: ignore[arg-type]
+        Base.load(str(tmp_path / "nothing here"), precision=precision)
     assert re.search(named, f"{caught.value.message} {caught.value.remedy}")

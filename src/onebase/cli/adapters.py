@@ -143,7 +143,7 @@ def import_command(
         {
             "base": loaded.name,
             "base_fingerprint": loaded.fingerprint,
-            "precision": loaded.precision.name,
+            "precision": loaded.precision.text,
             "method": adapter.method,
             "options": adapter.options,
             "template": Template(loaded.tokenizer, kind=template, instruction=instruction).config(),

@@ -200,8 +200,9 @@ def engine_for(
     if base is None and stored and len(stored) == len(wanted) and stored[0].method == FULL:
         base = str(stored[0].path)  # it is a base itself: no need for the one it came from
     trained_in = {item.record.get("precision") for item in stored}
-    if precision is None and trained_in in ({"nf4"}, {"int8"}):
-        (precision,) = trained_in
+    if precision is None and len(trained_in) == 1:
+        (text,) = trained_in
+        precision = text if str(text).startswith(("int8", "nf4")) else None
     name = base or next(iter(trained_on), DEFAULT_BASE)
     engine = Engine(Base.load(name, precision=precision))
     _load(session, engine, wanted)

@@ -23,7 +23,9 @@ LangOption = Annotated[str | None, typer.Option("--lang", help="en or zh.")]
 BaseOption = Annotated[str | None, typer.Option("--base", help="The base model.")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", help="What the base is held in: fp32, bf16, fp16, int8 or nf4."),
+    typer.Option(
+        "--precision", help="What the base is held in: fp32, bf16, fp16, int8, nf4, nf4:bf16 …"
+    ),
 ]
 
 

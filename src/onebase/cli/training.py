@@ -111,8 +111,12 @@ def load_base(name: str, precision: str | None) -> Base:
     """The base, announced: loading takes seconds. What it is held in is stated."""
     note(say(f"Loading {name} …", f"正在加载 {name} …"))
     base = Base.load(name, precision=precision)
-    if base.precision.quantized or precision is not None:
-        note(say(f"{name} is held in {base.precision}.", f"{name} 的精度：{base.precision}。"))
+    note(
+        say(
+            f"{name} is in {base.precision} on {base.device.type}.",
+            f"{name} 的精度为 {base.precision}，设备为 {base.device.type}。",
+        )
+    )
     return base
 
 

@@ -5,18 +5,22 @@ the packed row enters as embeddings with positions, an attention function asks t
 attends to whom, and hooks on the linear layers add the low-rank deltas.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from onebase.adapters.contribution import Contribution
 from onebase.engine.attention import ATTENTION, Attention, PackedAttention
 from onebase.engine.deltas import Deltas, Stacks
 from onebase.engine.pack import Pack
+from onebase.errors import OnebaseError
+from onebase.language import say
 from onebase.model.base import Base
 
 
@@ -40,12 +44,78 @@ class _Current:
 
 
 _prepared: "WeakSet[nn.Module]" = WeakSet()
+_refused: "WeakKeyDictionary[nn.Module, OnebaseError]" = WeakKeyDictionary()
+
+
+# The families that the tests hold against the libraries' own passes; any other is tried first.
+PROVEN = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "glm", "glm4", "phi3"}
+_REFUSALS = (
+    *(TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError),
+    *(NotImplementedError, AssertionError),
+)
 
 
 def prepare(base: Base) -> None:
-    """Give the base's model our attention and the hooks for deltas; once, then it's a no-op."""
+    """Give the base's model our attention and the hooks for deltas; once, then it's a no-op.
+
+    Raises OnebaseError for an architecture that is not PROVEN and whose pass is not that of the
+    model itself.
+    """
+    if base.model in _refused:
+        raise _refused[base.model]
     if base.model in _prepared:
         return
+    if base.model.config.model_type in PROVEN:
+        _attach(base)
+        return
+    try:
+        ids = _sample(base)
+        with torch.inference_mode():
+            expected = base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0]
+        _attach(base)
+        error = float((_by_parts(base, ids) - expected).abs().max() / expected.abs().max())
+        reason = say(f"its logits differ by {error:.1e}", f"其 logits 相差 {error:.1e}")
+    except _REFUSALS as refusal:
+        error, reason = math.inf, f"{type(refusal).__name__}: {str(refusal)[:200]}"
+    tolerance = 1e-3 if base.precision.compute == torch.float32 else 5e-2
+    if not error <= tolerance:
+        kind = base.model.config.model_type
+        _refused[base.model] = OnebaseError(
+            say(
+                f"{base.name} is of type {kind}, whose layers can't be shared by adapters ({reason}).",
+                f"{base.name} 的类型为 {kind}，其层无法由多个适配器共用（{reason}）。",
+            ),
+            say(
+                f"Use a base of one of these types: {', '.join(sorted(PROVEN))}.",
+                f"请使用以下类型的基座：{'、'.join(sorted(PROVEN))}。",
+            ),
+        )
+        raise _refused[base.model]
+
+
+def _sample(base: Base) -> list[int]:
+    """A text of 24 tokens, the same for every base with this vocabulary."""
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randint(0, base.shape.vocabulary, (24,), generator=drawn).tolist()
+
+
+def _by_parts(base: Base, ids: list[int]) -> Tensor:
+    """The logits of `ids` with its first tokens compiled to a KV prefix, beside other segments."""
+    with torch.inference_mode():
+        begun = base.embedding(torch.tensor(ids[:7], device=base.device))
+        whole = Pack({"whole": Contribution(virtual=begun)})
+        node = whole.virtual_node("whole")
+        assert node is not None
+        prefix = compile_virtual(base, whole, node)
+        pack = Pack({"compiled": Contribution(prefix=prefix)})
+        pack.add(None, ids[3:11])
+        rest = pack.nodes[pack.add("compiled", ids[7:])]
+        first = pack.nodes[pack.add(None, ids[:7])]
+        rows = torch.cat([torch.arange(n.start, n.start + n.length) for n in (first, rest)])
+        return run_pack(base, pack, rows)
+
+
+def _attach(base: Base) -> None:
     base.model.set_attn_implementation(ATTENTION)
     current = _Current()
     for layer in base.layers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
-from onebase.model.precision import Precision, check_names, choose, hold, of_type
+from onebase.model.precision import Precision, choose, hold, of_type
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
@@ -59,19 +59,16 @@ class Base:
         *,
         device: str | None = None,
         precision: str | None = None,
-        compute: str | None = None,
-        double_quantization: bool = True,
     ) -> "Base":
         """Load the base `name`: `smollm2-135m`, `gemma3-270m`, a folder, a `.gguf` file or a Hub id.
 
-        `precision` is fp32, bf16, fp16, int8 or nf4; by default fp32 on a CPU (16-bit products are
-        emulated on most) and the files' own type on a GPU. `compute` (fp32, bf16, fp16) and
-        `double_quantization` say how a quantized base computes and how nf4 keeps its scales.
+        `precision` is fp32, bf16, fp16, int8 or nf4, and how these compute (see
+        `precision.choose`); by default fp32 on a CPU and the files' own type on a GPU.
         Raises MissingBaseError, CorruptFileError or UsageError.
         """
-        check_names(precision, compute)
-        path = resolve(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        choose(precision, device=device, stored=torch.float32)  # a wrong one, before any work
+        path = resolve(name)
         try:
             tokenizer = read_tokenizer(path)
             model = read_model(path, dtype="auto")
@@ -89,16 +86,8 @@ class Base:
             ) from error
         base = cls(model, tokenizer, name=name, path=path)
         _ = base.fingerprint  # of the weights as their files hold them, whatever the precision
-        base.hold_in(
-            choose(
-                precision,
-                device=device,
-                stored=base.embedding.weight.dtype,
-                compute=compute,
-                double_quantization=double_quantization,
-            ),
-            device,
-        )
+        stored = base.embedding.weight.dtype
+        base.hold_in(choose(precision, device=device, stored=stored), device)
         return base
 
     def hold_in(self, precision: Precision, device: str) -> None:

@@ -47,6 +47,14 @@ class Precision:
         """Whether linear layers hold less than floating point."""
         return self.name in _QUANTIZED
 
+    @property
+    def text(self) -> str:
+        """As `choose` reads it: `fp32`, `nf4:bf16`, `nf4:fp32:single`."""
+        if not self.quantized:
+            return self.name
+        single = self.name == "nf4" and not self.double_quantization
+        return f"{self.name}:{_NAMES[self.compute]}" + (":single" if single else "")
+
     def __str__(self) -> str:
         if not self.quantized:
             return self.name
@@ -59,48 +67,46 @@ def of_type(kind: torch.dtype) -> Precision:
     return Precision(_NAMES.get(kind, str(kind).removeprefix("torch.")), kind)
 
 
-def check_names(name: str | None, compute: str | None) -> None:
-    """Raise UsageError unless `name` is in PRECISIONS or None, and `compute` goes with it."""
-    if name is not None and name not in PRECISIONS:
-        raise unknown("precision", "精度", name, PRECISIONS)
-    if compute is None:
-        return
-    if compute not in _TYPES:
-        raise unknown("compute type", "计算类型", compute, list(_TYPES))
-    if name not in _QUANTIZED:
-        raise UsageError(
-            say(
-                f"compute={compute} goes with a quantized base, not with precision {name}.",
-                f"compute={compute} 只用于量化的基座，而不是 {name} 精度。",
-            ),
-            say(
-                "Leave it out, or choose precision nf4 or int8.",
-                "请去掉它，或选择 nf4、int8 精度。",
-            ),
-        )
+def choose(text: str | None, *, device: str, stored: torch.dtype) -> Precision:
+    """The precision that `text` names on `device`, for weights that their files hold as `stored`.
 
-
-def choose(
-    name: str | None,
-    *,
-    device: str,
-    stored: torch.dtype,
-    compute: str | None = None,
-    double_quantization: bool = True,
-) -> Precision:
-    """The precision called `name` on `device`, for weights that their files hold as `stored`.
-
-    None takes fp32 on a CPU, where products in 16 bits are mostly emulated, and the files' own
-    type on a GPU. Quantized bases compute in `compute`: fp32 on a CPU and bf16 on a GPU unless
-    given. Raises UsageError as check_names.
+    `text` is one of PRECISIONS; a quantized one may be followed by the type it computes in, and
+    nf4 by `single` (nf4:bf16, nf4:single, nf4:bf16:single). None takes fp32 on a CPU, where
+    products in 16 bits are mostly emulated, and the files' own type on a GPU; quantized bases
+    compute in fp32 on a CPU and in bf16 on a GPU. Raises UsageError for any other text.
     """
-    check_names(name, compute)
     on_cpu = device.startswith("cpu")
-    if name is None:
+    if text is None:
         return Precision("fp32", torch.float32) if on_cpu else of_type(stored)
+    name, *rest = text.split(":")
+    if name not in PRECISIONS:
+        raise unknown("precision", "精度", name, PRECISIONS)
     if name in _TYPES:
+        if rest:
+            raise _more(text, name, [])
         return Precision(name, _TYPES[name])
-    return Precision(name, _TYPES[compute or ("fp32" if on_cpu else "bf16")], double_quantization)
+    compute = _TYPES["fp32" if on_cpu else "bf16"]
+    double = True
+    for word in rest:
+        if word in _TYPES:
+            compute = _TYPES[word]
+        elif word == "single" and name == "nf4":
+            double = False
+        else:
+            raise _more(text, word, [*_TYPES, *(["single"] if name == "nf4" else [])])
+    return Precision(name, compute, double)
+
+
+def _more(text: str, word: str, valid: Sequence[str]) -> UsageError:
+    if valid:
+        return unknown("word in a precision", "精度中的词", word, valid)
+    return UsageError(
+        say(
+            f"precision {text!r}: nothing goes behind {word}.",
+            f"精度 {text!r}：{word} 之后不能再写。",
+        ),
+        say(f"Write {word} alone, or nf4:bf16.", f"请只写 {word}，或写成 nf4:bf16。"),
+    )
 
 
 def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) -> None:

@@ -44,7 +44,7 @@ def train(
         workspace,
         {
             "base": base.name,
-            "precision": base.precision.name,
+            "precision": base.precision.text,
             "jobs": [_job_config(job) for job in jobs],
         },
     )
@@ -125,7 +125,7 @@ def precision_for(jobs: Sequence[Job], chosen: str | None) -> str | None:
     """
     methods = {job.task: parts_of(job.method) for job in jobs}
     four_bit = [task for task, names in methods.items() if "qlora" in names]
-    if not four_bit or chosen == "nf4":
+    if not four_bit or (chosen or "").partition(":")[0] == "nf4":
         return chosen
     if chosen is None and len(four_bit) == len(methods):
         return "nf4"
@@ -175,7 +175,7 @@ def _store(
         {
             "base": base.name,
             "base_fingerprint": base.fingerprint,
-            "precision": base.precision.name,
+            "precision": base.precision.text,
             "method": learner.adapter.method,
             "options": learner.adapter.options,
             "template": learner.template.config(),
