@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING
+from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.lora import LoraOptions, targets
 from onebase.adapters.methods import (
     ALIASES,
@@ -64,9 +65,9 @@ def equal(one: Adapter, other: Adapter) -> bool:
 
 def test_every_method_builds_with_its_defaults(base: Base) -> None:
     for method in METHODS:
-        if method == "qlora":
+        adapter = build(trainable_copy(base) if method == FULL else base, method)
+        if method == FULL:
             base.hold_in(choose("nf4", device="cpu", stored=torch.float32), "cpu")
-        adapter = build(base, method)
         assert adapter.method == method
         assert adapter.options == METHODS[method].options().model_dump()
         assert adapter.trainable() > 0
@@ -86,12 +87,12 @@ def test_an_unknown_method_names_the_nearest_and_all() -> None:
         canonical_method("lorra")
     assert caught.value.message == "Unknown method: 'lorra'."
     assert caught.value.remedy == (
-        "Did you mean 'lora'? Valid: ia3, lora, p-tuning, p-tuning-v2, prefix-tuning, "
+        "Did you mean 'lora'? Valid: full, ia3, lora, p-tuning, p-tuning-v2, prefix-tuning, "
         "prompt-tuning, qlora."
     )
     with pytest.raises(UsageError) as caught:
         canonical_method("zzz")
-    assert caught.value.remedy.startswith("Valid: ia3, lora,")
+    assert caught.value.remedy.startswith("Valid: full, ia3, lora,")
 
 
 def test_an_unknown_setting_names_the_nearest_and_all(base: Base) -> None:

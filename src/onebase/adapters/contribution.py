@@ -11,7 +11,7 @@ class LowRank:
     """A delta on one linear layer: `scale * b @ a` (Hu et al. 2021, LoRA, section 4.1).
 
     `a` is [rank, inputs], `b` [outputs, rank]. `dropout` is the probability with which an input
-    of `a` is dropped while training. With a `factor`, [outputs], the layer's weight and the delta
+    of `a` is dropped while training, drawn from `draw`. With a `factor`, [outputs], the layer's weight and the delta
     are multiplied by it, row by row (DoRA).
     """
 
@@ -19,6 +19,7 @@ class LowRank:
     b: Tensor
     scale: float
     dropout: float = 0.0
+    draw: int = 0
     factor: Tensor | None = None
 
 

@@ -73,6 +73,9 @@ class Lora(nn.Module):
         super().__init__()
         self.sites = dict(sites)
         self.dropout = dropout
+        # Dropout draws from seeds of its own, so that a run repeats whatever else draws numbers.
+        self._seed = int(torch.randint(1 << 40, ()))
+        self._draws = 0
         self.a = nn.ParameterList()
         self.b = nn.ParameterList()
         self.magnitude = nn.ParameterList()
@@ -99,8 +102,12 @@ class Lora(nn.Module):
     def deltas(self) -> dict[str, LowRank]:
         """The deltas by the full name of their linear layer."""
         dropout = self.dropout if self.training else 0.0
+        self._draws += bool(dropout)
+        first = self._seed + self._draws * len(self.sites)
         return {
-            name: LowRank(self.a[at], self.b[at], site.scale, dropout, self._factor(at, name))
+            name: LowRank(
+                self.a[at], self.b[at], site.scale, dropout, first + at, self._factor(at, name)
+            )
             for at, (name, site) in enumerate(self.sites.items())
         }
 

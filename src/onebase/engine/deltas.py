@@ -78,12 +78,14 @@ class Deltas:
             self._columns[signature] = torch.cat(pieces, dim=1)
         return self._columns[signature]
 
-    def _drop(self, x: Tensor, dropouts: Mapping[int, float]) -> Tensor:
+    def _drop(self, x: Tensor, dropouts: Mapping[int, tuple[float, int]]) -> Tensor:
         """Inverted dropout on the tokens of the adapters that ask for it."""
         factor = torch.ones_like(x)
-        for index, probability in dropouts.items():
+        for index, (probability, draw) in dropouts.items():
             own = (self._owners == index).nonzero().flatten()
-            kept = torch.rand(len(own), x.shape[1], device=x.device) >= probability
+            generator = torch.Generator(x.device).manual_seed(draw)
+            drawn = torch.rand(len(own), x.shape[1], device=x.device, generator=generator)
+            kept = drawn >= probability
             factor[own] = kept.to(x.dtype) / (1 - probability)
         return x * factor
 
@@ -97,7 +99,7 @@ class Stack:
     a: Tensor
     b: Tensor
     signature: tuple[tuple[int, int, float], ...] = ()
-    dropouts: Mapping[int, float] = field(default_factory=dict)
+    dropouts: Mapping[int, tuple[float, int]] = field(default_factory=dict)
     factors: Mapping[int, Tensor] = field(default_factory=dict)
     on_inputs: Mapping[int, Tensor] = field(default_factory=dict)
     on_outputs: Mapping[int, Tensor] = field(default_factory=dict)
@@ -145,7 +147,9 @@ class Stacks:
             a=_beside([delta.a for _, delta in parts], 0) if parts else nothing,
             b=_beside([delta.b for _, delta in parts], 1) if parts else nothing,
             signature=tuple((index, delta.a.shape[0], delta.scale) for index, delta in parts),
-            dropouts={index: delta.dropout for index, delta in parts if delta.dropout},
+            dropouts={
+                index: (delta.dropout, delta.draw) for index, delta in parts if delta.dropout
+            },
             factors={index: delta.factor for index, delta in parts if delta.factor is not None},
             on_inputs={at: item.vector for at, item in vectors.items() if item.on_inputs},
             on_outputs={at: item.vector for at, item in vectors.items() if not item.on_inputs},
