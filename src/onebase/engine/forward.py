@@ -7,7 +7,7 @@ attends to whom, and hooks on the linear layers add the low-rank deltas.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -28,11 +28,22 @@ from onebase.model.base import Base
 class Pass:
     """What rides along with one call of the model. With `checkpointing` a decoder layer keeps its
     input alone and is computed again in the backward pass (Chen et al. 2016).
+
+    Only the decoder layers from `first` up to `last` (None: all the rest) are computed: what
+    enters layer `first` is what the model is given, and what would enter layer `last` goes into
+    `reached`.
     """
 
     attention: Attention
     deltas: Deltas | None
     checkpointing: bool = False
+    first: int = 0
+    last: int | None = None
+    reached: list[Tensor] = field(default_factory=list)
+
+    def skips(self, layer: int) -> bool:
+        """Whether `layer` is not computed."""
+        return layer < self.first or (self.last is not None and layer >= self.last)
 
 
 class _Current:
@@ -118,8 +129,8 @@ def _by_parts(base: Base, ids: list[int]) -> Tensor:
 def _attach(base: Base) -> None:
     base.model.set_attn_implementation(ATTENTION)
     current = _Current()
-    for layer in base.layers:
-        layer.forward = _layer_forward(layer.forward, current)
+    for index, layer in enumerate(base.layers):
+        layer.forward = _layer_forward(index, layer.forward, current)
     for name, module in base.model.named_modules():
         if name in base.shape.linears:
             module.register_forward_pre_hook(_entry_hook(name, current))
@@ -127,7 +138,9 @@ def _attach(base: Base) -> None:
     _prepared.add(base.model)
 
 
-def _layer_forward(forward: Callable[..., Any], current: _Current) -> Callable[..., Any]:
+def _layer_forward(
+    index: int, forward: Callable[..., Any], current: _Current
+) -> Callable[..., Any]:
     """A decoder layer's `forward` that says whose pass it is in, and is checkpointed if that asks
     for it. (transformers' own checkpointing leaves the layer's hooks out when it recomputes.)
     """
@@ -138,6 +151,11 @@ def _layer_forward(forward: Callable[..., Any], current: _Current) -> Callable[.
 
     def entered(*args: Any, **kwargs: Any) -> Any:
         now: Pass | None = kwargs.get("onebase_pass")
+        if now is not None and now.skips(index):
+            entering = args[0] if args else kwargs["hidden_states"]
+            if index == now.last:
+                now.reached.append(entering[0])
+            return entering
         if now is not None and now.checkpointing and torch.is_grad_enabled():
             return checkpoint(computed, *args, use_reentrant=False, **kwargs)
         return computed(*args, **kwargs)
@@ -190,16 +208,27 @@ def run_pack(
     *,
     attention: PackedAttention | None = None,
     checkpointing: bool = False,
+    first: int = 0,
+    entering: Tensor | None = None,
 ) -> Tensor:
     """Logits of the rows `keep` of a pack, [kept, vocabulary]. Differentiable in every
-    contribution of the pack.
+    contribution of the pack. With `entering`, [tokens, hidden], the pass begins at layer `first`.
     """
     attention = attention or PackedAttention(pack, base.device)
     stacks = Stacks(pack.contributions, pack.adapters)
     deltas = Deltas(stacks, pack.owners().to(base.device)) if stacks else None
-    embeddings = pack.embeddings(base.embedding)
-    now = Pass(attention, deltas, checkpointing)
-    return run(base, embeddings, pack.positions(), now, keep)
+    if entering is None:
+        entering = pack.embeddings(base.embedding)
+    now = Pass(attention, deltas, checkpointing, first)
+    return run(base, entering, pack.positions(), now, keep)
+
+
+def run_below(base: Base, pack: Pack, layer: int) -> Tensor:
+    """What enters decoder layer `layer` for every token of a pack of bare rows, [tokens, hidden]."""
+    now = Pass(PackedAttention(pack, base.device), None, last=layer)
+    nothing = torch.tensor([], dtype=torch.long)  # no row needs the head
+    run(base, pack.embeddings(base.embedding), pack.positions(), now, nothing)
+    return now.reached[0]
 
 
 def compile_virtual(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:

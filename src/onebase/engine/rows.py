@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from onebase.adapters.contribution import Contribution
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
+from onebase.engine.trunk import Trunk, depth_of
 from onebase.model.base import Base
 
 
@@ -40,7 +41,8 @@ class TokenRow:
 @dataclass(frozen=True)
 class PlacedRows:
     """A pack of rows: `predict`, the pack's rows whose logits are needed, each once; and for
-    every label `at` (an index into `predict`), its `target` token, and the `row` it is of.
+    every label `at` (an index into `predict`), its `target` token, and the `row` it is of. `nodes`
+    has the pack's nodes of every row in order, those that rows share included.
     """
 
     pack: Pack
@@ -48,18 +50,22 @@ class PlacedRows:
     at: Tensor
     target: Tensor
     row: Tensor
+    nodes: list[list[int]]
 
 
 def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PlacedRows:
     """Put rows into one pack. What all rows of an adapter begin with stands there once."""
     pack = Pack(contributions)
     spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
+    nodes: list[list[int]] = [[] for _ in rows]
     for adapter in dict.fromkeys(row.adapter for row in rows):
         own = [(index, row) for index, row in enumerate(rows) if row.adapter == adapter]
         shared = _shared([row for _, row in own])
         root = pack.add(adapter, own[0][1].ids[:shared]) if shared else None
         for index, row in own:
-            node = pack.nodes[pack.add(adapter, row.ids[shared:], root)]
+            added = pack.add(adapter, row.ids[shared:], root)
+            nodes[index] = [added] if root is None else [root, added]
+            node = pack.nodes[added]
             before = None if node.parent is None else pack.nodes[node.parent]
             for offset in range(shared, len(row.ids)):
                 if not row.learned[offset] or offset == 0:
@@ -72,7 +78,8 @@ def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -
                 spots.append((spot, row.ids[offset], index))
     predict, at = torch.unique(torch.tensor([s for s, _, _ in spots]).long(), return_inverse=True)
     target = torch.tensor([t for _, t, _ in spots]).long()
-    return PlacedRows(pack, predict, at, target, torch.tensor([r for _, _, r in spots]).long())
+    row_of = torch.tensor([r for _, _, r in spots]).long()
+    return PlacedRows(pack, predict, at, target, row_of, nodes)
 
 
 def token_losses(
@@ -81,18 +88,46 @@ def token_losses(
     contributions: Mapping[str, Contribution],
     *,
     checkpointing: bool = False,
+    trunk: Trunk | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss (negative log-probability, nats) of every label in `rows`, and its row.
 
     One pass over the base; differentiable in the contributions. Both results are [labels]. With
-    `checkpointing` the backward pass computes every layer again instead of keeping its inside.
+    `checkpointing` the backward pass computes every layer again instead of keeping its inside;
+    with a `trunk` it begins at the lowest layer that an adapter of `rows` changes.
     """
     placed = place(rows, contributions)
-    logits = run_pack(base, placed.pack, placed.predict, checkpointing=checkpointing)
+    first, entering = 0, None
+    if trunk is not None:
+        lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)
+        if trunk.usable(lowest):
+            first, entering = lowest, _entering(trunk, lowest, rows, placed)
+    logits = run_pack(
+        base,
+        placed.pack,
+        placed.predict,
+        checkpointing=checkpointing,
+        first=first,
+        entering=entering,
+    )
     at, target = placed.at.to(logits.device), placed.target.to(logits.device)
     if not torch.equal(placed.at, torch.arange(len(placed.predict))):
         logits = logits.index_select(0, at)
     return cross_entropy(logits.float(), target, reduction="none"), placed.row.to(logits.device)
+
+
+def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PlacedRows) -> Tensor:
+    """What enters `layer` for every token of the pack that `rows` were placed in."""
+    hidden = trunk.entering(layer, [row.ids for row in rows])
+    pieces: list[Tensor | None] = [None] * len(placed.pack.nodes)
+    for own, nodes in zip(hidden, placed.nodes, strict=True):
+        at = 0
+        for index in nodes:
+            length = placed.pack.nodes[index].length
+            pieces[index] = own[at : at + length]
+            at += length
+    assert all(piece is not None for piece in pieces)
+    return torch.cat([piece for piece in pieces if piece is not None])
 
 
 def by_budget(rows: Iterable[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:

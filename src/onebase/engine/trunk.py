@@ -1,0 +1,163 @@
+"""The frozen trunk: what the layers below every adapter make of a text, computed once and kept.
+
+Where adapters change nothing below layer k, what enters layer k for a given text never changes:
+it is the same in every epoch and for every job on the same data. Exact where the model's pass can
+begin in the middle, which is tried once for each base.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+from weakref import finalize
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onebase.adapters.contribution import Contribution
+from onebase.adapters.lora import layer_of
+from onebase.engine.forward import run_below, run_pack
+from onebase.engine.pack import Pack
+from onebase.model.base import Base
+
+Kept = Literal["fp32", "fp16"]
+_PASS_TOKENS = 2048
+_TOLERANCE = 1e-4
+
+
+def depth(contribution: Contribution, layers: int) -> int:
+    """The lowest layer that an adapter changes; `layers`, the base's number, where it changes
+    none.
+    """
+    if contribution.virtual is not None or contribution.placed is not None:
+        return 0
+    if contribution.prefix is not None:
+        return 0
+    names = [*contribution.deltas, *contribution.scalings]
+    return min((layer_of(name) for name in names), default=layers)
+
+
+class Trunk:
+    """Keeps what enters a layer for each text, in memory up to `memory_bytes` and in a temporary
+    file beyond, both bounded by `bytes_limit` together: what no longer fits is computed anew.
+
+    `kept` is the type it is kept in; fp16 halves the room and rounds.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        kept: Kept = "fp32",
+        memory_bytes: int = 1 << 30,
+        bytes_limit: int = 8 << 30,
+    ) -> None:
+        self._base = base
+        self._kept = torch.float32 if kept == "fp32" else torch.float16
+        self._memory_limit = memory_bytes
+        self._limit = bytes_limit
+        self._in_memory: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._in_file: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
+        self._memory_used = 0
+        self._file_used = 0
+        self._folder: Path | None = None
+        self._splits: dict[int, bool] = {}
+        self.computed_tokens = 0
+        self.reused_tokens = 0
+
+    def usable(self, layer: int) -> bool:
+        """Whether a pass of this base may begin at `layer`: tried once, on a sample."""
+        if layer <= 0 or layer >= self._base.shape.layers:
+            return False
+        if layer not in self._splits:
+            self._splits[layer] = self._try(layer)
+        return self._splits[layer]
+
+    def entering(self, layer: int, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """What enters `layer` for each text, each [tokens, hidden]; no gradient."""
+        found: dict[tuple[int, ...], Tensor] = {}
+        missing: list[tuple[int, ...]] = []
+        for text in dict.fromkeys(texts):
+            kept = self._look_up((layer, text))
+            if kept is None:
+                missing.append(text)
+            else:
+                found[text] = kept
+                self.reused_tokens += len(text)
+        for group in _groups(missing):
+            with torch.no_grad():
+                pack = Pack({})
+                nodes = [pack.nodes[pack.add(None, text)] for text in group]
+                hidden = run_below(self._base, pack, layer)
+            for text, node in zip(group, nodes, strict=True):
+                part = hidden[node.start : node.start + node.length].clone()
+                self.computed_tokens += len(text)
+                found[text] = self._keep((layer, text), part)
+        return [found[text] for text in texts]
+
+    def _try(self, layer: int) -> bool:
+        ids = tuple(range(3, min(27, self._base.shape.vocabulary)))
+        pack = Pack({})
+        pack.add(None, ids)
+        rows = torch.arange(len(ids))
+        with torch.no_grad():
+            whole = run_pack(self._base, pack, rows)
+            entering = run_below(self._base, pack, layer)
+            split = run_pack(self._base, pack, rows, first=layer, entering=entering)
+        return float((split - whole).abs().max() / whole.abs().max()) <= _TOLERANCE
+
+    def _look_up(self, key: tuple[int, tuple[int, ...]]) -> Tensor | None:
+        device, kind = self._base.device, self._base.embedding.weight.dtype
+        if key in self._in_memory:
+            return self._in_memory[key].to(device, kind)
+        if key in self._in_file:
+            at, tokens = self._in_file[key]
+            shape = (tokens, self._base.shape.hidden)
+            stored = np.memmap(self._file(), self._numpy_type(), "r", at, shape)
+            return torch.from_numpy(np.array(stored)).to(device, kind)
+        return None
+
+    def _keep(self, key: tuple[int, tuple[int, ...]], hidden: Tensor) -> Tensor:
+        """Keep `hidden` if there is room; returns it as it will be read back."""
+        stored = hidden.to("cpu", self._kept)
+        size = stored.numel() * stored.element_size()
+        if self._memory_used + size <= self._memory_limit:
+            self._in_memory[key] = stored
+            self._memory_used += size
+        elif self._memory_used + self._file_used + size <= self._limit:
+            with self._file().open("ab") as file:
+                file.write(stored.numpy().tobytes())
+            self._in_file[key] = (self._file_used, len(stored))
+            self._file_used += size
+        return stored.to(hidden.device, hidden.dtype)
+
+    def _file(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="onebase-trunk-"))
+            finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder / "hidden"
+
+    def _numpy_type(self) -> type[np.floating]:
+        return np.float32 if self._kept == torch.float32 else np.float16
+
+
+def depth_of(
+    adapters: Sequence[str | None], contributions: Mapping[str, Contribution], layers: int
+) -> int:
+    """The lowest layer that any of `adapters` changes."""
+    return min((depth(contributions[name], layers) for name in adapters if name), default=layers)
+
+
+def _groups(texts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Texts in groups of at most _PASS_TOKENS tokens (and at least one text)."""
+    groups: list[list[tuple[int, ...]]] = []
+    size = 0
+    for text in texts:
+        if not groups or size + len(text) > _PASS_TOKENS:
+            groups.append([])
+            size = 0
+        groups[-1].append(text)
+        size += len(text)
+    return groups
