@@ -54,6 +54,11 @@ def split_by_content(file: Path, train_rows: int, held_out: int) -> tuple[list, 
     return train[:train_rows], [row for row in rows if row["content"] in held]
 
 
+def example(row: dict[str, str]) -> str:
+    """A row as the model would see it."""
+    return TEMPLATE.format(input=row["content"]) + row["summary"] + "\n"
+
+
 def scores(answers: list[str], references: list[str]) -> dict[str, float]:
     rouge = RougeScorer(["rougeL"], tokenizer=Characters())
     pairs = zip(references, answers, strict=True)
@@ -75,6 +80,9 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=40)
     parser.add_argument("--methods", default="lora,p-tuning,p-tuning-v2")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--example", action="store_true", help="virtual tokens start from a training row"
+    )
     parser.add_argument("--set", default="{}", help="JSON of settings for every job")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -90,7 +98,7 @@ def main() -> None:
         for method in arguments.methods.split(","):
             settings = {"epochs": arguments.epochs, "warmup": 10, **json.loads(arguments.set)}
             if method not in ("lora", "qlora", "ia3", "full"):
-                settings["init_text"] = INIT
+                settings["init_text"] = example(train[0]) if arguments.example else INIT
             job = onebase.Job(
                 method.replace("+", "-"),
                 files[0],
