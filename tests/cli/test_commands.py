@@ -105,7 +105,9 @@ def test_train_without_json_says_what_came_of_it(onebase, base: str) -> None:
         r"support@1 \(lora\): held-out loss \d\.\d+ -> \d\.\d+ \(-?\d+ % lower\)", line
     )
     assert hint == "Try: onebase generate --task support --prompt …"
-    assert result.err.startswith(f"Loading {base} …\nsupport (lora): 9 rows, 1 held out, ")
+    assert result.err.startswith(
+        f"Loading {base} …\nLoaded in fp32 on cpu.\nsupport (lora): 9 rows, 1 held out, "
+    )
     assert "step 2/2, held-out loss" in result.err
 
 

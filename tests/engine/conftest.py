@@ -80,7 +80,7 @@ def make_adapter(base: Base) -> Callable[[str], Adapter]:
         adapter = build_adapter(base, method, settings, init_text="hello, you", seed=seed)
         torch.manual_seed(seed)
         for parameter in adapter.parameters():
-            parameter.data += torch.randn_like(parameter) * 0.2
+            parameter.data += torch.randn_like(parameter) * 0.1
         return adapter
 
     return make

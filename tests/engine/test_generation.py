@@ -171,7 +171,7 @@ def test_64_mixed_requests_give_what_each_gives_alone(
     requests = mixed_requests()
     limits = [Sampling(max_tokens=(3, 16, 9)[index % 3]) for index in range(len(requests))]
     singles = [alone(engine, *request) for request in zip(requests, limits, strict=True)]
-    assert len({single.text for single in singles}) > 20
+    assert len({single.text for single in singles}) > 15
     exceptions, largest = 0, 0.0
     for slots in (64, 5):
         streams = [Stream(single.adapter, single.prompt, single.sampling) for single in singles]

@@ -20,6 +20,7 @@ from transformers.models.glm import modeling_glm
 
 import onebase
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.methods import METHODS, build_adapter
 from onebase.cli.app import main
 from onebase.data.template import Template
@@ -593,6 +594,7 @@ def test_a_mixed_pack_equals_the_reference_for_every_method(write_chatglm: Write
 @pytest.mark.parametrize("generation", [2, 3])
 def test_every_method_learns(write_chatglm: Write, generation: int, method: str) -> None:
     base = load(write_chatglm(generation), method)
+    base = trainable_copy(base) if method == FULL else base
     adapter = build_adapter(base, method, SETTINGS.get(method, {}), init_text="你好，", seed=0)
     template = Template(base.tokenizer)
     prompt, answer = template.prompt("你好"), template.answer_ids("很高兴见到你。")

@@ -113,8 +113,8 @@ def load_base(name: str, precision: str | None) -> Base:
     base = Base.load(name, precision=precision)
     note(
         say(
-            f"{name} is in {base.precision} on {base.device.type}.",
-            f"{name} 的精度为 {base.precision}，设备为 {base.device.type}。",
+            f"Loaded in {base.precision} on {base.device.type}.",
+            f"已加载：精度 {base.precision}，设备 {base.device.type}。",
         )
     )
     return base

@@ -1,5 +1,6 @@
 """A tokenizer read from its files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
     """
     if gguf_file is None and is_chatglm(folder):
         return ChatGLMTokenizer(folder / "tokenizer.model", generation=generation(folder) or 2)
+    if gguf_file is None and (own := _saved_chatglm(folder)) is not None:
+        return own
     source = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **source)
@@ -24,3 +27,14 @@ def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
         if type(error) is Exception:
             raise ValueError(str(error)) from error
         raise
+
+
+def _saved_chatglm(folder: Path) -> ChatGLMTokenizer | None:
+    """ChatGLM's tokenizer beside a model that full fine-tuning saved in transformers' layout."""
+    config, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.model"
+    if not (config.is_file() and vocabulary.is_file()):
+        return None
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") != ChatGLMTokenizer.__name__:
+        return None
+    return ChatGLMTokenizer(vocabulary, generation=3 if settings.get("generation") == 3 else 2)
