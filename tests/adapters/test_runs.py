@@ -149,3 +149,67 @@ def test_a_run_is_found_by_the_beginning_of_its_id(
         with pytest.raises(UsageError, match="Unknown run") as caught:
             store.get(name)
         assert third.id in caught.value.remedy
+
+
+def test_a_run_whose_process_is_gone_is_interrupted(workspace: Workspace) -> None:
+    run = Run.create(workspace, CONFIG)
+    assert (run.status, run.held, run.resumable) == ("running", False, False)
+    with run.hold():
+        assert (run.status, run.held, run.resumable) == ("running", True, False)
+        with (
+            pytest.raises(UsageError, match=f"Run {run.id} is still running") as caught,
+            run.hold(),
+        ):
+            pass
+        assert "Ctrl-C" in caught.value.remedy
+        run.finish("interrupted", {})
+        assert (run.status, run.resumable) == ("interrupted", False)  # not gone yet
+        run.reopen()
+    assert (run.status, run.held, run.resumable) == ("interrupted", False, True)
+
+
+@pytest.mark.parametrize(
+    ("ending", "summary", "resumable"),
+    [
+        ("finished", {}, False),
+        ("interrupted", {}, True),
+        ("failed", {}, False),  # it came to its end, a job diverged
+        ("failed", {"resumable": True}, True),
+    ],
+)
+def test_which_endings_can_be_resumed(
+    workspace: Workspace, ending: module.Ending, summary: dict[str, bool], resumable: bool
+) -> None:
+    run = Run.create(workspace, CONFIG)
+    with run.hold():
+        run.finish(ending, summary)
+    assert run.resumable is resumable
+
+
+def test_asking_does_not_hold_a_run(workspace: Workspace) -> None:
+    run = Run.create(workspace, CONFIG)
+    with run.hold():
+        pass
+    assert not run.held
+    with run.hold():
+        assert run.held
+        assert run.held
+
+
+def test_what_was_logged_after_a_mark_can_be_forgotten(workspace: Workspace) -> None:
+    run = Run.create(workspace, CONFIG)
+    assert run.mark() == 0
+    run.cut(0)
+    run.log(step=1, task="客服")
+    mark = run.mark()
+    assert mark == (run.path / "metrics.jsonl").stat().st_size
+    run.log(step=2)
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3')
+    run.cut(mark)
+    assert [line["step"] for line in run.metrics()] == [1]
+    run.cut(1 << 20)  # shorter than the mark: nothing to forget
+    run.log(step=2)
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+    run.cut(0)
+    assert run.metrics() == []

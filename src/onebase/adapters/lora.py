@@ -99,6 +99,15 @@ class Lora(nn.Module):
         """Whether magnitudes are learned."""
         return self._weight_of is not None
 
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """Where dropout stands: the seed it draws from, and how often it has drawn."""
+        return self._seed, self._draws
+
+    @drawn.setter
+    def drawn(self, value: tuple[int, int]) -> None:
+        self._seed, self._draws = value
+
     def deltas(self) -> dict[str, LowRank]:
         """The deltas by the full name of their linear layer."""
         dropout = self.dropout if self.training else 0.0

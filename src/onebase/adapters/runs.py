@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
+from filelock import FileLock, Timeout
 
 from onebase.adapters.workspace import Workspace, write_whole
 from onebase.errors import CorruptFileError, UsageError, unknown
@@ -15,11 +18,15 @@ from onebase.language import say
 
 Ending = Literal["finished", "interrupted", "failed"]
 Status = Literal["running", "finished", "interrupted", "failed"]
+_PATIENCE = 1.0  # seconds: whoever asks for a run's status has its lock for a moment
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder: config.yaml, metrics.jsonl, checkpoints/ and, at the end, summary.json."""
+    """One run's folder: config.yaml, metrics.jsonl, checkpoints/ and, at the end, summary.json.
+
+    The process at work on it holds `.lock`, which the system frees however that process ends.
+    """
 
     path: Path
 
@@ -75,9 +82,56 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """How the run ended; `running` while nothing says that it has."""
-        status: Status = self.summary.get("status", "running")
-        return status
+        """How the run ended, `interrupted` where its process did without a word; else `running`."""
+        status: Status | None = self.summary.get("status")
+        if status is not None:
+            return status
+        # A run without a lock was created just now and is about to be held.
+        return "interrupted" if self._lock.exists() and not self.held else "running"
+
+    @property
+    def held(self) -> bool:
+        """Whether a process is at work on it."""
+        if not self._lock.exists():
+            return False
+        lock = FileLock(self._lock)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError:  # someone else's folder: nothing here can go on with it
+            return False
+        lock.release()
+        return False
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on: interrupted, or failed before its end, and no process is at it."""
+        ended = self.status == "interrupted" or bool(self.summary.get("resumable"))
+        return ended and not self.held
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the one process at work on this run. Raises UsageError where another one is."""
+        lock = FileLock(self._lock)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout as error:
+            raise UsageError(
+                say(f"Run {self.id} is still running.", f"训练 {self.id} 仍在运行。"),
+                say(
+                    "Wait for it, or stop it with Ctrl-C first.",
+                    "请等待其结束，或先用 Ctrl-C 停止它。",
+                ),
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     def log(self, **fields: Any) -> None:
         """Append one line of measurements, stamped with `time` (seconds since 1970)."""
@@ -90,6 +144,21 @@ class Run:
                     stream.seek(0)
                     stream.truncate(stream.read().rfind(b"\n") + 1)
             stream.write(text.encode())
+
+    def mark(self) -> int:
+        """Make what was logged safe on the disk; returns its length in bytes."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return 0
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            return stream.seek(0, os.SEEK_END)
+
+    def cut(self, mark: int) -> None:
+        """Forget what was logged after a `mark`."""
+        file = self.path / "metrics.jsonl"
+        if file.exists() and file.stat().st_size > mark:
+            os.truncate(file, mark)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged, in order; a last line that is only half written does not count."""

@@ -14,6 +14,7 @@ from onebase.cli.checking import data_app, doctor_command
 from onebase.cli.demo import demo_command
 from onebase.cli.export import export_command
 from onebase.cli.models import model_app
+from onebase.cli.resume import resume_command
 from onebase.cli.runs import runs_app
 from onebase.cli.session import note, print_error
 from onebase.cli.training import train_command
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("train")(train_command)
+app.command("resume")(resume_command)
 app.command("generate")(generate_command)
 app.command("classify")(classify_command)
 app.command("chat")(chat_command)

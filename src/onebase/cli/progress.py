@@ -29,6 +29,7 @@ class TrainingDisplay:
         )
         self._bars: dict[str, TaskID] = {}
         self._judged: dict[str, float] = {}
+        self._resumed: dict[str, int] = {}
         self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -50,8 +51,9 @@ class TrainingDisplay:
         for learner in learners:
             job = learner.job
             name = f"{job.task} ({job.method})"
+            self._resumed[job.task] = learner.step
             self._bars[job.task] = self._progress.add_task(
-                name, total=learner.total_steps, numbers=""
+                name, total=learner.total_steps, completed=learner.step, numbers=""
             )
             note(
                 f"{name}: "
@@ -90,7 +92,8 @@ class TrainingDisplay:
         if sys.stderr.isatty():
             return
         elapsed = time.perf_counter() - self._began
-        left = elapsed / learner.step * (learner.total_steps - learner.step)
+        learned = max(1, learner.step - self._resumed[learner.job.task])
+        left = elapsed / learned * (learner.total_steps - learner.step)
         note(
             f"{learner.job.task}: "
             + say(
@@ -100,3 +103,7 @@ class TrainingDisplay:
                 f"约剩 {left:.0f} 秒",
             )
         )
+
+    def noted(self, text: str) -> None:
+        """Print a sentence above the bars."""
+        note(text)

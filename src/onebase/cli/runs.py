@@ -1,11 +1,12 @@
 """`onebase runs`: past trainings."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from onebase.adapters.runs import RunStore
-from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
+from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.language import say
 
 runs_app = typer.Typer(help="Past runs.")
 
@@ -16,15 +17,23 @@ def list_command(
 ) -> None:
     """Every run, newest last."""
     session = begin(workspace, as_json, lang)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in RunStore(session.workspace).list():
         tasks = [job["task"] for job in run.config.get("jobs", [])]
-        rows.append({"run": run.id, "status": run.status, "tasks": tasks})
+        row = {"run": run.id, "status": run.status, "resumable": run.resumable, "tasks": tasks}
+        rows.append(row)
     session.table(
         {"runs": rows},
         ["run", "status", "tasks"],
         [[row["run"], row["status"], ", ".join(row["tasks"])] for row in rows],
     )
+    if waiting := [row["run"] for row in rows if row["resumable"]]:
+        note(
+            say(
+                f"Go on with: onebase resume {waiting[-1]}",
+                f"继续训练：onebase resume {waiting[-1]}",
+            )
+        )
 
 
 @runs_app.command("show")
@@ -41,6 +50,7 @@ def show_command(
     result = {
         "run": found.id,
         "status": found.status,
+        "resumable": found.resumable,
         "path": str(found.path),
         "config": found.config,
         "metrics": metrics,
@@ -55,4 +65,5 @@ def show_command(
         for item in metrics
         if "eval_loss" in item or "base_eval_loss" in item
     ]
+    lines += [f"  {item['note']}" for item in metrics if "note" in item]
     session.show(result, *lines)

@@ -1,5 +1,7 @@
 """`onebase train`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +20,11 @@ from onebase.cli.session import (
     begin,
     note,
 )
-from onebase.errors import UsageError
+from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
 from onebase.training.train import check_jobs, precision_for, summary, train
 
@@ -49,11 +52,17 @@ def train_command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="The random seed.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
+    ] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     lang: LangOption = None,
 ) -> None:
-    """Train one task, or every job of a tasks.yaml together on one base."""
+    """Train one task, or every job of a tasks.yaml together on one base.
+
+    Given again after an interruption, it goes on where it stopped.
+    """
     session = begin(workspace, as_json, lang)
     if config is not None:
         own: dict[str, object] = {
@@ -96,7 +105,11 @@ def train_command(
     check_jobs(tasks.jobs)
     held_in = precision_for(tasks.jobs, precision or tasks.precision)
     loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
-    stored = run_training(session, tasks.jobs, loaded)
+    show_trained(session, run_training(session, tasks.jobs, loaded, restart=restart))
+
+
+def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
+    """The result of a training, begun or resumed."""
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
@@ -120,10 +133,30 @@ def load_base(name: str, precision: str | None) -> Base:
     return base
 
 
-def run_training(session: Session, jobs: list[Job], base: Base) -> list[StoredAdapter]:
-    """Train the jobs with the live display."""
-    with TrainingDisplay() as display:
-        return train(jobs, base=base, workspace=session.workspace, watcher=display)
+def run_training(
+    session: Session, jobs: list[Job], base: Base, *, restart: bool = False
+) -> list[StoredAdapter]:
+    """Train the jobs with the live display, from where an interrupted run of them stopped."""
+    with live_display() as display:
+        return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
+
+
+class Stopped(OnebaseError):
+    """Interrupted, as a command ends with it."""
+
+    code = Interrupted.code
+    exit_code = Interrupted.exit_code
+
+
+@contextmanager
+def live_display() -> Iterator[TrainingDisplay]:
+    """The display of a training, whose interruption says how to go on. Raises Stopped."""
+    try:
+        with TrainingDisplay() as display:
+            yield display
+    except Interrupted as stop:
+        # Typer would leave at any KeyboardInterrupt without a word.
+        raise Stopped(stop.message, stop.remedy) from stop
 
 
 def report_line(adapter: StoredAdapter) -> str:
@@ -133,8 +166,8 @@ def report_line(adapter: StoredAdapter) -> str:
     text = f"{adapter.task}@{adapter.version} ({adapter.record['method']}): "
     if metrics.get("diverged"):
         text += say(
-            "its loss was no longer finite, lower learning_rate; ",
-            "损失已不是有限值，请减小 learning_rate；",
+            "its loss exploded or was no longer finite, lower learning_rate; ",
+            "损失已发散或不是有限值，请减小 learning_rate；",
         )
     if loss is None or before is None:
         return text + say("no held-out loss to judge by", "没有可供评估的留出损失")

@@ -20,10 +20,13 @@ class TrainOptions(BaseModel):
     largest gradient norm; an optimizer step takes `batch_size` * `accumulation` rows, its loss
     the mean over their labels. `patience` is how many evaluations (one an epoch) may pass
     without a better held-out loss; 0 never stops early. `held_out` is the share of inputs kept
-    for evaluation where no held-out file is given. `max_tokens` cuts longer examples;
-    `save_limit` is how many checkpoints are kept beside the best. `gradient_checkpointing` keeps
-    less in memory and computes every layer twice, with the same numbers; all jobs in one pass
-    share it.
+    for evaluation where no held-out file is given. `max_tokens` cuts longer examples.
+    `gradient_checkpointing` keeps less in memory and computes every layer twice, with the same
+    numbers; all jobs in one pass share it.
+
+    A run saves a checkpoint at every evaluation and every `save_seconds` between, and keeps
+    `save_limit` of them, each with every job's best state; of several jobs, the shortest time
+    and the highest limit hold.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -40,7 +43,8 @@ class TrainOptions(BaseModel):
     patience: int = Field(0, ge=0)
     held_out: float = Field(0.1, ge=0, lt=1)
     max_tokens: int = Field(512, ge=8)
-    save_limit: int = Field(1, ge=0)
+    save_limit: int = Field(2, ge=1)
+    save_seconds: float = Field(60.0, ge=0)
     gradient_checkpointing: bool = False
 
 

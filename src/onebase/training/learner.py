@@ -1,10 +1,10 @@
 """One job while it learns: its adapter, its rows, its optimizer, its best state so far."""
 
+import hashlib
 import math
-import random
-from collections.abc import Iterator
+from array import array
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,17 @@ from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job, TrainOptions
+from onebase.training.order import Order
+
+# A loss counts as exploded after so many steps in a row above what a uniform guess would cost (ln
+# of the vocabulary) and above twice the job's first: noise and warm-up come back sooner.
+EXPLODED_STEPS = 20
+Trouble = Literal["not finite", "exploded"]
+# What a checkpoint keeps of a job as plain values, beside tensors, order and dropout.
+_COUNTS = (
+    *("step", "epoch", "tokens", "seconds", "judged_step", "stopped", "trouble"),
+    *("best_loss", "best_step", "evaluations_since_best", "first_loss", "steps_above"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,18 @@ class TaskData:
     train: list[TokenRow]
     held_out: list[TokenRow]
     dataset: Dataset
+    held_out_sha256: str | None
     bad: tuple[BadRow, ...]
     truncated: int
+
+    def digest(self) -> str:
+        """A hash of all rows as the model sees them, SHA-256."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.held_out):
+            digest.update(str(len(rows)).encode())
+            for row in rows:
+                digest.update(array("q", (len(row.ids), *row.ids)).tobytes() + bytes(row.learned))
+        return digest.hexdigest()
 
 
 def task_data(job: Job, template: Template) -> TaskData:
@@ -66,6 +87,7 @@ def task_data(job: Job, template: Template) -> TaskData:
             if row.labels
         ],
         dataset=dataset,
+        held_out_sha256=held.sha256 if held and job.held_out is not None else None,
         bad=dataset.bad + (held.bad if held and job.held_out is not None else ()),
         truncated=sum(item.truncated for item in rendered),
     )
@@ -73,8 +95,8 @@ def task_data(job: Job, template: Template) -> TaskData:
 
 class Learner:
     """A job's state. `base` is what it learns on: the shared one, or a copy of its own where it
-    changes every weight. `step` counts optimizer steps, `tokens` the tokens learned from; `diverged`
-    says that its loss was no longer finite.
+    changes every weight. `step` counts optimizer steps, `judged_step` is the last one with an
+    evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it.
     """
 
     def __init__(self, job: Job, base: Base) -> None:
@@ -105,14 +127,17 @@ class Learner:
         self.epoch = 0
         self.tokens = 0
         self.seconds = 0.0
+        self.judged_step = 0
         self.stopped = False
-        self.diverged = False
+        self.trouble: Trouble | None = None
         self.best_loss = math.inf
         self.best_step = 0
         self.best: dict[str, Tensor] = self.adapter.parts()
         self.evaluations_since_best = 0
-        self._order = random.Random(job.seed)
-        self._batches = self._shuffled()
+        self.first_loss: float | None = None
+        self.steps_above = 0
+        rows = self.options.batch_size * self.options.accumulation
+        self._batches = Order(self.data.train, rows, job.seed)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -126,9 +151,20 @@ class Learner:
         return self.steps_an_epoch * self.options.epochs
 
     @property
+    def diverged(self) -> bool:
+        """Whether its loss ended it."""
+        return self.trouble is not None
+
+    @property
     def done(self) -> bool:
         """Whether the job has learned all it will."""
         return self.stopped or self.diverged or self.step >= self.total_steps
+
+    @property
+    def due(self) -> bool:
+        """Whether an evaluation is to come before the next step."""
+        ends = self.done or self.step % self.steps_an_epoch == 0
+        return ends and not self.diverged and self.step > self.judged_step
 
     def next_batch(self) -> list[list[TokenRow]]:
         """The rows of the next optimizer step, as micro-batches of `batch_size` rows."""
@@ -136,13 +172,17 @@ class Learner:
         size = self.options.batch_size
         return [rows[at : at + size] for at in range(0, len(rows), size)]
 
-    def _shuffled(self) -> Iterator[list[TokenRow]]:
-        size = self.options.batch_size * self.options.accumulation
-        while True:
-            rows = list(self.data.train)
-            self._order.shuffle(rows)
-            for at in range(0, len(rows), size):
-                yield rows[at : at + size]
+    def trouble_with(self, loss: float) -> Trouble | None:
+        """Take note of a step's loss, its gradients at hand; why it ends the job, if it does."""
+        gradients = [p.grad for p in self.adapter.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return "not finite"
+        if self.first_loss is None:
+            self.first_loss = loss
+        above = loss > max(math.log(self.base.shape.vocabulary), 2 * self.first_loss)
+        self.steps_above = self.steps_above + 1 if above else 0
+        return "exploded" if self.steps_above >= EXPLODED_STEPS else None
 
     def update(self) -> tuple[float, float]:
         """One optimizer step from the gradients at hand; returns the gradient norm and the
@@ -158,10 +198,14 @@ class Learner:
         self.epoch = self.step // self.steps_an_epoch
         return float(norm), self.peaks[0] * factor
 
-    def judge(self, loss: float) -> bool:
-        """Take note of a held-out loss; whether it is the best so far."""
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.best = loss, self.step, self.adapter.parts()
+    def judge(self, loss: float | None) -> bool:
+        """Take note of a held-out loss; whether it is the best so far. None: nothing is held out,
+        and the last state is the best.
+        """
+        self.judged_step = self.step
+        if loss is None or loss < self.best_loss:
+            self.best_loss = self.best_loss if loss is None else loss
+            self.best_step, self.best = self.step, self.adapter.parts()
             self.evaluations_since_best = 0
             return True
         self.evaluations_since_best += 1
@@ -170,13 +214,35 @@ class Learner:
         return False
 
     def state(self) -> dict[str, Any]:
-        """Everything a checkpoint holds, prompt encoder and optimizer included."""
+        """All that a checkpoint holds of the job between two steps, prompt encoder and optimizer
+        included. Nothing is held twice, nor what building the job anew makes again.
+        """
+        lora = self.adapter.lora
+        learning = self.step > 0 and not (self.done and not self.due)
+        apart = self.best_step > 0 and not (learning and self.best_step == self.step)
         return {
-            "adapter": self.adapter.parts(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "best_loss": self.best_loss,
+            "counts": {name: getattr(self, name) for name in _COUNTS},
+            "order": self._batches.state(),
+            "drawn": None if lora is None else lora.drawn,
+            "adapter": self.adapter.state_dict() if learning else None,
+            "optimizer": self.optimizer.state_dict() if learning else None,
+            "best": self.best if apart else None,
         }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of a job like this one, freshly built."""
+        for name, value in state["counts"].items():
+            setattr(self, name, value)
+        self._batches.load(state["order"])
+        if self.adapter.lora is not None:
+            self.adapter.lora.drawn = state["drawn"]
+        if state["adapter"] is not None:
+            self.adapter.load_state_dict(state["adapter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        if state["best"] is not None:
+            self.best = {name: part.to(self.base.device) for name, part in state["best"].items()}
+        elif self.best_step:
+            self.best = self.adapter.parts()
 
 
 def parameter_groups(adapter: Adapter, job: Job) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,22 +29,40 @@ class Watcher(Protocol):
         """After each evaluation of a job."""
 
 
-def train_together(learners: Sequence[Learner], watcher: Watcher) -> None:
-    """Train every job to its end; each keeps its best state by its own held-out loss. Those on
-    one base learn in the same passes, those with a base of their own one after another.
+class Keeper(Protocol):
+    """Who keeps what has been learned."""
+
+    def between(self, *, judged: bool) -> None:
+        """Between two joint steps, `judged` after an evaluation. May raise KeyboardInterrupt."""
+
+    def check(self) -> None:
+        """Between two passes of an evaluation. May raise KeyboardInterrupt, to abandon it."""
+
+
+def train_together(
+    learners: Sequence[Learner], watcher: Watcher, keeper: Keeper | None = None
+) -> None:
+    """Train every job from where it stands to its end; each keeps its best state by its own
+    held-out loss. Those on one base learn in the same passes, those with a base of their own one
+    after another.
 
     A job's numbers are those it would have alone: its rows, order, optimizer and normalisation
-    are its own, and segments of other jobs in a pack are invisible to it. A job whose loss is
-    no longer finite ends there, alone.
+    are its own, and segments of other jobs in a pack are invisible to it. A job whose loss
+    explodes or is no longer finite ends there, alone.
     """
     watcher.started(learners)
     for base in dict.fromkeys(learner.base for learner in learners):
         own = [learner for learner in learners if learner.base is base]
-        while active := [learner for learner in own if not learner.done]:
+        while True:
+            due = [learner for learner in own if learner.due]
+            if due:
+                evaluate_together(base, due, watcher, keeper.check if keeper else None)
+            if keeper:
+                keeper.between(judged=bool(due))
+            active = [learner for learner in own if not learner.done]
+            if not active:
+                break
             step_together(base, active, watcher)
-            sound = [job for job in active if not job.diverged]
-            due = [job for job in sound if job.step % job.steps_an_epoch == 0 or job.done]
-            evaluate_together(base, due, watcher)
         for learner in own:
             learner.adapter.load_state_dict(learner.best)
 
@@ -63,12 +81,12 @@ def step_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> 
             learner.optimizer.zero_grad(set_to_none=True)
             losses |= _gradients(base, [learner], batches)
     for learner, loss in zip(learners, losses.values(), strict=True):
-        learner.diverged = not _sound(learner, loss)
+        learner.trouble = learner.trouble_with(loss)
     elapsed = time.perf_counter() - began
     tokens = {t: sum(len(r.ids) for part in parts for r in part) for t, parts in batches.items()}
     for learner in learners:
         task = learner.job.task
-        if learner.diverged:
+        if learner.trouble:
             learner.optimizer.zero_grad(set_to_none=True)
             continue
         norm, rate = learner.update()
@@ -125,47 +143,56 @@ def _sound(learner: Learner, loss: float) -> bool:
     return math.isfinite(loss) and math.isfinite(torch.nn.utils.get_total_norm(gradients))
 
 
-def evaluate_together(base: Base, learners: Sequence[Learner], watcher: Watcher) -> None:
-    """The held-out loss of every job, in shared passes; keeps the best states."""
+def evaluate_together(
+    base: Base,
+    learners: Sequence[Learner],
+    watcher: Watcher,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """The held-out loss of every job, in shared passes; keeps the best states. `check` is called
+    after every pass; what it raises leaves the jobs as they were.
+    """
     contributions: dict[str, Contribution] = {}
     for learner in learners:
         learner.adapter.eval()
         with torch.no_grad():
             contributions[learner.job.task] = learner.adapter.contribution()
     rows = [row for learner in learners for row in learner.data.held_out]
-    means = mean_losses(base, rows, contributions)
+    means = mean_losses(base, rows, contributions, check)
     if len(means) > 1 and not all(map(math.isfinite, means.values())):
         for learner in learners:  # as in a step: each job by itself
-            means |= mean_losses(base, learner.data.held_out, contributions)
+            means |= mean_losses(base, learner.data.held_out, contributions, check)
     for learner in learners:
         loss = means.get(learner.job.task)
-        if loss is None:  # nothing held out: the last state is the one kept
-            learner.best = learner.adapter.parts()
-            learner.best_step = learner.step
-            continue
-        learner.diverged = not math.isfinite(loss)
-        if learner.diverged:
+        if loss is not None and not math.isfinite(loss):
+            learner.trouble = "not finite"
             continue
         best = learner.judge(loss)
-        record = {"step": learner.step, "epoch": learner.epoch, "eval_loss": loss, "best": best}
-        watcher.judged(learner, record)
+        if loss is not None:
+            record = {"step": learner.step, "epoch": learner.epoch, "eval_loss": loss, "best": best}
+            watcher.judged(learner, record)
 
 
-def base_losses(base: Base, learners: Sequence[Learner]) -> dict[str, float]:
+def base_losses(
+    base: Base, learners: Sequence[Learner], check: Callable[[], None] | None = None
+) -> dict[str, float]:
     """Each job's held-out loss under the bare base with the job's instruction alone."""
     rows, tasks = [], []
     for learner in learners:
         for row in learner.data.held_out:
             rows.append(row.bare())
             tasks.append(learner.job.task)
-    return _mean_by(base, rows, tasks, {})
+    return _mean_by(base, rows, tasks, {}, check)
 
 
 def mean_losses(
-    base: Base, rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]
+    base: Base,
+    rows: Sequence[TokenRow],
+    contributions: Mapping[str, Contribution],
+    check: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """The mean loss a label (nats) of every adapter's rows. No gradient."""
-    return _mean_by(base, rows, [str(row.adapter) for row in rows], contributions)
+    return _mean_by(base, rows, [str(row.adapter) for row in rows], contributions, check)
 
 
 def _mean_by(
@@ -173,6 +200,7 @@ def _mean_by(
     rows: Sequence[TokenRow],
     keys: Sequence[str],
     contributions: Mapping[str, Contribution],
+    check: Callable[[], None] | None,
 ) -> dict[str, float]:
     total: dict[str, float] = {}
     count: dict[str, int] = {}
@@ -188,6 +216,8 @@ def _mean_by(
             total[key] = total.get(key, 0.0) + float(sums[index])
             count[key] = count.get(key, 0) + row.labels
         at += len(group)
+        if check:
+            check()
     return {key: total[key] / count[key] for key in total}
 
 

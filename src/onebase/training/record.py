@@ -1,26 +1,37 @@
-"""A run's record while it trains: metrics.jsonl, checkpoints, what was skipped."""
+"""A run's record while it trains: metrics.jsonl, what was skipped, what the user should know."""
 
 import json
+import logging
+import time
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import Any, Protocol, runtime_checkable
 
 from onebase.adapters.runs import Run
+from onebase.language import say
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
 
+_log = logging.getLogger("onebase")
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A watcher that is told what the user should know; without one it goes to the log."""
+
+    def noted(self, text: str) -> None:
+        """A sentence or two."""
+
 
 class RunRecorder:
-    """Writes what happens into the run's folder and passes it on to `watcher`.
-
-    Each evaluation leaves a checkpoint of its job, written aside and renamed; the best and the
-    newest `save_limit` others are kept.
+    """Writes what happens into the run's folder and passes it on to `watcher`. Lines that a full
+    disk refuses are kept and written later.
     """
 
     def __init__(self, run: Run, watcher: Watcher | None = None) -> None:
         self._run = run
         self._watcher = watcher
+        self._unwritten: list[dict[str, Any]] = []
+        self._refused = False
 
     def started(self, learners: Sequence[Learner]) -> None:
         """Note what could not be used, and pass on."""
@@ -40,30 +51,48 @@ class RunRecorder:
     def base_judged(self, losses: dict[str, float]) -> None:
         """The bare base's held-out loss of every task."""
         for task, loss in losses.items():
-            self._run.log(task=task, base_eval_loss=loss)
+            self._write(task=task, base_eval_loss=loss)
 
     def learned(self, learner: Learner, record: dict[str, Any]) -> None:
         """One optimizer step."""
-        self._run.log(task=learner.job.task, **record)
+        self._write(task=learner.job.task, **record)
         if self._watcher:
             self._watcher.learned(learner, record)
 
     def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        """One evaluation, and its checkpoint."""
-        self._run.log(task=learner.job.task, **record)
-        self._save(learner)
+        """One evaluation."""
+        self._write(task=learner.job.task, **record)
         if self._watcher:
             self._watcher.judged(learner, record)
 
-    def _save(self, learner: Learner) -> None:
-        folder = self._run.checkpoints / learner.job.task
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"step-{learner.step:06d}.pt"
-        partial = file.with_suffix(".partial")
-        torch.save(learner.state(), partial)
-        partial.rename(file)
-        kept = {folder / f"step-{learner.best_step:06d}.pt"}
-        others = [path for path in sorted(folder.glob("step-*.pt")) if path not in kept]
-        limit = learner.options.save_limit
-        for old in others[: max(0, len(others) - limit)]:
-            old.unlink(missing_ok=True)
+    def noted(self, text: str, *, task: str | None = None, **record: Any) -> None:
+        """Something that the user should know, and in plain values what it was."""
+        self._write(task=task, note=text, **record)
+        if isinstance(self._watcher, Listener):
+            self._watcher.noted(text)
+        else:
+            _log.warning(text)
+
+    def write(self) -> None:
+        """Write what is still unwritten. Raises OSError."""
+        while self._unwritten:
+            self._run.log(**self._unwritten[0])
+            del self._unwritten[0]
+        self._refused = False
+
+    def _write(self, **fields: Any) -> None:
+        self._unwritten.append({"time": round(time.time(), 3), **fields})
+        try:
+            self.write()
+        except OSError as error:
+            if not self._refused:
+                self._refused = True
+                reason = error.strerror or str(error)
+                self.noted(
+                    say(
+                        f"metrics.jsonl of run {self._run.id} can't be written: {reason}. "
+                        "Training goes on, and writes it later: make room on the disk.",
+                        f"无法写入训练 {self._run.id} 的 metrics.jsonl：{reason}。"
+                        "训练继续进行，稍后再写入：请清理磁盘空间。",
+                    )
+                )

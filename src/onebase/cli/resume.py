@@ -1,0 +1,24 @@
+"""`onebase resume`: go on with a training that was interrupted."""
+
+from typing import Annotated
+
+import typer
+
+from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
+from onebase.cli.training import live_display, load_base, show_trained
+from onebase.training.resume import resumable_run, resume, wanted_base
+
+
+def resume_command(
+    run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Continue an interrupted run exactly."""
+    session = begin(workspace, as_json, lang)
+    found = resumable_run(session.workspace, run)
+    base = load_base(*wanted_base(found))
+    with live_display() as display:
+        stored = resume(found.id, base=base, workspace=session.workspace, watcher=display)
+    show_trained(session, stored)

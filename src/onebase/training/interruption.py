@@ -1,0 +1,54 @@
+"""Ctrl-C while a training runs: the first ends it in good order, the second at once."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+from onebase.errors import OnebaseError
+from onebase.language import say
+
+
+class Interrupted(OnebaseError, KeyboardInterrupt):
+    """A training that was interrupted and can be resumed."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
+class Interruption:
+    """While entered, Ctrl-C is only taken note of (`asked`); the next one is Python's own again.
+
+    Outside the main thread, and where the program has its own way with Ctrl-C, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._entered = False
+
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._ask)
+            self._entered = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._entered:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        text = say(
+            "Stopping after this step; Ctrl-C again stops at once.",
+            "将在本步结束后停止；再按一次 Ctrl-C 立即停止。",
+        )
+        # Not `print`: this may run in the middle of one.
+        os.write(2, f"\n{text}\n".encode())

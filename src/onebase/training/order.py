@@ -1,0 +1,48 @@
+"""In which order a job takes its rows."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from onebase.engine.rows import TokenRow
+
+
+class Order:
+    """An endless iterator: every row once an epoch, `size` rows a step, in an order that `seed`
+    and the epoch give. The last step of an epoch takes what is left.
+    """
+
+    def __init__(self, rows: list[TokenRow], size: int, seed: int) -> None:
+        self._rows = rows
+        self._size = size
+        self._random = random.Random(seed)
+        self._shuffle()
+
+    def __iter__(self) -> Iterator[list[TokenRow]]:
+        return self
+
+    def __next__(self) -> list[TokenRow]:
+        if self._taken >= len(self._rows):
+            self._shuffle()
+        rows = self._shuffled[self._taken : self._taken + self._size]
+        self._taken += len(rows)
+        return rows
+
+    def _shuffle(self) -> None:
+        self._before = torch.tensor(self._random.getstate()[1])
+        self._shuffled = list(self._rows)
+        self._random.shuffle(self._shuffled)
+        self._taken = 0
+
+    def state(self) -> dict[str, Any]:
+        """Where the order stands: the random state this epoch began with, and the rows taken."""
+        return {"random": self._before, "taken": self._taken}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` stands."""
+        version, _, spare = self._random.getstate()
+        self._random.setstate((version, tuple(state["random"].tolist()), spare))
+        self._shuffle()
+        self._taken = state["taken"]

@@ -1,0 +1,76 @@
+"""What a run leaves behind: one stored version of each task, however often it was interrupted."""
+
+from pathlib import Path
+
+from onebase.adapters.full import save_full
+from onebase.adapters.peft_format import save_adapter
+from onebase.adapters.runs import Run
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.engine.compiled import compiled
+from onebase.errors import CorruptFileError
+from onebase.model.base import Base
+from onebase.training.learner import Learner
+
+
+def store_once(
+    store: AdapterStore, base: Base, run: Run, learner: Learner, base_loss: float | None
+) -> StoredAdapter:
+    """The version of the learner's task that `run` made: stored now, unless it already is."""
+    return _stored(store, run, learner.job.task) or _store(store, base, run, learner, base_loss)
+
+
+def _stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
+    """What an earlier session of the run has stored, made current if it came no further."""
+    versions = store.list(task)
+    own = [item for item in versions if item.record.get("run") == run.id]
+    if not own:
+        return None
+    try:
+        store.verify(own[-1])
+    except CorruptFileError:  # the machine went down before its files were on the disk
+        return None
+    if own[-1] is versions[-1] and not own[-1].current:
+        return store.promote(own[-1].name)
+    return own[-1]
+
+
+def _store(
+    store: AdapterStore, base: Base, run: Run, learner: Learner, base_loss: float | None
+) -> StoredAdapter:
+    job = learner.job
+    judged = bool(learner.data.held_out)
+
+    def write(folder: Path) -> None:
+        if learner.adapter.full is not None:
+            save_full(learner.base, folder)
+            return
+        save_adapter(learner.adapter, folder, base)
+        compiled(base, learner.adapter, folder)  # kept beside the weights, so loading is quick
+
+    return store.add(
+        job.task,
+        write,
+        {
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "precision": base.precision.text,
+            "method": learner.adapter.method,
+            "options": learner.adapter.options,
+            "template": learner.template.config(),
+            "data": str(job.data),
+            "data_sha256": learner.data.dataset.sha256,
+            "labels": list(learner.data.dataset.labels),
+            "run": run.id,
+            "metrics": {
+                "trainable": learner.adapter.trainable(),
+                "eval_loss": learner.best_loss if judged and learner.best_step else None,
+                "base_eval_loss": base_loss,
+                "best_step": learner.best_step,
+                "steps": learner.step,
+                "diverged": learner.diverged,
+                "truncated": learner.data.truncated,
+                "seconds": learner.seconds,
+                "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),
+            },
+        },
+    )
