@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ class Pressed:
 
 
 @pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Pressed:
-    return Pressed(monkeypatch)
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pressed]:
+    # In the background a shell has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Pressed(monkeypatch)
+    signal.signal(signal.SIGINT, before)
 
 
 def weights(workspace: Path, version: int = 1) -> bytes:

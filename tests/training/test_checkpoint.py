@@ -148,6 +148,14 @@ def test_half_written_and_half_deleted_ones_are_no_checkpoints(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001", "000002"]
 
 
+def test_one_that_is_being_deleted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = saved(tmp_path, 2)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # killed before it
+    checkpoints.drop("000002")
+    found = checkpoints.newest()
+    assert (found.name, found.damaged, found.half_written) == ("000001", {}, 0)
+
+
 def test_another_version_s_format_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """When a run is saved, and what happens where it can't be."""
 
 import errno
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from tests.training.test_loop import write_rows
 from tests.training.test_resume import Stopping, hashes
@@ -116,6 +118,16 @@ def test_what_a_checkpoint_leaves_out(tmp_path: Path, make_base: Callable[..., B
 
     def kept_parts() -> set[str]:
         state = learner.state()
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        stream.seek(0)
+        again = Learner(learner.job, base)
+        again.load(torch.load(stream, weights_only=True))
+        for name, part in learner.best.items():
+            assert torch.equal(again.best[name], part)
+        if not learner.done or learner.due:
+            for name, part in learner.adapter.parts().items():
+                assert torch.equal(again.adapter.parts()[name], part)
         return {name for name in ("adapter", "optimizer", "best") if state[name] is not None}
 
     assert kept_parts() == set()  # the base itself

@@ -203,6 +203,22 @@ def test_the_last_good_checkpoint_is_used_and_said_so(
     assert steps == list(range(1, 9))
 
 
+def test_a_damaged_checkpoint_takes_no_good_one_s_place(
+    jobs: list[onebase.Job], workspace: onebase.Workspace, make_base: Callable[..., Base]
+) -> None:
+    run = interrupted(make_base(), jobs, workspace)
+    flip(run.checkpoints / "000005")
+    with pytest.raises(Interrupted):
+        resume(run.id, base=make_base(), workspace=workspace, watcher=Stopping(step=4))
+    # The step was made again and the state saved as it stood; both that are kept are good.
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000005"]
+    flip(run.checkpoints / "000005")
+    watcher = Stopping(step=5)
+    with pytest.raises(Interrupted):
+        resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
+    assert watcher.steps == [4, 5]
+
+
 def test_no_good_checkpoint_starts_from_the_beginning(
     jobs: list[onebase.Job],
     workspace: onebase.Workspace,
