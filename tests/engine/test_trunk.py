@@ -1,6 +1,9 @@
 """The frozen trunk: the same losses and gradients from the layers above alone."""
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.methods import build_adapter
 from onebase.engine.rows import TokenRow, token_losses
-from onebase.engine.trunk import Trunk, depth
+from onebase.engine.trunk import Trunk, alike, depth
 from onebase.model.base import Base
 
 Rows = Callable[..., list[TokenRow]]
@@ -50,8 +53,10 @@ def test_losses_and_gradients_are_those_of_the_whole_pass(
         losses, _ = token_losses(base, rows, contributions, trunk=kept)
         parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
         results.append((losses.detach(), torch.autograd.grad(losses.sum(), parameters)))
-    tokens = sum(len(ids) for ids in {row.ids for row in rows})
-    assert (trunk.computed_tokens, trunk.reused_tokens) == (tokens, tokens)
+    texts = {row.ids for row in rows}
+    tokens = sum(map(len, texts))
+    common = alike(list(texts)) * (len(texts) - 1)
+    assert (trunk.computed_tokens, trunk.reused_tokens) == (tokens - common, tokens)
     for losses, gradients in results[1:]:
         torch.testing.assert_close(losses, results[0][0], atol=1e-5, rtol=0)
         for one, other in zip(gradients, results[0][1], strict=True):
@@ -92,6 +97,51 @@ def test_what_is_kept_is_bounded(make_base: Callable[..., Base]) -> None:
     halved = Trunk(base, kept="fp16", memory_bytes=0).entering(1, texts)
     for one, expected in zip(halved, whole, strict=True):
         assert torch.equal(one, expected.half().float())
+
+
+def test_what_texts_begin_with_is_computed_once(make_base: Callable[..., Base]) -> None:
+    texts = [(3, 4, 5, 6 + at, 7) for at in range(4)]
+    trunk, apart = Trunk(make_base()), Trunk(make_base())
+    together = trunk.entering(1, texts)
+    assert trunk.computed_tokens == 3 + 4 * 2
+    for text, hidden in zip(texts, together, strict=True):
+        torch.testing.assert_close(hidden, apart.entering(1, [text])[0], atol=1e-6, rtol=0)
+
+
+def test_prepared_it_is_the_same_whatever_is_asked_first(make_base: Callable[..., Base]) -> None:
+    texts = [tuple(range(at, at + 3 + at % 4)) for at in range(3, 20)]
+    size = 32 * 4
+    trunks = [Trunk(make_base(), memory_bytes=30 * size, bytes_limit=40 * size) for _ in range(2)]
+    passes: list[int] = []
+    for trunk in trunks:
+        trunk.prepare(1, texts, lambda: passes.append(1))
+    assert len(passes) == 2
+    trunks[0].entering(1, texts[-1:])  # has no place any more
+    trunks[0].entering(1, [texts[0]])
+    for one, other in zip(*(trunk.entering(1, texts) for trunk in trunks), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("why", ["room", "error"])
+def test_a_full_disk_keeps_no_more(
+    why: str, make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 0 if why == "room" else 1 << 40
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    if why == "error":
+        monkeypatch.setattr(Path, "open", _refused)
+    texts = [tuple(range(at, at + 5)) for at in (3, 8, 13)]
+    trunk = Trunk(make_base(), memory_bytes=5 * 32 * 4)
+    trunk.prepare(1, texts)
+    before = trunk.computed_tokens
+    expected = Trunk(make_base()).entering(1, texts)
+    for one, other in zip(trunk.entering(1, texts), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert trunk.computed_tokens == before + 10
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_base_whose_pass_cant_begin_in_the_middle_goes_without(

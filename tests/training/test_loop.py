@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
+from onebase.training import loop
 from onebase.training.job import Job, TrainOptions
 from onebase.training.learner import Learner, schedule
 from onebase.training.loop import evaluate_together, step_together, train_together
@@ -249,3 +251,54 @@ def test_rows_are_taken_once_an_epoch_in_an_order_of_the_seed(
     assert len(set(first)) == 11
     assert epochs(0) == [first, second]
     assert epochs(1)[0] != first
+
+
+def top_jobs(folder: Path, **settings: Any) -> list[Job]:
+    """Two LoRAs on the top layers with the same data, one on all of them."""
+    file = write_rows(folder, "top", 18, 6)
+    common = {"epochs": 3, "batch_size": 4, "rank": 4, "held_out": 0.2, **settings}
+    return [
+        Job("top", file, "lora", set={**common, "layers": "top:1"}),
+        Job("too", file, "lora", set={**common, "layers": "top:1", "learning_rate": 1e-3}),
+        Job("two", file, "ia3", set={**settings, "epochs": 2, "layers": "top:2"}),
+        Job("all", file, "lora", set=common),
+    ]
+
+
+def test_the_trunk_changes_no_losses_and_is_computed_once(
+    tmp_path: Path, make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Trunk] = []
+
+    class Kept(Trunk):
+        def __init__(self, base: Base, **options: Any) -> None:
+            super().__init__(base, **options)
+            made.append(self)
+
+    monkeypatch.setattr(loop, "Trunk", Kept)
+    watchers = {}
+    for trunk in ("none", "fp32", "fp16"):
+        base = make_base()
+        learners = [Learner(job, base) for job in top_jobs(tmp_path, trunk=trunk)]
+        watchers[trunk] = Losses()
+        train_together(learners, watchers[trunk])
+    exact, rounded = made
+    before = loop.shared_trunk(base, learners)
+    assert before is not None
+    assert exact.computed_tokens == rounded.computed_tokens == before.computed_tokens
+    assert exact.reused_tokens > 2 * exact.computed_tokens
+    for task, losses in watchers["none"].by_task.items():
+        assert watchers["fp32"].by_task[task] == pytest.approx(losses, abs=1e-5)
+        assert watchers["fp16"].by_task[task] == pytest.approx(losses, abs=1e-2)
+        judged = watchers["none"].judged_by_task[task]
+        assert watchers["fp32"].judged_by_task[task] == pytest.approx(judged, abs=1e-5)
+    assert watchers["fp16"].by_task["top"] != watchers["fp32"].by_task["top"]
+
+
+def test_jobs_without_a_trunk_have_none(tmp_path: Path, make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    learners = [Learner(job, base) for job in four_jobs(tmp_path)]
+    assert [learner.depth for learner in learners] == [0, 0, 0, 0]
+    assert loop.shared_trunk(base, learners) is None
+    assert [Learner(job, base).depth for job in top_jobs(tmp_path)] == [2, 2, 1, 0]
+    assert [Learner(job, base).depth for job in top_jobs(tmp_path, trunk="none")] == [0] * 4

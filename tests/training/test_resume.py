@@ -121,6 +121,21 @@ def test_a_run_goes_on_to_the_same_adapters(
     assert "onebase runs list" in caught.value.remedy
 
 
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_run_with_a_trunk_goes_on_to_the_same_adapters(
+    stop: int, tmp_path: Path, workspace: onebase.Workspace, make_base: Callable[..., Base]
+) -> None:
+    """Though one job is done, and the trunk is no longer there."""
+    jobs = [
+        replace(job, method="lora", set={**job.set, "rank": 2, "layers": "top:1"})
+        for job in two_jobs(tmp_path)
+    ]
+    undisturbed = onebase.Workspace(tmp_path / "undisturbed")
+    expected = hashes(onebase.train(jobs, base=make_base(), workspace=undisturbed))
+    run = interrupted(make_base(), jobs, workspace, step=stop)
+    assert hashes(resume(run.id, base=make_base(), workspace=workspace)) == expected
+
+
 def test_the_same_training_again_goes_on(
     jobs: list[onebase.Job],
     workspace: onebase.Workspace,

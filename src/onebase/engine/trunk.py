@@ -7,7 +7,8 @@ begin in the middle, which is tried once for each base.
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 from weakref import finalize
@@ -41,7 +42,8 @@ def depth(contribution: Contribution, layers: int) -> int:
 
 class Trunk:
     """Keeps what enters a layer for each text, in memory up to `memory_bytes` and in a temporary
-    file beyond, both bounded by `bytes_limit` together: what no longer fits is computed anew.
+    file beyond, both bounded by `bytes_limit` together (and the file by half of the disk's free
+    room): what no longer fits is computed anew.
 
     `kept` is the type it is kept in; fp16 halves the room and rounds.
     """
@@ -62,6 +64,7 @@ class Trunk:
         self._in_file: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
         self._memory_used = 0
         self._file_used = 0
+        self._full = False
         self._folder: Path | None = None
         self._splits: dict[int, bool] = {}
         self.computed_tokens = 0
@@ -86,16 +89,45 @@ class Trunk:
             else:
                 found[text] = kept
                 self.reused_tokens += len(text)
-        for group in _groups(missing):
-            with torch.no_grad():
-                pack = Pack({})
-                nodes = [pack.nodes[pack.add(None, text)] for text in group]
-                hidden = run_below(self._base, pack, layer)
-            for text, node in zip(group, nodes, strict=True):
-                part = hidden[node.start : node.start + node.length].clone()
-                self.computed_tokens += len(text)
-                found[text] = self._keep((layer, text), part)
+        for text, part in self._computed(layer, missing):
+            found[text] = self._keep((layer, text), part)
         return [found[text] for text in texts]
+
+    def prepare(
+        self,
+        layer: int,
+        texts: Sequence[tuple[int, ...]],
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Compute and keep what enters `layer` for all `texts` that there is room for, in passes
+        that depend on the texts alone, so that another session finds the same to the last bit.
+        `check` is called after each pass.
+        """
+        wanted = [t for t in dict.fromkeys(texts) if not self._is_kept((layer, t))]
+        for group in _groups(wanted):
+            for text, part in self._computed(layer, group):
+                self._keep((layer, text), part)
+            if check:
+                check()
+            if self._full:
+                return
+
+    def _computed(
+        self, layer: int, texts: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """What enters `layer` for each text. What all texts of a pass begin with is in it once."""
+        for group in _groups(texts):
+            shared = min(alike(group), min(map(len, group)) - 1)
+            pack = Pack({})
+            root = pack.add(None, group[0][:shared]) if shared and len(group) > 1 else None
+            at = 0 if root is None else shared
+            nodes = [pack.nodes[pack.add(None, text[at:], root)] for text in group]
+            with torch.no_grad():
+                hidden = run_below(self._base, pack, layer)
+            self.computed_tokens += len(hidden)
+            for text, node in zip(group, nodes, strict=True):
+                own = hidden[node.start : node.start + node.length]
+                yield text, torch.cat([hidden[:at], own])
 
     def _try(self, layer: int) -> bool:
         ids = tuple(range(3, min(27, self._base.shape.vocabulary)))
@@ -107,6 +139,9 @@ class Trunk:
             entering = run_below(self._base, pack, layer)
             split = run_pack(self._base, pack, rows, first=layer, entering=entering)
         return float((split - whole).abs().max() / whole.abs().max()) <= _TOLERANCE
+
+    def _is_kept(self, key: tuple[int, tuple[int, ...]]) -> bool:
+        return key in self._in_memory or key in self._in_file
 
     def _look_up(self, key: tuple[int, tuple[int, ...]]) -> Tensor | None:
         device, kind = self._base.device, self._base.embedding.weight.dtype
@@ -123,19 +158,36 @@ class Trunk:
         """Keep `hidden` if there is room; returns it as it will be read back."""
         stored = hidden.to("cpu", self._kept)
         size = stored.numel() * stored.element_size()
-        if self._memory_used + size <= self._memory_limit:
+        if self._full:  # and stays so, lest what is kept hang on the order of asking
+            pass
+        elif self._memory_used + size <= self._memory_limit:
             self._in_memory[key] = stored
             self._memory_used += size
         elif self._memory_used + self._file_used + size <= self._limit:
-            with self._file().open("ab") as file:
-                file.write(stored.numpy().tobytes())
-            self._in_file[key] = (self._file_used, len(stored))
-            self._file_used += size
+            self._full = not self._write(key, stored, size)
+        else:
+            self._full = True
         return stored.to(hidden.device, hidden.dtype)
+
+    def _write(self, key: tuple[int, tuple[int, ...]], stored: Tensor, size: int) -> bool:
+        """Append to the file, and whether the disk had room for it."""
+        file = self._file()
+        if size > shutil.disk_usage(file.parent).free // 2:
+            return False
+        try:
+            with file.open("r+b") as opened:
+                opened.seek(self._file_used)
+                opened.write(stored.numpy().tobytes())
+        except OSError:
+            return False
+        self._in_file[key] = (self._file_used, len(stored))
+        self._file_used += size
+        return True
 
     def _file(self) -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="onebase-trunk-"))
+            (self._folder / "hidden").touch()
             finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder / "hidden"
 
@@ -148,6 +200,12 @@ def depth_of(
 ) -> int:
     """The lowest layer that any of `adapters` changes."""
     return min((depth(contributions[name], layers) for name in adapters if name), default=layers)
+
+
+def alike(texts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all texts begin with."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _groups(texts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

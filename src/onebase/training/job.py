@@ -22,7 +22,8 @@ class TrainOptions(BaseModel):
     without a better held-out loss; 0 never stops early. `held_out` is the share of inputs kept
     for evaluation where no held-out file is given. `max_tokens` cuts longer examples.
     `gradient_checkpointing` keeps less in memory and computes every layer twice, with the same
-    numbers; all jobs in one pass share it.
+    numbers; all jobs in one pass share it. `trunk`: what the layers below a job's adapter make of
+    a text is computed once, and kept in fp32, in fp16 (half the room, rounded), or not (`none`).
 
     A run saves a checkpoint at every evaluation and every `save_seconds` between, and keeps
     `save_limit` of them, each with every job's best state; of several jobs, the shortest time
@@ -46,6 +47,7 @@ class TrainOptions(BaseModel):
     save_limit: int = Field(2, ge=1)
     save_seconds: float = Field(60.0, ge=0)
     gradient_checkpointing: bool = False
+    trunk: Literal["fp32", "fp16", "none"] = "fp32"
 
 
 @dataclass(frozen=True)

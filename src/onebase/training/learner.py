@@ -18,6 +18,7 @@ from onebase.data.places import without_marks
 from onebase.data.split import split
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow
+from onebase.engine.trunk import depth
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
@@ -120,6 +121,7 @@ class Learner:
             leading=self.template.leading,
             placed=self.template.placed,
         )
+        self.depth = self._depth()
         groups = parameter_groups(self.adapter, job)
         self.peaks = [float(group["lr"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=self.options.weight_decay)
@@ -138,6 +140,14 @@ class Learner:
         self.steps_above = 0
         rows = self.options.batch_size * self.options.accumulation
         self._batches = Order(self.data.train, rows, job.seed)
+
+    def _depth(self) -> int:
+        """The layer at which its passes may begin; 0 where they can't, or shall not."""
+        if self.options.trunk == "none" or self.adapter.full is not None:
+            return 0
+        self.adapter.eval()  # its dropout draws nothing yet
+        with torch.no_grad():
+            return depth(self.adapter.contribution(), self.base.shape.layers)
 
     @property
     def steps_an_epoch(self) -> int:
