@@ -1,6 +1,6 @@
-"""Training speed against PEFT's padded loop: same method, rows, order and batch, in turn.
+"""Training speed against PEFT's padded loop or TRL's SFTTrainer: same method, rows and batch, in turn.
 
-    OMP_WAIT_POLICY=PASSIVE python bench/speed.py --peer VENV/bin/python --data DIR [--rounds 5]
+    OMP_WAIT_POLICY=PASSIVE python bench/speed.py --peer VENV/bin/python --data DIR [--kind trl]
 
 Both sides are workers that stay loaded; each round one trains some steps, then the other. What is
 reported is the median of the rounds' ratios of real tokens (no padding, no virtual tokens) a second.
@@ -108,6 +108,7 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="a Python with torch, transformers and peft")
+    parser.add_argument("--kind", default="peft", choices=["peft", "trl"], help="which peer it is")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--base", default="smollm2-135m")
@@ -136,7 +137,7 @@ def main() -> None:
             for method in arguments.methods.split(","):
                 ours = [sys.executable, __file__, "--base", arguments.base, "--method", method]
                 ours += ["--rows", file.name, "--set", arguments.set, *shared]
-                theirs = [arguments.peer, str(Path(__file__).parent / "speed_peft.py")]
+                theirs = [arguments.peer, str(Path(__file__).parent / f"speed_{arguments.kind}.py")]
                 theirs += ["--base", str(resolve(arguments.base)), "--rows", file.name]
                 theirs += ["--method", arguments.peer_method or method, *shared]
                 workers = [Worker(ours), Worker(theirs)]
@@ -155,7 +156,7 @@ def main() -> None:
                     "method": method,
                     "set": json.loads(arguments.set),
                     "ours": statistics.median(one for one, _ in rounds),
-                    "peft": statistics.median(other for _, other in rounds),
+                    arguments.kind: statistics.median(other for _, other in rounds),
                     "ratio": statistics.median(ratios),
                     "ratios": [round(ratio, 2) for ratio in ratios],
                     "threads": arguments.threads,
