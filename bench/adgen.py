@@ -85,6 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--set", default="{}", help="JSON of settings for every job")
     arguments = parser.parse_args()
+    arguments.out.touch()  # before hours of work
     torch.set_num_threads(arguments.threads)
     base = onebase.Base.load(arguments.base)
     train, held = split_by_content(arguments.data, arguments.rows, arguments.held_out)

@@ -34,6 +34,23 @@ def test_a_new_run_holds_its_config(workspace: Workspace) -> None:
     assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
 
 
+def test_a_config_can_be_amended(workspace: Workspace) -> None:
+    run = Run.create(workspace, CONFIG)
+    run.amend({**CONFIG, "chosen": "客服"})
+    assert run.config == {**CONFIG, "chosen": "客服"}
+    assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_a_race_does_not_go_on(workspace: Workspace) -> None:
+    for config, resumable in ((CONFIG, True), ({**CONFIG, "race": {}}, False)):
+        run = Run.create(workspace, config)
+        with run.hold():
+            pass
+        assert run.status == "interrupted"
+        assert run.resumable is resumable
+        assert run.is_race is not resumable
+
+
 def test_runs_are_listed_newest_last(workspace: Workspace) -> None:
     store = RunStore(workspace)
     assert store.list() == []

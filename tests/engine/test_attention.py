@@ -64,12 +64,16 @@ def test_rule(softcap: float | None, scale: float | None, masked: bool) -> None:
 
 def tree() -> tuple[Pack, dict[str, Contribution]]:
     """Virtual tokens, prefixes, both at once, the base; segments three deep and of all lengths."""
-    prefix = (torch.randn(LAYERS, KV_HEADS, 4, WIDTH), torch.randn(LAYERS, KV_HEADS, 4, WIDTH))
-    long = (torch.randn(LAYERS, KV_HEADS, 9, WIDTH), torch.randn(LAYERS, KV_HEADS, 9, WIDTH))
+    prefix, long, some, other = (
+        (torch.randn(LAYERS, KV_HEADS, tokens, WIDTH), torch.randn(LAYERS, KV_HEADS, tokens, WIDTH))
+        for tokens in (4, 9, 9, 4)
+    )
     contributions = {
         "virtual": Contribution(virtual=torch.randn(5, 32)),
         "prefix": Contribution(prefix=prefix),
         "both": Contribution(virtual=torch.randn(3, 32), prefix=long),
+        "some layers": Contribution(virtual=torch.randn(2, 32), prefix=some, unseen=(9, 6, 0)),
+        "other layers": Contribution(prefix=other, unseen=(0, 4, 4)),
         "neither": Contribution(),
     }
     pack = Pack(contributions)
@@ -84,8 +88,9 @@ def tree() -> tuple[Pack, dict[str, Contribution]]:
 
 @pytest.mark.parametrize("window", [None, 1, 3, 8, 100])
 @pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("layer", [1, 2])
 def test_packed_attention_equals_a_loop_over_tokens(
-    window: int | None, softcap: float | None
+    window: int | None, softcap: float | None, layer: int
 ) -> None:
     pack, contributions = tree()
     count = len(pack.ids)
@@ -94,7 +99,6 @@ def test_packed_attention_equals_a_loop_over_tokens(
     attention = PackedAttention(pack, torch.device("cpu"))
     # One object serves layers with a window and without.
     attention.attend(0, query, key, value, Rule(0.3, 2 if window is None else None, softcap))
-    layer = 1
     out = attention.attend(layer, query, key, value, Rule(0.3, window, softcap))
     assert out.shape == (count, HEADS, WIDTH)
     positions = pack.positions()
@@ -107,15 +111,17 @@ def test_packed_attention_equals_a_loop_over_tokens(
             )
         ]
         prefix = contributions[node.adapter].prefix if node.adapter else None
+        unseen = contributions[node.adapter].unseen if node.adapter else ()
+        hidden = unseen[layer] if unseen else 0
         for offset in range(node.length):
             spots = [*before, *range(node.start, node.start + offset + 1)]
             for head in range(HEADS):
                 group = head // (HEADS // KV_HEADS)
                 keys, values = key[group][spots], value[group][spots]
                 if prefix is not None:
-                    keys = torch.cat([prefix[0][layer, group], keys])
-                    values = torch.cat([prefix[1][layer, group], values])
-                assert len(keys) == positions[node.start + offset] + 1
+                    keys = torch.cat([prefix[0][layer, group, hidden:], keys])
+                    values = torch.cat([prefix[1][layer, group, hidden:], values])
+                assert len(keys) + hidden == positions[node.start + offset] + 1
                 if window is not None:
                     keys, values = keys[-window:], values[-window:]
                 expected = attended(query[head, node.start + offset], keys, values, 0.3, softcap)

@@ -38,6 +38,9 @@ def test_losses_and_gradients_are_identical(
     base: Base, adapters: dict[str, Adapter], make_rows: Rows
 ) -> None:
     """Every method at once, the deep prefix included, on every architecture."""
+    settings = {"virtual_tokens": 4, "layers": "1"}
+    some = build_adapter(base, "p-tuning-v2", settings, init_text="hello", seed=0)
+    adapters = {**adapters, "on a layer": some}
     rows = [
         row for seed, name in enumerate([*adapters, None]) for row in make_rows(name, seed=seed)
     ]

@@ -310,8 +310,9 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
         return torch.randn(size, generator=drawn)
 
     kept = [keys_of(5), keys_of(9), keys_of(3)]
-    for keys in kept:
-        cache.admit(keys, -keys)
+    unseen = [(), (), (0, 0, 2)]  # two keys of the third's are not seen in the last layer
+    for keys, hidden in zip(kept, unseen, strict=True):
+        cache.admit(keys, -keys, hidden)
     assert (cache.used, cache.lengths) == (3, [5, 9, 3])
 
     def check() -> None:
@@ -331,8 +332,9 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
     cache.admit(kept[1], -kept[1])
     check()
     assert cache._keys.shape[3] >= 201
-    kept.append(keys_of(1))
-    cache.admit(kept[2], -kept[2])
+    kept.append(keys_of(4))
+    cache.admit(kept[2], -kept[2], (0, 3, 1))
+    unseen = [(0, 0, 2), (), (0, 3, 1)]
     rule = Rule(None, None, None)
     for _ in range(300):  # over the edge once more
         step = cache.step()
@@ -344,7 +346,8 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
         kept = [torch.cat([keys, own], 2) for keys, own in zip(kept, added, strict=True)]
     check()
     for slot, keys in enumerate(kept):
-        own = keys[-1].repeat_interleave(shape.heads // shape.kv_heads, 0)
+        first = unseen[slot][-1] if unseen[slot] else 0
+        own = keys[-1, :, first:].repeat_interleave(shape.heads // shape.kv_heads, 0)
         scores = (query[:, slot, None] @ own.transpose(1, 2)) * shape.head_dim**-0.5
         by_hand = (scores.softmax(-1) @ -own)[:, 0]
         torch.testing.assert_close(seen[slot], by_hand, atol=1e-5, rtol=0)

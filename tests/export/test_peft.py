@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.errors import CorruptFileError, UsageError
 from onebase.export.export import export
@@ -115,3 +116,25 @@ def test_several_methods_at_once_have_no_file_of_pefts(store: AdapterStore, tmp_
     with pytest.raises(UsageError, match=r"lora\+p-tuning") as caught:
         export(store, "support", "peft", tmp_path / "out")
     assert str(stored.path) in caught.value.remedy
+
+
+def test_a_prefix_on_some_layers_has_no_file_of_pefts(
+    store: AdapterStore,
+    tmp_path: Path,
+    make_family: MakeBase,
+    make_lora: Callable[..., Adapter],
+    keep: Keep,
+) -> None:
+    base = make_family("llama")
+    stored = keep(base, make_lora(base, "p-tuning-v2", layers="top:1"))
+    with pytest.raises(UsageError, match=r"support@1 has its prefix on some layers") as caught:
+        export(store, "support", "peft", tmp_path / "out")
+    assert str(stored.path) in caught.value.remedy
+    assert "layers=all" in caught.value.remedy
+    with pytest.raises(UsageError, match="prefix of keys") as caught:
+        export(store, "support", "merged", tmp_path / "out")
+    assert "--to peft" not in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+    keep(base, make_lora(base, "lora+p-tuning-v2", layers="top:1"))
+    with pytest.raises(UsageError, match=r"lora\+p-tuning-v2"):
+        export(store, "support", "peft", tmp_path / "out")

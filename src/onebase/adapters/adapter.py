@@ -58,6 +58,7 @@ class Adapter(nn.Module):
             virtual=virtual,
             placed=placed,
             prefix=None if self.prefix is None else self.prefix.keys_values(),
+            unseen=() if self.prefix is None else self.prefix.unseen(),
         )
 
     def trainable(self) -> int:

@@ -38,7 +38,9 @@ class Contribution:
     `deltas` maps full names of linear layers to low-rank deltas, `scalings` to vectors; `virtual`
     holds the embeddings of tokens placed before the text, `placed` of tokens at marked places in
     it, both [tokens, hidden]; `prefix` the keys and values that every layer attends to besides
-    its own, each [layers, kv_heads, tokens, head_dim].
+    its own, each [layers, kv_heads, tokens, head_dim]. `unseen` says for each layer how many of
+    the prefix's first tokens it does not attend to; empty, all layers attend to all of them. They
+    have their positions all the same.
     """
 
     deltas: Mapping[str, LowRank] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class Contribution:
     virtual: Tensor | None = None
     placed: Tensor | None = None
     prefix: tuple[Tensor, Tensor] | None = None
+    unseen: tuple[int, ...] = ()
 
     @property
     def prefix_tokens(self) -> int:

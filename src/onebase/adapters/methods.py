@@ -1,6 +1,6 @@
 """The methods by name: their options, how each builds an adapter, and its good defaults."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.full import FULL, FullOptions
 from onebase.adapters.ia3 import Ia3, Ia3Options, ia3_sites
-from onebase.adapters.lora import Lora, LoraOptions, sites
+from onebase.adapters.lora import Lora, LoraOptions, chosen_layers, sites
 from onebase.adapters.prefix import DeepPrefix, PTuningV2Options, flatten
 from onebase.adapters.prompt import (
     PromptEmbedding,
@@ -239,12 +239,14 @@ def _build_p_tuning(base: Base, options: PTuningOptions, init_text: str) -> Prom
 
 
 def _build_p_tuning_v2(base: Base, options: PTuningV2Options, init_text: str) -> DeepPrefix:
+    layers = chosen_layers(options.layers, base.shape.layers)
     ids = _start_ids(base, options, init_text)
     return DeepPrefix(
         base.shape,
         options.virtual_tokens,
         projection=options.hidden if options.projection else None,
-        start=None if ids is None else _keys_values_of(base, ids),
+        start=None if ids is None else _keys_values_of(base, ids, layers),
+        layers=layers,
     )
 
 
@@ -280,8 +282,8 @@ def _virtual_start(
     return start
 
 
-def _keys_values_of(base: Base, ids: list[int]) -> Tensor:
-    """The keys and values of a text in every layer, as DeepPrefix's rows."""
+def _keys_values_of(base: Base, ids: list[int], layers: Sequence[int]) -> Tensor:
+    """The keys and values of a text in some layers, as DeepPrefix's rows."""
     cache = DynamicCache()
     with torch.no_grad():
         base.model(
@@ -290,8 +292,8 @@ def _keys_values_of(base: Base, ids: list[int]) -> Tensor:
             use_cache=True,
             logits_to_keep=1,
         )
-    keys = torch.stack([layer.keys[0] for layer in cache.layers])
-    values = torch.stack([layer.values[0] for layer in cache.layers])
+    keys = torch.stack([cache.layers[at].keys[0] for at in layers])
+    values = torch.stack([cache.layers[at].values[0] for at in layers])
     return flatten(keys.float().cpu(), values.float().cpu())
 
 

@@ -30,7 +30,8 @@ _FIELDS = {
         *("encoder_reparameterization_type", "encoder_hidden_size"),
         *("encoder_num_layers", "encoder_dropout"),
     },
-    "PREFIX_TUNING": _PROMPT_FIELDS | {"encoder_hidden_size", "prefix_projection"},
+    # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
+    "PREFIX_TUNING": _PROMPT_FIELDS | {"encoder_hidden_size", "prefix_projection", "layers"},
 }
 # Initialisations that change the base's weights too: the file alone is not the adapter.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

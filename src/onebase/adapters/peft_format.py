@@ -3,10 +3,11 @@
 PEFT keeps only the output of a prompt encoder or of a prefix projection; so does this file. The
 encoder itself lives in training checkpoints.
 
-PEFT has no file for an adapter of several methods, nor for virtual tokens placed inside the text.
-Theirs has `peft_type` ONEBASE, which PEFT refuses rather than misreads: under `parts`, each
-method's configuration as PEFT would write it, and in the weights file each method's tensors
-behind its name and a colon.
+PEFT has no file for an adapter of several methods, nor for virtual tokens placed inside the text,
+nor for a prefix on some layers. Theirs has `peft_type` ONEBASE, which PEFT refuses rather than
+misreads: under `parts`, each method's configuration as PEFT would write it (and the prefix's
+`layers`, where those are not all), and in the weights file each method's tensors behind its name
+and a colon.
 """
 
 import json
@@ -40,7 +41,8 @@ _SEVERAL = "ONEBASE"
 def save_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
     """Write `adapter` into the existing `folder` as PEFT would."""
     parts = _parts(adapter, base)
-    if len(parts) == 1 and not adapter.placed:
+    everywhere = adapter.prefix is None or adapter.prefix.everywhere
+    if len(parts) == 1 and not adapter.placed and everywhere:
         ((config, tensors),) = parts.values()
     else:
         config = {
@@ -111,7 +113,8 @@ def _parts(adapter: Adapter, base: Base) -> dict[str, tuple[dict[str, Any], dict
             num_attention_heads=shape.kv_heads,
             **sizes,
         )
-        parts["p-tuning-v2"] = (_plain(config), {"prompt_embeddings": rows})
+        some = {} if adapter.prefix.everywhere else {"layers": list(adapter.prefix.layers)}
+        parts["p-tuning-v2"] = (_plain(config) | some, {"prompt_embeddings": rows})
     return parts
 
 
@@ -325,9 +328,17 @@ def _read_prefix(
     folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
 ) -> Adapter:
     tokens = int(_number(folder, config, "num_virtual_tokens"))
-    prefix = DeepPrefix(base.shape, tokens, projection=None, start=None)
+    options: dict[str, Any] = {"virtual_tokens": tokens}
+    layers = None
+    if (wanted := config.get("layers")) is not None:
+        every = range(base.shape.layers)
+        layers = [layer for layer in every if isinstance(wanted, list) and layer in wanted]
+        if not layers or layers != wanted:
+            raise _damaged(folder / CONFIG, f"layers is {wanted!r} of {len(every)}")
+        options["layers"] = ",".join(map(str, layers))
+    prefix = DeepPrefix(base.shape, tokens, projection=None, start=None, layers=layers)
     _copy(folder, tensors, "prompt_embeddings", prefix.embedding.weight)
-    return Adapter("p-tuning-v2", {"virtual_tokens": tokens}, prefix=prefix)
+    return Adapter("p-tuning-v2", options, prefix=prefix)
 
 
 def _number(folder: Path, config: dict[str, Any], key: str) -> float:

@@ -1,13 +1,15 @@
 """P-tuning v2 (Liu et al. 2022), also called prefix tuning (Li and Liang 2021).
 
-Every layer attends to learned keys and values besides those of the text. They carry no rotary
-embedding of their own: what is learned is the key as attention sees it.
+Every layer, or each of some chosen ones, attends to learned keys and values besides those of the
+text. They carry no rotary embedding of their own: what is learned is the key as attention sees it.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn, stack
+from torch import Tensor, nn
 
 from onebase.model.base import ModelShape
 
@@ -15,7 +17,9 @@ from onebase.model.base import ModelShape
 class PTuningV2Options(BaseModel):
     """`virtual_tokens` in the prefix; `projection`: learn it through an MLP of size `hidden`;
     `init`: the keys and values of a `text` (`init_text`, or else the task's instruction), of
-    tokens drawn from the `vocab`, or `random`.
+    tokens drawn from the `vocab`, or `random`; `layers`, the decoder layers with a prefix: `all`,
+    `top:10`, `bottom:4` or `0,2,5-9`. The other layers see the text alone, which stands behind
+    the prefix's positions in all of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -25,10 +29,12 @@ class PTuningV2Options(BaseModel):
     init_text: str | None = None
     projection: bool = False
     hidden: int = Field(512, ge=1)
+    layers: str = "all"
 
 
 class DeepPrefix(nn.Module):
-    """The prefix as one row a token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout).
+    """The prefix as one row a token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout),
+    of the given `layers` in their order, or of all.
 
     With a `projection` the rows are the output of an MLP over an embedding of size
     kv_heads * head_dim, added to `start` where there is one.
@@ -37,12 +43,19 @@ class DeepPrefix(nn.Module):
     start: Tensor | None
 
     def __init__(
-        self, shape: ModelShape, tokens: int, *, projection: int | None, start: Tensor | None
+        self,
+        shape: ModelShape,
+        tokens: int,
+        *,
+        projection: int | None,
+        start: Tensor | None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.layers = tuple(range(shape.layers) if layers is None else layers)
         width = shape.kv_heads * shape.head_dim
-        row = shape.layers * 2 * width
+        row = len(self.layers) * 2 * width
         self.transform: nn.Sequential | None = None
         self.embedding = nn.Embedding(tokens, row if projection is None else width)
         if projection is not None:
@@ -65,16 +78,34 @@ class DeepPrefix(nn.Module):
             rows = self.transform(rows)
         return rows if self.start is None else self.start + rows
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every layer has the prefix."""
+        return len(self.layers) == self.shape.layers
+
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [layers, kv_heads, tokens, head_dim]."""
+        """Keys and values, each [layers, kv_heads, tokens, head_dim]; zero in layers without."""
         shape = self.shape
         rows = self()
-        stacked = rows.view(len(rows), shape.layers, 2, shape.kv_heads, shape.head_dim)
+        stacked = rows.view(len(rows), len(self.layers), 2, shape.kv_heads, shape.head_dim)
         keys, values = stacked.permute(2, 1, 3, 0, 4)
-        return keys, values
+        if self.everywhere:
+            return keys, values
+        chosen = torch.tensor(self.layers, device=rows.device)
+        nothing = rows.new_zeros(shape.layers, *keys.shape[1:])
+        return nothing.index_copy(0, chosen, keys), nothing.index_copy(0, chosen, values)
+
+    def unseen(self) -> tuple[int, ...]:
+        """For each layer how many of the prefix's tokens it does not attend to: none or all.
+        Empty where every layer has the prefix.
+        """
+        if self.everywhere:
+            return ()
+        tokens = self.embedding.num_embeddings
+        return tuple(0 if at in self.layers else tokens for at in range(self.shape.layers))
 
 
 def flatten(keys: Tensor, values: Tensor) -> Tensor:
     """Keys and values, each [layers, kv_heads, tokens, head_dim], as DeepPrefix's rows."""
-    stacked = stack([keys, values]).permute(3, 1, 0, 2, 4)
+    stacked = torch.stack([keys, values]).permute(3, 1, 0, 2, 4)
     return stacked.reshape(stacked.shape[0], -1)

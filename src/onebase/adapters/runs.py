@@ -44,6 +44,11 @@ class Run:
             write_whole(run.path / "config.yaml", text)
             return run
 
+    def amend(self, config: dict[str, Any]) -> None:
+        """Say anew what the run was asked for: what was left to be decided has been."""
+        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+        write_whole(self.path / "config.yaml", text)
+
     @property
     def id(self) -> str:
         """Like `20261124-101530-ab12`: sorts by the time of creation."""
@@ -90,6 +95,11 @@ class Run:
         return "interrupted" if self._lock.exists() and not self.held else "running"
 
     @property
+    def is_race(self) -> bool:
+        """Whether many configurations of one task compete in it."""
+        return "race" in self.config
+
+    @property
     def held(self) -> bool:
         """Whether a process is at work on it."""
         if not self._lock.exists():
@@ -106,9 +116,11 @@ class Run:
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on: interrupted, or failed before its end, and no process is at it."""
+        """Whether it can go on: interrupted, or failed before its end, and no process is at it. A
+        race does not go on, it has stored its best.
+        """
         ended = self.status == "interrupted" or bool(self.summary.get("resumable"))
-        return ended and not self.held
+        return ended and not self.held and not self.is_race
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from onebase.cli.checking import data_app, doctor_command
 from onebase.cli.demo import demo_command
 from onebase.cli.export import export_command
 from onebase.cli.models import model_app
+from onebase.cli.plan import plan_command
+from onebase.cli.race import race_command
 from onebase.cli.resume import resume_command
 from onebase.cli.runs import runs_app
 from onebase.cli.session import note, print_error
@@ -29,7 +31,9 @@ app = typer.Typer(
     help="One base model, many tasks: train, compare and switch adapters of any method.",
 )
 app.command("demo")(demo_command)
+app.command("plan")(plan_command)
 app.command("train")(train_command)
+app.command("race")(race_command)
 app.command("resume")(resume_command)
 app.command("generate")(generate_command)
 app.command("classify")(classify_command)

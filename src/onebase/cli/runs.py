@@ -19,13 +19,17 @@ def list_command(
     session = begin(workspace, as_json, lang)
     rows: list[dict[str, Any]] = []
     for run in RunStore(session.workspace).list():
-        tasks = [job["task"] for job in run.config.get("jobs", [])]
+        config = run.config
+        raced = config.get("race")
+        tasks = [raced["task"]] if raced else [job["task"] for job in config.get("jobs", [])]
         row = {"run": run.id, "status": run.status, "resumable": run.resumable, "tasks": tasks}
+        if raced:
+            row["race"] = raced["configurations"]
         rows.append(row)
     session.table(
         {"runs": rows},
         ["run", "status", "tasks"],
-        [[row["run"], row["status"], ", ".join(row["tasks"])] for row in rows],
+        [[row["run"], row["status"], ", ".join(row["tasks"]) + _raced(row)] for row in rows],
     )
     if waiting := [row["run"] for row in rows if row["resumable"]]:
         note(
@@ -34,6 +38,11 @@ def list_command(
                 f"继续训练：onebase resume {waiting[-1]}",
             )
         )
+
+
+def _raced(row: dict[str, Any]) -> str:
+    count = row.get("race")
+    return say(f" (race of {count})", f"（{count} 个配置的竞赛）") if count else ""
 
 
 @runs_app.command("show")

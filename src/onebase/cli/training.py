@@ -28,33 +28,46 @@ from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
 from onebase.training.train import check_jobs, precision_for, summary, train
 
+ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="The task's name.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="Its data file.")]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method", help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; join by +."
+    ),
+]
+InstructionOption = Annotated[
+    str | None, typer.Option("--instruction", help="What the task is, in a sentence.")
+]
+HeldOutOption = Annotated[str | None, typer.Option("--held-out", help="A file to judge by.")]
+TemplateOption = Annotated[
+    str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
+]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="input=a,output=b")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
+]
+
 
 def train_command(
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")] = None,
-    task: Annotated[str | None, typer.Option(help="The task's name.")] = None,
-    data: Annotated[str | None, typer.Option(help="Its data file.")] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; join by +."
-        ),
-    ] = "lora",
+    config: ConfigOption = None,
+    task: TaskOption = None,
+    data: DataOption = None,
+    method: MethodOption = "lora",
     base: BaseOption = None,
     precision: PrecisionOption = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="What the task is, in a sentence.")
-    ] = None,
-    held_out: Annotated[str | None, typer.Option(help="A file to judge by.")] = None,
-    template: Annotated[
-        str, typer.Option(help="auto, chat, plain, or a text with {input}.")
-    ] = "auto",
-    columns: Annotated[str | None, typer.Option(help="input=a,output=b")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="The random seed.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
-    ] = False,
+    instruction: InstructionOption = None,
+    held_out: HeldOutOption = None,
+    template: TemplateOption = "auto",
+    columns: ColumnsOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    restart: RestartOption = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     lang: LangOption = None,
@@ -64,6 +77,40 @@ def train_command(
     Given again after an interruption, it goes on where it stopped.
     """
     session = begin(workspace, as_json, lang)
+    tasks = asked_for(
+        config,
+        task=task,
+        data=data,
+        method=method,
+        instruction=instruction,
+        held_out=held_out,
+        template=template,
+        columns=columns,
+        set_=set_,
+        seed=seed,
+        skip_bad=skip_bad,
+    )
+    check_jobs(tasks.jobs)
+    held_in = precision_for(tasks.jobs, precision or tasks.precision)
+    loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
+    show_trained(session, run_training(session, tasks.jobs, loaded, restart=restart))
+
+
+def asked_for(
+    config: Path | None,
+    *,
+    task: str | None,
+    data: str | None,
+    method: str,
+    instruction: str | None,
+    held_out: str | None,
+    template: str,
+    columns: str | None,
+    set_: list[str] | None,
+    seed: int,
+    skip_bad: bool,
+) -> TaskFile:
+    """The jobs that the flags of a training ask for. Raises UsageError."""
     if config is not None:
         own: dict[str, object] = {
             "task": task,
@@ -79,33 +126,28 @@ def train_command(
                 say(f"Both -c and {flags} were given.", f"同时给出了 -c 和 {flags}。"),
                 say("Write it in the tasks file, or leave -c out.", "请写进任务文件，或去掉 -c。"),
             )
-        tasks = read_jobs(config)
-    else:
-        if not task or not data:
-            raise UsageError(
-                say(
-                    "There is no job: --task and --data are missing.",
-                    "没有任务：缺少 --task 和 --data。",
-                ),
-                say("Give both, or a tasks.yaml with -c.", "请给出两者，或用 -c 指定 tasks.yaml。"),
-            )
-        job = Job(
-            task=task,
-            data=data,
-            method=method,
-            instruction=instruction,
-            held_out=held_out,
-            template=template,
-            columns=pairs(columns.split(",") if columns else []),
-            skip_bad=skip_bad,
-            seed=seed,
-            set=settings(set_ or []),
+        return read_jobs(config)
+    if not task or not data:
+        raise UsageError(
+            say(
+                "There is no job: --task and --data are missing.",
+                "没有任务：缺少 --task 和 --data。",
+            ),
+            say("Give both, or a tasks.yaml with -c.", "请给出两者，或用 -c 指定 tasks.yaml。"),
         )
-        tasks = TaskFile(base=None, precision=None, jobs=[job])
-    check_jobs(tasks.jobs)
-    held_in = precision_for(tasks.jobs, precision or tasks.precision)
-    loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
-    show_trained(session, run_training(session, tasks.jobs, loaded, restart=restart))
+    job = Job(
+        task=task,
+        data=data,
+        method=method,
+        instruction=instruction,
+        held_out=held_out,
+        template=template,
+        columns=pairs(columns.split(",") if columns else []),
+        skip_bad=skip_bad,
+        seed=seed,
+        set=settings(set_ or []),
+    )
+    return TaskFile(base=None, precision=None, jobs=[job])
 
 
 def show_trained(session: Session, stored: list[StoredAdapter]) -> None:

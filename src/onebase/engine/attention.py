@@ -4,6 +4,7 @@ transformers computes queries, keys and values of the whole packed row; the pass
 object, which rides along as a keyword argument, says who attends to whom.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,11 +52,16 @@ class PackedAttention:
     """Attention in a pack: nodes side by side in one padded batch of queries and keys.
 
     Keys of a node are its adapter's prefix, its ancestors' and its own. Grouped-query heads are
-    folded into the query's token dimension, so keys are never repeated.
+    folded into the query's token dimension, so keys are never repeated. A prefix is among the
+    keys in layers that don't see it, too, and masked there.
     """
 
     def __init__(self, pack: Pack, device: torch.device) -> None:
         offsets, self._prefixes = _prefix_rows(pack)
+        self._unseen = [
+            () if node.adapter is None else pack.contributions[node.adapter].unseen
+            for node in pack.nodes
+        ]
         queries, keys = [], []
         for index, node in enumerate(pack.nodes):
             queries.append((torch.arange(node.start, node.start + node.length), node.position))
@@ -70,7 +76,7 @@ class PackedAttention:
         self._output_index = torch.cat(
             [spots[row, : len(rows)] for row, (rows, _) in enumerate(queries)]
         ).to(device)
-        self._masks: dict[tuple[int | None, int, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[tuple[int, ...], int | None, int, torch.dtype], Tensor] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def capture(self) -> dict[int, tuple[Tensor, Tensor]]:
@@ -94,16 +100,20 @@ class PackedAttention:
         q = q.view(n, lq, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
         k = keys.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
         v = values.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
-        mask = self._mask(rule.window, group, query.dtype)
+        mask = self._mask(unseen_in(layer, self._unseen), rule.window, group, query.dtype)
         out = rule.apply(q.reshape(n, kv_heads, group * lq, head_dim), k, v, mask)
         out = out.view(n, kv_heads, group, lq, head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(n * lq, heads, head_dim).index_select(0, self._output_index)
 
-    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+    def _mask(
+        self, unseen: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
+    ) -> Tensor:
         """Zero where a query sees a key, minus infinity elsewhere, [nodes, 1, group * Lq, Lk]."""
-        wanted = (window, group, dtype)
+        wanted = (unseen, window, group, dtype)
         if wanted not in self._masks:
             seen = self._distance >= 0
+            if unseen:
+                seen = seen & behind(unseen, self._key_length, seen.device)[:, None]
             if window is not None:
                 padding = self._distance > 1 << 28  # a padded query may see anything
                 seen = seen & ((self._distance < window) | padding)
@@ -111,6 +121,20 @@ class PackedAttention:
             mask = mask.masked_fill(~seen, float("-inf"))
             self._masks[wanted] = mask[:, None].repeat(1, 1, group, 1)
         return self._masks[wanted]
+
+
+def unseen_in(layer: int, rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """How many of its first keys each row does not attend to in `layer`, of what it has for every
+    layer (as Contribution's `unseen`); empty where each attends to all of its own.
+    """
+    counts = tuple(unseen[layer] if unseen else 0 for unseen in rows)
+    return counts if any(counts) else ()
+
+
+def behind(unseen: Sequence[int], keys: int, device: torch.device) -> Tensor:
+    """Whether a key of a row comes after those that the row does not attend to, [rows, keys]."""
+    first = torch.tensor(unseen, device=device)
+    return torch.arange(keys, device=device)[None] >= first[:, None]
 
 
 def _prefix_rows(pack: Pack) -> tuple[dict[str, tuple[int, int]], list[tuple[Tensor, Tensor]]]:

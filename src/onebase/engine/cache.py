@@ -1,9 +1,11 @@
 """The KV cache of a running batch, one slot a sequence."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from onebase.engine.attention import Rule
+from onebase.engine.attention import Rule, behind, unseen_in
 from onebase.model.base import ModelShape
 
 
@@ -20,6 +22,7 @@ class KVCache:
         self._dtype = dtype
         self.slots = slots
         self.lengths: list[int] = []
+        self._unseen: list[tuple[int, ...]] = []
         self._keys = self._values = self._block(0)
 
     def _block(self, capacity: int) -> Tensor:
@@ -39,13 +42,16 @@ class KVCache:
         """How many slots hold a sequence."""
         return len(self.lengths)
 
-    def admit(self, keys: Tensor, values: Tensor) -> None:
-        """Put a sequence's keys and values, [layers, kv_heads, tokens, head_dim], in a slot."""
+    def admit(self, keys: Tensor, values: Tensor, unseen: tuple[int, ...] = ()) -> None:
+        """Put a sequence's keys and values, [layers, kv_heads, tokens, head_dim], in a slot. They
+        begin with its prefix, `unseen` of which each layer does not attend to.
+        """
         tokens = keys.shape[2]
         self._reserve(tokens + 1)
         self._keys[:, self.used, :, :tokens] = keys
         self._values[:, self.used, :, :tokens] = values
         self.lengths.append(tokens)
+        self._unseen.append(unseen)
 
     def release(self, slot: int) -> None:
         """Free a slot; the last sequence moves into it."""
@@ -55,12 +61,14 @@ class KVCache:
             self._keys[:, slot, :, :length] = self._keys[:, last, :, :length]
             self._values[:, slot, :, :length] = self._values[:, last, :, :length]
             self.lengths[slot] = length
+            self._unseen[slot] = self._unseen[last]
         self.lengths.pop()
+        self._unseen.pop()
 
     def step(self) -> "DecodeAttention":
         """Make room for one more token a sequence and return the attention that adds it."""
         self._reserve(max(self.lengths) + 1)
-        attention = DecodeAttention(self._keys, self._values, self.lengths)
+        attention = DecodeAttention(self._keys, self._values, self.lengths, self._unseen)
         self.lengths = [length + 1 for length in self.lengths]
         return attention
 
@@ -76,18 +84,27 @@ class KVCache:
 
 
 class DecodeAttention:
-    """Each sequence's newest token attends to the whole of its own sequence."""
+    """Each sequence's newest token attends to the whole of its own sequence, but for what is
+    `unseen` of its prefix in a layer.
+    """
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        lengths: list[int],
+        unseen: Sequence[tuple[int, ...]],
+    ) -> None:
         self._keys = keys
         self._values = values
+        self._unseen = tuple(unseen)
         self._count = len(lengths)
         self._longest = max(lengths) + 1
         self._slots = torch.arange(self._count, device=keys.device)
         self._at = torch.tensor(lengths, device=keys.device)
         ago = self._at[:, None] - torch.arange(self._longest, device=keys.device)[None]
         self._ago = ago
-        self._masks: dict[tuple[int | None, int], Tensor] = {}
+        self._masks: dict[tuple[tuple[int, ...], int | None, int], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """As Attention.attend, one token a sequence."""
@@ -98,15 +115,19 @@ class DecodeAttention:
         keys[self._slots, :, self._at] = key.transpose(0, 1).to(keys.dtype)
         values[self._slots, :, self._at] = value.transpose(0, 1).to(keys.dtype)
         q = query.transpose(0, 1).reshape(count, kv_heads, group, head_dim)
-        mask = self._mask(rule.window, group, query.dtype)
+        mask = self._mask(unseen_in(layer, self._unseen), rule.window, group, query.dtype)
         seen = slice(0, self._longest)
         k, v = keys[:count, :, seen].to(q.dtype), values[:count, :, seen].to(q.dtype)
         return rule.apply(q, k, v, mask).reshape(count, heads, head_dim)
 
-    def _mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
-        wanted = (window, group)
+    def _mask(
+        self, unseen: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
+    ) -> Tensor:
+        wanted = (unseen, window, group)
         if wanted not in self._masks:
             seen = self._ago >= 0
+            if unseen:
+                seen = seen & behind(unseen, self._longest, seen.device)
             if window is not None:
                 seen = seen & (self._ago < window)
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)

@@ -37,7 +37,7 @@ def compiled(base: Base, adapter: Adapter, folder: Path | None = None) -> Contri
         contribution = adapter.contribution()
     if contribution.virtual is None:
         return contribution
-    made_from = None if folder is None else _made_from(base, folder)
+    made_from = None if folder is None else _made_from(base, contribution, folder)
     prefix = None if folder is None or made_from is None else _read(folder, made_from, base)
     if prefix is None:
         prefix = _through_the_base(base, contribution)
@@ -62,14 +62,15 @@ def _joined(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first.to(second.dtype), second], dim=2)
 
 
-def _made_from(base: Base, folder: Path) -> str | None:
+def _made_from(base: Base, contribution: Contribution, folder: Path) -> str | None:
     """What a compiled prefix depends on; None where the adapter's weights can't be read."""
     try:
         with (folder / WEIGHTS).open("rb") as stream:
             weights = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return None
-    return f"{base.fingerprint} {base.embedding.weight.dtype} {weights}"
+    unseen = "".join(f" {count}" for count in contribution.unseen)  # the weights don't say where
+    return f"{base.fingerprint} {base.embedding.weight.dtype} {weights}{unseen}"
 
 
 def _read(folder: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | None:

@@ -13,15 +13,25 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from onebase.adapters.contribution import Contribution
 from onebase.engine.attention import ATTENTION, Attention, PackedAttention
 from onebase.engine.deltas import Deltas, Stacks
+from onebase.engine.head import head_losses, is_frozen_linear
 from onebase.engine.pack import Pack
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
+
+
+@dataclass(frozen=True)
+class Labels:
+    """For every label `at`, the kept row that predicts it, and its `target` token, both [labels]."""
+
+    at: Tensor
+    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Pass:
 
     Only the decoder layers from `first` up to `last` (None: all the rest) are computed: what
     enters layer `first` is what the model is given, and what would enter layer `last` goes into
-    `reached`.
+    `reached`. With `labels` the head computes their losses, into `losses`, and no logits.
     """
 
     attention: Attention
@@ -40,6 +50,8 @@ class Pass:
     first: int = 0
     last: int | None = None
     reached: list[Tensor] = field(default_factory=list)
+    labels: Labels | None = None
+    losses: list[Tensor] = field(default_factory=list)
 
     def skips(self, layer: int) -> bool:
         """Whether `layer` is not computed."""
@@ -131,6 +143,8 @@ def _attach(base: Base) -> None:
     current = _Current()
     for index, layer in enumerate(base.layers):
         layer.forward = _layer_forward(index, layer.forward, current)
+    head = base.model.get_output_embeddings()
+    head.forward = _head_forward(head, head.forward, current)
     for name, module in base.model.named_modules():
         if name in base.shape.linears:
             module.register_forward_pre_hook(_entry_hook(name, current))
@@ -159,6 +173,23 @@ def _layer_forward(
         if now is not None and now.checkpointing and torch.is_grad_enabled():
             return checkpoint(computed, *args, use_reentrant=False, **kwargs)
         return computed(*args, **kwargs)
+
+    return entered
+
+
+def _head_forward(
+    head: nn.Module, forward: Callable[..., Any], current: _Current
+) -> Callable[..., Any]:
+    """The language-model head's `forward`, which in a pass with labels computes their losses."""
+
+    def entered(hidden: Tensor) -> Any:
+        now = current.value
+        if now is None or now.labels is None:
+            return forward(hidden)
+        own = hidden.flatten(0, -2).index_select(0, now.labels.at)
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        now.losses.append(head_losses(own, weight, now.labels.target))
+        return hidden.new_zeros(*hidden.shape[:-1], 1)
 
     return entered
 
@@ -215,12 +246,66 @@ def run_pack(
     contribution of the pack. With `entering`, [tokens, hidden], the pass begins at layer `first`.
     """
     attention = attention or PackedAttention(pack, base.device)
-    stacks = Stacks(pack.contributions, pack.adapters)
-    deltas = Deltas(stacks, pack.owners().to(base.device)) if stacks else None
+    now = Pass(attention, _deltas(base, pack), checkpointing, first)
     if entering is None:
         entering = pack.embeddings(base.embedding)
-    now = Pass(attention, deltas, checkpointing, first)
     return run(base, entering, pack.positions(), now, keep)
+
+
+def label_losses(
+    base: Base,
+    pack: Pack,
+    keep: Tensor,
+    labels: Labels,
+    *,
+    checkpointing: bool = False,
+    first: int = 0,
+    entering: Tensor | None = None,
+) -> Tensor:
+    """The loss (nats) of every label that the rows `keep` of a pack predict, [labels]; else as
+    `run_pack`.
+    """
+    at, target = labels.at.to(base.device), labels.target.to(base.device)
+    if _fused_head(base):
+        attention = PackedAttention(pack, base.device)
+        now = Pass(attention, _deltas(base, pack), checkpointing, first, labels=Labels(at, target))
+        if entering is None:
+            entering = pack.embeddings(base.embedding)
+        run(base, entering, pack.positions(), now, keep)
+        return now.losses[0]
+    logits = run_pack(base, pack, keep, checkpointing=checkpointing, first=first, entering=entering)
+    return cross_entropy(logits.index_select(0, at).float(), target, reduction="none")
+
+
+def _deltas(base: Base, pack: Pack) -> Deltas | None:
+    stacks = Stacks(pack.contributions, pack.adapters)
+    return Deltas(stacks, pack.owners().to(base.device)) if stacks else None
+
+
+_heads: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+def _fused_head(base: Base) -> bool:
+    """Whether the head may compute losses itself: it is a frozen linear layer and the last thing
+    that happens to logits, which is tried once for each base.
+    """
+    if not is_frozen_linear(base.model.get_output_embeddings()):
+        return False
+    if base.model not in _heads:
+        ids = _sample(base)
+        pack = Pack({})
+        pack.add(None, ids)
+        keep = torch.arange(len(ids) - 1)
+        target = torch.tensor(ids[1:], device=base.device)
+        with torch.no_grad():
+            logits = run_pack(base, pack, keep)
+            labels = Labels(keep.to(base.device), target)
+            now = Pass(PackedAttention(pack, base.device), None, labels=labels)
+            run(base, pack.embeddings(base.embedding), pack.positions(), now, keep)
+            expected = cross_entropy(logits.float(), target, reduction="none")
+            error = float((now.losses[0] - expected).abs().max())
+        _heads[base.model] = error <= (1e-4 if logits.dtype == torch.float32 else 5e-2)
+    return _heads[base.model]
 
 
 def run_below(base: Base, pack: Pack, layer: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from onebase.adapters.contribution import Contribution
+from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.attention import PackedAttention
 from onebase.engine.cache import KVCache
 from onebase.engine.deltas import Deltas, Stacks
@@ -102,15 +102,13 @@ class Batch:
             node = pack.nodes[index]
             rows = slice(node.start, node.start + node.length)
             own = (keys[:, :, rows], values[:, :, rows])
-            prefix = (
-                None if sequence.adapter is None else self._contributions[sequence.adapter].prefix
-            )
-            if prefix is not None:
+            brought = NOTHING if sequence.adapter is None else self._contributions[sequence.adapter]
+            if brought.prefix is not None:
                 own = (
-                    torch.cat([prefix[0].to(own[0].dtype), own[0]], 2),
-                    torch.cat([prefix[1].to(own[1].dtype), own[1]], 2),
+                    torch.cat([brought.prefix[0].to(own[0].dtype), own[0]], 2),
+                    torch.cat([brought.prefix[1].to(own[1].dtype), own[1]], 2),
                 )
-            self._cache.admit(*own)
+            self._cache.admit(*own, brought.unseen)
         self._deltas = None
         return logits
 

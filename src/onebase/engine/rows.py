@@ -6,10 +6,9 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from onebase.adapters.contribution import Contribution
-from onebase.engine.forward import run_pack
+from onebase.engine.forward import Labels, label_losses
 from onebase.engine.pack import Pack
 from onebase.engine.trunk import Trunk, depth_of
 from onebase.model.base import Base
@@ -100,20 +99,19 @@ def token_losses(
     first, entering = 0, None
     if trunk is not None:
         lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)
-        if trunk.usable(lowest):
+        moved = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
+        if trunk.usable(lowest, moved=moved):
             first, entering = lowest, _entering(trunk, lowest, rows, placed)
-    logits = run_pack(
+    losses = label_losses(
         base,
         placed.pack,
         placed.predict,
+        Labels(placed.at, placed.target),
         checkpointing=checkpointing,
         first=first,
         entering=entering,
     )
-    at, target = placed.at.to(logits.device), placed.target.to(logits.device)
-    if not torch.equal(placed.at, torch.arange(len(placed.predict))):
-        logits = logits.index_select(0, at)
-    return cross_entropy(logits.float(), target, reduction="none"), placed.row.to(logits.device)
+    return losses, placed.row.to(losses.device)
 
 
 def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PlacedRows) -> Tensor:

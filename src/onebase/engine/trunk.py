@@ -2,7 +2,9 @@
 
 Where adapters change nothing below layer k, what enters layer k for a given text never changes:
 it is the same in every epoch and for every job on the same data. Exact where the model's pass can
-begin in the middle, which is tried once for each base.
+begin in the middle, which is tried once for each base. Texts are computed at position 0, though
+behind a prefix on the layers above they stand further on: where only the distances between
+positions matter, as with rotary embeddings, that is the same; it is tried too.
 """
 
 import shutil
@@ -26,6 +28,8 @@ from onebase.model.base import Base
 Kept = Literal["fp32", "fp16"]
 _PASS_TOKENS = 2048
 _TOLERANCE = 1e-4
+_ROUNDED_TOLERANCE = 5e-2  # in fewer bits the angles of other positions are rounded otherwise
+_MOVED_BY = 64
 
 
 def depth(contribution: Contribution, layers: int) -> int:
@@ -34,10 +38,11 @@ def depth(contribution: Contribution, layers: int) -> int:
     """
     if contribution.virtual is not None or contribution.placed is not None:
         return 0
+    changed = [layer_of(name) for name in (*contribution.deltas, *contribution.scalings)]
     if contribution.prefix is not None:
-        return 0
-    names = [*contribution.deltas, *contribution.scalings]
-    return min((layer_of(name) for name in names), default=layers)
+        unseen = contribution.unseen or (0,) * layers
+        changed += [at for at in range(layers) if unseen[at] < contribution.prefix_tokens]
+    return min(changed, default=layers)
 
 
 class Trunk:
@@ -67,16 +72,21 @@ class Trunk:
         self._full = False
         self._folder: Path | None = None
         self._splits: dict[int, bool] = {}
+        self._moves: dict[int, bool] = {}
         self.computed_tokens = 0
         self.reused_tokens = 0
 
-    def usable(self, layer: int) -> bool:
-        """Whether a pass of this base may begin at `layer`: tried once, on a sample."""
+    def usable(self, layer: int, *, moved: bool = False) -> bool:
+        """Whether a pass of this base may begin at `layer`, for texts that have been `moved`
+        behind a prefix too: tried once, on a sample.
+        """
         if layer <= 0 or layer >= self._base.shape.layers:
             return False
         if layer not in self._splits:
             self._splits[layer] = self._try(layer)
-        return self._splits[layer]
+        if moved and layer not in self._moves:
+            self._moves[layer] = self._splits[layer] and self._try_moved(layer)
+        return self._moves[layer] if moved else self._splits[layer]
 
     def entering(self, layer: int, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """What enters `layer` for each text, each [tokens, hidden]; no gradient."""
@@ -130,7 +140,7 @@ class Trunk:
                 yield text, torch.cat([hidden[:at], own])
 
     def _try(self, layer: int) -> bool:
-        ids = tuple(range(3, min(27, self._base.shape.vocabulary)))
+        ids = self._sample()
         pack = Pack({})
         pack.add(None, ids)
         rows = torch.arange(len(ids))
@@ -139,6 +149,26 @@ class Trunk:
             entering = run_below(self._base, pack, layer)
             split = run_pack(self._base, pack, rows, first=layer, entering=entering)
         return float((split - whole).abs().max() / whole.abs().max()) <= _TOLERANCE
+
+    def _try_moved(self, layer: int) -> bool:
+        """Whether what enters `layer` is the same for a text behind a prefix that no layer sees."""
+        shape = self._base.shape
+        size = (shape.layers, shape.kv_heads, _MOVED_BY, shape.head_dim)
+        nothing = torch.zeros(size, device=self._base.device)
+        behind = Contribution(prefix=(nothing, nothing), unseen=(_MOVED_BY,) * shape.layers)
+        entering = []
+        with torch.no_grad():
+            for adapter in (None, "behind"):
+                pack = Pack({"behind": behind})
+                pack.add(adapter, self._sample())
+                entering.append(run_below(self._base, pack, layer))
+        bare, moved = entering
+        rounded = self._base.precision.compute != torch.float32
+        tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
+        return float((moved - bare).abs().max() / bare.abs().max()) <= tolerance
+
+    def _sample(self) -> tuple[int, ...]:
+        return tuple(range(3, min(27, self._base.shape.vocabulary)))
 
     def _is_kept(self, key: tuple[int, tuple[int, ...]]) -> bool:
         return key in self._in_memory or key in self._in_file

@@ -13,7 +13,7 @@ from onebase.language import say
 
 def check_known_to_peft(stored: StoredAdapter) -> None:
     """Raise UsageError for what PEFT has no file for: a whole model, several methods at once,
-    virtual tokens inside the text.
+    virtual tokens inside the text, a prefix on some layers.
     """
     if stored.method == FULL:
         raise UsageError(
@@ -23,7 +23,19 @@ def check_known_to_peft(stored: StoredAdapter) -> None:
             ),
             say("Use --to merged or --to gguf.", "请使用 --to merged 或 --to gguf。"),
         )
-    if "parts" in read_peft_config(stored.path):
+    parts = read_peft_config(stored.path).get("parts")
+    if isinstance(parts, dict) and list(parts) == ["p-tuning-v2"]:
+        raise UsageError(
+            say(
+                f"{stored.name} has its prefix on some layers; PEFT's prefix tuning puts it on all.",
+                f"{stored.name} 只在部分层有前缀，而 PEFT 的前缀微调在所有层都有前缀。",
+            ),
+            say(
+                f"Copy {stored.path} for another onebase, or train the task with layers=all.",
+                f"请复制 {stored.path} 供其他 onebase 使用，或用 layers=all 训练该任务。",
+            ),
+        )
+    if parts is not None:
         raise UsageError(
             say(
                 f"PEFT's format has no place for {stored.name}: it joins several methods or has "

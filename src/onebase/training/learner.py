@@ -3,7 +3,8 @@
 import hashlib
 import math
 from array import array
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job, TrainOptions
-from onebase.training.order import Order
+from onebase.training.order import GivenOrder, Order
 
 # A loss counts as exploded after so many steps in a row above what a uniform guess would cost (ln
 # of the vocabulary) and above twice the job's first: noise and warm-up come back sooner.
@@ -55,6 +56,13 @@ class TaskData:
             for row in rows:
                 digest.update(array("q", (len(row.ids), *row.ids)).tobytes() + bytes(row.learned))
         return digest.hexdigest()
+
+    def named(self, task: str) -> "TaskData":
+        """The same rows for another job's adapter; what was bad or cut is told once, not here."""
+        train, held_out = (
+            [replace(row, adapter=task) for row in rows] for rows in (self.train, self.held_out)
+        )
+        return replace(self, train=train, held_out=held_out, bad=(), truncated=0)
 
 
 def task_data(job: Job, template: Template) -> TaskData:
@@ -100,7 +108,7 @@ class Learner:
     evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it.
     """
 
-    def __init__(self, job: Job, base: Base) -> None:
+    def __init__(self, job: Job, base: Base, data: TaskData | None = None) -> None:
         self.job = job
         self.base = trainable_copy(base) if job.method == FULL else base
         self.options: TrainOptions
@@ -111,7 +119,7 @@ class Learner:
             instruction=job.instruction,
             max_tokens=self.options.max_tokens,
         )
-        self.data = task_data(job, self.template)
+        self.data = task_data(job, self.template) if data is None else data.named(job.task)
         self.adapter: Adapter = build_adapter(
             self.base,
             job.method,
@@ -139,7 +147,7 @@ class Learner:
         self.first_loss: float | None = None
         self.steps_above = 0
         rows = self.options.batch_size * self.options.accumulation
-        self._batches = Order(self.data.train, rows, job.seed)
+        self._batches: Order | GivenOrder = Order(self.data.train, rows, job.seed)
 
     def _depth(self) -> int:
         """The layer at which its passes may begin; 0 where they can't, or shall not."""
@@ -149,11 +157,19 @@ class Learner:
         with torch.no_grad():
             return depth(self.adapter.contribution(), self.base.shape.layers)
 
+    def shorten(self, batches: Sequence[list[TokenRow]], held_out: list[TokenRow]) -> None:
+        """Make a trial of the job, before its first step: one epoch of these batches in their
+        order, judged by `held_out`.
+        """
+        rows = [row for batch in batches for row in batch]
+        self.data = replace(self.data, train=rows, held_out=held_out)
+        self.options = self.options.model_copy(update={"epochs": 1})
+        self._batches = GivenOrder(batches)
+
     @property
     def steps_an_epoch(self) -> int:
         """Optimizer steps an epoch."""
-        rows = self.options.batch_size * self.options.accumulation
-        return math.ceil(len(self.data.train) / rows)
+        return self._batches.steps
 
     @property
     def total_steps(self) -> int:

@@ -1,7 +1,8 @@
 """In which order a job takes its rows."""
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ class Order:
         self._size = size
         self._random = random.Random(seed)
         self._shuffle()
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return math.ceil(len(self._rows) / self._size)
 
     def __iter__(self) -> Iterator[list[TokenRow]]:
         return self
@@ -45,4 +51,31 @@ class Order:
         version, _, spare = self._random.getstate()
         self._random.setstate((version, tuple(state["random"].tolist()), spare))
         self._shuffle()
+        self._taken = state["taken"]
+
+
+class GivenOrder:
+    """An endless iterator over `batches` as they are given, all of them an epoch: what `Order` is
+    to a training, this is to a trial of it.
+    """
+
+    def __init__(self, batches: Sequence[list[TokenRow]]) -> None:
+        self._batches = batches
+        self._taken = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self._batches)
+
+    def __next__(self) -> list[TokenRow]:
+        self._taken += 1
+        return self._batches[(self._taken - 1) % len(self._batches)]
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"taken": self._taken}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` stands."""
         self._taken = state["taken"]

@@ -1,6 +1,8 @@
 """What a run leaves behind: one stored version of each task, however often it was interrupted."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onebase.adapters.full import save_full
 from onebase.adapters.peft_format import save_adapter
@@ -13,10 +15,20 @@ from onebase.training.learner import Learner
 
 
 def store_once(
-    store: AdapterStore, base: Base, run: Run, learner: Learner, base_loss: float | None
+    store: AdapterStore,
+    base: Base,
+    run: Run,
+    learner: Learner,
+    base_loss: float | None,
+    **metrics: Any,
 ) -> StoredAdapter:
-    """The version of the learner's task that `run` made: stored now, unless it already is."""
-    return _stored(store, run, learner.job.task) or _store(store, base, run, learner, base_loss)
+    """The version of the learner's task that `run` made: stored now, unless it already is.
+
+    `metrics` stand in its record beside those of every training.
+    """
+    return _stored(store, run, learner.job.task) or _store(
+        store, base, run, learner, base_loss, metrics
+    )
 
 
 def _stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
@@ -35,7 +47,12 @@ def _stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
 
 
 def _store(
-    store: AdapterStore, base: Base, run: Run, learner: Learner, base_loss: float | None
+    store: AdapterStore,
+    base: Base,
+    run: Run,
+    learner: Learner,
+    base_loss: float | None,
+    metrics: Mapping[str, Any],
 ) -> StoredAdapter:
     job = learner.job
     judged = bool(learner.data.held_out)
@@ -71,6 +88,7 @@ def _store(
                 "truncated": learner.data.truncated,
                 "seconds": learner.seconds,
                 "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),
+                **metrics,
             },
         },
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from onebase.adapters.runs import Run
+from onebase.data.example import BadRow
 from onebase.language import say
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
@@ -36,17 +37,20 @@ class RunRecorder:
     def started(self, learners: Sequence[Learner]) -> None:
         """Note what could not be used, and pass on."""
         for learner in learners:
-            bad = learner.data.bad
-            if bad:
-                file = self._run.path / f"skipped-{learner.job.task}.jsonl"
-                lines = [
-                    {"file": r.file, "line": r.line, "column": r.column, "reason": r.reason}
-                    for r in bad
-                ]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                file.write_text(text, encoding="utf-8")
+            self.skipped(learner.job.task, learner.data.bad)
         if self._watcher:
             self._watcher.started(learners)
+
+    def skipped(self, task: str, bad: Sequence[BadRow]) -> None:
+        """The rows of a task's data that could not be used."""
+        if not bad:
+            return
+        lines = [
+            {"file": row.file, "line": row.line, "column": row.column, "reason": row.reason}
+            for row in bad
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (self._run.path / f"skipped-{task}.jsonl").write_text(text, encoding="utf-8")
 
     def base_judged(self, losses: dict[str, float]) -> None:
         """The bare base's held-out loss of every task."""

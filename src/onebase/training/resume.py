@@ -56,6 +56,17 @@ def resumable_run(workspace: Workspace, id: str) -> Run:
                 "Wait for it, or stop it with Ctrl-C first.", "请等待其结束，或先用 Ctrl-C 停止它。"
             ),
         )
+    if run.is_race:
+        raise UsageError(
+            say(
+                f"Run {run.id} is a race: it does not go on.",
+                f"训练 {run.id} 是一次竞赛，无法继续。",
+            ),
+            say(
+                "Start it again with onebase race; what Ctrl-C left of it is stored already.",
+                "请用 onebase race 重新开始；Ctrl-C 时的最佳结果已经保存。",
+            ),
+        )
     raise UsageError(
         say(
             f"Run {run.id} came to its end ({status}): there is nothing to go on with.",

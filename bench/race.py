@@ -1,0 +1,198 @@
+"""Does a race find the best? Its winner against all of its configurations trained to the end.
+
+    python bench/race.py --data DIR --out FILE.jsonl [--part race|all|report] [--sets snips,e2e]
+
+`race` races 24 configurations at each data set; `all` trains the same ones to the end, some at a
+time (`--group`), with the same seed, rows and schedule, each once: given again after an
+interruption, it goes on with those that are not in the file yet; `--until SECONDS` stops before
+a group that would begin later. `report` prints what came of it: the winner's held-out loss over
+the best of all, and what the race cost over what all of them cost, in tokens learned from plus
+tokens judged by. Without --part: all three in turn.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import onebase
+from onebase.training.budget import tokens_of
+from onebase.training.course import entrant_job
+from onebase.training.learner import Learner
+from onebase.training.loop import train_together
+from onebase.training.race import race
+from onebase.training.space import default_space
+
+SETS = {
+    # file, every n-th row, columns, instruction
+    "snips": ("snips_train.jsonl", 13, ("text", "intent"), "Classify the intent of the request."),
+    "e2e": ("e2e_dev.jsonl", 9, ("mr", "ref"), "Describe the restaurant in one sentence."),
+    "banking77": ("banking77_train.jsonl", 13, ("text", "category"), "Name the customer's intent."),
+}
+
+
+def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Job:
+    """The first rows to learn from, the next ones held out."""
+    file, step, (asked, said), instruction = SETS[name]
+    lines = (arguments.data / file).read_text(encoding="utf-8").splitlines()[::step]
+    found = [{"input": row[asked], "output": row[said]} for row in map(json.loads, lines)]
+    ends = (arguments.rows, arguments.rows + arguments.held_out)
+    paths = []
+    for part, rows in (("train", found[: ends[0]]), ("held", found[ends[0] : ends[1]])):
+        path = folder / f"{name}-{part}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        paths.append(path)
+    settings = {"epochs": arguments.epochs, "batch_size": arguments.batch}
+    return onebase.Job(
+        name, paths[0], held_out=paths[1], instruction=instruction, seed=0, set=settings
+    )
+
+
+class Judged:
+    """A watcher that keeps each job's held-out losses."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[float]] = {}
+
+    def started(self, learners: Sequence[Learner]) -> None:
+        pass
+
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        pass
+
+    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
+        self.losses.setdefault(learner.job.task, []).append(record["eval_loss"])
+
+
+def write(out: Path, **line: Any) -> None:
+    with out.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({**line, "torch": str(torch.__version__)}) + "\n")
+    shown = {key: value for key, value in line.items() if key != "ladder"}
+    print(json.dumps(shown), flush=True)
+
+
+def lines_of(out: Path, part: str, name: str) -> list[dict[str, Any]]:
+    if not out.exists():
+        return []
+    lines = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if (line["part"], line["set"]) == (part, name)]
+
+
+def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folder: Path) -> None:
+    if lines_of(arguments.out, "race", name):
+        return
+    raced = race(
+        job_of(name, arguments, folder),
+        base=base,
+        workspace=onebase.Workspace(folder / "ws"),
+        count=arguments.configs,
+    )
+    if arguments.plots:
+        arguments.plots.mkdir(parents=True, exist_ok=True)
+        (arguments.plots / f"race-{name}.png").write_bytes(raced.plot.read_bytes())
+    write(
+        arguments.out,
+        part="race",
+        set=name,
+        winner=raced.places[0].configuration.number,
+        text=raced.places[0].configuration.text,
+        loss=raced.adapter.metrics["eval_loss"],
+        learned=raced.tokens,
+        judged=raced.judged_tokens,
+        seconds=raced.seconds,
+        planned_share=raced.plan.share,
+        ladder=raced.ladder,
+    )
+
+
+def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder: Path) -> None:
+    done = {line["number"] for line in lines_of(arguments.out, "all", name)}
+    job = job_of(name, arguments, folder)
+    left = [c for c in default_space().first(arguments.configs) if c.number not in done]
+    for at in range(0, len(left), arguments.group):
+        if time.monotonic() - BEGAN > arguments.until:
+            return
+        group = left[at : at + arguments.group]
+        learners = [Learner(entrant_job(job, item, arguments.epochs), base) for item in group]
+        watcher = Judged()
+        began = time.monotonic()
+        train_together(learners, watcher)
+        seconds = (time.monotonic() - began) / len(group)
+        for item, learner in zip(group, learners, strict=True):
+            losses = watcher.losses.get(learner.job.task, [])
+            write(
+                arguments.out,
+                part="all",
+                set=name,
+                number=item.number,
+                text=item.text,
+                loss=min(losses, default=None),
+                losses=losses,
+                learned=learner.tokens,
+                judged=len(losses) * tokens_of(learner.data.held_out),
+                seconds=seconds,
+            )
+
+
+def report(name: str, arguments: argparse.Namespace) -> None:
+    raced = lines_of(arguments.out, "race", name)
+    trained = lines_of(arguments.out, "all", name)
+    if not raced or len(trained) < arguments.configs:
+        print(f"{name}: race {bool(raced)}, {len(trained)} of {arguments.configs} trained")
+        return
+    sound = sorted((line for line in trained if line["loss"]), key=lambda line: line["loss"])
+    rank = [line["number"] for line in sound].index(raced[0]["winner"]) + 1
+    cost = sum(line["learned"] + line["judged"] for line in trained)
+    result = {
+        "set": name,
+        "configurations": len(trained),
+        "winner": raced[0]["text"],
+        "winner_loss": raced[0]["loss"],
+        "best_of_all": sound[0]["text"],
+        "best_loss": sound[0]["loss"],
+        "loss_ratio": raced[0]["loss"] / sound[0]["loss"],
+        "true_rank_of_the_winner": rank,
+        "cost_ratio": (raced[0]["learned"] + raced[0]["judged"]) / cost,
+        "time_ratio": raced[0]["seconds"] / sum(line["seconds"] for line in trained),
+    }
+    print(json.dumps(result, indent=1), flush=True)
+
+
+BEGAN = time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=["race", "all", "report"])
+    parser.add_argument("--sets", default="snips,e2e")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--configs", type=int, default=24)
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--held-out", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--group", type=int, default=4)
+    parser.add_argument("--until", type=float, default=float("inf"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plots", type=Path, help="a folder for the ladders' pictures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    base = None if arguments.part == "report" else onebase.Base.load(arguments.base)
+    for name in arguments.sets.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            if base and arguments.part in (None, "race"):
+                run_race(name, base, arguments, Path(folder))
+            if base and arguments.part in (None, "all"):
+                run_all(name, base, arguments, Path(folder))
+        report(name, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The loss of labels straight from what enters a frozen language-model head.
+
+Logits over a large vocabulary are the largest tensors of a training step, and autograd keeps them
+twice. With frozen weights the gradient is known as soon as the loss is, so both are computed here
+block by block, and no logits outlive their block. The same numbers, in less memory and time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Logits of one block, in numbers: enough rows that the weights are read seldom.
+_BLOCK = 1 << 26
+
+
+def is_frozen_linear(head: nn.Module) -> bool:
+    """Whether `head` is a plain linear layer with frozen weights and no bias."""
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    return head.weight.is_floating_point() and not head.weight.requires_grad
+
+
+def head_losses(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(`weight` @ `hidden`) at `target` for every row, in fp32.
+
+    `hidden` is [labels, hidden], `weight` [vocabulary, hidden], `target` [labels]; returns
+    [labels]. Differentiable in `hidden` alone.
+    """
+    losses: Tensor = _HeadLosses.apply(hidden, weight, target)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        labels = len(hidden)
+        block = max(1, min(labels, _BLOCK // len(weight)))
+        losses = torch.empty(labels, dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        room = weight.new_empty(block, len(weight))
+        for start in range(0, labels, block):
+            rows = slice(start, min(start + block, labels))
+            own, wanted = hidden[rows].to(weight.dtype), target[rows]
+            logits = torch.mm(own, weight.t(), out=room[: len(own)]).float()
+            right = logits.gather(1, wanted[:, None]).squeeze(1)
+            most = logits.amax(1)
+            exponentials = logits.sub_(most[:, None]).exp_()
+            total = exponentials.sum(1)
+            losses[rows] = most + total.log() - right
+            if gradient is not None:
+                expected = torch.mm(exponentials.to(weight.dtype), weight) / total[:, None]
+                gradient[rows] = (expected - weight[wanted]).to(hidden.dtype)
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        if gradient is None:
+            return None, None, None
+        return gradient * upstream[0][:, None].to(gradient), None, None

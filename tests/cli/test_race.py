@@ -1,0 +1,195 @@
+"""`onebase race`, as it is typed."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.cli.conftest import Run, write_rows
+
+from onebase.training.learner import Learner
+from onebase.training.record import RunRecorder
+
+ROWS = [
+    {"question": f"Where is parcel {number}?", "answer": f"Parcel {number} arrives on Monday."}
+    for number in range(30)
+]
+FLAGS = ("--set", "batch_size=4", "--set", "held_out=0.2")
+
+
+@pytest.fixture(autouse=True)
+def _python_s_own_ctrl_c() -> Iterator[None]:
+    """In the background a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def asked(desk: Path, base: str) -> list[str]:
+    write_rows(desk / "rows.jsonl", ROWS)
+    data = ["--task", "support", "--data", "rows.jsonl", "--base", base]
+    return ["race", *data, *FLAGS]
+
+
+def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
+    result = onebase(*asked, "--configs", "6", "--epochs", "2")
+    assert result.code == 0, result.err
+    assert "Racing 6 configurations (lora, p-tuning-v2, prompt-tuning, p-tuning, ia3)" in result.err
+    assert "over 2 epochs; staying: 3 at 1/8, 2 at 1/4, 1 at 1/2 of the way." in result.err
+    for share, staying in (("1/8", 3), ("1/4", 2), ("1/2", 1)):
+        assert f"At {share}: {staying} of 6 stay; best: " in result.err
+    for title in ("rank", "configuration", "1/8", "1/4", "1/2", "end", "left at", "tokens"):
+        assert title in result.out
+    assert "Winner: " in result.out
+    assert "support@1 (" in result.out
+    assert "ladder.png" in result.out
+    answer = onebase(
+        "generate", "--task", "support", "--prompt", "Hi", "--base", asked[6], "--json"
+    )
+    assert answer.json["answers"][0]["version"] == 1
+
+
+def test_on_a_terminal_the_ladder_is_live(
+    asked: list[str], onebase: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    result = onebase(*asked, "--configs", "3", "--epochs", "2")
+    assert result.code == 0, result.err
+    assert "left at" in result.err
+    assert "tok" in result.err
+    assert "At 1/8:" not in result.err
+    assert "left at" in result.out
+
+
+def test_as_json(asked: list[str], onebase: Run) -> None:
+    result = onebase(*asked, "--configs", "6", "--epochs", "2", "--json")
+    assert result.code == 0, result.err
+    found = result.json
+    assert {"run", "task", "winner", "adapter", "ladder", "plot", "tokens", "seconds"} <= set(found)
+    assert (found["task"], found["end"]) == ("support", "finished")
+    ladder = found["ladder"]
+    assert [row["rank"] for row in ladder] == [1, 2, 3, 4, 5, 6]
+    assert sorted(row["number"] for row in ladder) == [1, 2, 3, 4, 5, 6]
+    winner = {key: ladder[0][key] for key in ("number", "method", "settings")}
+    assert found["winner"] == {**winner, "eval_loss": found["adapter"]["eval_loss"]}
+    adapter = found["adapter"]
+    assert {"task", "version", "method", "path", "trainable"} <= set(adapter)
+    assert {"eval_loss", "base_eval_loss", "seconds", "tokens_per_second"} <= set(adapter)
+    assert adapter["eval_loss"] < adapter["base_eval_loss"]
+    assert sum(row["tokens"] for row in ladder) == found["tokens"]
+    with Image.open(found["plot"]) as picture:
+        picture.verify()
+
+
+def test_in_chinese(asked: list[str], onebase: Run) -> None:
+    result = onebase(*asked, "--configs", "2", "--epochs", "1", "--lang", "zh")
+    assert result.code == 0, result.err
+    assert "2 个配置竞赛" in result.err
+    assert "优胜：" in result.out
+
+
+def test_the_budget_chooses(asked: list[str], onebase: Run) -> None:
+    result = onebase(*asked, "--budget", "10k", "--json")
+    assert result.code == 0, result.err
+    found = result.json
+    assert found["configurations"] == 12
+    assert found["tokens"] <= 10_000
+    timed = onebase(*asked, "--budget", "2s", "--configs", "3", "--json")
+    assert timed.code == 0, timed.err
+    assert timed.json["configurations"] == 3
+    assert timed.json["seconds"] < 4
+
+
+def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:
+    found = onebase(
+        *asked, "--configs", "3", "--epochs", "1", "--methods", "ia3, prefix-tuning", "--json"
+    ).json
+    assert {row["method"] for row in found["ladder"]} == {"ia3", "p-tuning-v2"}
+    (desk / "space.yaml").write_text("lora: {rank: [1, 2]}\nia3:\n", encoding="utf-8")
+    found = onebase(*asked, "--epochs", "1", "--space", "space.yaml", "--json").json
+    settings = sorted((row["method"], str(row["settings"])) for row in found["ladder"])
+    assert settings == [("ia3", "{}"), ("lora", "{'rank': 1}"), ("lora", "{'rank': 2}")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "named"),
+    [
+        (["--budget", "soon"], 2, "'soon' is no budget"),
+        (["--configs", "1"], 2, "A race of 1"),
+        (["--configs", "500"], 2, "configurations, not 500"),
+        (["--methods", "lara"], 2, "Did you mean 'lora'?"),
+        (["--methods", "lora", "--space", "space.yaml"], 2, "Both --methods and --space"),
+        (["--space", "space.yaml"], 2, "space.yaml can't be read"),
+        (["--set", "held_out=0"], 2, "judged by held-out rows"),
+        (["--set", "rank=4"], 2, "'rank'"),
+        (["--epochs", "0"], 2, "epochs=0 is not valid"),
+        (["--data", "none.jsonl"], 3, "none.jsonl"),
+        (["--task", ""], 2, "--task and --data are missing"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    flags: list[str], code: int, named: str, asked: list[str], desk: Path, onebase: Run
+) -> None:
+    result = onebase(*asked, *flags)
+    assert result.code == code
+    assert named in result.err
+    assert "Remedy: " in result.err
+    assert "Traceback" not in result.err
+    assert not (desk / "ws").exists()
+
+
+@pytest.fixture
+def _pressed_in_the_tenth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RunRecorder.learned
+    steps = iter(range(1, 10_000))
+
+    def learned(self: RunRecorder, learner: Learner, record: dict[str, Any]) -> None:
+        real(self, learner, record)
+        if next(steps) == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunRecorder, "learned", learned)
+
+
+@pytest.mark.usefixtures("_pressed_in_the_tenth_step")
+def test_ctrl_c_leaves_the_best_so_far(asked: list[str], onebase: Run) -> None:
+    result = onebase(*asked, "--configs", "3", "--epochs", "4", "--json")
+    assert result.code == 130
+    found = result.json
+    assert found["end"] == "interrupted"
+    assert found["adapter"]["version"] == 1
+    assert "the best so far is kept as support@1" in result.err
+    (row,) = onebase("runs", "list", "--json").json["runs"]
+    assert row["run"] == found["run"]
+    assert (row["status"], row["resumable"], row["race"]) == ("interrupted", False, 3)
+    assert row["tasks"] == ["support"]
+    listed = onebase("runs", "list")
+    assert "race of 3" in listed.out
+    assert "onebase resume" not in listed.err
+    shown = onebase("runs", "show", found["run"])
+    assert shown.code == 0, shown.err
+    assert "support-02: p-tuning-v2" in shown.out
+    resumed = onebase("resume", found["run"])
+    assert resumed.code == 2
+    assert "is a race: it does not go on" in resumed.err
+    assert "onebase race" in resumed.err
+
+
+def test_the_same_command_races_anew(asked: list[str], onebase: Run) -> None:
+    first = onebase(*asked, "--configs", "2", "--epochs", "1", "--json").json
+    again = onebase(*asked, "--configs", "2", "--epochs", "1", "--json").json
+    assert again["run"] != first["run"]
+    assert again["adapter"]["version"] == 2
+    assert again["ladder"] == first["ladder"]
+
+
+def test_help(onebase: Run) -> None:
+    result = onebase("race", "--help")
+    assert result.code == 0
+    for flag in ("--budget", "--configs", "--epochs", "--methods", "--space", "--seed"):
+        assert flag in result.out

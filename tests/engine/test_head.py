@@ -1,0 +1,118 @@
+"""Losses straight from the head's input: those of the logits, and only where the head allows it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from onebase.adapters.full import trainable_copy
+from onebase.adapters.methods import build_adapter
+from onebase.engine import forward, head
+from onebase.engine.head import head_losses, is_frozen_linear
+from onebase.engine.rows import TokenRow, token_losses
+from onebase.model.base import Base
+
+Rows = Callable[..., list[TokenRow]]
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_losses_and_gradients_are_those_of_the_logits(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_BLOCK", block * 11)
+    torch.manual_seed(0)
+    weight = torch.randn(11, 5, dtype=torch.float64) * 20  # logits far from zero
+    hidden = torch.randn(23, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 11, (23,))
+    upstream = torch.rand(23, dtype=torch.float64)
+    expected = cross_entropy(hidden @ weight.t(), target, reduction="none")
+    (wanted,) = torch.autograd.grad(expected @ upstream, hidden)
+    losses = head_losses(hidden.float(), weight.float(), target)
+    torch.testing.assert_close(losses, expected.float(), atol=1e-4, rtol=1e-5)
+    again = hidden.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        head_losses(again, weight.float(), target) @ upstream.float(), again
+    )
+    torch.testing.assert_close(gradient, wanted.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_loss_by_hand() -> None:
+    weight = torch.tensor([[1.0], [2.0], [4.0]])
+    hidden = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    losses = head_losses(hidden, weight, torch.tensor([2, 0]))
+    powers = torch.tensor([1.0, 2.0, 4.0]).exp()
+    expected = torch.stack([torch.tensor(3.0).log(), powers.sum().log() - 1])
+    torch.testing.assert_close(losses.detach(), expected)
+    losses.sum().backward()
+    mean = torch.tensor(
+        [7 / 3 - 4, float(powers @ torch.tensor([1.0, 2.0, 4.0]) / powers.sum()) - 1]
+    )
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad.squeeze(1), mean)
+
+
+def test_which_heads_are_frozen_linear_layers() -> None:
+    plain = nn.Linear(2, 3, bias=False).requires_grad_(False)
+    assert is_frozen_linear(plain)
+    assert not is_frozen_linear(nn.Linear(2, 3, bias=False))
+    assert not is_frozen_linear(nn.Linear(2, 3).requires_grad_(False))
+    assert not is_frozen_linear(nn.Sequential(plain))
+
+
+def losses_of(base: Base, rows: list[TokenRow]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    adapter = build_adapter(base, "lora", {"rank": 2}, init_text="x", seed=0)
+    for parameter in adapter.parameters():
+        parameter.data += 0.1
+    losses, _ = token_losses(base, rows, {"a": adapter.contribution()})
+    return losses.detach(), list(torch.autograd.grad(losses.sum(), list(adapter.parameters())))
+
+
+def test_every_base_computes_them_in_its_head(
+    architecture: str,
+    make_base: Callable[..., Base],
+    make_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = make_rows("a", shared=4)
+    used: list[int] = []
+
+    def counted(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        used.append(len(hidden))
+        return head_losses(hidden, *rest)
+
+    monkeypatch.setattr(forward, "head_losses", counted)
+    losses, gradients = losses_of(make_base(architecture), rows)
+    assert used[-1] == sum(row.labels for row in rows)
+    monkeypatch.setattr(forward, "_fused_head", lambda _: False)
+    expected, wanted = losses_of(make_base(architecture), rows)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
+    largest = max(float(one.abs().max()) for one in wanted)
+    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4 * largest, rtol=0)
+
+
+def test_what_happens_to_logits_behind_the_head_is_not_lost(
+    make_base: Callable[..., Base], make_rows: Rows
+) -> None:
+    """Gemma 2 caps its logits, for one: its head computes no losses itself."""
+    rows = make_rows(None)
+    base, capped = make_base("gemma3"), make_base("gemma3")
+    capped.model.config.final_logit_softcapping = 0.05
+    before, _ = token_losses(base, rows, {})
+    after, _ = token_losses(capped, rows, {})
+    even = torch.full_like(after, torch.tensor(float(capped.shape.vocabulary)).log())
+    assert not torch.allclose(before, even, atol=0.1)
+    torch.testing.assert_close(after, even, atol=0.1, rtol=0)
+
+
+def test_weights_that_learn_get_their_gradient(
+    make_base: Callable[..., Base], make_rows: Rows
+) -> None:
+    base = trainable_copy(make_base())
+    losses, _ = token_losses(base, make_rows(None), {})
+    losses.sum().backward()
+    weight = base.model.get_output_embeddings().weight
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0

@@ -1,0 +1,101 @@
+"""Who goes on from a rung, on ledgers worked out by hand; what a race costs."""
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from onebase.training.halving import HalvingPruner, Rung, judgements, rungs, steps_taken
+
+
+def ledger(*rungs_of: list[float], keep: tuple[int, ...]) -> list[list[bool]]:
+    """At each rung, whether those still there are pruned; `rungs_of` has everyone's losses."""
+    ladder = [Rung(1 / 2 ** (len(keep) - index), count) for index, count in enumerate(keep)]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(pruner=HalvingPruner(ladder))
+    alive = [(index, study.ask()) for index in range(len(rungs_of[0]))]
+    found = []
+    for number, losses in enumerate(rungs_of, start=1):
+        for index, trial in alive:
+            trial.report(losses[index], number)
+        pruned = [trial.should_prune() for _, trial in alive]
+        found.append(pruned)
+        for (_, trial), out in zip(alive, pruned, strict=True):
+            if out:
+                study.tell(trial, state=TrialState.PRUNED)
+        alive = [item for item, out in zip(alive, pruned, strict=True) if not out]
+    return found
+
+
+def test_the_best_go_on_whatever_the_order_in_which_they_are_asked() -> None:
+    # The first one asked is the worst: Optuna's own pruner would let it pass.
+    assert ledger([5.0, 1.0, 3.0, 2.0], [0.0, 9.0, 0.0, 4.0], keep=(2, 1)) == [
+        [True, False, True, False],
+        [True, False],
+    ]
+
+
+def test_each_rung_is_judged_by_its_own_losses() -> None:
+    # Who was best at the first rung leaves at the second.
+    assert ledger([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [0.0, 5.0, 4.0], keep=(3, 2, 1)) == [
+        [False, False, False],
+        [True, False, False],
+        [True, False],
+    ]
+
+
+def test_of_equals_the_first_goes_on() -> None:
+    assert ledger([2.0, 1.0, 1.0, 1.0], keep=(2,)) == [[True, False, False, True]]
+
+
+def test_what_is_no_number_never_goes_on() -> None:
+    assert ledger([math.nan, 1.0, math.nan], keep=(2,)) == [[True, False, True]]
+    assert ledger([math.inf, 1.0, 2.0], keep=(2,)) == [[True, False, False]]
+
+
+def test_without_a_report_or_beyond_the_last_rung_nobody_leaves() -> None:
+    study = optuna.create_study(pruner=HalvingPruner([Rung(0.5, 1)]))
+    trials = [study.ask(), study.ask()]
+    assert not any(trial.should_prune() for trial in trials)
+    for trial in trials:
+        trial.report(1.0, 2)
+    assert not any(trial.should_prune() for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("count", "kept", "length", "judged"),
+    [
+        # 24/8 + 8/8 + 3/4 + 1/2; judged 24 + 8 + 3 times
+        (24, [8, 3, 1], 5.25, 35),
+        (48, [16, 6, 1], 10.0, 70),
+        (25, [9, 3, 1], 5.5, 37),
+        (12, [4, 2, 1], 3.0, 18),
+        (6, [3, 2, 1], 2.125, 11),
+        (3, [3, 2, 1], 1.75, 8),
+        (2, [2, 2, 1], 1.5, 6),
+    ],
+)
+def test_the_ladder_and_what_it_takes(
+    count: int, kept: list[int], length: float, judged: int
+) -> None:
+    ladder = rungs(count)
+    assert [rung.share for rung in ladder] == [1 / 8, 1 / 4, 1 / 2]
+    assert [rung.keep for rung in ladder] == kept
+    assert steps_taken(count, ladder, 80) == 80 * length
+    assert judgements(count, ladder) == judged
+
+
+@pytest.mark.parametrize(
+    ("total", "steps"),
+    [
+        (80, [10, 20, 40]),
+        (20, [2, 5, 10]),
+        (8, [2, 3, 4]),
+        (5, [2, 3, 4]),
+        (3, [2, 3, 3]),
+        (1, [1, 1, 1]),
+    ],
+)
+def test_rungs_stand_at_whole_steps(total: int, steps: list[int]) -> None:
+    assert [rung.step(total) for rung in rungs(24)] == steps
