@@ -1,14 +1,16 @@
 """Training speed against PEFT's padded loop or TRL's SFTTrainer: same method, rows and batch, in turn.
 
-    OMP_WAIT_POLICY=PASSIVE python bench/speed.py --peer VENV/bin/python --data DIR [--kind trl]
+    python bench/speed.py --peer VENV/bin/python --data DIR [--kind trl]
 
 Both sides are workers that stay loaded; each round one trains some steps, then the other. What is
 reported is the median of the rounds' ratios of real tokens (no padding, no virtual tokens) a second.
+How threads wait is left to each side: onebase sets it, the peer has OpenMP's own default.
 """
 
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+# How threads wait: set by importing onebase, which the peer does not.
+CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 SNIPS = "Classify the intent of the request."
 METHODS = ["prompt-tuning", "p-tuning", "p-tuning-v2", "lora"]
 
@@ -86,8 +90,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 class Worker:
     def __init__(self, command: list[str]) -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in CHOSEN}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def speed(self, steps: int) -> float:

@@ -2,9 +2,12 @@
 
 import os
 
-# Before torch is loaded, which reads it once: waiting threads that spin make training thirty times
-# slower as soon as another process wants a core (LOG.md, 2026-11-24). The user's own choice stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is loaded, which reads it once: threads that spin for long while they wait for each
+# other make training thirty times slower as soon as another process wants a core, and those that
+# never spin a quarter slower on a quiet machine (LOG.md, 2026-11-24). The user's own choice stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
