@@ -1,6 +1,6 @@
 """Eight prototypes of four methods on one data set, against eight PEFT runs one after another.
 
-    OMP_WAIT_POLICY=PASSIVE python bench/prototypes.py --peer VENV/bin/python --data DIR --out FILE.jsonl
+    python bench/prototypes.py --peer VENV/bin/python --data DIR --out FILE.jsonl
 
 Three ways in turn, every process whole, from its start to its end: PEFT's plain padded loop, a process a
 prototype; ours, all eight together, with the same epochs and no early stopping; and our race of the same
@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from speed import own_defaults
 
 BENCH = Path(__file__).parent
 # Two of each method; PEFT's side has the method's plain settings, at the same cost.
@@ -82,7 +84,9 @@ def work(arguments: argparse.Namespace) -> None:
 def whole(command: list[str]) -> tuple[float, int]:
     """Seconds and peak resident bytes of a process from its start to its end."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own_defaults()
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command} ended with {status}")

@@ -88,11 +88,15 @@ def work(arguments: argparse.Namespace) -> None:
         print(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens}), flush=True)
 
 
+def own_defaults() -> dict[str, str]:
+    """The environment without what importing onebase has set for this process."""
+    return {key: value for key, value in os.environ.items() if key not in CHOSEN}
+
+
 class Worker:
     def __init__(self, command: list[str]) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in CHOSEN}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own_defaults()
         )
 
     def speed(self, steps: int) -> float:

@@ -1,6 +1,6 @@
 """LoRA on the top third of the layers over the frozen trunk, against PEFT's LoRA on all layers.
 
-    OMP_WAIT_POLICY=PASSIVE python bench/top.py --peer VENV/bin/python --data DIR --out FILE.jsonl
+    python bench/top.py --peer VENV/bin/python --data DIR --out FILE.jsonl
 
 Both learn SNIPS intents (210 rows, batch 8) for 5 epochs, in turn, each a process of its own. After each
 epoch the held-out loss a token is noted, outside the clock; the trunk's one pass is inside it. Reported
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from speed import own_defaults
 
 BENCH = Path(__file__).parent
 
@@ -60,7 +62,9 @@ def ours(arguments: argparse.Namespace) -> list[dict[str, float]]:
     command = [sys.executable, __file__, "--work", "--set", arguments.set]
     command += ["--data", str(arguments.data), "--base", arguments.base]
     command += ["--epochs", str(arguments.epochs), "--threads", str(arguments.threads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=own_defaults()
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -72,7 +76,8 @@ def theirs(arguments: argparse.Namespace) -> list[dict[str, float]]:
         command += ["--data", str(arguments.data), "--base", str(resolve(arguments.base))]
         command += ["--epochs", str(arguments.epochs), "--threads", str(arguments.threads)]
         command += ["--eval-at", ",".join(str(at + 1) for at in range(arguments.epochs))]
-        subprocess.run([*command, "--loss-alone", "--out", file.name], check=True)
+        command += ["--loss-alone", "--out", file.name]
+        subprocess.run(command, check=True, env=own_defaults())
         lines = [json.loads(line) for line in file]
     return [
         {"epoch": it["epochs"], "seconds": it["train_seconds"], "loss": it["loss_per_token"]}
