@@ -130,24 +130,29 @@ class TaskFile:
     jobs: list[Job]
 
 
-def read_jobs(file: str | Path) -> TaskFile:
-    """What a tasks.yaml says; data files are relative to it.
-
-    Raises UsageError naming the job and the key.
-    """
-    path = Path(file)
+def read_yaml(path: Path) -> Any:
+    """What a user's YAML file holds. Raises UsageError where it can't be read or is none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             say(f"{path} can't be read: {error.strerror}.", f"无法读取 {path}：{error.strerror}。"),
-            say("Check the path of the tasks file.", "请检查任务文件的路径。"),
+            say("Check the path.", "请检查路径。"),
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(
             say(f"{path} is not YAML: {error}", f"{path} 不是有效的 YAML：{error}"),
             say("Correct the line it names.", "请修正所指的行。"),
         ) from error
+
+
+def read_jobs(file: str | Path) -> TaskFile:
+    """What a tasks.yaml says; data files are relative to it.
+
+    Raises UsageError naming the job and the key.
+    """
+    path = Path(file)
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("jobs"), list):
         raise UsageError(
             say(f"{path} has no list called jobs.", f"{path} 中没有名为 jobs 的列表。"),

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from onebase.adapters.methods import METHODS, canonical_method, parts_of
 from onebase.errors import UsageError, unknown
 from onebase.language import say
-from onebase.training.job import Job
+from onebase.training.job import Job, read_yaml
 
 # One thing that varies: what each choice sets, the first the method's default or the likeliest.
 Axis = tuple[Mapping[str, Any], ...]
@@ -110,18 +108,7 @@ def read_space(file: str | Path) -> Space:
     Raises UsageError naming the method and the key.
     """
     path = Path(file)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            say(f"{path} can't be read: {error.strerror}.", f"无法读取 {path}：{error.strerror}。"),
-            say("Check the path of the space file.", "请检查搜索空间文件的路径。"),
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            say(f"{path} is not YAML: {error}", f"{path} 不是有效的 YAML：{error}"),
-            say("Correct the line it names.", "请修正所指的行。"),
-        ) from error
+    content = read_yaml(path)
     if isinstance(content, list) and content:
         space = _numbered(_listed(path, item) for item in content)
     elif isinstance(content, dict) and content:
