@@ -53,7 +53,7 @@ def work(arguments: argparse.Namespace) -> None:
     from onebase.adapters.methods import build_adapter
     from onebase.engine.rows import TokenRow, by_budget, token_losses
     from onebase.engine.trunk import Trunk
-    from onebase.training.loop import PACK_TOKENS
+    from onebase.training.loop import pack_tokens
 
     torch.set_num_threads(arguments.threads)
     base = onebase.Base.load(arguments.base)
@@ -78,7 +78,7 @@ def work(arguments: argparse.Namespace) -> None:
             batch = list(itertools.islice(cycle, arguments.batch))
             labels = sum(row.labels for row in batch)
             tokens += sum(len(row.ids) for row in batch)
-            for group in by_budget(batch, PACK_TOKENS):
+            for group in by_budget(batch, pack_tokens(base.device)):
                 contributions = {"it": adapter.contribution()}
                 losses, _ = token_losses(base, group, contributions, trunk=trunk)
                 (losses.sum() / labels).backward()

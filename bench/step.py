@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import onebase
 from onebase.adapters.methods import build_adapter
 from onebase.engine.rows import TokenRow, by_budget, token_losses
-from onebase.training.loop import PACK_TOKENS
+from onebase.training.loop import pack_tokens
 from speed import rows_of
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -78,7 +78,7 @@ def main() -> None:
         batch = rows[start : start + arguments.batch]
         sizes["tokens"] += sum(len(row.ids) for row in batch)
         sizes["labels"] += sum(row.labels for row in batch)
-        for group in by_budget(batch, PACK_TOKENS):
+        for group in by_budget(batch, pack_tokens(base.device)):
             losses, _ = token_losses(base, group, {"it": adapter.contribution()})
             losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)

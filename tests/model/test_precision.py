@@ -63,13 +63,24 @@ def test_int8_rounds_to_the_nearest_of_255_and_passes_gradients(bias: bool) -> N
     torch.manual_seed(0)
     linear = nn.Linear(6, 4, bias=bias).requires_grad_(False)
     linear.weight[2] = 0  # a row of zeros has no scale of its own
-    layer = Int8Linear(linear, linear.weight.data)
+    layer = Int8Linear(linear, linear.weight.data, torch.float32)
     steps = linear.weight.abs().amax(1, keepdim=True) / 127
     assert bool(((layer.restored() - linear.weight).abs() <= steps / 2 + 1e-8).all())
     assert bool((layer.restored()[2] == 0).all())
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     layer.double()
     assert torch.autograd.gradcheck(layer, x)
+
+
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+def test_int8_in_16_bits_is_as_near_as_the_16_bits_are(compute: str, tiny_folder: Path) -> None:
+    whole, quantized, near = (
+        Base.load(str(tiny_folder), precision=name).model(IDS).logits.float()
+        for name in (compute, "int8", f"int8:{compute}")
+    )
+    exact = Base.load(str(tiny_folder), precision="fp32").model(IDS).logits
+    rounding = (whole - exact).abs().mean() + (quantized - exact).abs().mean()
+    assert float((near - exact).abs().mean()) < 1.5 * float(rounding)
 
 
 def test_nf4_without_double_quantization_is_nearer(tiny_folder: Path) -> None:

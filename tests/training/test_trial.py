@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from onebase.engine.rows import TokenRow, place
 from onebase.model.base import Base
@@ -14,6 +15,8 @@ from onebase.training.learner import Learner
 from onebase.training.loop import train_together
 from onebase.training.order import GivenOrder
 from onebase.training.trial import _TYPICAL, choose, judged_tokens, packed, shared
+
+CPU = torch.device("cpu")
 
 
 class Quiet:
@@ -117,8 +120,8 @@ def test_what_rows_begin_with_counts_once() -> None:
     assert shared(rows) == 2
     assert packed(rows, {"a": 2}) == 3 * 4 - 2 * 2
     assert packed(rows[:1], {"a": 2}) == 4
-    assert judged_tokens(rows) == 8
-    assert judged_tokens([]) == shared([]) == 0
+    assert judged_tokens(rows, CPU) == 8
+    assert judged_tokens([], CPU) == shared([]) == 0
 
 
 def test_a_given_order_goes_round() -> None:

@@ -149,13 +149,16 @@ def weight_of(linear: nn.Linear) -> Tensor:
 class Int8Linear(nn.Linear):
     """A frozen linear layer whose weight is int8, [outputs, inputs], with a scale for each row.
 
-    The weight is restored for each product and not kept, in the backward pass too.
+    The weight is restored for each product and not kept, in the backward pass too. Scales are
+    fp32 whatever `compute`, the type it is restored in: 16 bits can't tell 127 steps apart.
     """
 
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear, weight: Tensor) -> None:
+    def __init__(self, linear: nn.Linear, weight: Tensor, compute: torch.dtype) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self._compute = compute
+        weight = weight.float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
         quantized = (weight / scale).round().to(torch.int8)
         self.weight = nn.Parameter(quantized, requires_grad=False)
@@ -164,7 +167,7 @@ class Int8Linear(nn.Linear):
 
     def restored(self) -> Tensor:
         """The weight in floating point."""
-        return self.weight.data.to(self.scale.dtype) * self.scale
+        return (self.weight.data * self.scale).to(self._compute)
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Linear, differentiable in `input`."""
@@ -188,9 +191,9 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linear:
-    weight = linear.weight.data.to(device, precision.compute)
     if precision.name == "int8":
-        return Int8Linear(linear, weight)
+        return Int8Linear(linear, linear.weight.data.to(device), precision.compute)
+    weight = linear.weight.data.to(device, precision.compute)
     bnb = _library()
     module: Any = bnb.nn.Linear4bit(
         linear.in_features,

@@ -18,17 +18,12 @@ from onebase.training.halving import HalvingPruner, Rung
 from onebase.training.job import Job
 from onebase.training.ladder import Left, Place
 from onebase.training.learner import Learner, TaskData
-from onebase.training.loop import (
-    PACK_TOKENS,
-    evaluate_together,
-    mean_losses,
-    step_together,
-)
+from onebase.training.loop import evaluate_together, mean_losses, pack_tokens, step_together
 from onebase.training.record import RunRecorder
 from onebase.training.space import Configuration
 
-# Between two looks at the clock and at Ctrl-C: as many as fill two packs learn in one go.
-_GROUP_TOKENS = 2 * PACK_TOKENS
+# Between two looks at the clock and at Ctrl-C: as many as fill so many packs learn in one go.
+_GROUP_PACKS = 2
 _RECENT_STEPS = 5
 
 
@@ -207,7 +202,7 @@ class Course:
             for learner in (learner for learner in learners if learner.base is base):
                 group.append(learner)
                 tokens += self._learned / learner.steps_an_epoch
-                if tokens >= _GROUP_TOKENS:
+                if tokens >= _GROUP_PACKS * pack_tokens(base.device):
                     yield base, group
                     group, tokens = [], 0.0
             if group:

@@ -126,7 +126,9 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "aside_seconds": aside,
         "base_judging_seconds": again,
         "base_judged_tokens": sum(_judged_bare(learner) for learner in learners),
-        "judged_tokens": sum(judged_tokens(learner.data.held_out) for learner in learners),
+        "judged_tokens": sum(
+            judged_tokens(learner.data.held_out, base.device) for learner in learners
+        ),
         "tried_evaluations": _evaluations(learners),
         "tried_trunk_tokens": _trunk_tokens(learners),
         "trunk_token_bytes": max(_trunk_token_bytes(learner) for learner in learners),
@@ -187,13 +189,14 @@ def _whole(learner: Learner) -> dict[str, Any]:
         "longest": max(len(row.ids) for row in data.train),
         "steps": learner.total_steps,
         "epochs": options.epochs,
-        "judged_tokens": judged_tokens(data.held_out),
+        "judged_tokens": judged_tokens(data.held_out, learner.base.device),
         "base_judged_tokens": _judged_bare(learner),
     }
 
 
 def _judged_bare(learner: Learner) -> int:
-    return judged_tokens([row.bare() for row in learner.data.held_out])
+    bare = [row.bare() for row in learner.data.held_out]
+    return judged_tokens(bare, learner.base.device)
 
 
 def _evaluations(learners: Sequence[Learner]) -> int:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
 
+import torch
+
 from onebase.engine.rows import TokenRow, by_budget
 from onebase.engine.trunk import alike
 from onebase.training.learner import Learner
-from onebase.training.loop import PACK_TOKENS
+from onebase.training.loop import pack_tokens
 from onebase.training.order import Order
 
 # Joint steps of each phase that are looked at; their mean stands for the rest.
@@ -65,7 +67,7 @@ class Trial:
     def held_out(self) -> list[TokenRow]:
         """The held-out rows of the heaviest pass of an evaluation."""
         rows = [row for learner in self.learners for row in learner.data.held_out]
-        groups = by_budget(rows, 2 * PACK_TOKENS)
+        groups = by_budget(rows, 2 * pack_tokens(self.learners[0].base.device))
         return max(groups, key=lambda rows: sum(len(row.ids) for row in rows), default=[])
 
     def shorten(self) -> None:
@@ -134,6 +136,7 @@ class _Scales:
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         shape = learners[0].base.shape
+        self._pack = pack_tokens(learners[0].base.device)
         self._layers = shape.layers
         self._a_token = 1.5 * sum(outputs for _, outputs in shape.linears.values())
         if any(learner.options.gradient_checkpointing for learner in learners):
@@ -167,7 +170,7 @@ class _Scales:
                 part = rows[turn * size : (turn + 1) * size]
                 by_depth.setdefault(self._depths[task], []).extend(part)
             for rows in by_depth.values():
-                yield from by_budget(rows, PACK_TOKENS)
+                yield from by_budget(rows, self._pack)
 
     def _pass(self, rows: Sequence[TokenRow]) -> Load:
         tokens = packed(rows, self._shared)
@@ -194,8 +197,8 @@ def packed(rows: Sequence[TokenRow], shared: Mapping[str, int]) -> int:
     return sum(len(row.ids) for row in rows) - saved
 
 
-def judged_tokens(rows: Sequence[TokenRow]) -> int:
-    """The tokens in the packs of an evaluation of `rows`."""
+def judged_tokens(rows: Sequence[TokenRow], device: torch.device) -> int:
+    """The tokens in the packs of an evaluation of `rows` on `device`."""
     tasks = {str(row.adapter) for row in rows}
     begin = {task: shared(row for row in rows if str(row.adapter) == task) for task in tasks}
-    return sum(packed(group, begin) for group in by_budget(rows, 2 * PACK_TOKENS))
+    return sum(packed(group, begin) for group in by_budget(rows, 2 * pack_tokens(device)))
