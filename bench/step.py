@@ -1,6 +1,6 @@
 """Where one training step's time goes, and how far its matrix products are from the machine's peak.
 
-    OMP_WAIT_POLICY=PASSIVE python bench/step.py --data DIR [--base smollm2-135m] [--method lora]
+    python bench/step.py --data DIR [--base smollm2-135m] [--method lora]
 
 The peak is the best of several square fp32 products, measured in the same run before and after the
 steps. Times are torch's profiler's own (self time of each operation); the profiler itself slows a step

@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
 
 from onebase.adapters.contribution import Contribution
+from onebase.engine import attention
 from onebase.engine.attention import ATTENTION, PackedAttention, Rule
 from onebase.engine.forward import prepare, run_pack
 from onebase.engine.pack import Pack
+from onebase.engine.rows import token_losses
 from onebase.model.base import Base
 
 LAYERS, HEADS, KV_HEADS, WIDTH = 3, 4, 2, 8
@@ -194,3 +196,48 @@ def test_gemma_2_with_its_soft_cap_and_window() -> None:
         root = pack.add(None, ids[:5].tolist())
         pack.add(None, ids[5:].tolist(), root)
         close(run_pack(base, pack, torch.arange(12)), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("block", "cost"), [(3, 0), (3, 1 << 40), (5, 30)])
+def test_blocks_of_queries_change_nothing(
+    block: int,
+    cost: int,
+    base: Base,
+    adapters: dict[str, Any],
+    make_rows: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [row for name in [None, *adapters] for row in make_rows(name, shared=5)]
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
+        losses, _ = token_losses(base, rows, contributions)
+        parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
+        return losses, list(torch.autograd.grad(losses.sum(), parameters))
+
+    monkeypatch.setattr(attention, "_BLOCK", 1 << 30)
+    monkeypatch.setattr(attention, "_GROUP_COST", {"cpu": 1 << 40, "cuda": 0})
+    whole, gradients = run()
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    monkeypatch.setattr(attention, "_GROUP_COST", {"cpu": cost, "cuda": 0})
+    losses, others = run()
+    close(losses, whole, 1e-5)
+    for ours, theirs in zip(others, gradients, strict=True):
+        scale = float(theirs.abs().max())
+        close(ours / scale, theirs / scale, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (1, [[1], [4], [0, 3], [2]]),
+        (40, [[1, 4], [0, 3, 2]]),
+        (1 << 40, [[1, 4, 0, 3, 2]]),
+    ],
+)
+def test_blocks_of_about_one_size_go_together(
+    cost: int, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_GROUP_COST", {"cpu": cost, "cuda": 0})
+    sizes = [(3, 5), (10, 12), (2, 9), (3, 5), (9, 12)]
+    assert attention._alike(sizes, torch.device("cpu")) == expected

@@ -4,7 +4,9 @@ transformers computes queries, keys and values of the whole packed row; the pass
 object, which rides along as a keyword argument, says who attends to whom.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,10 @@ from transformers import AttentionInterface
 from onebase.engine.pack import Pack
 
 ATTENTION = "onebase"
+# Queries in one block: shorter ones leave out more keys that are not seen, and are more calls.
+_BLOCK = 256
+# What a group of blocks costs beside its products, in query-key pairs.
+_GROUP_COST = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 
 class Attention(Protocol):
@@ -49,34 +55,23 @@ class Rule:
 
 
 class PackedAttention:
-    """Attention in a pack: nodes side by side in one padded batch of queries and keys.
+    """Attention in a pack: its nodes in blocks of queries, each with the keys that it may see.
 
-    Keys of a node are its adapter's prefix, its ancestors' and its own. Grouped-query heads are
-    folded into the query's token dimension, so keys are never repeated. A prefix is among the
-    keys in layers that don't see it, too, and masked there.
+    Keys of a node are its adapter's prefix, its ancestors' and its own; those after a block's last
+    query are left out. Blocks of about one size are computed side by side, padded to the largest.
     """
 
     def __init__(self, pack: Pack, device: torch.device) -> None:
         offsets, self._prefixes = _prefix_rows(pack)
-        self._unseen = [
-            () if node.adapter is None else pack.contributions[node.adapter].unseen
-            for node in pack.nodes
+        blocks = [
+            block for index in range(len(pack.nodes)) for block in _blocks(pack, index, offsets)
         ]
-        queries, keys = [], []
-        for index, node in enumerate(pack.nodes):
-            queries.append((torch.arange(node.start, node.start + node.length), node.position))
-            keys.append(_key_rows(pack, index, offsets))
-        self._rows = len(queries)
-        self._query_length = max(len(rows) for rows, _ in queries)
-        self._key_length = max(len(rows) for rows, _ in keys)
-        self._query_index, query_position = _padded(queries, self._query_length, 1 << 30, device)
-        self._key_index, key_position = _padded(keys, self._key_length, (1 << 30) + 1, device)
-        self._distance = query_position[:, :, None] - key_position[:, None, :]
-        spots = torch.arange(self._rows * self._query_length).view(self._rows, -1)
-        self._output_index = torch.cat(
-            [spots[row, : len(rows)] for row, (rows, _) in enumerate(queries)]
-        ).to(device)
-        self._masks: dict[tuple[tuple[int, ...], int | None, int, torch.dtype], Tensor] = {}
+        self._batches, order = [], []
+        for members in _alike([(len(b.queries), len(b.keys)) for b in blocks], device):
+            own = [blocks[index] for index in members]
+            self._batches.append(_BlockBatch(own, device))
+            order += [block.queries for block in own]
+        self._output_index = torch.argsort(torch.cat(order)).to(device)
         self.captured: dict[int, tuple[Tensor, Tensor]] | None = None
 
     def capture(self) -> dict[int, tuple[Tensor, Tensor]]:
@@ -86,29 +81,115 @@ class PackedAttention:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """As Attention.attend."""
-        heads, _, head_dim = query.shape
-        kv_heads = key.shape[0]
-        group = heads // kv_heads
-        keys, values = key.transpose(0, 1), value.transpose(0, 1)
+        queries, keys, values = (part.transpose(0, 1) for part in (query, key, value))
         if self.captured is not None:
             self.captured[layer] = (keys, values)
         if self._prefixes:
             keys = torch.cat([keys, *(k[layer].to(keys.dtype) for k, _ in self._prefixes)])
             values = torch.cat([values, *(v[layer].to(keys.dtype) for _, v in self._prefixes)])
+        out = [batch.attend(layer, queries, keys, values, rule) for batch in self._batches]
+        return torch.cat(out).index_select(0, self._output_index)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some tokens of a node: their rows in the pack, `queries`, the first at `position` of its
+    text; the rows of what they may attend to, `keys`, at positions from 0; and how many of these
+    each layer does not see (as Contribution's `unseen`).
+    """
+
+    queries: Tensor
+    position: int
+    keys: Tensor
+    unseen: tuple[int, ...]
+
+
+def _blocks(pack: Pack, index: int, offsets: Mapping[str, tuple[int, int]]) -> Iterator[_Block]:
+    """The tokens of a node in blocks of about _BLOCK."""
+    node = pack.nodes[index]
+    keys = _key_rows(pack, index, offsets)
+    unseen = () if node.adapter is None else pack.contributions[node.adapter].unseen
+    parts = max(1, round(node.length / _BLOCK))
+    cuts = [node.length * part // parts for part in range(parts + 1)]
+    for begin, end in pairwise(cuts):
+        queries = torch.arange(node.start + begin, node.start + end)
+        yield _Block(queries, node.position + begin, keys[: node.position + end], unseen)
+
+
+def _alike(sizes: Sequence[tuple[int, int]], device: torch.device) -> list[list[int]]:
+    """Indices of blocks of `sizes` (queries, keys), in groups that waste little on padding.
+
+    The cheapest way to cut the blocks, in the order of their sizes, where a group costs what its
+    padded products do and a constant.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True)
+    alone = _GROUP_COST.get(device.type, _GROUP_COST["cuda"])
+    best: list[tuple[int, int]] = [(0, 0)]  # up to each block: the cost, where its group begins
+    for end in range(1, len(order) + 1):
+        found, keys = None, 0
+        for begin in range(end - 1, -1, -1):
+            keys = max(keys, sizes[order[begin]][1])
+            cost = best[begin][0] + alone + (end - begin) * sizes[order[begin]][0] * keys
+            if found is None or cost < found[0]:
+                found = (cost, begin)
+        assert found is not None
+        best.append(found)
+    groups, end = [], len(order)
+    while end:
+        begin = best[end][1]
+        groups.append(order[begin:end])
+        end = begin
+    return groups[::-1]
+
+
+class _BlockBatch:
+    """Blocks of queries side by side, padded to the longest.
+
+    Grouped-query heads are folded into the query's token dimension, so keys are never repeated. A
+    prefix is among the keys in layers that don't see it, too, and masked there.
+    """
+
+    def __init__(self, blocks: Sequence[_Block], device: torch.device) -> None:
+        self._unseen = [block.unseen for block in blocks]
+        self._rows = len(blocks)
+        self._query_length = max(len(block.queries) for block in blocks)
+        self._key_length = max(len(block.keys) for block in blocks)
+        queries = [(block.queries, block.position) for block in blocks]
+        keys = [(block.keys, 0) for block in blocks]
+        self._query_index, query_position = _padded(queries, self._query_length, 1 << 30, device)
+        self._key_index, key_position = _padded(keys, self._key_length, (1 << 30) + 1, device)
+        self._distance = query_position[:, :, None] - key_position[:, None, :]
+        self._own: Tensor | None = None
+        if any(len(block.queries) < self._query_length for block in blocks):
+            spots = torch.arange(self._rows * self._query_length).view(self._rows, -1)
+            own = [spots[row, : len(block.queries)] for row, block in enumerate(blocks)]
+            self._own = torch.cat(own).to(device)
+        self._masks: dict[tuple[tuple[int, ...], int | None, int, torch.dtype], Tensor] = {}
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, rule: Rule
+    ) -> Tensor:
+        """What the blocks' own queries get, block after block, [queries, heads, head_dim]. Given
+        are the whole pack's, [tokens, heads, head_dim] and [rows, kv_heads, head_dim].
+        """
+        heads, head_dim = queries.shape[1:]
+        kv_heads = keys.shape[1]
+        group = heads // kv_heads
         n, lq, lk = self._rows, self._query_length, self._key_length
-        q = query.transpose(0, 1).index_select(0, self._query_index)
+        q = queries.index_select(0, self._query_index)
         q = q.view(n, lq, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
         k = keys.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
         v = values.index_select(0, self._key_index).view(n, lk, kv_heads, head_dim).transpose(1, 2)
-        mask = self._mask(unseen_in(layer, self._unseen), rule.window, group, query.dtype)
+        mask = self._mask(unseen_in(layer, self._unseen), rule.window, group, queries.dtype)
         out = rule.apply(q.reshape(n, kv_heads, group * lq, head_dim), k, v, mask)
         out = out.view(n, kv_heads, group, lq, head_dim).permute(0, 3, 1, 2, 4)
-        return out.reshape(n * lq, heads, head_dim).index_select(0, self._output_index)
+        out = out.reshape(n * lq, heads, head_dim)
+        return out if self._own is None else out.index_select(0, self._own)
 
     def _mask(
         self, unseen: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
     ) -> Tensor:
-        """Zero where a query sees a key, minus infinity elsewhere, [nodes, 1, group * Lq, Lk]."""
+        """Zero where a query sees a key, minus infinity elsewhere, [blocks, 1, group * Lq, Lk]."""
         wanted = (unseen, window, group, dtype)
         if wanted not in self._masks:
             seen = self._distance >= 0
@@ -154,7 +235,7 @@ def _prefix_rows(pack: Pack) -> tuple[dict[str, tuple[int, int]], list[tuple[Ten
     return offsets, prefixes
 
 
-def _key_rows(pack: Pack, index: int, offsets: dict[str, tuple[int, int]]) -> tuple[Tensor, int]:
+def _key_rows(pack: Pack, index: int, offsets: Mapping[str, tuple[int, int]]) -> Tensor:
     """The rows a node's tokens may attend to; their positions are consecutive from 0."""
     adapter = pack.nodes[index].adapter
     pieces = []
@@ -164,7 +245,7 @@ def _key_rows(pack: Pack, index: int, offsets: dict[str, tuple[int, int]]) -> tu
     for ancestor in pack.path(index):
         node = pack.nodes[ancestor]
         pieces.append(torch.arange(node.start, node.start + node.length))
-    return torch.cat(pieces), 0
+    return torch.cat(pieces)
 
 
 def _padded(
