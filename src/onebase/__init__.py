@@ -11,6 +11,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
+from onebase.align.dpo import train_dpo
+from onebase.align.kto import train_kto
+from onebase.align.ppo_training import train_ppo
+from onebase.align.reward_model import train_reward
+from onebase.align.scoring import score_answers
+from onebase.align.task import AlignJob
 from onebase.engine.engine import Answer, Engine
 from onebase.engine.sampling import Sampling
 from onebase.errors import OnebaseError
@@ -20,6 +26,7 @@ from onebase.training.train import train
 
 __all__ = [
     "AdapterStore",
+    "AlignJob",
     "Answer",
     "Base",
     "Engine",
@@ -28,6 +35,11 @@ __all__ = [
     "Sampling",
     "StoredAdapter",
     "Workspace",
+    "score_answers",
     "train",
+    "train_dpo",
+    "train_kto",
+    "train_ppo",
+    "train_reward",
 ]
 __version__ = "0.1.0"

@@ -88,7 +88,7 @@ def test_other_precisions_come_near(
     losses, gradients = losses_and_gradients(
         held(make_base(architecture), precision), moved(adapters), rows
     )
-    assert float((losses - expected).abs().mean()) < 0.1
+    assert float((losses - expected).abs().mean()) < 0.2
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 

@@ -1,6 +1,7 @@
 """Losses straight from the head's input: those of the logits, and only where the head allows it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from onebase.adapters.full import trainable_copy
 from onebase.adapters.methods import build_adapter
 from onebase.engine import forward, head
 from onebase.engine.head import head_losses, is_frozen_linear
-from onebase.engine.rows import TokenRow, token_losses
+from onebase.engine.rows import TokenRow, read_rows, token_losses
 from onebase.model.base import Base
 
 Rows = Callable[..., list[TokenRow]]
@@ -53,6 +54,49 @@ def test_a_loss_by_hand() -> None:
     torch.testing.assert_close(hidden.grad.squeeze(1), mean)
 
 
+@pytest.mark.parametrize("block", [3, 100])
+def test_entropies_are_those_of_the_softmax(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_BLOCK", block * 11)
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(11, 5), torch.randn(23, 5)
+    found = torch.empty(23)
+    target = torch.zeros(23, dtype=torch.long)
+    losses = head_losses(hidden, weight, target, entropies=found)
+    expected = torch.distributions.Categorical(logits=hidden @ weight.t()).entropy()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(losses, head_losses(hidden, weight, target))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_reading_has_losses_entropies_and_states(
+    fused: bool,
+    temperature: float,
+    architecture: str,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against the plain model's logits and its states before the head."""
+    base, ids = make_base(architecture), tuple(range(20, 34))
+    if not fused:
+        monkeypatch.setattr(forward, "_fused_head", lambda _: False)
+    learned = (False,) * 9 + (True,) * 5
+    rows = [TokenRow(None, ids, learned), TokenRow(None, ids[:8], (False,) * 8, (3, 7))]
+    with torch.no_grad():
+        reading, placed = read_rows(base, rows, {}, temperature=temperature, entropies=True)
+        out = plain_model(architecture)(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    logits = out.logits[0, 8:13] / temperature
+    expected = cross_entropy(logits, torch.tensor(ids[9:]), reduction="none")
+    torch.testing.assert_close(reading.losses, expected, atol=1e-4, rtol=0)
+    entropies = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(reading.entropies, entropies, atol=1e-4, rtol=0)
+    states = out.hidden_states[-1][0, [3, 7]]
+    torch.testing.assert_close(reading.states, states, atol=1e-4, rtol=1e-4)
+    assert placed.stated_row.tolist() == [1, 1]
+    assert placed.row.tolist() == [0] * 5
+
+
 def test_which_heads_are_frozen_linear_layers() -> None:
     plain = nn.Linear(2, 3, bias=False).requires_grad_(False)
     assert is_frozen_linear(plain)
@@ -78,9 +122,9 @@ def test_every_base_computes_them_in_its_head(
     rows = make_rows("a", shared=4)
     used: list[int] = []
 
-    def counted(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counted(hidden: torch.Tensor, *rest: torch.Tensor, **named: Any) -> torch.Tensor:
         used.append(len(hidden))
-        return head_losses(hidden, *rest)
+        return head_losses(hidden, *rest, **named)
 
     monkeypatch.setattr(forward, "head_losses", counted)
     losses, gradients = losses_of(make_base(architecture), rows)

@@ -70,6 +70,46 @@ def test_a_pack_of_the_base_s_rows_equals_a_padded_batch(
             close(losses[row_of == index], expected)
 
 
+def test_answers_to_one_text_equal_a_padded_batch(
+    variant: str,
+    base: Base,
+    make_adapter: Callable[[str], Adapter],
+    twin_of: Callable[..., Any],
+) -> None:
+    adapter = make_adapter(variant)
+    texts = ["so: questionA", "so: questionBB", "so: elseC", "so: questionAD", "so: elseEFG"]
+    rows = [row(text, variant) for text in texts]
+    contribution = adapter.contribution()
+    assert len(place(rows, {variant: contribution}).pack.nodes) == (
+        len(texts) + 3 + bool(contribution.virtual_tokens)
+    )
+    losses, row_of = token_losses(base, rows, {variant: contribution})
+    losses.mean().backward()
+    twin = twin_of(adapter)
+    twin.mean_loss(rows).backward()
+    for index, expected in enumerate(twin.losses(rows)):
+        close(losses[row_of == index], expected)
+    for parameter, gradient in twin.gradients():
+        scale = gradient.abs().max()
+        close(parameter.grad / scale, gradient / scale, 1e-4)
+
+
+def test_answers_to_one_text_share_it() -> None:
+    placed = place([row("ask ONE"), row("other X"), row("ask TWO")], {"a": NOTHING})
+    assert [node.length for node in placed.pack.nodes] == [4, 3, 3, 7]
+    assert placed.nodes == [[0, 1], [3], [0, 2]]
+
+
+def test_states_share_the_text_before_them() -> None:
+    asked = tuple(b"ask")
+    rows = [TokenRow("a", asked + tuple(b"one"), (False,) * 6, (2, 3, 4)) for _ in range(2)]
+    placed = place([*rows, row("else X")], {"a": NOTHING})
+    assert [node.length for node in placed.pack.nodes] == [3, 3, 3, 6]
+    spots = [placed.predict[index].item() for index in placed.stated.tolist()]
+    assert spots == [2, 3, 4, 2, 6, 7]
+    assert placed.stated_row.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_what_rows_share_stands_in_the_pack_once() -> None:
     rows = [
         row("hello ABC", "a"),

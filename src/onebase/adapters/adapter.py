@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution
+from onebase.adapters.head import ScalarHead
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora
 from onebase.adapters.prefix import DeepPrefix
@@ -19,7 +20,7 @@ class Adapter(nn.Module):
 
     `method` is the name of the method that built it (`lora+p-tuning` for two of them), `options`
     its settings as plain values. The last `placed` of the virtual tokens stand at marked places in
-    the text, the others before it.
+    the text, the others before it. A reward or value model has a `head` beside them.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Adapter(nn.Module):
         prefix: DeepPrefix | None = None,
         full: nn.Module | None = None,
         placed: int = 0,
+        head: ScalarHead | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -43,6 +45,7 @@ class Adapter(nn.Module):
         self.prefix = prefix
         self.full = full
         self.placed = placed
+        self.head = head
 
     def contribution(self) -> Contribution:
         """What this adapter brings to one pass; gradients flow back through it."""

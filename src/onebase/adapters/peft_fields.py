@@ -33,6 +33,9 @@ _FIELDS = {
     # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
     "PREFIX_TUNING": _PROMPT_FIELDS | {"encoder_hidden_size", "prefix_projection", "layers"},
 }
+# The one layer that may be saved whole: the scalar head of a sequence classifier with one label.
+HEAD = "score"
+_HEADS = {HEAD, "classifier"}  # PEFT names both of them, whatever the model has
 # Initialisations that change the base's weights too: the file alone is not the adapter.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -53,7 +56,9 @@ def check_fields(folder: Path, config: dict[str, Any]) -> None:
             {},
             [],
         )
-        refused |= field == "task_type" and value not in (None, "CAUSAL_LM")
+        if field == "modules_to_save" and isinstance(value, list):
+            refused = not set(value) <= _HEADS
+        refused |= field == "task_type" and value not in (None, "CAUSAL_LM", "SEQ_CLS")
         refused |= field == "num_transformer_submodules" and value not in (None, 1)
         refused |= field == "init_lora_weights" and str(value).lower().startswith(_CHANGES_THE_BASE)
         if field == "loftq_config":

@@ -8,6 +8,8 @@ nor for a prefix on some layers. Theirs has `peft_type` ONEBASE, which PEFT refu
 misreads: under `parts`, each method's configuration as PEFT would write it (and the prefix's
 `layers`, where those are not all), and in the weights file each method's tensors behind its name
 and a colon.
+
+A scalar head is PEFT's `score`, saved whole, of a sequence classifier with one label.
 """
 
 import json
@@ -22,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.head import ScalarHead
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora, Site, matches, scale_of
-from onebase.adapters.peft_fields import check_fields
+from onebase.adapters.peft_fields import HEAD, check_fields
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding
 from onebase.errors import CorruptFileError, OnebaseError
@@ -56,6 +59,11 @@ def save_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
             for name, (_, own) in parts.items()
             for key, tensor in own.items()
         }
+    if adapter.head is not None:
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": [HEAD]}
+        within = adapter.lora is not None or adapter.ia3 is not None  # PEFT's wrappers nest so
+        before = _LAYER_PREFIX if within else "base_model."
+        tensors = {**tensors, f"{before}{HEAD}.weight": adapter.head.weight.detach()}
     save_file({name: t.cpu().float().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -193,14 +201,27 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _damaged(folder / WEIGHTS, f"{name} is not finite")
+    head = _read_head(folder, tensors, base)
     read = []
     for name, part in parts.items():
         before = f"{name}:" if several else ""
         own = {k.removeprefix(before): t for k, t in tensors.items() if k.startswith(before)}
         read.append(_READERS[str(part["peft_type"])](folder, part, own, base))
-    if not several:
-        return read[0].to(base.device)
-    return _together(folder, config, dict(zip(parts, read, strict=True))).to(base.device)
+    adapter = read[0]
+    if several:
+        adapter = _together(folder, config, dict(zip(parts, read, strict=True)))
+    adapter.head = head
+    return adapter.to(base.device)
+
+
+def _read_head(folder: Path, tensors: dict[str, Tensor], base: Base) -> ScalarHead | None:
+    """The scalar head among `tensors`, which is taken out of them."""
+    for key in [key for key in tensors if key.endswith(f".{HEAD}.weight")]:
+        head = ScalarHead(base.shape.hidden)
+        _copy(folder, tensors, key, head.weight)
+        del tensors[key]
+        return head
+    return None
 
 
 def _together(folder: Path, config: dict[str, Any], read: dict[str, Adapter]) -> Adapter:

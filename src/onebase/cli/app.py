@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from onebase.cli.adapters import adapters_app
+from onebase.cli.align import align_app
 from onebase.cli.answering import chat_command, classify_command, generate_command
 from onebase.cli.checking import data_app, doctor_command
 from onebase.cli.demo import demo_command
@@ -40,6 +41,7 @@ app.command("classify")(classify_command)
 app.command("chat")(chat_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
+app.add_typer(align_app, name="align")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from onebase.cli.align import resume_align
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
 from onebase.cli.training import live_display, load_base, show_trained
 from onebase.training.resume import resumable_run, resume, wanted_base
@@ -19,6 +20,9 @@ def resume_command(
     session = begin(workspace, as_json, lang)
     found = resumable_run(session.workspace, run)
     base = load_base(*wanted_base(found))
+    if "align" in found.config:
+        resume_align(session, found.id, base)
+        return
     with live_display() as display:
         stored = resume(found.id, base=base, workspace=session.workspace, watcher=display)
     show_trained(session, stored)

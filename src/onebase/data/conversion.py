@@ -8,8 +8,8 @@ from onebase.data.example import BadRow, Example, Role, Turn
 from onebase.data.row import Row
 from onebase.language import say
 
-_CHAT_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT_ROLES: dict[str, Role] = {
+CHAT_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -19,8 +19,8 @@ _SHAREGPT_ROLES: dict[str, Role] = {
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class _Unfit(Exception):
-    """A value that spoils its row; never leaves this module."""
+class Unfit(Exception):
+    """A value that spoils its row; whoever reads the row makes a BadRow of it."""
 
     def __init__(self, column: str, reason: str) -> None:
         super().__init__(reason)
@@ -32,68 +32,71 @@ def convert(row: Row, columns: Mapping[str, str]) -> Example | BadRow:
     """The example in a row. `columns` maps the format's roles to the file's columns."""
     try:
         turns = _turns(row.values, columns)
-    except _Unfit as unfit:
+    except Unfit as unfit:
         return BadRow(row.file, row.line, unfit.column, unfit.reason)
     return Example(turns, row.file, row.line)
 
 
 def _turns(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[Turn, ...]:
     if "messages" in columns:
-        return _chat(values, columns["messages"], "role", "content", _CHAT_ROLES)
+        return chat_of(values, columns["messages"], "role", "content", CHAT_ROLES)
     if "conversations" in columns:
-        return _chat(values, columns["conversations"], "from", "value", _SHAREGPT_ROLES)
+        return chat_of(values, columns["conversations"], "from", "value", SHAREGPT_ROLES)
     if "instruction" in columns:
-        asked = _text(values, columns["instruction"])
+        asked = text_of(values, columns["instruction"])
         detail = values.get(columns["input"]) if "input" in columns else None
-        if detail is not None and not _is_blank(detail):
-            asked += "\n\n" + _checked(detail, columns["input"])
+        if detail is not None and not is_blank(detail):
+            asked += "\n\n" + checked(detail, columns["input"])
     else:
-        asked = _text(values, columns["input"])
+        asked = text_of(values, columns["input"])
     if "label" in columns:
         answer = _label(values, columns["label"])
     else:
-        answer = _text(values, columns["output"])
+        answer = text_of(values, columns["output"])
     return Turn("user", asked), Turn("assistant", answer)
 
 
-def _value(values: Mapping[str, object], column: str) -> object:
+def value_of(values: Mapping[str, object], column: str) -> object:
+    """What a column holds. Raises Unfit where it holds nothing."""
     if column not in values:
-        raise _Unfit(column, say("missing", "缺失"))
+        raise Unfit(column, say("missing", "缺失"))
     value = values[column]
     # NaN is how pandas writes a missing value into JSON and Parquet.
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _Unfit(column, say("null", "为 null"))
+        raise Unfit(column, say("null", "为 null"))
     return value
 
 
-def _text(values: Mapping[str, object], column: str) -> str:
-    return _checked(_value(values, column), column)
+def text_of(values: Mapping[str, object], column: str) -> str:
+    """The text in a column. Raises Unfit."""
+    return checked(value_of(values, column), column)
 
 
 def _label(values: Mapping[str, object], column: str) -> str:
-    value = _value(values, column)
+    value = value_of(values, column)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    return _checked(value, column).strip()
+    return checked(value, column).strip()
 
 
-def _checked(value: object, column: str) -> str:
+def checked(value: object, column: str) -> str:
     """`value` if it is text that a tokenizer can take and a model can learn from."""
     if not isinstance(value, str):
         kind = _kind(value)
-        raise _Unfit(column, say(f"{kind}, expected text", f"是{kind}，应为文本"))
-    if _is_blank(value):
-        raise _Unfit(column, say("empty", "为空"))
+        raise Unfit(column, say(f"{kind}, expected text", f"是{kind}，应为文本"))
+    if is_blank(value):
+        raise Unfit(column, say("empty", "为空"))
     if "\0" in value:
-        raise _Unfit(column, say("holds a NUL character", "含有 NUL 字符"))
+        raise Unfit(column, say("holds a NUL character", "含有 NUL 字符"))
     if _SURROGATE.search(value):
-        raise _Unfit(
+        raise Unfit(
             column, say("half a character (a lone surrogate)", "含有不完整的字符（孤立的代理项）")
         )
     return value
 
 
-def _is_blank(value: object) -> bool:
+def is_blank(value: object) -> bool:
+    """Whether a value is a text of nothing but space."""
     return isinstance(value, str) and not value.strip()
 
 
@@ -107,38 +110,46 @@ def _kind(value: object) -> str:
     return say("an object", "对象") if isinstance(value, dict) else type(value).__name__
 
 
-def _chat(
+def chat_of(
     values: Mapping[str, object],
     column: str,
     role_key: str,
     content_key: str,
     roles: Mapping[str, Role],
+    *,
+    last: Role = "assistant",
 ) -> tuple[Turn, ...]:
-    items = _value(values, column)
+    """The conversation in a column, which ends with a turn of `last`. Raises Unfit."""
+    items = value_of(values, column)
     if not isinstance(items, list):
         kind = say("text", "文本") if isinstance(items, str) else _kind(items)
-        raise _Unfit(column, say(f"{kind}, expected a list of turns", f"是{kind}，应为对话列表"))
+        raise Unfit(column, say(f"{kind}, expected a list of turns", f"是{kind}，应为对话列表"))
     if not items:
-        raise _Unfit(column, say("empty", "为空"))
+        raise Unfit(column, say("empty", "为空"))
     turns: list[Turn] = []
     for number, item in enumerate(items):
         place = f"{column}[{number}]"
         if not isinstance(item, dict):
-            raise _Unfit(place, say("not an object", "不是对象"))
+            raise Unfit(place, say("not an object", "不是对象"))
         role = f"{place}.{role_key}"
         content = f"{place}.{content_key}"
         fields = {f"{place}.{key}": value for key, value in item.items()}
-        name = _text(fields, role)
+        name = text_of(fields, role)
         if name not in roles:
             valid = ", ".join(roles)
-            raise _Unfit(
+            raise Unfit(
                 role,
                 say(f"unknown role {name!r}; valid: {valid}", f"未知角色 {name!r}；可用：{valid}"),
             )
-        turns.append(Turn(roles[name], _text(fields, content)))
+        turns.append(Turn(roles[name], text_of(fields, content)))
         _check_order(turns, place)
-    if turns[-1].role != "assistant":
-        raise _Unfit(column, say("does not end with an assistant turn", "最后一轮不是助手的回答"))
+    if turns[-1].role != last:
+        article = "an" if last == "assistant" else "a"
+        wanted = "助手的回答" if last == "assistant" else "用户的消息"
+        raise Unfit(
+            column,
+            say(f"does not end with {article} {last} turn", f"最后一轮不是{wanted}"),
+        )
     return tuple(turns)
 
 
@@ -147,10 +158,10 @@ def _check_order(turns: list[Turn], place: str) -> None:
     before = [turn.role for turn in turns[:-1]]
     match turns[-1].role:
         case "system" if before:
-            raise _Unfit(place, say("a system turn that is not first", "系统消息不在首位"))
+            raise Unfit(place, say("a system turn that is not first", "系统消息不在首位"))
         case "assistant" if "user" not in before:
-            raise _Unfit(
+            raise Unfit(
                 place, say("an assistant turn before any user turn", "助手的回答之前没有用户消息")
             )
         case "assistant" if before[-1] == "assistant":
-            raise _Unfit(place, say("two assistant turns in a row", "连续两轮都是助手的回答"))
+            raise Unfit(place, say("two assistant turns in a row", "连续两轮都是助手的回答"))

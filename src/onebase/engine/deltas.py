@@ -8,6 +8,7 @@ but a few columns. Vectors (IA3, and DoRA's factors) are gathered token by token
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,10 @@ class Deltas:
             x = inputs.flatten(0, -2)
             if stack.dropouts:
                 x = self._drop(x, stack.dropouts)
-            inner = torch.mm(x, stack.a.t().to(x.dtype)) * self._kept(stack.signature, x)
-            flat = torch.addmm(flat, inner, stack.b.t().to(x.dtype))
+            kept = self._kept(stack.signature, x)
+            flat = _Added.apply(  # type: ignore[no-untyped-call]
+                flat, x, stack.a.to(x.dtype), stack.b.to(x.dtype), kept
+            )
         if stack.factors:
             flat = flat * self._gathered(stack.factors, flat.dtype)
         if bias is not None:
@@ -88,6 +91,32 @@ class Deltas:
             kept = drawn >= probability
             factor[own] = kept.to(x.dtype) / (1 - probability)
         return x * factor
+
+
+class _Added(torch.autograd.Function):
+    """`flat` + ((`x` @ `a`^T) * `kept`) @ `b`^T, as one step of autograd: with hundreds of thin
+    products in a pass, a third of the time was between them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, x: Tensor, a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
+        inner = torch.mm(x, a.t()).mul_(kept)
+        ctx.save_for_backward(x, a, b, kept, inner)
+        return torch.addmm(flat, inner, b.t())
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, kept, inner = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        gradient = upstream[0]
+        own = torch.mm(gradient, b).mul_(kept)
+        return (
+            gradient if wanted[0] else None,
+            torch.mm(own, a) if wanted[1] else None,
+            torch.mm(own.t(), x) if wanted[2] else None,
+            torch.mm(gradient.t(), inner) if wanted[3] else None,
+            None,
+        )
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,17 @@ class Engine:
                     f"请用 --base {record.get('base')} 加载，或在该基座上重新训练。",
                 ),
             )
+        if record.get("head"):
+            raise UsageError(
+                say(
+                    f"{adapter.name} is a reward model: it scores answers and gives none.",
+                    f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
+                ),
+                say(
+                    f"Score answers with: onebase align score --task {adapter.task}.",
+                    f"请用它打分：onebase align score --task {adapter.task}。",
+                ),
+            )
         template = Template.from_config(self.base.tokenizer, record.get("template") or {})
         labels = tuple(record.get("labels") or ())
         if adapter.method == FULL:

@@ -28,10 +28,25 @@ from onebase.model.base import Base
 
 @dataclass(frozen=True)
 class Labels:
-    """For every label `at`, the kept row that predicts it, and its `target` token, both [labels]."""
+    """For every label `at`, the kept row that predicts it, and its `target` token, both [labels].
+    Logits are divided by `temperature` first.
+    """
 
     at: Tensor
     target: Tensor
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass says of its labels and rows: `losses` (nats) and `entropies` (nats, without
+    gradient; empty unless asked for), both [labels]; `states`, what enters the language-model head
+    at the rows asked for, [states, hidden].
+    """
+
+    losses: Tensor
+    entropies: Tensor
+    states: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,9 @@ class Pass:
 
     Only the decoder layers from `first` up to `last` (None: all the rest) are computed: what
     enters layer `first` is what the model is given, and what would enter layer `last` goes into
-    `reached`. With `labels` the head computes their losses, into `losses`, and no logits.
+    `reached`. With `labels` the head computes their losses, into `losses`, and no logits; and
+    their entropies, where there is a tensor for them. What enters the head at the kept rows
+    `stated` goes into `states`.
     """
 
     attention: Attention
@@ -52,6 +69,9 @@ class Pass:
     reached: list[Tensor] = field(default_factory=list)
     labels: Labels | None = None
     losses: list[Tensor] = field(default_factory=list)
+    entropies: Tensor | None = None
+    stated: Tensor | None = None
+    states: list[Tensor] = field(default_factory=list)
 
     def skips(self, layer: int) -> bool:
         """Whether `layer` is not computed."""
@@ -184,11 +204,16 @@ def _head_forward(
 
     def entered(hidden: Tensor) -> Any:
         now = current.value
+        if now is not None and now.stated is not None:
+            now.states.append(hidden.flatten(0, -2).index_select(0, now.stated))
         if now is None or now.labels is None:
             return forward(hidden)
         own = hidden.flatten(0, -2).index_select(0, now.labels.at)
+        if now.labels.temperature != 1:
+            own = own / now.labels.temperature  # the head is linear
         weight: Tensor = head.weight  # type: ignore[assignment]
-        now.losses.append(head_losses(own, weight, now.labels.target))
+        losses = head_losses(own, weight, now.labels.target, entropies=now.entropies)
+        now.losses.append(losses)
         return hidden.new_zeros(*hidden.shape[:-1], 1)
 
     return entered
@@ -252,29 +277,45 @@ def run_pack(
     return run(base, entering, pack.positions(), now, keep)
 
 
-def label_losses(
+def read_pack(
     base: Base,
     pack: Pack,
     keep: Tensor,
     labels: Labels,
+    stated: Tensor,
     *,
+    entropies: bool = False,
     checkpointing: bool = False,
     first: int = 0,
     entering: Tensor | None = None,
-) -> Tensor:
-    """The loss (nats) of every label that the rows `keep` of a pack predict, [labels]; else as
-    `run_pack`.
+) -> Reading:
+    """The loss of every label that the rows `keep` of a pack predict, with `entropies` their
+    entropies too, and the states of the kept rows `stated`; else as `run_pack`.
     """
-    at, target = labels.at.to(base.device), labels.target.to(base.device)
-    if _fused_head(base):
-        attention = PackedAttention(pack, base.device)
-        now = Pass(attention, _deltas(base, pack), checkpointing, first, labels=Labels(at, target))
-        if entering is None:
-            entering = pack.embeddings(base.embedding)
-        run(base, entering, pack.positions(), now, keep)
-        return now.losses[0]
-    logits = run_pack(base, pack, keep, checkpointing=checkpointing, first=first, entering=entering)
-    return cross_entropy(logits.index_select(0, at).float(), target, reduction="none")
+    labels = Labels(labels.at.to(base.device), labels.target.to(base.device), labels.temperature)
+    stated = stated.to(base.device)
+    if entering is None:
+        entering = pack.embeddings(base.embedding)
+    fused = _fused_head(base)
+    seen = torch.empty(len(labels.at) if entropies else 0, device=base.device)
+    now = Pass(
+        PackedAttention(pack, base.device),
+        _deltas(base, pack),
+        checkpointing,
+        first,
+        labels=labels if fused else None,
+        entropies=seen if fused and entropies else None,
+        stated=stated if len(stated) else None,
+    )
+    logits = run(base, entering, pack.positions(), now, keep)
+    states = now.states[0] if now.states else entering.new_empty(0, base.shape.hidden)
+    if fused:
+        return Reading(now.losses[0], seen, states)
+    own = logits.index_select(0, labels.at).float() / labels.temperature
+    if entropies:
+        with torch.no_grad():
+            seen = torch.special.entr(own.softmax(-1)).sum(-1)
+    return Reading(cross_entropy(own, labels.target, reduction="none"), seen, states)
 
 
 def _deltas(base: Base, pack: Pack) -> Deltas | None:

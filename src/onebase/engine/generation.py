@@ -26,7 +26,8 @@ class Stream:
     """One request on its way: the prompt's tokens, then the answer's as they come.
 
     `adapter` is None for the bare base. `margins` holds, for greedy requests, the distance
-    between the two best logits at every token.
+    between the two best logits at every token. `ended_by` is the end token that was drawn, which
+    is not among `tokens`.
     """
 
     adapter: str | None
@@ -36,6 +37,7 @@ class Stream:
     margins: list[float] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
+    ended_by: int | None = None
     generator: torch.Generator | None = None
 
 
@@ -51,6 +53,7 @@ class Batch:
         self._waiting: deque[Stream] = deque()
         self._running: list[Stream] = []
         self._ends = end_tokens(base)
+        self._end_ids = torch.tensor(sorted(self._ends), device=base.device)
         self._deltas: Deltas | None = None
 
     def submit(self, sequence: Stream) -> None:
@@ -138,8 +141,12 @@ class Batch:
         greedy = best.indices[:, 0].tolist()
         for row, sequence in enumerate(self._running[first:]):
             token = greedy[row]
-            if sequence.sampling.temperature > 0:
-                token = choose(logits[row], sequence.sampling, sequence.generator)
+            early = len(sequence.tokens) < sequence.sampling.min_tokens
+            if sequence.sampling.temperature > 0 or (early and token in self._ends):
+                own = logits[row]
+                if early:
+                    own = own.index_fill(0, self._end_ids, float("-inf"))
+                token = choose(own, sequence.sampling, sequence.generator)
             sequence.margins.append(margins[row])
             self._take(sequence, token)
             if sequence.finish_reason is not None:
@@ -156,6 +163,7 @@ class Batch:
     def _take(self, sequence: Stream, token: int) -> None:
         if token in self._ends:
             sequence.finish_reason = "stop"
+            sequence.ended_by = token
             return
         sequence.tokens.append(token)
         sequence.text = self._base.tokenizer.decode(sequence.tokens, skip_special_tokens=True)

@@ -21,19 +21,26 @@ def is_frozen_linear(head: nn.Module) -> bool:
     return head.weight.is_floating_point() and not head.weight.requires_grad
 
 
-def head_losses(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+def head_losses(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, entropies: Tensor | None = None
+) -> Tensor:
     """-log softmax(`weight` @ `hidden`) at `target` for every row, in fp32.
 
     `hidden` is [labels, hidden], `weight` [vocabulary, hidden], `target` [labels]; returns
-    [labels]. Differentiable in `hidden` alone.
+    [labels]. Differentiable in `hidden` alone. `entropies`, [labels], is filled with the entropy
+    of each row's softmax (nats), without gradient.
     """
-    losses: Tensor = _HeadLosses.apply(hidden, weight, target)  # type: ignore[no-untyped-call]
+    losses: Tensor = _HeadLosses.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, target, entropies
+    )
     return losses
 
 
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, entropies: Tensor | None
+    ) -> Tensor:
         labels = len(hidden)
         block = max(1, min(labels, _BLOCK // len(weight)))
         losses = torch.empty(labels, dtype=torch.float32, device=hidden.device)
@@ -45,9 +52,14 @@ class _HeadLosses(torch.autograd.Function):
             logits = torch.mm(own, weight.t(), out=room[: len(own)]).float()
             right = logits.gather(1, wanted[:, None]).squeeze(1)
             most = logits.amax(1)
-            exponentials = logits.sub_(most[:, None]).exp_()
+            logits.sub_(most[:, None])
+            centred = None if entropies is None else logits.clone()
+            exponentials = logits.exp_()
             total = exponentials.sum(1)
             losses[rows] = most + total.log() - right
+            if entropies is not None and centred is not None:
+                mean = torch.linalg.vecdot(exponentials, centred) / total
+                entropies[rows] = total.log() - mean
             if gradient is not None:
                 expected = torch.mm(exponentials.to(weight.dtype), weight) / total[:, None]
                 gradient[rows] = (expected - weight[wanted]).to(hidden.dtype)
@@ -55,8 +67,8 @@ class _HeadLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         if gradient is None:
-            return None, None, None
-        return gradient * upstream[0][:, None].to(gradient), None, None
+            return None, None, None, None
+        return gradient * upstream[0][:, None].to(gradient), None, None, None

@@ -72,6 +72,10 @@ class Pack:
             line.append(parent)
         return line[::-1]
 
+    def rows(self, node: int) -> range:
+        """Where a node's tokens stand in the pack."""
+        return range(self.nodes[node].start, self.nodes[node].start + self.nodes[node].length)
+
     @property
     def adapters(self) -> list[str]:
         """The adapters in this pack, in order of appearance."""

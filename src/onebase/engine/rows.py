@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onebase.adapters.contribution import Contribution
-from onebase.engine.forward import Labels, label_losses
+from onebase.engine.forward import Labels, Reading, read_pack
 from onebase.engine.pack import Pack
 from onebase.engine.trunk import Trunk, depth_of
 from onebase.model.base import Base
@@ -16,11 +16,14 @@ from onebase.model.base import Base
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One text for one adapter (None: the bare base): its tokens, and which are labels."""
+    """One text for one adapter (None: the bare base): its tokens, and which are labels. `stated`
+    names the tokens (by index) whose state is asked for: what enters the language-model head.
+    """
 
     adapter: str | None
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
+    stated: tuple[int, ...] = ()
 
     def bare(self) -> "TokenRow":
         """This row for the bare base: without an adapter, and without placed virtual tokens."""
@@ -36,12 +39,20 @@ class TokenRow:
         """How many tokens have a loss; the first token of a text has none to predict it."""
         return sum(self.learned[1:])
 
+    @property
+    def context(self) -> int:
+        """How many tokens there are before the first label (or up to the first state)."""
+        if True in self.learned:
+            return self.learned.index(True)
+        return self.stated[0] + 1 if self.stated else len(self.ids)
+
 
 @dataclass(frozen=True)
 class PlacedRows:
-    """A pack of rows: `predict`, the pack's rows whose logits are needed, each once; and for
-    every label `at` (an index into `predict`), its `target` token, and the `row` it is of. `nodes`
-    has the pack's nodes of every row in order, those that rows share included.
+    """A pack of rows: `predict`, the pack's rows that are needed, each once; for every label `at`
+    (an index into `predict`), its `target` token, and the `row` it is of; for every state `stated`
+    (an index into `predict`) and the `stated_row` it is of. `nodes` has the pack's nodes of every
+    row in order, those that rows share included.
     """
 
     pack: Pack
@@ -49,36 +60,102 @@ class PlacedRows:
     at: Tensor
     target: Tensor
     row: Tensor
+    stated: Tensor
+    stated_row: Tensor
     nodes: list[list[int]]
 
 
 def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PlacedRows:
-    """Put rows into one pack. What all rows of an adapter begin with stands there once."""
+    """Put rows into one pack. What all rows of an adapter begin with stands there once, and so
+    does the text that several of them answer.
+    """
     pack = Pack(contributions)
-    spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
     nodes: list[list[int]] = [[] for _ in rows]
     for adapter in dict.fromkeys(row.adapter for row in rows):
         own = [(index, row) for index, row in enumerate(rows) if row.adapter == adapter]
         shared = _shared([row for _, row in own])
         root = pack.add(adapter, own[0][1].ids[:shared]) if shared else None
-        for index, row in own:
-            added = pack.add(adapter, row.ids[shared:], root)
-            nodes[index] = [added] if root is None else [root, added]
-            node = pack.nodes[added]
-            before = None if node.parent is None else pack.nodes[node.parent]
-            for offset in range(shared, len(row.ids)):
-                if not row.learned[offset] or offset == 0:
-                    continue
-                inside = offset - shared
-                spot = node.start + inside - 1
-                if inside == 0:
-                    assert before is not None
-                    spot = before.start + before.length - 1
-                spots.append((spot, row.ids[offset], index))
-    predict, at = torch.unique(torch.tensor([s for s, _, _ in spots]).long(), return_inverse=True)
-    target = torch.tensor([t for _, t, _ in spots]).long()
-    row_of = torch.tensor([r for _, _, r in spots]).long()
-    return PlacedRows(pack, predict, at, target, row_of, nodes)
+        for group, asked in _asked_alike(own, shared):
+            parents = [] if root is None else [root]
+            begun = shared
+            if len(group) > 1 and asked > shared:
+                ids = group[0][1].ids[shared:asked]
+                parents.append(pack.add(adapter, ids, parents[-1] if parents else None))
+                begun = asked
+            for index, row in group:
+                added = pack.add(adapter, row.ids[begun:], parents[-1] if parents else None)
+                nodes[index] = [*parents, added]
+    spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
+    stated: list[tuple[int, int]] = []  # pack row, row
+    for index, row in enumerate(rows):
+        line = [spot for node in nodes[index] for spot in pack.rows(node)]
+        for offset in range(len(row.ids)):
+            if row.learned[offset] and offset > 0:
+                spots.append((line[offset - 1], row.ids[offset], index))
+        stated += [(line[offset], index) for offset in row.stated]
+    needed = torch.tensor([spot for spot, _, _ in spots] + [spot for spot, _ in stated]).long()
+    predict, at = torch.unique(needed, return_inverse=True)
+    return PlacedRows(
+        pack,
+        predict,
+        at[: len(spots)],
+        torch.tensor([target for _, target, _ in spots]).long(),
+        torch.tensor([row for _, _, row in spots]).long(),
+        at[len(spots) :],
+        torch.tensor([row for _, row in stated]).long(),
+        nodes,
+    )
+
+
+def _asked_alike(
+    rows: Sequence[tuple[int, TokenRow]], shared: int
+) -> Iterator[tuple[list[tuple[int, TokenRow]], int]]:
+    """The rows in groups with the same text before their first label, and its length (leaving each
+    row at least one token). A group of one shares nothing.
+    """
+    groups: dict[tuple[int, ...], list[tuple[int, TokenRow]]] = {}
+    for index, row in rows:
+        asked = row.ids[: min(row.context, len(row.ids) - 1)]
+        groups.setdefault(asked, []).append((index, row))
+    for asked, group in groups.items():
+        yield group, len(asked)
+
+
+def read_rows(
+    base: Base,
+    rows: Sequence[TokenRow],
+    contributions: Mapping[str, Contribution],
+    *,
+    temperature: float = 1.0,
+    entropies: bool = False,
+    checkpointing: bool = False,
+    trunk: Trunk | None = None,
+) -> tuple[Reading, PlacedRows]:
+    """The loss of every label in `rows` and the states they ask for, in one pass over the base.
+
+    Differentiable in the contributions. With `checkpointing` the backward pass computes every
+    layer again instead of keeping its inside; with a `trunk` it begins at the lowest layer that an
+    adapter of `rows` changes.
+    """
+    placed = place(rows, contributions)
+    first, entering = 0, None
+    if trunk is not None:
+        lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)
+        moved = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
+        if trunk.usable(lowest, moved=moved):
+            first, entering = lowest, _entering(trunk, lowest, rows, placed)
+    reading = read_pack(
+        base,
+        placed.pack,
+        placed.predict,
+        Labels(placed.at, placed.target, temperature),
+        placed.stated,
+        entropies=entropies,
+        checkpointing=checkpointing,
+        first=first,
+        entering=entering,
+    )
+    return reading, placed
 
 
 def token_losses(
@@ -89,29 +166,11 @@ def token_losses(
     checkpointing: bool = False,
     trunk: Trunk | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (negative log-probability, nats) of every label in `rows`, and its row.
-
-    One pass over the base; differentiable in the contributions. Both results are [labels]. With
-    `checkpointing` the backward pass computes every layer again instead of keeping its inside;
-    with a `trunk` it begins at the lowest layer that an adapter of `rows` changes.
+    """The loss (negative log-probability, nats) of every label in `rows`, and its row, both
+    [labels]; else as `read_rows`.
     """
-    placed = place(rows, contributions)
-    first, entering = 0, None
-    if trunk is not None:
-        lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)
-        moved = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
-        if trunk.usable(lowest, moved=moved):
-            first, entering = lowest, _entering(trunk, lowest, rows, placed)
-    losses = label_losses(
-        base,
-        placed.pack,
-        placed.predict,
-        Labels(placed.at, placed.target),
-        checkpointing=checkpointing,
-        first=first,
-        entering=entering,
-    )
-    return losses, placed.row.to(losses.device)
+    reading, placed = read_rows(base, rows, contributions, checkpointing=checkpointing, trunk=trunk)
+    return reading.losses, placed.row.to(reading.losses.device)
 
 
 def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PlacedRows) -> Tensor:

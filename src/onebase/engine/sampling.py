@@ -10,12 +10,14 @@ from torch import Tensor
 class Sampling(BaseModel):
     """How an answer is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing;
     a `seed` makes a request's draws its own, whatever else is in the batch; an answer ends
-    before any of the `stop` texts, at the end token, or after `max_tokens`.
+    before any of the `stop` texts, at the end token, or after `max_tokens`; the end token is not
+    drawn before `min_tokens`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_tokens: int = Field(128, ge=1)
+    min_tokens: int = Field(0, ge=0)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -32,6 +34,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         return int(logits.argmax())
     # The best logit is zero first, so that no temperature, however small, overflows.
     scaled = (logits.float() - logits.max()) / sampling.temperature
+    if not sampling.top_k and sampling.top_p == 1:  # nothing to cut, nothing to sort
+        drawn = torch.multinomial(scaled.softmax(-1).cpu(), 1, generator=generator)
+        return int(drawn)
     count = sampling.top_k or len(scaled)
     values, tokens = scaled.topk(min(count, len(scaled)))
     probabilities = values.softmax(-1)

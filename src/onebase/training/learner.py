@@ -147,7 +147,7 @@ class Learner:
         self.first_loss: float | None = None
         self.steps_above = 0
         rows = self.options.batch_size * self.options.accumulation
-        self._batches: Order | GivenOrder = Order(self.data.train, rows, job.seed)
+        self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, rows, job.seed)
 
     def _depth(self) -> int:
         """The layer at which its passes may begin; 0 where they can't, or shall not."""

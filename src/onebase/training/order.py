@@ -3,19 +3,21 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from onebase.engine.rows import TokenRow
 
+Item = TypeVar("Item")
 
-class Order:
+
+class Order(Generic[Item]):
     """An endless iterator: every row once an epoch, `size` rows a step, in an order that `seed`
     and the epoch give. The last step of an epoch takes what is left.
     """
 
-    def __init__(self, rows: list[TokenRow], size: int, seed: int) -> None:
+    def __init__(self, rows: list[Item], size: int, seed: int) -> None:
         self._rows = rows
         self._size = size
         self._random = random.Random(seed)
@@ -26,10 +28,10 @@ class Order:
         """Steps an epoch."""
         return math.ceil(len(self._rows) / self._size)
 
-    def __iter__(self) -> Iterator[list[TokenRow]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         return self
 
-    def __next__(self) -> list[TokenRow]:
+    def __next__(self) -> list[Item]:
         if self._taken >= len(self._rows):
             self._shuffle()
         rows = self._shuffled[self._taken : self._taken + self._size]

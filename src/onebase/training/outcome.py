@@ -26,12 +26,12 @@ def store_once(
 
     `metrics` stand in its record beside those of every training.
     """
-    return _stored(store, run, learner.job.task) or _store(
+    return already_stored(store, run, learner.job.task) or _store(
         store, base, run, learner, base_loss, metrics
     )
 
 
-def _stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
+def already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
     """What an earlier session of the run has stored, made current if it came no further."""
     versions = store.list(task)
     own = [item for item in versions if item.record.get("run") == run.id]

@@ -1,0 +1,31 @@
+"""A support desk's tone, taught by pairs of answers (DPO). Usage: 4_preferences.py [BASE]"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import onebase
+import onebase.demo
+
+DATA = Path(onebase.demo.__file__).parent / "en"
+QUESTIONS = ["My lamp arrived broken.", "Do you ship to Italy?", "Can I pay in cash?"]
+base = onebase.Base.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m")
+
+with tempfile.TemporaryDirectory() as folder:
+    workspace = onebase.Workspace(Path(folder))
+    job = onebase.Job("support", DATA / "support.jsonl", "lora", "Answer as the support desk.")
+    (taught,) = onebase.train([job], base=base, workspace=workspace)
+    # Begins from the task's adapter, which is the reference too, and stores the next version.
+    tone = onebase.AlignJob("support", DATA / "tone.jsonl", set={"epochs": 3})
+    aligned = onebase.train_dpo(tone, base=base, workspace=workspace)
+
+    engine = onebase.Engine(base)
+    engine.load(taught, name="before")
+    engine.load(aligned, name="after")
+    asked = [(name, question) for question in QUESTIONS for name in ("before", "after")]
+    for (name, question), answer in zip(
+        asked, engine.generate(asked, onebase.Sampling(max_tokens=48)), strict=True
+    ):
+        print(f"{question}\n  {name}: {answer.text}")
+    accuracy = aligned.metrics["pair_accuracy"]
+    print(f"Held-out pairs in which the chosen answer has become likelier: {accuracy:.0%}")

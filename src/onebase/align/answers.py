@@ -1,0 +1,101 @@
+"""Answers as rows of the one pass, and what a pass says of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from onebase.data.example import Example
+from onebase.data.template import Template
+from onebase.engine.forward import Reading
+from onebase.engine.rows import PlacedRows, TokenRow
+from onebase.errors import DataError
+from onebase.language import say
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The tokens of a prompt, and of its answer with its end token where it came to an end."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All of its tokens."""
+        return self.prompt + self.answer
+
+    def written_by(self, adapter: str | None) -> TokenRow:
+        """A row that asks for the log-probability of every token of the answer."""
+        learned = (False,) * len(self.prompt) + (True,) * len(self.answer)
+        return TokenRow(adapter, self.ids, learned)
+
+    def valued_by(self, adapter: str) -> TokenRow:
+        """A row that asks for the state before every token of the answer."""
+        begin = len(self.prompt) - 1
+        spots = tuple(range(begin, begin + len(self.answer)))
+        return TokenRow(adapter, self.ids, (False,) * len(self.ids), spots)
+
+    def scored_by(self, adapter: str) -> TokenRow:
+        """A row that asks for the state of the last token."""
+        return TokenRow(adapter, self.ids, (False,) * len(self.ids), (len(self.ids) - 1,))
+
+
+def answered(template: Template, example: Example, *, alone: bool = False) -> Answered:
+    """The last answer of an example, and all that stands before it as its prompt.
+
+    Raises DataError where an example leaves no answer, or nothing before it, unless the answer may
+    stand `alone`.
+    """
+    rendered = template.example(example)
+    begin = len(rendered.ids)
+    while begin > 0 and rendered.learned[begin - 1]:
+        begin -= 1
+    if begin == len(rendered.ids) or (begin == 0 and not alone):
+        what = say("answer", "回答") if begin else say("prompt", "提问")
+        raise DataError(
+            say(
+                f"{example.file}:{example.line} leaves no {what} within {template.max_tokens} "
+                "tokens.",
+                f"{example.file}:{example.line} 在 {template.max_tokens} 个词元内没有留下{what}。",
+            ),
+            say("Raise max_tokens, or shorten the row.", "请增大 max_tokens，或缩短该行。"),
+        )
+    return Answered(rendered.ids[:begin], rendered.ids[begin:])
+
+
+def by_row(reading: Reading, placed: PlacedRows, rows: int) -> Tensor:
+    """The log-probability of each row's labels, summed, [rows]."""
+    total = torch.zeros(rows, device=reading.losses.device)
+    return total.index_add(0, placed.row.to(total.device), -reading.losses)
+
+
+def tokens_by_row(values: Tensor, row_of: Tensor, rows: Sequence[int]) -> Tensor:
+    """Values of single tokens, `row_of` saying whose each is, as [rows, longest], padded with 0."""
+    own = row_of.to(values.device)
+    return pad_sequence([values[own == row] for row in rows], batch_first=True)
+
+
+def mask_of(answers: Sequence[Answered], device: torch.device) -> Tensor:
+    """Where each answer has a token, [answers, longest]."""
+    ones = [torch.ones(len(item.answer), dtype=torch.bool) for item in answers]
+    return pad_sequence(ones, batch_first=True).to(device)
+
+
+def packs(units: Sequence[Sequence[TokenRow]], tokens: int) -> Iterator[list[int]]:
+    """Units of rows that must be in one pass, in their order: the indices of those in each pass, of
+    at most `tokens` tokens (and at least one unit).
+    """
+    group: list[int] = []
+    size = 0
+    for index, unit in enumerate(units):
+        own = sum(len(row.ids) for row in unit)
+        if group and size + own > tokens:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += own
+    if group:
+        yield group

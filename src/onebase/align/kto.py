@@ -1,0 +1,290 @@
+"""Kahneman-Tversky optimisation: a policy learns from single answers, judged good or bad."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from onebase.adapters.contribution import Contribution
+from onebase.adapters.store import StoredAdapter
+from onebase.adapters.workspace import Workspace
+from onebase.align.answers import Answered, by_row, packs
+from onebase.align.losses import KTOLoss, kto_loss
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, require_finite
+from onebase.align.task import (
+    AlignJob,
+    PreferenceData,
+    PreferenceRow,
+    begin_from,
+    config_of,
+    load_rows,
+    pinned,
+    preference_data,
+    store_aligned,
+)
+from onebase.align.trainee import Trainee
+from onebase.engine.rows import TokenRow, read_rows
+from onebase.model.base import Base
+from onebase.training.job import TrainOptions
+from onebase.training.learner import schedule
+from onebase.training.loop import pack_tokens
+from onebase.training.order import Order
+
+POLICY, REFERENCE = "policy", "reference"
+RATE = 0.1  # as for DPO
+
+
+class KTOOptions(BaseModel):
+    """How a policy learns from judged answers; a step takes `batch_size` of them (at least two: the
+    reference point comes from answers to other prompts). `beta` is how dear moving away from the
+    reference is; `desirable` and `undesirable` weigh good and bad answers, for sets with many more
+    of one. `learning_rate` None is a tenth of the method's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    epochs: int = Field(1, ge=1, le=1000)
+    batch_size: int = Field(8, ge=2)
+    learning_rate: float | None = Field(None, gt=0)
+    beta: float = Field(0.1, gt=0)
+    desirable: float = Field(1.0, gt=0)
+    undesirable: float = Field(1.0, gt=0)
+    warmup: int = Field(5, ge=0)
+    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    max_tokens: int = Field(512, ge=8)
+
+
+def train_kto(
+    job: AlignJob,
+    *,
+    base: Base,
+    workspace: Workspace | None = None,
+    watcher: AlignWatcher | None = None,
+    restart: bool = False,
+    run_id: str | None = None,
+) -> StoredAdapter:
+    """Learn from judged answers and store the policy as the task's next version.
+
+    Given again after an interruption it goes on; `run_id` is the one run that it may go on with.
+    Raises UsageError or DataError before the first step, Interrupted after Ctrl-C.
+    """
+    workspace = workspace or Workspace()
+    source = load_rows(job, ("judged",))
+    asked = int(job.set.get("max_tokens", KTOOptions().max_tokens))
+    begun = begin_from(job, base, workspace, max_tokens=asked)
+    method = begun.adapter.method
+    job.check_settings(method, KTOOptions)
+    options = job.options(method, KTOOptions)
+    job = pinned(job, begun)
+    data = preference_data(job, source, begun.template, options.held_out)
+    training = job.training_job(method, options.learning_rate)
+    trainee = Trainee(
+        base, begun.adapter, training, clip=options.clip, weight_decay=options.weight_decay
+    )
+    learning = _Learning(trainee, data, options, job.seed)
+    config = config_of("kto", job, base, [options], [source.sha256])
+    with carried_out(
+        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
+    ) as run:
+        run.restore(learning.load)
+        run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
+        if learning.step == 0:
+            _judge(learning, base, run)
+        while learning.step < learning.total:
+            run.between(learning.state)
+            run.measured(learning.step, **_step(learning, base))
+            if learning.step % learning.an_epoch == 0:
+                _judge(learning, base, run)
+                run.between(learning.state, due=True)
+        trainee.take_best()
+        stored = store_aligned(
+            base,
+            workspace,
+            run.run,
+            job.task,
+            trainee.adapter,
+            {
+                "template": begun.template.config(),
+                "aligned": "kto",
+                "reference": begun.stored.name if begun.stored else None,
+                "data": str(job.data),
+                "data_sha256": source.sha256,
+                "metrics": {
+                    "trainable": trainee.adapter.trainable(),
+                    "eval_loss": learning.best["eval_loss"],
+                    "base_eval_loss": learning.first["eval_loss"],
+                    "reward_good": learning.best["reward_good"],
+                    "reward_bad": learning.best["reward_bad"],
+                    "steps": learning.step,
+                    "seconds": run.seconds,
+                },
+            },
+        )
+        run.summary = {"adapters": [stored.name], **learning.best}
+    return stored
+
+
+class _Learning:
+    """What changes from step to step."""
+
+    def __init__(
+        self, trainee: Trainee, data: PreferenceData, options: KTOOptions, seed: int
+    ) -> None:
+        self.trainee = trainee
+        self.reference = trainee.fixed()
+        self.data = data
+        self.options = options
+        self.step = 0
+        self.first: dict[str, float] = {}
+        self.best: dict[str, float] = {"eval_loss": math.inf}
+        self._order = Order(data.train, options.batch_size, seed)
+        self.an_epoch = self._order.steps
+        self.total = self.an_epoch * options.epochs
+
+    def next_rows(self) -> list[PreferenceRow]:
+        """The rows of the next step."""
+        return next(self._order)
+
+    def factor(self) -> float:
+        """The factor on the method's learning rates now."""
+        share = RATE if self.options.learning_rate is None else 1.0
+        return share * schedule(TrainOptions(warmup=self.options.warmup), self.step, self.total)
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        return {
+            "step": self.step,
+            "first": self.first,
+            "best": self.best,
+            "order": self._order.state(),
+            "trainee": self.trainee.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.step, self.first, self.best = state["step"], state["first"], state["best"]
+        self._order.load(state["order"])
+        self.trainee.load(state["trainee"])
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """What has no gradient in a step: the reference's log-probabilities of the answers, and both
+    models' of answers to other prompts, all [rows].
+    """
+
+    reference: Tensor
+    mismatched: Tensor
+    mismatched_reference: Tensor
+
+
+def _step(learning: _Learning, base: Base) -> dict[str, float]:
+    """One optimizer step; what was measured of its rows."""
+    rows = learning.next_rows()
+    fixed = _without_gradient(learning, base, rows)
+    learning.trainee.adapter.train()
+    total = 0.0
+    rewards = torch.zeros(len(rows))
+    units = [[row.answers[0].written_by(POLICY)] for row in rows]
+    for group in packs(units, pack_tokens(base.device)):
+        contribution = learning.trainee.adapter.contribution()
+        sums = _sums(base, [units[index][0] for index in group], {POLICY: contribution})
+        found = _losses(learning, rows, group, sums, fixed)
+        (found.losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+        total += float(found.losses.detach().sum())
+        rewards[group] = found.rewards.cpu()
+    norm = learning.trainee.update(learning.factor())
+    require_finite(total + norm, learning.step)
+    learning.step += 1
+    return {"loss": total / len(rows), **_by_judgement(rows, rewards)}
+
+
+def _without_gradient(learning: _Learning, base: Base, rows: Sequence[PreferenceRow]) -> _Fixed:
+    """Scores every answer by the reference, and every answer to another prompt by both models."""
+    learning.trainee.adapter.eval()
+    answers = [row.answers[0] for row in rows]
+    others = [
+        Answered(one.prompt, other.answer)
+        for one, other in zip(answers, answers[1:] + answers[:1], strict=True)
+    ]
+    units = [
+        [one.written_by(REFERENCE), other.written_by(POLICY), other.written_by(REFERENCE)]
+        for one, other in zip(answers, others, strict=True)
+    ]
+    found = []
+    with torch.no_grad():
+        own = {POLICY: learning.trainee.adapter.contribution(), REFERENCE: learning.reference}
+        for group in packs(units, 2 * pack_tokens(base.device)):
+            found.append(_sums(base, [row for index in group for row in units[index]], own))
+    return _Fixed(*torch.cat(found).view(-1, 3).unbind(1))
+
+
+def _sums(base: Base, rows: Sequence[TokenRow], own: dict[str, Contribution]) -> Tensor:
+    """The log-probabilities of whole answers, [rows]."""
+    reading, placed = read_rows(base, rows, own)
+    return by_row(reading, placed, len(rows))
+
+
+def _losses(
+    learning: _Learning,
+    rows: Sequence[PreferenceRow],
+    group: Sequence[int],
+    sums: Tensor,
+    fixed: _Fixed,
+) -> KTOLoss:
+    """Of those of `rows` in one pass; the reference point is of all of them."""
+    options = learning.options
+    own = torch.tensor(group, device=sums.device)
+    return kto_loss(
+        sums,
+        fixed.reference[own],
+        torch.tensor([rows[index].rating > 0 for index in group], device=sums.device),
+        fixed.mismatched,
+        fixed.mismatched_reference,
+        beta=options.beta,
+        desirable=options.desirable,
+        undesirable=options.undesirable,
+    )
+
+
+def _by_judgement(rows: Sequence[PreferenceRow], rewards: Tensor) -> dict[str, float]:
+    """The mean implicit reward of good and of bad answers; 0 where there is none."""
+    good = torch.tensor([row.rating > 0 for row in rows])
+    means = [float(rewards[own].mean()) if bool(own.any()) else 0.0 for own in (good, ~good)]
+    return {"reward_good": means[0], "reward_bad": means[1]}
+
+
+def _judge(learning: _Learning, base: Base, run: AlignRun) -> None:
+    """The held-out loss and implicit rewards; keeps the best state."""
+    rows = learning.data.held_out
+    fixed = _without_gradient(learning, base, rows)
+    with torch.no_grad():
+        own = {POLICY: learning.trainee.adapter.contribution()}
+        units = [[row.answers[0].written_by(POLICY)] for row in rows]
+        groups = list(packs(units, 2 * pack_tokens(base.device)))
+        found = [
+            _losses(
+                learning,
+                rows,
+                group,
+                _sums(base, [units[index][0] for index in group], own),
+                fixed,
+            )
+            for group in groups
+        ]
+    losses = torch.cat([item.losses for item in found])
+    rewards = torch.cat([item.rewards for item in found]).cpu()
+    record = {"eval_loss": float(losses.mean()), **_by_judgement(rows, rewards)}
+    if not learning.first:
+        learning.first = record
+    best = record["eval_loss"] < learning.best["eval_loss"]
+    if best:
+        learning.best = record
+        learning.trainee.keep_best()
+    run.measured(learning.step, **record, best=best)

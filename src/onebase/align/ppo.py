@@ -1,0 +1,406 @@
+"""Proximal policy optimisation on one base: policy, reference, value and reward are adapters of it,
+scored in one mixed pass.
+
+The loop is that of Ouyang et al. 2022 (InstructGPT, section 3.5) with the clipped objective of
+Schulman et al. 2017; with `advantage="group"` it is GRPO (Shao et al. 2024), without a value model.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import Contribution
+from onebase.align.advantages import gae, group_advantages, whiten
+from onebase.align.answers import Answered, mask_of, packs, tokens_by_row
+from onebase.align.divergence import Estimator, Penalty, divergence
+from onebase.align.losses import explained_variance, masked_mean, policy_loss, value_loss
+from onebase.align.rewards import FunctionReward, LearnedReward, Prompt, Reward, distinct_2
+from onebase.align.rollout import POLICY, Rollout, roll_out
+from onebase.align.run import require_finite
+from onebase.align.trainee import Trainee
+from onebase.engine.rows import TokenRow, read_rows
+from onebase.engine.sampling import Sampling
+from onebase.model.base import Base
+from onebase.training.loop import pack_tokens
+
+REFERENCE, VALUE, REWARD = "reference", "value", "reward"
+
+
+class RolloutOptions(BaseModel):
+    """How answers are drawn: `samples` answers to each of `prompts` prompts a step, of at most
+    `max_tokens`, at `temperature` (the policy whose log-probabilities count is the one at that
+    temperature). Before `min_tokens` the end token is not drawn, which the log-probabilities don't
+    know of. An answer that was cut off loses `cut_penalty`; one that came to its end gets
+    `end_bonus`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    prompts: int = Field(16, ge=1)
+    samples: int = Field(1, ge=1)
+    max_tokens: int = Field(32, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    cut_penalty: float = Field(0.0, ge=0)
+    end_bonus: float = Field(0.0, ge=0)
+
+
+class PPOOptions(BaseModel):
+    """The algorithm. A step learns from its rollouts `epochs` times, `minibatch` answers at a time.
+
+    `advantage` is gae (with a value model; `gamma`, `lam`) or group (GRPO). `kl` is the weight of the
+    KL penalty, led towards `kl_target` nats an answer where that is given; with gae it is part of the
+    rewards, by k1, with group part of the loss, by k3 as in the paper. (In a loss, k3 has the gradient
+    of KL(reference, policy); that of KL(policy, reference) is k2's.) `whiten`: gae's advantages have
+    deviation 1, a group's are over its deviation. `learning_rate` None is a tenth of the method's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: int = Field(50, ge=1)
+    epochs: int = Field(2, ge=1)
+    minibatch: int = Field(16, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    advantage: Literal["gae", "group"] = "gae"
+    gamma: float = Field(1.0, ge=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    clip_range: float = Field(0.2, gt=0)
+    kl: float = Field(0.05, ge=0)
+    kl_target: float | None = Field(None, gt=0)
+    kl_estimator: Estimator | None = None
+    whiten: bool = True
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator of the KL penalty: k1 in rewards and k3 in a loss, unless chosen."""
+        return self.kl_estimator or ("k3" if self.advantage == "group" else "k1")
+
+
+class ValueOptions(BaseModel):
+    """The value model: a fresh adapter of `value_method`, or a copy of the reward model where there
+    is one. `value_clip` keeps values near the old ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    value_method: str = "lora"
+    value_rate: float = Field(2e-4, gt=0)
+    head_rate: float = Field(1e-3, gt=0)
+    value_clip: float | None = Field(0.2, gt=0)
+
+
+@dataclass
+class Models:
+    """The four models of one base. `value` is None for group advantages."""
+
+    base: Base
+    policy: Trainee
+    reference: Contribution
+    value: Trainee | None
+    reward: Reward
+
+
+@dataclass
+class Progress:
+    """How far PPO has come, beside the models."""
+
+    step: int = 0
+    penalty: Penalty = field(default_factory=lambda: Penalty(0.0, None))
+    first_entropy: float | None = None
+    best: float = -float("inf")
+    stopped: str = ""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rollouts and what the models said of them before the policy moved; tensors are [answers,
+    tokens] on the base's device but `scores`, [answers]: the reward with bonus and penalty, and
+    `raw`, without.
+    """
+
+    rollouts: list[Rollout]
+    mask: Tensor
+    logprobs: Tensor
+    reference: Tensor
+    entropies: Tensor
+    values: Tensor | None
+    raw: Tensor
+    scores: Tensor
+
+    @property
+    def divergences(self) -> Tensor:
+        """log policy - log reference, summed over each answer, [answers]."""
+        return ((self.logprobs - self.reference) * self.mask).sum(1)
+
+
+def ppo_step(
+    models: Models,
+    prompts: Sequence[Prompt],
+    rolling: RolloutOptions,
+    options: PPOOptions,
+    valuing: ValueOptions,
+    progress: Progress,
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """One step: roll out, score in a mixed pass, and learn. Returns what was measured."""
+    asked = [prompt for prompt in prompts for _ in range(rolling.samples)]
+    rollouts = roll_out(models.base, models.policy.adapter, asked, sampling(rolling, seed))
+    found = experience(models, rollouts, rolling)
+    advantages, returns = _advantages(found, rolling, options, progress.penalty.weight)
+    drawn = random.Random(seed)
+    records = []
+    for _ in range(options.epochs):
+        order = drawn.sample(range(len(rollouts)), len(rollouts))
+        for at in range(0, len(order), options.minibatch):
+            chosen = order[at : at + options.minibatch]
+            records.append(
+                _update(
+                    models, found, advantages, returns, chosen, rolling, options, valuing, progress
+                )
+            )
+    progress.step += 1
+    kl = float(found.divergences.mean())
+    progress.penalty.observe(kl)
+    entropy = float(masked_mean(found.entropies, found.mask))
+    if progress.first_entropy is None:
+        progress.first_entropy = entropy
+    measured = {key: sum(r[key] for r in records) / len(records) for key in records[0]}
+    if found.values is not None and returns is not None:
+        measured["explained_variance"] = explained_variance(found.values, returns, found.mask)
+    return {
+        "reward": float(found.raw.mean()),
+        "kl": kl,
+        "entropy": entropy,
+        "length": float(found.mask.sum(1).float().mean()),
+        "ended": sum(item.ended for item in rollouts) / len(rollouts),
+        "distinct_2": distinct_2([item.text for item in rollouts]),
+        "penalty": progress.penalty.weight,
+        **measured,
+    }
+
+
+def sampling(options: RolloutOptions, seed: int) -> Sampling:
+    """How the rollouts of one step are drawn: from the whole distribution."""
+    return Sampling(
+        max_tokens=options.max_tokens,
+        min_tokens=min(options.min_tokens, options.max_tokens),
+        temperature=options.temperature,
+        seed=seed,
+    )
+
+
+def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions) -> Experience:
+    """What every model says of the rollouts, in mixed passes without gradient."""
+    base, reward = models.base, models.reward
+    own: dict[str, Contribution] = {REFERENCE: models.reference}
+    own[POLICY] = _still(models.policy.adapter)
+    if models.value is not None:
+        own[VALUE] = _still(models.value.adapter)
+    if isinstance(reward, LearnedReward):
+        own[REWARD] = reward.contribution
+    units = [_rows(models, item) for item in rollouts]
+    parts: dict[str, list[Tensor]] = {}
+    raw: list[float] = []
+    with torch.no_grad():
+        for group in packs(units, 2 * pack_tokens(base.device)):
+            rows = [row for index in group for row in units[index]]
+            reading, placed = read_rows(
+                base, rows, own, temperature=options.temperature, entropies=True
+            )
+            for number, row in enumerate(rows):
+                if row.adapter in (POLICY, REFERENCE):
+                    mine = (placed.row == number).to(reading.losses.device)
+                    parts.setdefault(str(row.adapter), []).append(-reading.losses[mine])
+                    if row.adapter == POLICY:
+                        parts.setdefault("entropy", []).append(reading.entropies[mine])
+                    continue
+                states = reading.states[(placed.stated_row == number).to(reading.states.device)]
+                if row.adapter == VALUE:
+                    assert models.value is not None
+                    parts.setdefault(VALUE, []).append(models.value.head(states))
+                elif isinstance(reward, LearnedReward):
+                    raw.append(reward.standard(float(reward.head(states)[0])))
+    if isinstance(reward, FunctionReward):
+        raw = [reward(item.prompt, item.text) for item in rollouts]
+    ends = [options.end_bonus if item.ended else -options.cut_penalty for item in rollouts]
+    scores = torch.tensor(raw, device=base.device)
+    return Experience(
+        rollouts=rollouts,
+        mask=mask_of([item.tokens for item in rollouts], base.device),
+        logprobs=_padded(parts[POLICY]),
+        reference=_padded(parts[REFERENCE]),
+        entropies=_padded(parts["entropy"]),
+        values=_padded(parts[VALUE]) if VALUE in parts else None,
+        raw=scores,
+        scores=scores + torch.tensor(ends, device=base.device),
+    )
+
+
+def _still(adapter: Adapter) -> Contribution:
+    adapter.eval()
+    with torch.no_grad():
+        return adapter.contribution()
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _rows(models: Models, item: Rollout) -> list[TokenRow]:
+    """The rows of one rollout: as policy, reference, value and reward model read it."""
+    rows = [item.tokens.written_by(POLICY), item.tokens.written_by(REFERENCE)]
+    if models.value is not None:
+        rows.append(item.tokens.valued_by(VALUE))
+    if isinstance(models.reward, LearnedReward):
+        rows.append(models.reward.text(item.prompt, item.text).scored_by(REWARD))
+    return rows
+
+
+def _advantages(
+    found: Experience, rolling: RolloutOptions, options: PPOOptions, weight: float
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages, and the returns that the value model learns (None without one)."""
+    if options.advantage == "group":
+        scaled = group_advantages(found.scores, rolling.samples, found.mask, scale=options.whiten)
+        return scaled, None
+    assert found.values is not None
+    penalties = divergence(found.logprobs, found.reference, options.estimator)
+    rewards = torch.where(found.mask, -weight * penalties, 0.0)
+    last = found.mask.sum(1) - 1
+    rewards[torch.arange(len(last), device=last.device), last] += found.scores
+    advantages, returns = gae(
+        rewards, found.values, found.mask, gamma=options.gamma, lam=options.lam
+    )
+    return whiten(advantages, found.mask) if options.whiten else advantages, returns
+
+
+def _update(
+    models: Models,
+    found: Experience,
+    advantages: Tensor,
+    returns: Tensor | None,
+    chosen: Sequence[int],
+    rolling: RolloutOptions,
+    options: PPOOptions,
+    valuing: ValueOptions,
+    progress: Progress,
+) -> dict[str, float]:
+    """One optimizer step of policy and value on the `chosen` answers."""
+    base, value = models.base, models.value
+    total = float(found.mask[list(chosen)].sum())
+    units = []
+    for index in chosen:
+        tokens: Answered = found.rollouts[index].tokens
+        unit = [tokens.written_by(POLICY)]
+        units.append(unit if value is None else [*unit, tokens.valued_by(VALUE)])
+    measured = dict.fromkeys(("policy_loss", "clip_fraction", "moved", "value_loss"), 0.0)
+    for group in packs(units, pack_tokens(base.device)):
+        own = {POLICY: models.policy.adapter.contribution()}
+        if value is not None:
+            own[VALUE] = value.adapter.contribution()
+        rows = [row for index in group for row in units[index]]
+        reading, placed = read_rows(base, rows, own, temperature=rolling.temperature)
+        mine = [chosen[index] for index in group]
+        mask = found.mask[mine]
+        longest = int(mask.sum(1).max())
+        mask = mask[:, :longest]
+        step = 1 if value is None else 2
+        logprobs = -tokens_by_row(reading.losses, placed.row, range(0, len(rows), step))
+        by_answer = options.advantage == "group"
+        # Each pass counts by its share of the tokens (or answers) of the whole step.
+        share = len(mine) / len(chosen) if by_answer else float(mask.sum()) / total
+        surrogate = policy_loss(
+            logprobs,
+            found.logprobs[mine, :longest],
+            advantages[mine, :longest],
+            mask,
+            clip=options.clip_range,
+            by_answer=by_answer,
+        )
+        loss = surrogate.loss
+        if by_answer:
+            # GRPO has the divergence in its loss (Shao et al. 2024, equations 3 and 4).
+            far = divergence(logprobs, found.reference[mine, :longest], options.estimator)
+            loss = loss + progress.penalty.weight * masked_mean(far, mask, by_answer=True)
+        if value is not None and found.values is not None and returns is not None:
+            states = value.head(reading.states)
+            values = tokens_by_row(states, placed.stated_row, range(1, len(rows), 2))
+            error = value_loss(
+                values,
+                found.values[mine, :longest],
+                returns[mine, :longest],
+                mask,
+                clip=valuing.value_clip,
+            )
+            # Two adapters: neither loss reaches the other's, so their weights don't matter.
+            loss = loss + error
+            measured["value_loss"] += share * float(error.detach())
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        measured["policy_loss"] += share * float(surrogate.loss.detach())
+        measured["clip_fraction"] += share * float(surrogate.clip_fraction)
+        measured["moved"] += share * float(surrogate.moved)
+    norm = models.policy.update(_RATE if options.learning_rate is None else 1.0)
+    if value is not None:
+        norm += value.update()
+    require_finite(norm + measured["policy_loss"], progress.step)
+    return {**measured, "gradient_norm": norm}
+
+
+_RATE = 0.1
+
+
+def held_out_objective(
+    models: Models,
+    prompts: Sequence[Prompt],
+    rolling: RolloutOptions,
+    progress: Progress,
+    *,
+    seed: int,
+) -> tuple[dict[str, float], Experience]:
+    """The policy on prompts it does not learn from, drawn with a fixed seed: mean reward, KL, and
+    what PPO maximises, their difference with the penalty's weight (Ouyang et al. 2022, equation 2).
+    """
+    rollouts = roll_out(models.base, models.policy.adapter, prompts, sampling(rolling, seed))
+    found = experience(models, rollouts, rolling)
+    reward, kl = float(found.raw.mean()), float(found.divergences.mean())
+    record = {
+        "eval_reward": reward,
+        "eval_kl": kl,
+        "eval_objective": reward - progress.penalty.weight * kl,
+        "eval_deviation": float(found.raw.std(correction=0)),
+        "eval_distinct_2": distinct_2([item.text for item in rollouts]),
+        "eval_length": float(found.mask.sum(1).float().mean()),
+    }
+    return record, found
+
+
+def models_state(models: Models, progress: Progress) -> dict[str, Any]:
+    """All that a checkpoint holds of the models and how far they have come."""
+    return {
+        "policy": models.policy.state(),
+        "value": None if models.value is None else models.value.state(),
+        "step": progress.step,
+        "penalty": progress.penalty.weight,
+        "first_entropy": progress.first_entropy,
+        "best": progress.best,
+        "stopped": progress.stopped,
+    }
+
+
+def load_models(models: Models, progress: Progress, state: Mapping[str, Any]) -> None:
+    """Go on from a state."""
+    models.policy.load(state["policy"])
+    if models.value is not None:
+        models.value.load(state["value"])
+    progress.step = state["step"]
+    progress.penalty.weight = state["penalty"]
+    progress.first_entropy = state["first_entropy"]
+    progress.best = state["best"]
+    progress.stopped = state["stopped"]

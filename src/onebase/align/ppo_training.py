@@ -1,0 +1,323 @@
+"""PPO as a run: its prompts, its four models, watching it, stopping it, and what it leaves."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onebase.adapters.head import ScalarHead
+from onebase.adapters.methods import build_adapter, canonical_method
+from onebase.adapters.store import StoredAdapter
+from onebase.adapters.workspace import Workspace
+from onebase.align.curves import draw_curves
+from onebase.align.divergence import Penalty
+from onebase.align.ppo import (
+    Experience,
+    Models,
+    PPOOptions,
+    Progress,
+    RolloutOptions,
+    ValueOptions,
+    held_out_objective,
+    load_models,
+    models_state,
+    ppo_step,
+)
+from onebase.align.prompts import load_prompts
+from onebase.align.rewards import Prompt, Reward, reward_named
+from onebase.align.rollout import require_room
+from onebase.align.run import AlignRun, AlignWatcher, carried_out
+from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
+from onebase.align.trainee import Trainee
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.training.job import Job
+from onebase.training.order import Order
+
+WATCHED = 4
+_DRAWS = 1 << 32  # apart from the seeds of the steps
+
+
+class WatchOptions(BaseModel):
+    """How PPO is watched: a share of `held_out` prompts judges the policy every `judge_every` steps,
+    by `judge_answers` answers at least, and the best is kept. It stops where a step's KL goes over `stop_kl` (nats an answer) or the
+    entropy of its tokens falls under `stop_entropy` of what it was.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    held_out: float = Field(0.1, gt=0, lt=1)
+    judge_every: int = Field(5, ge=1)
+    judge_answers: int = Field(32, ge=1)
+    stop_kl: float = Field(30.0, gt=0)
+    stop_entropy: float = Field(0.1, ge=0, lt=1)
+    clip: float = Field(1.0, gt=0)
+
+
+def train_ppo(
+    job: AlignJob,
+    reward: str,
+    *,
+    base: Base,
+    workspace: Workspace | None = None,
+    watcher: AlignWatcher | None = None,
+    restart: bool = False,
+    run_id: str | None = None,
+) -> StoredAdapter:
+    """Let the task's policy learn from rewards for its own answers to the job's prompts, and store
+    the best by held-out prompts as the task's next version. The reference is the policy as it
+    begins.
+
+    `reward` is `module:function` or a task whose adapter is a reward model. Raises UsageError or
+    DataError before the first step, RewardError where a reward function fails (the run can go on),
+    Interrupted after Ctrl-C.
+    """
+    workspace = workspace or Workspace()
+    ready = _prepare(job, reward, base, workspace)
+    models, progress, options = ready.models, ready.progress, ready.options
+    title = f"{job.task} (PPO, {ready.begun.adapter.method})"
+    with carried_out(
+        ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
+    ) as run:
+        run.restore(ready.load)
+        run.watcher.began(title, progress.step, options.steps)
+        while progress.step < options.steps and not progress.stopped:
+            due = progress.step % ready.watching.judge_every == 0
+            if due:
+                _judge(ready, run)
+            run.between(ready.state, due=due)
+            record = ppo_step(
+                models,
+                next(ready.order),
+                ready.rolling,
+                options,
+                ready.valuing,
+                progress,
+                seed=(job.seed << 20) + progress.step * 4096,
+            )
+            run.measured(progress.step, **record)
+            progress.stopped = _trouble(record, progress, ready.watching)
+        if progress.stopped:
+            run.note(progress.stopped)
+        _judge(ready, run)
+        run.between(ready.state, due=True)
+        models.policy.take_best()
+        lines = run.run.metrics()
+        draw_curves(run.run.path / "curves.png", lines)
+        stored = _store(ready, base, workspace, run, lines)
+        run.summary = {"adapters": [stored.name], **stored.metrics}
+    return stored
+
+
+@dataclass
+class _Ready:
+    """Everything that a run of PPO needs, its data read and its models built."""
+
+    job: AlignJob
+    begun: Beginning
+    reward: str
+    models: Models
+    progress: Progress
+    order: Order[Prompt]
+    held: list[Prompt]
+    rolling: RolloutOptions
+    options: PPOOptions
+    valuing: ValueOptions
+    watching: WatchOptions
+    config: dict[str, Any]
+    data_sha256: str
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        return {**models_state(self.models, self.progress), "order": self.order.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        load_models(self.models, self.progress, state)
+        self.order.load(state["order"])
+
+
+def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _Ready:
+    begun = begin_from(job, base, workspace, max_tokens=512)
+    method = begun.adapter.method
+    job.check_settings(method, RolloutOptions, PPOOptions, ValueOptions, WatchOptions)
+    rolling = job.options(method, RolloutOptions)
+    options = job.options(method, PPOOptions)
+    valuing = job.options(method, ValueOptions)
+    watching = job.options(method, WatchOptions)
+    _check_groups(rolling, options)
+    job = pinned(job, begun)
+    found = load_prompts(job.data, begun.template, columns=job.columns, skip_bad=job.skip_bad)
+    learned, held = found.split(watching.held_out, job.seed)
+    if job.held_out is not None:
+        named = load_prompts(
+            job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
+        )
+        learned, held = list(found.prompts), list(named.prompts)
+    require_room(base, [*learned, *held], rolling.max_tokens)
+    rewarding = reward_named(reward, base, workspace)
+    return _Ready(
+        job=job,
+        begun=begun,
+        reward=rewarding.name,
+        models=_models(job, begun, base, rewarding, options, valuing, watching),
+        progress=Progress(penalty=Penalty(options.kl, options.kl_target)),
+        order=Order(learned, rolling.prompts, job.seed),
+        held=held,
+        rolling=rolling,
+        options=options,
+        valuing=valuing,
+        watching=watching,
+        config=config_of(
+            "ppo",
+            job,
+            base,
+            [rolling, options, valuing, watching],
+            [found.sha256],
+            reward=rewarding.name,
+        ),
+        data_sha256=found.sha256,
+    )
+
+
+def _store(
+    ready: _Ready,
+    base: Base,
+    workspace: Workspace,
+    run: AlignRun,
+    lines: Sequence[Mapping[str, Any]],
+) -> StoredAdapter:
+    """The best policy as the task's next version, with what was measured of it and at the start."""
+    judged = [line for line in lines if "eval_reward" in line]
+    first, last = judged[0], judged[-1]
+    best = max(judged, key=lambda line: float(line["eval_objective"]))
+    adapter, begun = ready.models.policy.adapter, ready.begun
+    return store_aligned(
+        base,
+        workspace,
+        run.run,
+        ready.job.task,
+        adapter,
+        {
+            "template": begun.template.config(),
+            "aligned": "grpo" if ready.options.advantage == "group" else "ppo",
+            "reference": begun.stored.name if begun.stored else None,
+            "reward": ready.reward,
+            "data": str(ready.job.data),
+            "data_sha256": ready.data_sha256,
+            "metrics": {
+                "trainable": adapter.trainable(),
+                "eval_loss": None,
+                "base_eval_loss": None,
+                "reward": best["eval_reward"],
+                "reward_before": first["eval_reward"],
+                "reward_deviation_before": first["eval_deviation"],
+                "kl": best["eval_kl"],
+                "distinct_2": best["eval_distinct_2"],
+                "distinct_2_before": first["eval_distinct_2"],
+                "best_step": best["step"],
+                "steps": ready.progress.step,
+                "stopped": ready.progress.stopped or None,
+                "last_reward": last["eval_reward"],
+                "seconds": run.seconds,
+            },
+        },
+    )
+
+
+def _check_groups(rolling: RolloutOptions, options: PPOOptions) -> None:
+    if options.advantage == "group" and rolling.samples < 2:
+        raise UsageError(
+            say(
+                f"advantage=group with samples={rolling.samples}: there is no group.",
+                f"advantage=group 而 samples={rolling.samples}：没有可比较的一组回答。",
+            ),
+            say("Set samples=4 or more.", "请设置 samples=4 或更多。"),
+        )
+
+
+def _models(
+    job: AlignJob,
+    begun: Beginning,
+    base: Base,
+    reward: Reward,
+    options: PPOOptions,
+    valuing: ValueOptions,
+    watching: WatchOptions,
+) -> Models:
+    """Policy, its frozen copy, the value model and the reward."""
+    method = begun.adapter.method
+    training = job.training_job(method, options.learning_rate)
+    policy = Trainee(base, begun.adapter, training, clip=watching.clip)
+    value = None
+    if options.advantage == "gae":
+        value = _value_model(base, job, reward, valuing, watching.clip)
+    return Models(base, policy, policy.fixed(), value, reward)
+
+
+def _value_model(
+    base: Base, job: AlignJob, reward: Reward, valuing: ValueOptions, clip: float
+) -> Trainee:
+    """A fresh adapter with a head at zero."""
+    method = canonical_method(valuing.value_method)
+    adapter = build_adapter(
+        base, method, {}, init_text=job.instruction or "Rate the text.", seed=job.seed
+    )
+    adapter.head = ScalarHead(base.shape.hidden).to(base.device)
+    rates = Job("value", job.data, method, set={"learning_rate": valuing.value_rate})
+    return Trainee(base, adapter, rates, clip=clip, head_rate=valuing.head_rate)
+
+
+def _judge(ready: _Ready, run: AlignRun) -> None:
+    """The policy on the held-out prompts; keeps the best, and a few of its answers."""
+    progress = ready.progress
+    # All prompts equally often, and the first few answers to different ones.
+    times = math.ceil(ready.watching.judge_answers / len(ready.held))
+    record, found = held_out_objective(
+        ready.models, ready.held * times, ready.rolling, progress, seed=_DRAWS
+    )
+    best = record["eval_objective"] > progress.best
+    if best:
+        progress.best = record["eval_objective"]
+        ready.models.policy.keep_best()
+    run.measured(progress.step, **record, best=best)
+    _keep_samples(found, progress.step, run)
+
+
+def _keep_samples(found: Experience, step: int, run: AlignRun) -> None:
+    """The answers to the first few held-out prompts, in the run's samples.jsonl."""
+    with (run.run.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+        for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False):
+            line = {
+                "step": step,
+                "prompt": item.prompt.text,
+                "answer": item.text,
+                "reward": score,
+                "ended": item.ended,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _trouble(record: dict[str, float], progress: Progress, watching: WatchOptions) -> str:
+    """Why PPO should stop after this step, or nothing."""
+    if record["kl"] > watching.stop_kl:
+        return say(
+            f"Stopped after step {progress.step}: the KL divergence of {record['kl']:.1f} is over "
+            f"stop_kl={watching.stop_kl:g}. The best policy before it is kept.",
+            f"第 {progress.step} 步后停止：KL 散度 {record['kl']:.1f} 超过 "
+            f"stop_kl={watching.stop_kl:g}。保留此前最佳的策略。",
+        )
+    floor = watching.stop_entropy * (progress.first_entropy or 0.0)
+    if record["entropy"] < floor:
+        return say(
+            f"Stopped after step {progress.step}: the answers have become all alike (entropy "
+            f"{record['entropy']:.3f}, at first {progress.first_entropy:.3f}). The best policy "
+            "before it is kept.",
+            f"第 {progress.step} 步后停止：回答已趋于雷同（熵 {record['entropy']:.3f}，起初 "
+            f"{progress.first_entropy:.3f}）。保留此前最佳的策略。",
+        )
+    return ""

@@ -1,0 +1,50 @@
+"""Scores of answers by a stored reward model."""
+
+from collections.abc import Sequence
+
+import torch
+
+from onebase.adapters.workspace import Workspace
+from onebase.align.answers import packs
+from onebase.align.rewards import LearnedReward, Prompt, reward_named
+from onebase.data.example import Turn
+from onebase.engine.rows import read_rows
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.training.loop import pack_tokens
+
+REWARD = "reward"
+
+
+def score_answers(
+    task: str,
+    answers: Sequence[tuple[str, str]],
+    *,
+    base: Base,
+    workspace: Workspace | None = None,
+) -> list[float]:
+    """The score of every (prompt, answer) by the reward model `task`, in deviations from its mean on
+    held-out answers. An empty prompt is that of a bare text. Raises UsageError.
+    """
+    if ":" in task:
+        raise UsageError(
+            say(f"{task!r} is no task.", f"{task!r} 不是任务。"),
+            say(
+                "Name a task trained by onebase align reward.",
+                "请指明由 onebase align reward 训练的任务。",
+            ),
+        )
+    model = reward_named(task, base, workspace or Workspace())
+    assert isinstance(model, LearnedReward)
+    units = []
+    for number, (asked, said) in enumerate(answers, start=1):
+        prompt = Prompt((Turn("user", asked),), (), {}, "answer", number)
+        units.append([model.text(prompt, said).scored_by(REWARD)])
+    scores: list[float] = []
+    for group in packs(units, 2 * pack_tokens(base.device)):
+        with torch.inference_mode():
+            rows = [row for index in group for row in units[index]]
+            reading, _ = read_rows(base, rows, {REWARD: model.contribution})
+            scores += [model.standard(score) for score in model.head(reading.states).tolist()]
+    return scores

@@ -1,0 +1,466 @@
+"""`onebase align`: reward models, PPO, DPO, KTO, and scoring answers."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onebase.adapters.store import StoredAdapter
+from onebase.align.dpo import train_dpo
+from onebase.align.kto import train_kto
+from onebase.align.ppo_training import train_ppo
+from onebase.align.resuming import resume_aligned
+from onebase.align.reward_model import train_reward
+from onebase.align.scoring import score_answers
+from onebase.align.task import AlignJob
+from onebase.cli.session import (
+    BaseOption,
+    JsonOption,
+    LangOption,
+    PrecisionOption,
+    Session,
+    WorkspaceOption,
+    begin,
+    note,
+)
+from onebase.cli.training import Stopped, load_base, pairs, settings
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+from onebase.training.execution import summary
+from onebase.training.interruption import Interrupted
+
+align_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Learn from preferences and rewards: reward models, PPO, DPO, KTO.",
+)
+TaskOption = Annotated[str, typer.Option("--task", help="The task's name.")]
+DataOption = Annotated[str, typer.Option("--data", help="Its data file.")]
+MethodOption = Annotated[
+    str | None,
+    typer.Option("--method", help="Begin afresh by this method, not from the task's adapter."),
+]
+FromOption = Annotated[
+    str | None, typer.Option("--from", help="The adapter to begin from: task or task@2.")
+]
+InstructionOption = Annotated[
+    str | None, typer.Option("--instruction", help="What the task is, in a sentence.")
+]
+HeldOutOption = Annotated[str | None, typer.Option("--held-out", help="A file to judge by.")]
+TemplateOption = Annotated[
+    str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
+]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="role=column,…")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
+]
+
+
+@align_app.command("reward")
+def reward_command(
+    task: TaskOption,
+    data: DataOption,
+    method: MethodOption = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    instruction: InstructionOption = None,
+    held_out: HeldOutOption = None,
+    template: TemplateOption = "auto",
+    columns: ColumnsOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    restart: RestartOption = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Learn to score answers, from pairs (prompt, chosen, rejected) or ratings (text, rating)."""
+    session = begin(workspace, as_json, lang)
+    job = _job(
+        task,
+        data,
+        method,
+        None,
+        instruction,
+        held_out,
+        template,
+        columns,
+        set_,
+        seed,
+        skip_bad,
+    )
+    loaded = load_base(base or DEFAULT_BASE, precision)
+    with align_display() as display:
+        stored = train_reward(
+            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+        )
+    show_aligned(session, stored)
+
+
+@align_app.command("dpo")
+def dpo_command(
+    task: TaskOption,
+    data: DataOption,
+    method: MethodOption = None,
+    start: FromOption = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    instruction: InstructionOption = None,
+    held_out: HeldOutOption = None,
+    template: TemplateOption = "auto",
+    columns: ColumnsOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    restart: RestartOption = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Learn from pairs of answers (prompt, chosen, rejected), without a reward model."""
+    session = begin(workspace, as_json, lang)
+    job = _job(
+        task,
+        data,
+        method,
+        start,
+        instruction,
+        held_out,
+        template,
+        columns,
+        set_,
+        seed,
+        skip_bad,
+    )
+    loaded = load_base(base or DEFAULT_BASE, precision)
+    with align_display() as display:
+        stored = train_dpo(
+            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+        )
+    show_aligned(session, stored)
+
+
+@align_app.command("kto")
+def kto_command(
+    task: TaskOption,
+    data: DataOption,
+    method: MethodOption = None,
+    start: FromOption = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    instruction: InstructionOption = None,
+    held_out: HeldOutOption = None,
+    template: TemplateOption = "auto",
+    columns: ColumnsOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    restart: RestartOption = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Learn from single answers judged good or bad (prompt, completion, label)."""
+    session = begin(workspace, as_json, lang)
+    job = _job(
+        task,
+        data,
+        method,
+        start,
+        instruction,
+        held_out,
+        template,
+        columns,
+        set_,
+        seed,
+        skip_bad,
+    )
+    loaded = load_base(base or DEFAULT_BASE, precision)
+    with align_display() as display:
+        stored = train_kto(
+            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+        )
+    show_aligned(session, stored)
+
+
+@align_app.command("ppo")
+def ppo_command(
+    task: TaskOption,
+    prompts: Annotated[str, typer.Option("--prompts", help="A file of prompts.")],
+    reward: Annotated[
+        str, typer.Option("--reward", help="A reward model's task, or module:function.")
+    ],
+    advantage: Annotated[
+        str | None, typer.Option("--advantage", help="gae, or group (GRPO: no value model).")
+    ] = None,
+    method: MethodOption = None,
+    start: FromOption = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    instruction: InstructionOption = None,
+    held_out: HeldOutOption = None,
+    template: TemplateOption = "auto",
+    columns: ColumnsOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    skip_bad: SkipBadOption = False,
+    restart: RestartOption = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Learn from rewards for the task's own answers to prompts (PPO, or GRPO)."""
+    session = begin(workspace, as_json, lang)
+    given = [*(set_ or []), *([f"advantage={advantage}"] if advantage else [])]
+    job = _job(
+        task,
+        prompts,
+        method,
+        start,
+        instruction,
+        held_out,
+        template,
+        columns,
+        given,
+        seed,
+        skip_bad,
+    )
+    loaded = load_base(base or DEFAULT_BASE, precision)
+    with align_display() as display:
+        stored = train_ppo(
+            job,
+            reward,
+            base=loaded,
+            workspace=session.workspace,
+            watcher=display,
+            restart=restart,
+        )
+    show_aligned(session, stored)
+
+
+@align_app.command("score")
+def score_command(
+    task: TaskOption,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Rows with text, or input and output.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What was asked.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="The answer to score.")] = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Score answers by a reward model: 0 is its mean, 1 a deviation above."""
+    session = begin(workspace, as_json, lang)
+    asked = _answers(file, prompt, answer)
+    loaded = load_base(base or DEFAULT_BASE, precision)
+    scores = score_answers(task, asked, base=loaded, workspace=session.workspace)
+    rows = [
+        {"prompt": question, "answer": said, "score": score}
+        for (question, said), score in zip(asked, scores, strict=True)
+    ]
+    session.show({"scores": rows}, *(f"{row['score']:+.3f}  {row['answer']}" for row in rows))
+
+
+def _answers(file: Path | None, prompt: str | None, answer: str | None) -> list[tuple[str, str]]:
+    if (file is None) == (answer is None):
+        raise UsageError(
+            say("There is nothing to score.", "没有要打分的内容。"),
+            say(
+                "Give --answer (with --prompt), or --file.",
+                "请给出 --answer（配合 --prompt），或 --file。",
+            ),
+        )
+    if file is None:
+        return [(prompt or "", answer or "")]
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            say(f"{file} can't be read: {error}.", f"无法读取 {file}：{error}。"),
+            say("Check the path.", "请检查路径。"),
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = ()
+        if row is None:
+            continue
+        said = row.get("output", row.get("text")) if isinstance(row, dict) else None
+        if not isinstance(said, str) or not said.strip():
+            raise UsageError(
+                say(
+                    f"{file}, line {number}, has no text or output.",
+                    f"{file} 第 {number} 行没有 text 或 output。",
+                ),
+                say(
+                    'Write JSON lines: {"text": …} or {"input": …, "output": …}.',
+                    '请写成 JSON 行：{"text": …} 或 {"input": …, "output": …}。',
+                ),
+            )
+        found.append((str(row.get("input") or ""), said))
+    return found
+
+
+def _job(
+    task: str,
+    data: str,
+    method: str | None,
+    start: str | None,
+    instruction: str | None,
+    held_out: str | None,
+    template: str,
+    columns: str | None,
+    set_: list[str] | None,
+    seed: int,
+    skip_bad: bool,
+) -> AlignJob:
+    if method is not None and start is not None:
+        raise UsageError(
+            say("Both --method and --from were given.", "同时给出了 --method 和 --from。"),
+            say(
+                "Begin afresh by a method, or from an adapter.",
+                "请选择用某方法重新开始，或从某个适配器开始。",
+            ),
+        )
+    return AlignJob(
+        task=task,
+        data=data,
+        method=method,
+        start=start,
+        instruction=instruction,
+        held_out=held_out,
+        template=template,
+        columns=pairs(columns.split(",") if columns else []),
+        skip_bad=skip_bad,
+        seed=seed,
+        set=settings(set_ or []),
+    )
+
+
+def resume_align(session: Session, run: str, base: Base) -> None:
+    """Go on with an interrupted run of this kind, for `onebase resume`."""
+    with align_display() as display:
+        stored = resume_aligned(run, base=base, workspace=session.workspace, watcher=display)
+    show_aligned(session, stored)
+
+
+def show_aligned(session: Session, stored: StoredAdapter) -> None:
+    """What came of it."""
+    metrics = stored.metrics
+    name = f"{stored.name} ({stored.method}): "
+    if stored.record.get("head"):
+        text = name + say(
+            f"pair accuracy {metrics['pair_accuracy']:.3f} over {metrics['pairs']} held-out pairs, "
+            f"calibration error {metrics['calibration_error']:.3f}, scores {metrics['score_mean']:.2f} "
+            f"± {metrics['score_deviation']:.2f}",
+            f"{metrics['pairs']} 个留出对的准确率 {metrics['pair_accuracy']:.3f}，校准误差 "
+            f"{metrics['calibration_error']:.3f}，得分 {metrics['score_mean']:.2f} ± "
+            f"{metrics['score_deviation']:.2f}",
+        )
+        after = say(
+            f"Try: onebase align ppo --task T --prompts F --reward {stored.task}",
+            f"试试：onebase align ppo --task T --prompts F --reward {stored.task}",
+        )
+    elif "reward_before" in metrics:
+        text = name + say(
+            f"held-out reward {metrics['reward_before']:.3f} -> {metrics['reward']:.3f}, KL "
+            f"{metrics['kl']:.2f}, distinct-2 {metrics['distinct_2_before']:.2f} -> "
+            f"{metrics['distinct_2']:.2f} (step {metrics['best_step']} of {metrics['steps']})",
+            f"留出奖励 {metrics['reward_before']:.3f} -> {metrics['reward']:.3f}，KL "
+            f"{metrics['kl']:.2f}，distinct-2 {metrics['distinct_2_before']:.2f} -> "
+            f"{metrics['distinct_2']:.2f}（第 {metrics['best_step']} 步，共 {metrics['steps']} 步）",
+        )
+        after = say(
+            f"Its curves and samples: onebase runs show {stored.record['run']}",
+            f"曲线与样例：onebase runs show {stored.record['run']}",
+        )
+    else:
+        before, loss = metrics["base_eval_loss"], metrics["eval_loss"]
+        text = name + say(
+            f"held-out loss {before:.3f} -> {loss:.3f}", f"留出损失 {before:.3f} -> {loss:.3f}"
+        )
+        after = say(
+            f"Try: onebase generate --task {stored.task} --prompt …",
+            f"试试：onebase generate --task {stored.task} --prompt …",
+        )
+    session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)
+
+
+class AlignDisplay:
+    """A bar on a terminal; elsewhere a line for every judgement, and for every tenth of the steps."""
+
+    _SHOWN = ("loss", "reward", "kl", "pair_accuracy", "margin", "entropy")
+    _JUDGED = ("eval_loss", "pair_accuracy", "eval_reward", "eval_kl", "margin")
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bar = self._progress.add_task("", total=1, numbers="")
+        self._total = 1
+        self._live = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def began(self, title: str, step: int, total: int) -> None:
+        """Draw the bar."""
+        self._total = total
+        self._progress.update(self._bar, description=title, total=total, completed=step)
+
+    def measured(self, step: int, record: Mapping[str, Any]) -> None:
+        """Move the bar, or print a line."""
+        judged = any(key.startswith("eval_") for key in record)
+        keys = self._JUDGED if judged else self._SHOWN
+        numbers = "  ".join(f"{key} {record[key]:.3f}" for key in keys if key in record)
+        self._progress.update(self._bar, completed=step, numbers=numbers)
+        if not self._live and (judged or step % max(1, self._total // 10) == 0):
+            note(say(f"step {step}/{self._total}: ", f"第 {step}/{self._total} 步：") + numbers)
+
+    def noted(self, text: str) -> None:
+        """A sentence."""
+        note(text)
+
+
+@contextmanager
+def align_display() -> Iterator[AlignDisplay]:
+    """The display of a run, whose interruption says how to go on. Raises Stopped."""
+    try:
+        with AlignDisplay() as display:
+            yield display
+    except Interrupted as stop:
+        raise Stopped(stop.message, stop.remedy) from stop

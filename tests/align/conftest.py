@@ -1,0 +1,51 @@
+"""Preference files of a few kinds, and tiny bases whose answers have a few tokens."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Write = Callable[[str, list[dict[str, Any]]], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(name: str, rows: list[dict[str, Any]]) -> Path:
+        file = tmp_path / name
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return written
+
+
+@pytest.fixture
+def pairs(write: Write) -> Path:
+    """The longer answer is the chosen one."""
+    words = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop"]
+    rows = [
+        {
+            "prompt": f"where is the {words[i % 8]} {i % 12}",
+            "chosen": f"on its way, {words[(i + 3) % 8]} {i}",
+            "rejected": words[(i + 1) % 8],
+        }
+        for i in range(24)
+    ]
+    return write("pairs.jsonl", rows)
+
+
+@pytest.fixture
+def judged(write: Write) -> Path:
+    """Answers that say where it is are good."""
+    words = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop"]
+    rows = [
+        {
+            "prompt": f"where is the {words[i % 8]} {i % 12}",
+            "completion": f"on its way {i}" if i % 2 else words[i % 7],
+            "label": bool(i % 2),
+        }
+        for i in range(32)
+    ]
+    return write("judged.jsonl", rows)

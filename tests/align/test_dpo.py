@@ -1,0 +1,163 @@
+"""DPO: its losses through the one pass against PEFT-free arithmetic, learning, going on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onebase
+from onebase.adapters.store import AdapterStore
+from onebase.adapters.workspace import Workspace
+from onebase.align import run
+from onebase.align.answers import Answered, by_row
+from onebase.align.dpo import train_dpo
+from onebase.align.kto import train_kto
+from onebase.align.resuming import resume_aligned
+from onebase.align.task import AlignJob
+from onebase.engine.rows import read_rows
+from onebase.errors import UsageError
+from onebase.model.base import Base
+
+METHODS = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning-v2"]
+
+
+def test_answers_have_the_plain_models_log_probabilities(
+    make_base: Callable[..., Base], plain_model: Callable[..., Any]
+) -> None:
+    base = make_base()
+    one = Answered((5, 17, 33), (40, 41, 2))
+    other = Answered((5, 17, 33), (50,))
+    rows = [one.written_by(None), other.written_by(None)]
+    with torch.no_grad():
+        reading, placed = read_rows(base, rows, {})
+        logits = plain_model("llama")(input_ids=torch.tensor([one.ids])).logits[0].log_softmax(-1)
+    expected = sum(float(logits[2 + at, token]) for at, token in enumerate(one.answer))
+    sums = by_row(reading, placed, 2)
+    assert float(sums[0]) == pytest.approx(expected, abs=1e-4)
+    assert float(sums[1]) == pytest.approx(float(logits[2, 50]), abs=1e-4)
+
+
+def job(data: Path, method: str | None = "lora", **settings: Any) -> AlignJob:
+    tokens = {"virtual_tokens": 6} if method and "p" in method and method != "lora" else {}
+    return AlignJob(
+        "desk",
+        data,
+        method,
+        instruction="Say where it is.",
+        set={
+            "epochs": 4,
+            "batch_size": 4,
+            "max_tokens": 128,
+            "held_out": 0.25,
+            **settings,
+            **tokens,
+        },
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_pairs(
+    method: str, pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    rate = {"lora": 2e-3, "ia3": 2e-2, "p-tuning-v2": 5e-2}.get(method, 1e-2)
+    stored = train_dpo(
+        job(pairs, method, learning_rate=rate),
+        base=make_base(),
+        workspace=Workspace(tmp_path / "w"),
+    )
+    metrics = stored.metrics
+    assert metrics["base_eval_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference itself
+    assert metrics["eval_loss"] < 0.6
+    assert metrics["pair_accuracy"] > 0.7
+    assert metrics["margin"] > 0
+
+
+def test_it_begins_from_the_tasks_adapter_and_stores_the_next_version(
+    pairs: Path, write: Callable[..., Path], make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    rows = [{"question": f"where is {i}", "answer": "on its way"} for i in range(8)]
+    task = onebase.Job("desk", write("desk.jsonl", rows), "lora", "Say it.", set={"epochs": 1})
+    onebase.train([task], base=base, workspace=workspace)
+    stored = train_dpo(job(pairs, None), base=base, workspace=workspace)
+    assert stored.name == "desk@2"
+    assert stored.current
+    assert stored.record["reference"] == "desk@1"
+    assert stored.record["template"] == AdapterStore(workspace).get("desk@1").record["template"]
+    again = train_dpo(
+        AlignJob("desk", pairs, start="desk@1", set={"max_tokens": 128}),
+        base=base,
+        workspace=workspace,
+    )
+    assert again.record["reference"] == "desk@1"
+
+
+def test_a_task_without_an_adapter_needs_a_method(
+    pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no adapter of 'desk'"):
+        train_dpo(job(pairs, None), base=make_base(), workspace=Workspace(tmp_path / "w"))
+
+
+@pytest.mark.parametrize("trainer", [train_dpo, train_kto], ids=["dpo", "kto"])
+def test_an_interrupted_run_goes_on_to_the_same_adapter(
+    trainer: Callable[..., Any],
+    pairs: Path,
+    judged: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = make_base()
+    data = pairs if trainer is train_dpo else judged
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    asked = job(data, dropout=0.1)
+    whole = trainer(asked, base=base, workspace=Workspace(tmp_path / "one"))
+
+    class Stop(run.Silent):
+        def measured(self, step: int, record: Any) -> None:
+            if step == 6:
+                raise KeyboardInterrupt
+
+    workspace = Workspace(tmp_path / "two")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(asked, base=base, workspace=workspace, watcher=Stop())
+    (folder,) = workspace.runs.iterdir()
+    again = resume_aligned(folder.name, base=base, workspace=workspace)
+    assert again.record["sha256"] == whole.record["sha256"]
+    assert again.record["run"] == folder.name
+
+
+def test_a_run_whose_data_changed_does_not_go_on(
+    pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+
+    class Stop(run.Silent):
+        def measured(self, step: int, record: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(job(pairs), base=base, workspace=workspace, watcher=Stop())
+    (folder,) = workspace.runs.iterdir()
+    pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UsageError, match="changed"):
+        resume_aligned(folder.name, base=base, workspace=workspace)
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
+def test_kto_tells_good_from_bad(
+    method: str, judged: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    rate = {"lora": 2e-3}.get(method, 1e-1)
+    stored = train_kto(
+        job(judged, method, learning_rate=rate),
+        base=make_base(),
+        workspace=Workspace(tmp_path / "w"),
+    )
+    metrics = stored.metrics
+    assert metrics["base_eval_loss"] == pytest.approx(0.5, abs=1e-3)  # the reference itself
+    assert metrics["eval_loss"] < 0.48
+    assert metrics["reward_good"] > metrics["reward_bad"]

@@ -1,0 +1,341 @@
+"""PPO: what the mixed pass says of rollouts, every policy, its guards, going on."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onebase.adapters.head import ScalarHead
+from onebase.adapters.methods import build_adapter
+from onebase.adapters.workspace import Workspace
+from onebase.align import rewards, run
+from onebase.align.ppo import (
+    Models,
+    PPOOptions,
+    Progress,
+    RolloutOptions,
+    ValueOptions,
+    experience,
+    ppo_step,
+)
+from onebase.align.ppo_training import train_ppo
+from onebase.align.resuming import resume_aligned
+from onebase.align.reward_model import train_reward
+from onebase.align.rewards import FunctionReward, Prompt, RewardError
+from onebase.align.rollout import roll_out
+from onebase.align.task import AlignJob
+from onebase.align.trainee import Trainee
+from onebase.data.example import Turn
+from onebase.engine.rows import TokenRow, read_rows
+from onebase.engine.sampling import Sampling
+from onebase.errors import DataError, UsageError
+from onebase.model.base import Base
+from onebase.training.job import Job
+
+POLICIES = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning"]
+SMALL = {
+    "steps": 3,
+    "prompts": 3,
+    "max_tokens": 5,
+    "judge_every": 2,
+    "epochs": 1,
+    "value_rate": 1e-3,
+}
+
+
+def letters(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
+    return float(sum("a" <= letter <= "z" for letter in answer))
+
+
+@pytest.fixture(autouse=True)
+def _reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "_function", lambda name: letters)
+
+
+@pytest.fixture
+def prompts(write: Callable[..., Path]) -> Path:
+    return write("prompts.jsonl", [{"prompt": f"where is {i}", "id": i} for i in range(8)])
+
+
+def job(data: Path, method: str | None = "lora", **settings: Any) -> AlignJob:
+    own: dict[str, Any] = {**SMALL, **settings}
+    if method and "p" in method.replace("lora", ""):
+        own = {"virtual_tokens": 4, **own}
+    return AlignJob("desk", data, method, template="plain", set=own)
+
+
+def adapter_of(base: Base, method: str, seed: int, *, head: bool = False) -> Any:
+    settings = {"virtual_tokens": 4} if "p" in method else {"rank": 2}
+    adapter = build_adapter(base, method, settings, init_text="hello", seed=seed)
+    if head:
+        adapter.head = ScalarHead(base.shape.hidden)
+    torch.manual_seed(seed)
+    for parameter in adapter.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return adapter
+
+
+def models_of(base: Base, method: str = "prompt-tuning") -> Models:
+    policy = Trainee(base, adapter_of(base, method, 1), Job("p", "", method), clip=1.0)
+    value = Trainee(base, adapter_of(base, "lora", 2, head=True), Job("v", "", "lora"), clip=1.0)
+    reference = adapter_of(base, "p-tuning-v2", 3).eval().requires_grad_(False).contribution()
+    return Models(base, policy, reference, value, FunctionReward("letters", letters))
+
+
+def asked(base: Base, count: int = 4) -> list[Prompt]:
+    texts = [f"where is {'x' * index}" for index in range(count)]
+    return [
+        Prompt((Turn("user", text),), tuple(base.tokenizer(text)["input_ids"]), {}, "f", index)
+        for index, text in enumerate(texts)
+    ]
+
+
+def test_rollouts_are_the_policys_own_and_repeatable(make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    policy = adapter_of(base, "lora", 1)
+    sampling = Sampling(max_tokens=6, min_tokens=3, temperature=1.0, seed=5)
+    first = roll_out(base, policy, asked(base) * 4, sampling)
+    again = roll_out(base, policy, asked(base) * 4, sampling)
+    assert [item.tokens for item in first] == [item.tokens for item in again]
+    assert len({item.tokens.answer for item in first}) > 8
+    for item in first:
+        assert 3 <= len(item.tokens.answer) - item.ended <= 6
+        assert item.ended == (item.tokens.answer[-1] == base.tokenizer.eos_token_id)
+        assert item.tokens.prompt == item.prompt.ids
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_mixed_pass_says_of_each_model_what_it_says_alone(
+    temperature: float, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    models = models_of(base)
+    options = RolloutOptions(max_tokens=5, temperature=temperature, cut_penalty=2.0, end_bonus=0.5)
+    sampling = Sampling(max_tokens=5, temperature=temperature, seed=1)
+    rollouts = roll_out(base, models.policy.adapter, asked(base), sampling)
+    found = experience(models, rollouts, options)
+    assert models.value is not None
+    assert found.values is not None
+    own = {"a": models.policy.adapter.contribution(), "r": models.reference}
+    own["v"] = models.value.adapter.contribution()
+    for index, item in enumerate(rollouts):
+        size = len(item.tokens.answer)
+        assert found.mask[index].sum() == size
+        with torch.no_grad():
+            for name, logprobs in (("a", found.logprobs), ("r", found.reference)):
+                row = [item.tokens.written_by(name)]
+                reading, _ = read_rows(base, row, own, temperature=temperature, entropies=True)
+                torch.testing.assert_close(
+                    logprobs[index, :size], -reading.losses, atol=1e-4, rtol=0
+                )
+                if name == "a":
+                    seen = found.entropies[index, :size]
+                    torch.testing.assert_close(seen, reading.entropies, atol=1e-4, rtol=0)
+            for at in range(size):  # the value before each token, read from the text so far
+                ids = item.tokens.ids[: len(item.tokens.prompt) + at]
+                alone = TokenRow("v", ids, (False,) * len(ids), (len(ids) - 1,))
+                reading, _ = read_rows(base, [alone], own)
+                value = models.value.head(reading.states)[0]
+                torch.testing.assert_close(found.values[index, at], value, atol=1e-4, rtol=1e-4)
+        assert float(found.raw[index]) == letters("", item.text, {})
+        change = 0.5 if item.ended else -2.0
+        assert float(found.scores[index] - found.raw[index]) == pytest.approx(change)
+
+
+def test_at_the_first_update_the_ratio_is_1(make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    models = models_of(base)
+    options = PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3)
+    record = ppo_step(
+        models,
+        asked(base),
+        RolloutOptions(max_tokens=5),
+        options,
+        ValueOptions(),
+        Progress(),
+        seed=0,
+    )
+    assert record["clip_fraction"] == 0
+    assert record["moved"] == pytest.approx(0, abs=1e-6)
+    # Whitened advantages have mean 0, and so has the surrogate at ratio 1.
+    assert record["policy_loss"] == pytest.approx(0, abs=1e-4)
+
+
+def test_minibatches_and_packs_change_nothing_but_the_steps(
+    make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One optimizer step from many small packs is that from one large pack."""
+    results = []
+    for tokens in (16, 4096):
+        monkeypatch.setattr("onebase.align.ppo.pack_tokens", lambda device, t=tokens: t)
+        base = make_base()
+        models = models_of(base, "lora")
+        record = ppo_step(
+            models,
+            asked(base),
+            RolloutOptions(max_tokens=5),
+            PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3),
+            ValueOptions(),
+            Progress(),
+            seed=0,
+        )
+        parts = [models.policy.adapter.parts(), models.value.adapter.parts()]  # type: ignore[union-attr]
+        results.append((record, parts))
+    (one, first), (other, second) = results
+    assert one == pytest.approx(other, abs=1e-4)
+    for ours, theirs in zip(first, second, strict=True):
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("advantage", ["gae", "group"])
+def test_every_policy_learns(
+    policy: str,
+    advantage: str,
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    workspace = Workspace(tmp_path / "w")
+    stored = train_ppo(
+        job(prompts, policy, advantage=advantage, samples=2),
+        "mine:reward",
+        base=make_base(),
+        workspace=workspace,
+    )
+    assert stored.record["aligned"] == ("grpo" if advantage == "group" else "ppo")
+    folder = workspace.runs / stored.record["run"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "reward" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert {"kl", "entropy", "clip_fraction", "length", "distinct_2"} <= set(steps[0])
+    assert ("explained_variance" in steps[0]) == (advantage == "gae")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in samples} == {0, 2, 3}
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    judged = [line for line in lines if "eval_reward" in line]
+    assert judged[0]["eval_kl"] == pytest.approx(0, abs=1e-4)  # the policy is its reference
+    best = max(judged, key=lambda line: line["eval_objective"])
+    assert stored.metrics["best_step"] == best["step"]
+
+
+def test_a_reward_model_scores_in_the_same_pass(
+    prompts: Path, pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    quality = AlignJob("quality", pairs, "p-tuning-v2", set={"epochs": 1, "virtual_tokens": 4})
+    train_reward(quality, base=base, workspace=workspace)
+    stored = train_ppo(job(prompts), "quality", base=base, workspace=workspace)
+    assert stored.record["reward"] == "quality@1"
+    with pytest.raises(UsageError, match="no reward model"):
+        train_ppo(job(prompts), "desk", base=base, workspace=workspace)
+
+
+def test_a_reward_that_fails_names_the_row_and_the_run_goes_on(
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, calls = make_base(), 0
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    whole = train_ppo(job(prompts), "mine:reward", base=base, workspace=Workspace(tmp_path / "1"))
+
+    def failing(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise ZeroDivisionError("no id")
+        return letters(prompt, answer, row)
+
+    monkeypatch.setattr(rewards, "_function", lambda name: failing)
+    workspace = Workspace(tmp_path / "2")
+    with pytest.raises(RewardError, match=r"prompts\.jsonl:\d+: ZeroDivisionError: no id"):
+        train_ppo(job(prompts), "mine:reward", base=base, workspace=workspace)
+    monkeypatch.setattr(rewards, "_function", lambda name: letters)
+    again = train_ppo(job(prompts), "mine:reward", base=base, workspace=workspace)
+    assert again.record["sha256"] == whole.record["sha256"]
+    assert len(list(workspace.runs.iterdir())) == 1
+
+
+def test_a_reward_must_be_finite(
+    prompts: Path, make_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards, "_function", lambda name: lambda *_: float("nan"))
+    with pytest.raises(RewardError, match="gave nan"):
+        train_ppo(job(prompts), "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_policy(
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = make_base()
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    asked_for = job(prompts, kl_target=2.0)
+    whole = train_ppo(asked_for, "m:f", base=base, workspace=Workspace(tmp_path / "1"))
+
+    class Stop(run.Silent):
+        def measured(self, step: int, record: Any) -> None:
+            if step == 2 and "reward" in record:
+                raise KeyboardInterrupt
+
+    workspace = Workspace(tmp_path / "2")
+    with pytest.raises(KeyboardInterrupt):
+        train_ppo(asked_for, "m:f", base=base, workspace=workspace, watcher=Stop())
+    (folder,) = workspace.runs.iterdir()
+    again = resume_aligned(folder.name, base=base, workspace=workspace)
+    assert again.record["sha256"] == whole.record["sha256"]
+    assert again.metrics["reward"] == whole.metrics["reward"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"stop_kl": 1e-9, "learning_rate": 1e-2}, "stop_kl"),
+        ({"stop_entropy": 0.999, "learning_rate": 3e-2}, "all alike"),
+    ],
+)
+def test_it_stops_where_the_policy_strays_or_collapses(
+    settings: dict[str, Any],
+    reason: str,
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    stored = train_ppo(
+        job(prompts, steps=12, kl=0.0, **settings),
+        "m:f",
+        base=make_base(),
+        workspace=Workspace(tmp_path / "w"),
+    )
+    assert reason in stored.metrics["stopped"]
+    assert stored.metrics["steps"] < 12
+
+
+def test_what_is_asked_for_wrongly_is_refused(
+    prompts: Path, write: Callable[..., Path], make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    wrong: list[tuple[AlignJob, type[Exception], str]] = [
+        (job(prompts, advantage="group"), UsageError, "samples=1"),
+        (job(prompts, stepps=3), UsageError, "stepps"),
+        (job(prompts, kl=-1), UsageError, "kl=-1"),
+        (job(prompts, max_tokens=10**6), DataError, "context"),
+        (job(write("one.jsonl", [{"prompt": "a"}])), DataError, "1 different prompts"),
+        (job(write("bad.jsonl", [{"prompt": 5}, {"prompt": "a"}])), DataError, "bad rows: 1"),
+        (job(write("none.jsonl", [{"x": "a"}])), DataError, "none holds prompts"),
+        (job(prompts, None), UsageError, "no adapter of 'desk'"),
+    ]
+    for asked_for, kind, text in wrong:
+        with pytest.raises(kind, match=text):
+            train_ppo(asked_for, "m:f", base=base, workspace=workspace)
+    with pytest.raises(UsageError, match="quality"):
+        train_ppo(job(prompts), "quality", base=base, workspace=workspace)
+    assert not workspace.runs.exists()

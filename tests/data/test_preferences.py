@@ -1,0 +1,144 @@
+"""Preference files: their kinds, what is wrong with a row, and how they are split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.data.example import Turn
+from onebase.data.preferences import load_preferences, require_good_rows
+from onebase.errors import DataError, UsageError
+
+
+def write(folder: Path, *rows: Any) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "answers"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, ["q"], ("a", "b")),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            ["q"],
+            ("a", "b"),
+        ),
+        (
+            {
+                "chosen": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                ],
+                "rejected": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "b"},
+                ],
+            },
+            ["q"],
+            ("a", "b"),
+        ),
+        (
+            {
+                "prompt": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "q"},
+                ],
+                "chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}],
+                "rejected": "b",
+            },
+            ["s", "q"],
+            ("a", "b"),
+        ),
+    ],
+    ids=["prompt", "conversations", "messages", "prompt-messages"],
+)
+def test_pairs(row: Any, asked: list[str], answers: tuple[str, str], tmp_path: Path) -> None:
+    data = load_preferences(write(tmp_path, row, {**row, "rejected": row["chosen"]}))
+    assert data.kind == "pairs"
+    assert [turn.content for turn in data.rows[0].asked] == asked
+    assert data.rows[0].answers == answers
+    assert data.rows[0].example(1).turns[-1] == Turn("assistant", answers[1])
+    (bad,) = data.bad
+    assert bad.line == 2
+    assert "the same" in bad.reason
+
+
+def test_ratings_of_answers_and_of_bare_texts(tmp_path: Path) -> None:
+    rated = load_preferences(write(tmp_path, {"prompt": "q", "answer": "a", "score": "2.5"}))
+    assert rated.kind == "ratings"
+    assert not rated.bare
+    assert rated.rows[0].rating == 2.5
+    bare = load_preferences(
+        write(tmp_path, {"text": "fine", "rating": -3}, {"text": "", "rating": 1})
+    )
+    assert bare.bare
+    assert bare.rows[0].asked == (Turn("user", ""),)
+    assert bare.rows[0].answers == ("fine",)
+    assert [bad.column for bad in bare.bad] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [(True, 1.0), ("good", 1.0), (1, 1.0), ("-1", 0.0), (0, 0.0), ("False", 0.0), ("down", 0.0)],
+)
+def test_judged_answers(value: Any, good: float, tmp_path: Path) -> None:
+    data = load_preferences(write(tmp_path, {"prompt": "q", "completion": "a", "label": value}))
+    assert data.kind == "judged"
+    assert data.rows[0].rating == good
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ({"prompt": "q", "completion": "a", "label": "so-so"}, "label", "neither good nor bad"),
+        ({"prompt": "q", "completion": "a", "label": 0.5}, "label", "neither good nor bad"),
+        ({"text": "t", "rating": "many"}, "rating", "no number"),
+        ({"text": "t", "rating": True}, "rating", "no number"),
+        ({"text": "t", "rating": "inf"}, "rating", "no number"),
+        ({"text": "t", "rating": None}, "rating", "null"),
+        ({"prompt": 5, "chosen": "a", "rejected": "b"}, "prompt", "a number"),
+    ],
+)
+def test_bad_rows(row: Any, column: str, reason: str, tmp_path: Path) -> None:
+    good = {**row, column: 1 if column in ("label", "rating") else "q"}
+    data = load_preferences(write(tmp_path, good, row))
+    assert len(data.rows) == 1
+    (bad,) = data.bad
+    assert (bad.line, bad.column) == (2, column)
+    assert reason in bad.reason
+    with pytest.raises(DataError, match="bad rows: 1"):
+        require_good_rows(data)
+    with pytest.raises(DataError, match="1 good rows"):
+        require_good_rows(data, skip_bad=True)
+
+
+def test_columns_and_kinds(tmp_path: Path) -> None:
+    file = write(tmp_path, {"review": "t", "stars": 3})
+    with pytest.raises(DataError, match="review, stars"):
+        load_preferences(file)
+    data = load_preferences(file, columns={"output": "review", "rating": "stars"})
+    assert data.rows[0].rating == 3
+    with pytest.raises(UsageError, match="nowhere"):
+        load_preferences(file, columns={"output": "nowhere"})
+    with pytest.raises(UsageError, match="outptu"):
+        load_preferences(file, columns={"outptu": "review"})
+    with pytest.raises(DataError, match="not pairs"):
+        load_preferences(file, kinds=("pairs",), columns={"output": "review", "rating": "stars"})
+
+
+def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i % 5}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(20)]
+    data = load_preferences(write(tmp_path, *rows))
+    train, held = data.split(0.3, 1)
+    assert {row.asked for row in train.rows} & {row.asked for row in held.rows} == set()
+    assert len(train.rows) + len(held.rows) == 20
+    assert held.rows
+    assert data.split(0.3, 1) == (train, held)
+    assert data.split(0.3, 2) != (train, held)
