@@ -5,6 +5,8 @@ from contextvars import Context, ContextVar
 import pytest
 
 from onebase import language
+from onebase.align.rewards import RewardError
+from onebase.align.run import NotFinite
 from onebase.errors import (
     CapacityError,
     CorruptFileError,
@@ -24,6 +26,8 @@ LEAVES = {
     MissingBaseError: (1, "missing_base", FileNotFoundError),
     CorruptFileError: (1, "corrupt", ValueError),
     Interrupted: (130, "interrupted", KeyboardInterrupt),
+    RewardError: (1, "reward", RuntimeError),
+    NotFinite: (1, "not_finite", ArithmeticError),
 }
 
 

@@ -12,13 +12,11 @@ from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards, run
+from onebase.align.experience import Models, RolloutOptions, experience
 from onebase.align.ppo import (
-    Models,
     PPOOptions,
     Progress,
-    RolloutOptions,
     ValueOptions,
-    experience,
     ppo_step,
 )
 from onebase.align.ppo_training import train_ppo

@@ -14,12 +14,10 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.curves import draw_curves
 from onebase.align.divergence import Penalty
+from onebase.align.experience import Experience, Models, RolloutOptions
 from onebase.align.ppo import (
-    Experience,
-    Models,
     PPOOptions,
     Progress,
-    RolloutOptions,
     ValueOptions,
     held_out_objective,
     load_models,

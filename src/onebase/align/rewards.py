@@ -44,8 +44,10 @@ class Prompt:
         return self.asked[-1].content
 
 
-class RewardError(OnebaseError):
+class RewardError(OnebaseError, RuntimeError):
     """A reward function that failed, or gave no finite number."""
+
+    code = "reward"
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,8 @@ def identified(config: Mapping[str, Any], same: Mapping[str, Any]) -> dict[str, 
 class NotFinite(OnebaseError, ArithmeticError):
     """A loss that is no longer finite."""
 
+    code = "not_finite"
+
 
 def require_finite(value: float, step: int) -> None:
     """Raise NotFinite unless a step's loss or gradient norm is finite."""

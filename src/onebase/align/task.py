@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.methods import METHODS, build_adapter, own_settings, parse_options
+from onebase.adapters.full import FULL
+from onebase.adapters.methods import (
+    METHODS,
+    build_adapter,
+    own_settings,
+    parse_options,
+    parts_of,
+)
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
@@ -121,6 +128,14 @@ def begin_from(
         store.verify(stored)
         template = Template.from_config(base.tokenizer, stored.record.get("template") or {})
         return Beginning(load_adapter(stored.path, base), template, stored)
+    if FULL in parts_of(job.method):
+        raise UsageError(
+            say(
+                "full changes every weight: policy and reference could not share the base.",
+                "full 会改变全部权重：策略与参考模型无法共用基座。",
+            ),
+            say("Use lora, or another adapter.", "请使用 lora 或其他适配器。"),
+        )
     template = written(job, base, max_tokens=max_tokens, bare=bare)
     own = _own(job.method, job.set)
     adapter = build_adapter(

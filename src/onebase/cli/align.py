@@ -1,16 +1,8 @@
 """`onebase align`: reward models, PPO, DPO, KTO, and scoring answers."""
 
-import json
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onebase.adapters.store import StoredAdapter
 from onebase.align.dpo import train_dpo
@@ -18,8 +10,9 @@ from onebase.align.kto import train_kto
 from onebase.align.ppo_training import train_ppo
 from onebase.align.resuming import resume_aligned
 from onebase.align.reward_model import train_reward
-from onebase.align.scoring import score_answers
 from onebase.align.task import AlignJob
+from onebase.cli.align_progress import align_display
+from onebase.cli.scoring import score_command
 from onebase.cli.session import (
     BaseOption,
     JsonOption,
@@ -28,21 +21,32 @@ from onebase.cli.session import (
     Session,
     WorkspaceOption,
     begin,
-    note,
 )
-from onebase.cli.training import Stopped, load_base, pairs, settings
+from onebase.cli.training import (
+    ColumnsOption,
+    HeldOutOption,
+    InstructionOption,
+    RestartOption,
+    SeedOption,
+    SetOption,
+    SkipBadOption,
+    TemplateOption,
+    load_base,
+    pairs,
+    settings,
+)
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 from onebase.training.execution import summary
-from onebase.training.interruption import Interrupted
 
 align_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Learn from preferences and rewards: reward models, PPO, DPO, KTO.",
 )
+align_app.command("score")(score_command)
 TaskOption = Annotated[str, typer.Option("--task", help="The task's name.")]
 DataOption = Annotated[str, typer.Option("--data", help="Its data file.")]
 MethodOption = Annotated[
@@ -51,20 +55,6 @@ MethodOption = Annotated[
 ]
 FromOption = Annotated[
     str | None, typer.Option("--from", help="The adapter to begin from: task or task@2.")
-]
-InstructionOption = Annotated[
-    str | None, typer.Option("--instruction", help="What the task is, in a sentence.")
-]
-HeldOutOption = Annotated[str | None, typer.Option("--held-out", help="A file to judge by.")]
-TemplateOption = Annotated[
-    str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
-]
-ColumnsOption = Annotated[str | None, typer.Option("--columns", help="role=column,…")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")]
-RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
 ]
 
 
@@ -251,74 +241,6 @@ def ppo_command(
     show_aligned(session, stored)
 
 
-@align_app.command("score")
-def score_command(
-    task: TaskOption,
-    file: Annotated[
-        Path | None, typer.Option("--file", help="Rows with text, or input and output.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What was asked.")] = None,
-    answer: Annotated[str | None, typer.Option("--answer", help="The answer to score.")] = None,
-    base: BaseOption = None,
-    precision: PrecisionOption = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
-) -> None:
-    """Score answers by a reward model: 0 is its mean, 1 a deviation above."""
-    session = begin(workspace, as_json, lang)
-    asked = _answers(file, prompt, answer)
-    loaded = load_base(base or DEFAULT_BASE, precision)
-    scores = score_answers(task, asked, base=loaded, workspace=session.workspace)
-    rows = [
-        {"prompt": question, "answer": said, "score": score}
-        for (question, said), score in zip(asked, scores, strict=True)
-    ]
-    session.show({"scores": rows}, *(f"{row['score']:+.3f}  {row['answer']}" for row in rows))
-
-
-def _answers(file: Path | None, prompt: str | None, answer: str | None) -> list[tuple[str, str]]:
-    if (file is None) == (answer is None):
-        raise UsageError(
-            say("There is nothing to score.", "没有要打分的内容。"),
-            say(
-                "Give --answer (with --prompt), or --file.",
-                "请给出 --answer（配合 --prompt），或 --file。",
-            ),
-        )
-    if file is None:
-        return [(prompt or "", answer or "")]
-    found = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            say(f"{file} can't be read: {error}.", f"无法读取 {file}：{error}。"),
-            say("Check the path.", "请检查路径。"),
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = ()
-        if row is None:
-            continue
-        said = row.get("output", row.get("text")) if isinstance(row, dict) else None
-        if not isinstance(said, str) or not said.strip():
-            raise UsageError(
-                say(
-                    f"{file}, line {number}, has no text or output.",
-                    f"{file} 第 {number} 行没有 text 或 output。",
-                ),
-                say(
-                    'Write JSON lines: {"text": …} or {"input": …, "output": …}.',
-                    '请写成 JSON 行：{"text": …} 或 {"input": …, "output": …}。',
-                ),
-            )
-        found.append((str(row.get("input") or ""), said))
-    return found
-
-
 def _job(
     task: str,
     data: str,
@@ -402,65 +324,3 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"试试：onebase generate --task {stored.task} --prompt …",
         )
     session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)
-
-
-class AlignDisplay:
-    """A bar on a terminal; elsewhere a line for every judgement, and for every tenth of the steps."""
-
-    _SHOWN = ("loss", "reward", "kl", "pair_accuracy", "margin", "entropy")
-    _JUDGED = ("eval_loss", "pair_accuracy", "eval_reward", "eval_kl", "margin")
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar = self._progress.add_task("", total=1, numbers="")
-        self._total = 1
-        self._live = sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._progress.stop()
-
-    def began(self, title: str, step: int, total: int) -> None:
-        """Draw the bar."""
-        self._total = total
-        self._progress.update(self._bar, description=title, total=total, completed=step)
-
-    def measured(self, step: int, record: Mapping[str, Any]) -> None:
-        """Move the bar, or print a line."""
-        judged = any(key.startswith("eval_") for key in record)
-        keys = self._JUDGED if judged else self._SHOWN
-        numbers = "  ".join(f"{key} {record[key]:.3f}" for key in keys if key in record)
-        self._progress.update(self._bar, completed=step, numbers=numbers)
-        if not self._live and (judged or step % max(1, self._total // 10) == 0):
-            note(say(f"step {step}/{self._total}: ", f"第 {step}/{self._total} 步：") + numbers)
-
-    def noted(self, text: str) -> None:
-        """A sentence."""
-        note(text)
-
-
-@contextmanager
-def align_display() -> Iterator[AlignDisplay]:
-    """The display of a run, whose interruption says how to go on. Raises Stopped."""
-    try:
-        with AlignDisplay() as display:
-            yield display
-    except Interrupted as stop:
-        raise Stopped(stop.message, stop.remedy) from stop

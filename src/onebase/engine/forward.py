@@ -20,6 +20,7 @@ from onebase.adapters.contribution import Contribution
 from onebase.engine.attention import ATTENTION, Attention, PackedAttention
 from onebase.engine.deltas import Deltas, Stacks
 from onebase.engine.head import head_losses, is_frozen_linear
+from onebase.engine.norm import quick_norm
 from onebase.engine.pack import Pack
 from onebase.errors import OnebaseError
 from onebase.language import say
@@ -169,6 +170,8 @@ def _attach(base: Base) -> None:
         if name in base.shape.linears:
             module.register_forward_pre_hook(_entry_hook(name, current))
             module.register_forward_hook(_exit_hook(name, current))
+        if (quick := quick_norm(module)) is not None:
+            module.forward = quick
     _prepared.add(base.model)
 
 

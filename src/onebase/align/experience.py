@@ -1,0 +1,152 @@
+"""Experience: a policy's answers, and what policy, reference, value and reward model say of them in
+mixed passes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import Contribution
+from onebase.align.answers import mask_of, packs
+from onebase.align.rewards import FunctionReward, LearnedReward, Reward
+from onebase.align.rollout import POLICY, Rollout
+from onebase.align.trainee import Trainee
+from onebase.engine.rows import TokenRow, read_rows
+from onebase.engine.sampling import Sampling
+from onebase.model.base import Base
+from onebase.training.loop import pack_tokens
+
+REFERENCE, VALUE, REWARD = "reference", "value", "reward"
+
+
+class RolloutOptions(BaseModel):
+    """How answers are drawn: `samples` answers to each of `prompts` prompts a step, of at most
+    `max_tokens`, at `temperature` (the policy whose log-probabilities count is the one at that
+    temperature). Before `min_tokens` the end token is not drawn, which the log-probabilities don't
+    know of. An answer that was cut off loses `cut_penalty`; one that came to its end gets
+    `end_bonus`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    prompts: int = Field(16, ge=1)
+    samples: int = Field(1, ge=1)
+    max_tokens: int = Field(32, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    cut_penalty: float = Field(0.0, ge=0)
+    end_bonus: float = Field(0.0, ge=0)
+
+
+@dataclass
+class Models:
+    """The four models of one base. `value` is None for group advantages."""
+
+    base: Base
+    policy: Trainee
+    reference: Contribution
+    value: Trainee | None
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rollouts and what the models said of them before the policy moved; tensors are [answers,
+    tokens] on the base's device but `scores`, [answers]: the reward with bonus and penalty, and
+    `raw`, without.
+    """
+
+    rollouts: list[Rollout]
+    mask: Tensor
+    logprobs: Tensor
+    reference: Tensor
+    entropies: Tensor
+    values: Tensor | None
+    raw: Tensor
+    scores: Tensor
+
+    @property
+    def divergences(self) -> Tensor:
+        """log policy - log reference, summed over each answer, [answers]."""
+        return ((self.logprobs - self.reference) * self.mask).sum(1)
+
+
+def sampling(options: RolloutOptions, seed: int) -> Sampling:
+    """How the rollouts of one step are drawn: from the whole distribution."""
+    return Sampling(
+        max_tokens=options.max_tokens,
+        min_tokens=min(options.min_tokens, options.max_tokens),
+        temperature=options.temperature,
+        seed=seed,
+    )
+
+
+def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions) -> Experience:
+    """What every model says of the rollouts, in mixed passes without gradient."""
+    base, reward = models.base, models.reward
+    own: dict[str, Contribution] = {REFERENCE: models.reference}
+    own[POLICY] = _still(models.policy.adapter)
+    if models.value is not None:
+        own[VALUE] = _still(models.value.adapter)
+    if isinstance(reward, LearnedReward):
+        own[REWARD] = reward.contribution
+    units = [_rows(models, item) for item in rollouts]
+    parts: dict[str, list[Tensor]] = {}
+    raw: list[float] = []
+    with torch.no_grad():
+        for group in packs(units, 2 * pack_tokens(base.device)):
+            rows = [row for index in group for row in units[index]]
+            reading, placed = read_rows(
+                base, rows, own, temperature=options.temperature, entropies=True
+            )
+            for number, row in enumerate(rows):
+                if row.adapter in (POLICY, REFERENCE):
+                    mine = (placed.row == number).to(reading.losses.device)
+                    parts.setdefault(str(row.adapter), []).append(-reading.losses[mine])
+                    if row.adapter == POLICY:
+                        parts.setdefault("entropy", []).append(reading.entropies[mine])
+                    continue
+                states = reading.states[(placed.stated_row == number).to(reading.states.device)]
+                if row.adapter == VALUE:
+                    assert models.value is not None
+                    parts.setdefault(VALUE, []).append(models.value.head(states))
+                elif isinstance(reward, LearnedReward):
+                    raw.append(reward.standard(float(reward.head(states)[0])))
+    if isinstance(reward, FunctionReward):
+        raw = [reward(item.prompt, item.text) for item in rollouts]
+    ends = [options.end_bonus if item.ended else -options.cut_penalty for item in rollouts]
+    scores = torch.tensor(raw, device=base.device)
+    return Experience(
+        rollouts=rollouts,
+        mask=mask_of([item.tokens for item in rollouts], base.device),
+        logprobs=_padded(parts[POLICY]),
+        reference=_padded(parts[REFERENCE]),
+        entropies=_padded(parts["entropy"]),
+        values=_padded(parts[VALUE]) if VALUE in parts else None,
+        raw=scores,
+        scores=scores + torch.tensor(ends, device=base.device),
+    )
+
+
+def _still(adapter: Adapter) -> Contribution:
+    adapter.eval()
+    with torch.no_grad():
+        return adapter.contribution()
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    return pad_sequence(rows, batch_first=True)
+
+
+def _rows(models: Models, item: Rollout) -> list[TokenRow]:
+    """The rows of one rollout: as policy, reference, value and reward model read it."""
+    rows = [item.tokens.written_by(POLICY), item.tokens.written_by(REFERENCE)]
+    if models.value is not None:
+        rows.append(item.tokens.valued_by(VALUE))
+    if isinstance(models.reward, LearnedReward):
+        rows.append(models.reward.text(item.prompt, item.text).scored_by(REWARD))
+    return rows

@@ -1,0 +1,172 @@
+"""`onebase align`: the commands end to end, what they print, and what they refuse."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.align import run as align_run
+from onebase.cli.align_progress import AlignDisplay
+
+Run = Callable[..., Any]
+PAIRS = [
+    {"prompt": f"Where is {i}?", "chosen": f"On its way, {i}.", "rejected": "No."}
+    for i in range(12)
+]
+PPO = ("--task", "d", "--prompts", "prompts.jsonl")
+SMALL = ("--set", "epochs=1", "--set", "batch_size=4", "--set", "max_tokens=96")
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def run(desk: Path, base: str, onebase: Run) -> Run:
+    """Commands on the tiny base, beside files of every kind."""
+    write("pairs.jsonl", PAIRS)
+    write("prompts.jsonl", [{"prompt": row["prompt"], "id": i} for i, row in enumerate(PAIRS)])
+    write(
+        "judged.jsonl",
+        [
+            {"prompt": row["prompt"], "completion": row[key], "label": key == "chosen"}
+            for row in PAIRS
+            for key in ("chosen", "rejected")
+        ],
+    )
+    Path("mine.py").write_text(
+        "def length(prompt, answer, row):\n    return len(answer) + row['id'] * 0\n"
+        "def broken(prompt, answer, row):\n    return row['missing']\n",
+        encoding="utf-8",
+    )
+
+    def on_base(*arguments: str) -> Any:
+        named = () if arguments[0] == "resume" else ("--base", base)
+        return onebase(*arguments, *named)
+
+    return on_base
+
+
+def reward(run: Run) -> Any:
+    return run("align", "reward", "--task", "quality", "--data", "pairs.jsonl", *SMALL, "--json")
+
+
+def test_reward_then_score_then_ppo(run: Run) -> None:
+    found = reward(run)
+    assert found.code == 0, found.err
+    (adapter,) = found.json["adapters"]
+    assert (adapter["task"], adapter["version"], adapter["method"]) == ("quality", 1, "lora")
+    assert 0 <= adapter["pair_accuracy"] <= 1
+    scored = run("align", "score", "--task", "quality", "--prompt", "Where?", "--answer", "No.")
+    assert scored.code == 0
+    assert float(scored.out.split()[0]) < 100
+    write("answers.jsonl", [{"input": "Where?", "output": "No."}, {"text": "Yes."}])
+    listed = run("align", "score", "--task", "quality", "--file", "answers.jsonl", "--json").json
+    assert [row["answer"] for row in listed["scores"]] == ["No.", "Yes."]
+    learned = run(
+        *("align", "ppo", "--task", "desk", "--prompts", "prompts.jsonl", "--reward", "quality"),
+        *("--method", "p-tuning-v2", "--set", "steps=2", "--set", "prompts=3"),
+        *("--set", "max_tokens=4", "--set", "virtual_tokens=4", "--json"),
+    )
+    assert learned.code == 0, learned.err
+    (policy,) = learned.json["adapters"]
+    assert policy["task"] == "desk"
+    assert {"reward", "reward_before", "kl", "distinct_2"} <= set(policy)
+    assert "step 2/2" in learned.err
+    answered = run("generate", "--task", "desk", "--prompt", "Where?", "--max-tokens", "3")
+    assert answered.code == 0
+    refused = run("generate", "--task", "quality", "--prompt", "Where?")
+    assert refused.code == 2
+    assert "reward model" in refused.err
+
+
+@pytest.mark.parametrize(("kind", "data"), [("dpo", "pairs.jsonl"), ("kto", "judged.jsonl")])
+def test_preferences(kind: str, data: str, run: Run) -> None:
+    found = run("align", kind, "--task", "desk", "--data", data, "--method", "lora", *SMALL)
+    assert found.code == 0, found.err
+    assert "desk@1 (lora): held-out loss" in found.out
+    again = run("align", kind, "--task", "desk", "--data", data, *SMALL, "--lang", "zh")
+    assert again.code == 0, again.err
+    assert "desk@2 (lora): 留出损失" in again.out
+
+
+def test_a_function_of_the_users(run: Run) -> None:
+    flags = ("--prompts", "prompts.jsonl", "--method", "lora", "--advantage", "group")
+    small = (
+        "--set",
+        "steps=1",
+        "--set",
+        "prompts=2",
+        "--set",
+        "samples=2",
+        "--set",
+        "max_tokens=3",
+    )
+    good = run("align", "ppo", "--task", "desk", *flags, *small, "--reward", "mine:length")
+    assert good.code == 0, good.err
+    bad = run("align", "ppo", "--task", "desk", *flags, *small, "--reward", "mine:broken")
+    assert bad.code == 1
+    assert "prompts.jsonl:" in bad.err
+    assert "KeyError" in bad.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("dpo", "--task", "desk", "--data", "pairs.jsonl"), 2, "--method"),
+        (("dpo", "--task", "desk", "--data", "judged.jsonl", "--method", "lora"), 3, "pairs"),
+        (("dpo", "--task", "desk", "--data", "none.jsonl", "--method", "lora"), 3, "none.jsonl"),
+        (("dpo", "--task", "base", "--data", "pairs.jsonl", "--method", "lora"), 2, "base"),
+        (("dpo", "--task", "d", "--data", "pairs.jsonl", "--method", "lroa"), 2, "lora"),
+        (
+            ("dpo", "--task", "d", "--data", "pairs.jsonl", "--method", "lora", "--from", "d@1"),
+            2,
+            "--from",
+        ),
+        (
+            ("dpo", "--task", "d", "--data", "pairs.jsonl", "--method", "lora", "--set", "betta=1"),
+            2,
+            "beta",
+        ),
+        (("kto", "--task", "d", "--data", "pairs.jsonl", "--method", "lora"), 3, "judged"),
+        (("score", "--task", "quality"), 2, "--answer"),
+        (("score", "--task", "quality", "--answer", "x"), 2, "quality"),
+        (
+            ("ppo", *PPO, "--method", "lora", "--reward", "nowhere:f"),
+            2,
+            "nowhere",
+        ),
+        (("ppo", *PPO, "--method", "full", "--reward", "mine:length"), 2, "full"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    arguments: tuple[str, ...], code: int, text: str, run: Run, tmp_path: Path
+) -> None:
+    found = run("align", *arguments)
+    assert found.code == code, found.err
+    assert text in found.err
+    assert not (tmp_path / "ws" / "adapters").exists()
+
+
+def test_ctrl_c_and_resume(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(align_run, "SAVE_SECONDS", 0.0)
+    flags = ("align", "dpo", "--task", "desk", "--data", "pairs.jsonl", "--method", "lora", *SMALL)
+    real = AlignDisplay.measured
+
+    def pressed(display: AlignDisplay, step: int, record: Any) -> None:
+        real(display, step, record)
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(AlignDisplay, "measured", pressed)
+    stopped = run(*flags)
+    assert stopped.code == 130
+    assert "onebase resume" in stopped.err
+    monkeypatch.setattr(AlignDisplay, "measured", real)
+    (folder,) = (tmp_path / "ws" / "runs").iterdir()
+    resumed = run("resume", folder.name, "--json")
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["run"] == folder.name
