@@ -161,3 +161,35 @@ def test_kto_tells_good_from_bad(
     assert metrics["base_eval_loss"] == pytest.approx(0.5, abs=1e-3)  # the reference itself
     assert metrics["eval_loss"] < 0.48
     assert metrics["reward_good"] > metrics["reward_bad"]
+
+
+def test_virtual_tokens_inside_the_prompt(
+    pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    """P-tuning as in its paper, its virtual tokens at marked places in the template."""
+    asked = AlignJob(
+        "desk",
+        pairs,
+        "p-tuning",
+        template="{v:2} Question: {input}{v:3}\nAnswer:",
+        set={"epochs": 2, "batch_size": 4, "max_tokens": 128, "learning_rate": 1e-2},
+    )
+    stored = train_dpo(asked, base=make_base(), workspace=Workspace(tmp_path / "w"))
+    assert stored.metrics["base_eval_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert stored.metrics["eval_loss"] < 0.69
+
+
+@pytest.mark.parametrize("trainer", [train_dpo, train_kto], ids=["dpo", "kto"])
+@pytest.mark.parametrize("wrong", [{"max_tokens": "many"}, {"beta": -1}, {"epochs": 0}])
+def test_wrong_settings_are_named(
+    trainer: Callable[..., Any],
+    wrong: dict[str, Any],
+    pairs: Path,
+    judged: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    data = pairs if trainer is train_dpo else judged
+    (key,) = wrong
+    with pytest.raises(UsageError, match=key):
+        trainer(job(data, **wrong), base=make_base(), workspace=Workspace(tmp_path / "w"))

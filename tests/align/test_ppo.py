@@ -221,6 +221,17 @@ def test_every_policy_learns(
     assert stored.metrics["best_step"] == best["step"]
 
 
+def test_virtual_tokens_inside_the_prompt(
+    prompts: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    """The policy has its own at marked places, the value model reads the text without them."""
+    asked_for = AlignJob(
+        "desk", prompts, "p-tuning", template="{v:2} {input}{v:2}:", set={**SMALL, "hidden": 8}
+    )
+    stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
+    assert stored.metrics["steps"] == 3
+
+
 def test_a_reward_model_scores_in_the_same_pass(
     prompts: Path, pairs: Path, make_base: Callable[..., Base], tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def reward(run: Run) -> Any:
     return run("align", "reward", "--task", "quality", "--data", "pairs.jsonl", *SMALL, "--json")
 
 
-def test_reward_then_score_then_ppo(run: Run) -> None:
+def test_reward_then_score_then_ppo(run: Run, onebase: Run) -> None:
     found = reward(run)
     assert found.code == 0, found.err
     (adapter,) = found.json["adapters"]
@@ -76,6 +76,13 @@ def test_reward_then_score_then_ppo(run: Run) -> None:
     assert policy["task"] == "desk"
     assert {"reward", "reward_before", "kl", "distinct_2"} <= set(policy)
     assert "step 2/2" in learned.err
+    shown = onebase("runs", "show", learned.json["run"])
+    assert shown.code == 0
+    assert "step 2: eval_reward" in shown.out
+    assert "curves.png" in shown.out
+    listed = onebase("runs", "list")
+    assert "quality (reward)" in listed.out
+    assert "desk (ppo)" in listed.out
     answered = run("generate", "--task", "desk", "--prompt", "Where?", "--max-tokens", "3")
     assert answered.code == 0
     refused = run("generate", "--task", "quality", "--prompt", "Where?")

@@ -33,10 +33,13 @@ class Answered:
         return TokenRow(adapter, self.ids, learned)
 
     def valued_by(self, adapter: str) -> TokenRow:
-        """A row that asks for the state before every token of the answer."""
-        begin = len(self.prompt) - 1
+        """A row that asks for the state before every token of the answer, without the policy's own
+        virtual tokens inside the prompt.
+        """
+        prompt = tuple(token for token in self.prompt if token >= 0)
+        ids, begin = prompt + self.answer, len(prompt) - 1
         spots = tuple(range(begin, begin + len(self.answer)))
-        return TokenRow(adapter, self.ids, (False,) * len(self.ids), spots)
+        return TokenRow(adapter, ids, (False,) * len(ids), spots)
 
     def scored_by(self, adapter: str) -> TokenRow:
         """A row that asks for the state of the last token."""

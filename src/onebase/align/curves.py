@@ -34,6 +34,6 @@ def draw_curves(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)
-        if len(keys) > 1:
+        if len(keys) > 1 and axes.has_data():
             axes.legend(fontsize=8)
     figure.savefig(file, dpi=110)

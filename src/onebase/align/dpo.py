@@ -74,10 +74,10 @@ def train_dpo(
     """
     workspace = workspace or Workspace()
     source = load_rows(job, ("pairs",))
-    begun = begin_from(job, base, workspace, max_tokens=_asked_tokens(job))
+    options = job.options(job.method or "lora", DPOOptions)  # the same for every method
+    begun = begin_from(job, base, workspace, max_tokens=options.max_tokens)
     method = begun.adapter.method
     job.check_settings(method, DPOOptions)
-    options = job.options(method, DPOOptions)
     job = pinned(job, begun)
     data = preference_data(job, source, begun.template, options.held_out)
     training = job.training_job(method, options.learning_rate)
@@ -125,10 +125,6 @@ def train_dpo(
         )
         run.summary = {"adapters": [stored.name], **learning.best}
     return stored
-
-
-def _asked_tokens(job: AlignJob) -> int:
-    return int(job.set.get("max_tokens", DPOOptions().max_tokens))
 
 
 def _share(options: DPOOptions) -> float:

@@ -76,11 +76,10 @@ def train_kto(
     """
     workspace = workspace or Workspace()
     source = load_rows(job, ("judged",))
-    asked = int(job.set.get("max_tokens", KTOOptions().max_tokens))
-    begun = begin_from(job, base, workspace, max_tokens=asked)
+    options = job.options(job.method or "lora", KTOOptions)  # the same for every method
+    begun = begin_from(job, base, workspace, max_tokens=options.max_tokens)
     method = begun.adapter.method
     job.check_settings(method, KTOOptions)
-    options = job.options(method, KTOOptions)
     job = pinned(job, begun)
     data = preference_data(job, source, begun.template, options.held_out)
     training = job.training_job(method, options.learning_rate)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import optuna
 from optuna.trial import Trial, TrialState
 
+from onebase.engine.trunk import Trunk
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
@@ -65,6 +66,7 @@ class Course:
         self._follower = follower
         self._limits = limits
         self._reached = 0  # the last rung that was come to
+        self._trunk: Trunk | None = None
         self.plan = plan
         self.base_loss: float | None = None
         self.judged_tokens = 0
@@ -104,6 +106,18 @@ class Course:
             self._follower.places[job.task] = place
             self.alive.append(Entrant(place, trial, learner))
             self._sample(learner)
+            self._share_trunk(learner)
+
+    def _share_trunk(self, learner: Learner) -> None:
+        """Have what lies below the learner's adapter computed once, for all that begin there."""
+        if not learner.depth:
+            return
+        if self._trunk is None:
+            fp16 = learner.options.trunk == "fp16"
+            self._trunk = Trunk(self._base, kept="fp16" if fp16 else "fp32")
+        if self._trunk.usable(learner.depth):
+            rows = [*self._data.train, *self._data.held_out]
+            self._trunk.prepare(learner.depth, [row.ids for row in rows], self._limits.check)
 
     def measure(self) -> float:
         """The speed in tokens learned from a second, by the first steps of those entered: steps
@@ -192,7 +206,7 @@ class Course:
         """One optimizer step of each."""
         for base, group in self._groups([entrant.learner for entrant in entrants]):
             self._limits.check(self.tokens)
-            step_together(base, group, self._recorder)
+            step_together(base, group, self._recorder, trunk=self._trunk)
 
     def _groups(self, learners: Sequence[Learner]) -> Iterator[tuple[Base, list[Learner]]]:
         """Those on one base, so many that their rows fill a few packs."""
@@ -278,7 +292,7 @@ class Course:
     def _evaluate(self, learners: Sequence[Learner], check: Callable[[], None] | None) -> None:
         for base in dict.fromkeys(learner.base for learner in learners):
             own = [learner for learner in learners if learner.base is base]
-            evaluate_together(base, own, self._recorder, check)
+            evaluate_together(base, own, self._recorder, check, trunk=self._trunk)
             self.judged_tokens += sum(tokens_of(learner.data.held_out) for learner in own)
         if self._follower.rung is not None:
             for learner in learners:  # patience counts epochs, not rungs
