@@ -109,12 +109,13 @@ class _Added(torch.autograd.Function):
         x, a, b, kept, inner = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         gradient = upstream[0]
-        own = torch.mm(gradient, b).mul_(kept)
+        # Thin products: a wide matrix as the right-hand side takes half the time (LOG.md).
+        own = torch.mm(b.t(), gradient.t()).t().mul_(kept)
         return (
             gradient if wanted[0] else None,
             torch.mm(own, a) if wanted[1] else None,
             torch.mm(own.t(), x) if wanted[2] else None,
-            torch.mm(gradient.t(), inner) if wanted[3] else None,
+            torch.mm(inner.t(), gradient).t() if wanted[3] else None,
             None,
         )
 
