@@ -50,12 +50,14 @@ def drawn(learner: Learner) -> list[list[TokenRow]]:
 
 
 def test_the_heaviest_step_is_the_first_and_the_next_are_typical(make) -> None:
-    (phase,) = choose([make("a", 30)]).phases
+    learner = make("a", 30)
+    (phase,) = choose([learner]).phases
     whole = drawn(make("a", 30))
     assert phase.steps == len(whole)
     assert [rows["a"] in whole for rows in phase.trial] == [True] * (1 + _TYPICAL)
-    tokens = [sum(len(row.ids) for row in rows) for rows in whole]
-    heavy, *typical = (sum(len(row.ids) for row in rows["a"]) for rows in phase.trial)
+    begin = {"a": shared(learner.data.train)}
+    tokens = [packed(rows, begin) for rows in whole]
+    heavy, *typical = (packed(rows["a"], begin) for rows in phase.trial)
     assert heavy > 0.95 * max(tokens)
     assert phase.heaviest.pass_rows == 4
     mean = sum(tokens) / len(tokens)
@@ -120,6 +122,8 @@ def test_what_rows_begin_with_counts_once() -> None:
     assert shared(rows) == 2
     assert packed(rows, {"a": 2}) == 3 * 4 - 2 * 2
     assert packed(rows[:1], {"a": 2}) == 4
+    answers = [TokenRow("a", (1, 2, 3, at), (False,) * 3 + (True,)) for at in (5, 6, 7)]
+    assert packed([*answers, *rows], {"a": 2}) == 6 * 4 - 5 * 2 - 2 * 1
     assert judged_tokens(rows, CPU) == 8
     assert judged_tokens([], CPU) == shared([]) == 0
 

@@ -189,11 +189,20 @@ def shared(rows: Iterable[TokenRow]) -> int:
 
 
 def packed(rows: Sequence[TokenRow], shared: Mapping[str, int]) -> int:
-    """The tokens of one pack of `rows`."""
+    """The tokens of one pack of `rows`, where what all begin with and a text that several answer
+    stand once.
+    """
     counts: dict[str, int] = {}
+    saved = 0
+    asked: set[tuple[str, tuple[int, ...]]] = set()
     for row in rows:
-        counts[str(row.adapter)] = counts.get(str(row.adapter), 0) + 1
-    saved = sum((count - 1) * shared.get(task, 0) for task, count in counts.items())
+        task = str(row.adapter)
+        counts[task] = counts.get(task, 0) + 1
+        text = (task, row.ids[: min(row.context, len(row.ids) - 1)])
+        if text in asked:
+            saved += max(0, len(text[1]) - shared.get(task, 0))
+        asked.add(text)
+    saved += sum((count - 1) * shared.get(task, 0) for task, count in counts.items())
     return sum(len(row.ids) for row in rows) - saved
 
 
