@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import onebase
+from onebase.adapters.methods import build_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.align import run
@@ -16,6 +17,7 @@ from onebase.align.dpo import train_dpo
 from onebase.align.kto import train_kto
 from onebase.align.resuming import resume_aligned
 from onebase.align.task import AlignJob
+from onebase.align.trainee import Trainee
 from onebase.engine.rows import read_rows
 from onebase.errors import UsageError
 from onebase.model.base import Base
@@ -193,3 +195,16 @@ def test_wrong_settings_are_named(
     (key,) = wrong
     with pytest.raises(UsageError, match=key):
         trainer(job(data, **wrong), base=make_base(), workspace=Workspace(tmp_path / "w"))
+
+
+def test_what_is_not_finite_changes_nothing(make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    adapter = build_adapter(base, "lora", {"rank": 2}, init_text="x", seed=0)
+    trainee = Trainee(base, adapter, onebase.Job("a", "", "lora"), clip=1.0)
+    before = adapter.parts()
+    for parameter in adapter.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    with pytest.raises(run.NotFinite):
+        trainee.update()
+    for name, tensor in adapter.parts().items():
+        assert torch.equal(tensor, before[name])

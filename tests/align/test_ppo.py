@@ -302,6 +302,9 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     again = resume_aligned(folder.name, base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert again.metrics["reward"] == whole.metrics["reward"]
+    text = (folder / "metrics.jsonl").read_text()
+    judged = [line["step"] for line in map(json.loads, text.splitlines()) if "eval_reward" in line]
+    assert judged == [0, 2, 3]  # each once
 
 
 @pytest.mark.parametrize(

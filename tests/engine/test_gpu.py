@@ -64,7 +64,7 @@ def test_losses_and_gradients_equal_the_cpus(
         losses, gradients = losses_and_gradients(
             on_gpu, moved(adapters), rows, checkpointing=checkpointing
         )
-        torch.testing.assert_close(losses, expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(losses, expected, atol=5e-4, rtol=0)
         for ours, theirs in zip(gradients, expected_gradients, strict=True):
             scale = max(float(theirs.abs().max()), 1e-6)
             torch.testing.assert_close(ours / scale, theirs / scale, atol=5e-3, rtol=0)
@@ -88,7 +88,7 @@ def test_other_precisions_come_near(
     losses, gradients = losses_and_gradients(
         held(make_base(architecture), precision), moved(adapters), rows
     )
-    assert float((losses - expected).abs().mean()) < 0.2
+    assert float((losses - expected).abs().mean()) < 0.15
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 

@@ -12,7 +12,7 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import by_row, packs
 from onebase.align.losses import DPOLoss, dpo_loss
-from onebase.align.run import AlignRun, AlignWatcher, carried_out, require_finite
+from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import (
     AlignJob,
     PreferenceData,
@@ -24,7 +24,7 @@ from onebase.align.task import (
     preference_data,
     store_aligned,
 )
-from onebase.align.trainee import Trainee
+from onebase.align.trainee import RATE, Trainee
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -33,8 +33,6 @@ from onebase.training.loop import pack_tokens
 from onebase.training.order import Order
 
 POLICY, REFERENCE = "policy", "reference"
-# Preferences move a policy that can already answer: a tenth of what it learned to answer with.
-RATE = 0.1
 
 
 class DPOOptions(BaseModel):
@@ -91,7 +89,7 @@ def train_dpo(
     ) as run:
         run.restore(learning.load)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
-        if learning.step == 0:
+        if not learning.first:
             _judge(learning, base, run)
         while learning.step < learning.total:
             run.between(learning.state)
@@ -200,8 +198,7 @@ def _step(learning: _Learning, base: Base) -> dict[str, float]:
         total += float(losses.losses.detach().sum())
         right += float((losses.chosen > losses.rejected).float().sum())
         margin += float((losses.chosen - losses.rejected).sum())
-    norm = learning.trainee.update(learning.factor())
-    require_finite(total + norm, learning.step)
+    learning.trainee.update(learning.factor())
     learning.step += 1
     count = len(rows)
     return {"loss": total / count, "pair_accuracy": right / count, "margin": margin / count}

@@ -14,7 +14,7 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, by_row, packs
 from onebase.align.losses import KTOLoss, kto_loss
-from onebase.align.run import AlignRun, AlignWatcher, carried_out, require_finite
+from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import (
     AlignJob,
     PreferenceData,
@@ -26,7 +26,7 @@ from onebase.align.task import (
     preference_data,
     store_aligned,
 )
-from onebase.align.trainee import Trainee
+from onebase.align.trainee import RATE, Trainee
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -35,7 +35,6 @@ from onebase.training.loop import pack_tokens
 from onebase.training.order import Order
 
 POLICY, REFERENCE = "policy", "reference"
-RATE = 0.1  # as for DPO
 
 
 class KTOOptions(BaseModel):
@@ -93,7 +92,7 @@ def train_kto(
     ) as run:
         run.restore(learning.load)
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
-        if learning.step == 0:
+        if not learning.first:
             _judge(learning, base, run)
         while learning.step < learning.total:
             run.between(learning.state)
@@ -198,8 +197,7 @@ def _step(learning: _Learning, base: Base) -> dict[str, float]:
         (found.losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
         total += float(found.losses.detach().sum())
         rewards[group] = found.rewards.cpu()
-    norm = learning.trainee.update(learning.factor())
-    require_finite(total + norm, learning.step)
+    learning.trainee.update(learning.factor())
     learning.step += 1
     return {"loss": total / len(rows), **_by_judgement(rows, rewards)}
 

@@ -28,7 +28,7 @@ from onebase.align.experience import (
 from onebase.align.losses import explained_variance, masked_mean, policy_loss, value_loss
 from onebase.align.rewards import Prompt, distinct_2
 from onebase.align.rollout import POLICY, roll_out
-from onebase.align.run import require_finite
+from onebase.align.trainee import RATE
 from onebase.engine.rows import read_rows
 from onebase.training.loop import pack_tokens
 
@@ -65,8 +65,8 @@ class PPOOptions(BaseModel):
 
 
 class ValueOptions(BaseModel):
-    """The value model: a fresh adapter of `value_method`, or a copy of the reward model where there
-    is one. `value_clip` keeps values near the old ones.
+    """The value model: a fresh adapter of `value_method` with a head at zero. `value_clip` keeps
+    values near the old ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -79,13 +79,14 @@ class ValueOptions(BaseModel):
 
 @dataclass
 class Progress:
-    """How far PPO has come, beside the models."""
+    """How far PPO has come, beside the models; `judged` is the last step with a judgement."""
 
     step: int = 0
     penalty: Penalty = field(default_factory=lambda: Penalty(0.0, None))
     first_entropy: float | None = None
     best: float = -float("inf")
     stopped: str = ""
+    judged: int = -1
 
 
 def ppo_step(
@@ -218,14 +219,10 @@ def _update(
         measured["policy_loss"] += share * float(surrogate.loss.detach())
         measured["clip_fraction"] += share * float(surrogate.clip_fraction)
         measured["moved"] += share * float(surrogate.moved)
-    norm = models.policy.update(_RATE if options.learning_rate is None else 1.0)
+    norm = models.policy.update(RATE if options.learning_rate is None else 1.0)
     if value is not None:
         norm += value.update()
-    require_finite(norm + measured["policy_loss"], progress.step)
     return {**measured, "gradient_norm": norm}
-
-
-_RATE = 0.1
 
 
 def held_out_objective(
@@ -263,6 +260,7 @@ def models_state(models: Models, progress: Progress) -> dict[str, Any]:
         "first_entropy": progress.first_entropy,
         "best": progress.best,
         "stopped": progress.stopped,
+        "judged": progress.judged,
     }
 
 
@@ -276,3 +274,4 @@ def load_models(models: Models, progress: Progress, state: Mapping[str, Any]) ->
     progress.first_entropy = state["first_entropy"]
     progress.best = state["best"]
     progress.stopped = state["stopped"]
+    progress.judged = state["judged"]

@@ -84,7 +84,8 @@ def train_ppo(
         run.restore(ready.load)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
-            due = progress.step % ready.watching.judge_every == 0
+            here = progress.step % ready.watching.judge_every == 0
+            due = here and progress.judged != progress.step  # a resumed run has been judged
             if due:
                 _judge(ready, run)
             run.between(ready.state, due=due)
@@ -253,13 +254,11 @@ def _models(
     policy = Trainee(base, begun.adapter, training, clip=watching.clip)
     value = None
     if options.advantage == "gae":
-        value = _value_model(base, job, reward, valuing, watching.clip)
+        value = _value_model(base, job, valuing, watching.clip)
     return Models(base, policy, policy.fixed(), value, reward)
 
 
-def _value_model(
-    base: Base, job: AlignJob, reward: Reward, valuing: ValueOptions, clip: float
-) -> Trainee:
+def _value_model(base: Base, job: AlignJob, valuing: ValueOptions, clip: float) -> Trainee:
     """A fresh adapter with a head at zero."""
     method = canonical_method(valuing.value_method)
     adapter = build_adapter(
@@ -279,6 +278,7 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
         ready.models, ready.held * times, ready.rolling, progress, seed=_DRAWS
     )
     best = record["eval_objective"] > progress.best
+    progress.judged = progress.step
     if best:
         progress.best = record["eval_objective"]
         ready.models.policy.keep_best()

@@ -15,7 +15,7 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs
 from onebase.align.losses import bradley_terry
 from onebase.align.measures import ScoreReport, pairs_of, report
-from onebase.align.run import AlignRun, AlignWatcher, carried_out, require_finite
+from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import (
     AlignJob,
     PreferenceData,
@@ -192,8 +192,7 @@ def _step(learning: _Learning, base: Base) -> float:
         loss = _losses(scores, group, learning.scale).sum() / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    norm = learning.trainee.update(learning.factor())
-    require_finite(total + norm, learning.step)
+    learning.trainee.update(learning.factor())
     learning.step += 1
     return total
 

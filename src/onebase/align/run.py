@@ -239,14 +239,14 @@ class NotFinite(OnebaseError, ArithmeticError):
     code = "not_finite"
 
 
-def require_finite(value: float, step: int) -> None:
-    """Raise NotFinite unless a step's loss or gradient norm is finite."""
-    if math.isfinite(value):
+def require_finite(norm: float) -> None:
+    """Raise NotFinite unless the norm of a step's gradients is finite."""
+    if math.isfinite(norm):
         return
     raise NotFinite(
         say(
-            f"The loss is no longer finite at step {step}: nothing of it is kept.",
-            f"第 {step} 步的损失已不是有限值：不保留结果。",
+            "The gradients are no longer finite: nothing is stored.",
+            "梯度已不是有限值：不保存结果。",
         ),
         say("Lower the learning_rate and start again.", "请减小 learning_rate 后重新开始。"),
     )
