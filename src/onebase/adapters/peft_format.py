@@ -202,6 +202,8 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
         if not bool(torch.isfinite(tensor).all()):
             raise _damaged(folder / WEIGHTS, f"{name} is not finite")
     head = _read_head(folder, tensors, base)
+    if head is None and config.get("task_type") == "SEQ_CLS":
+        raise _damaged(folder / WEIGHTS, f"task_type is SEQ_CLS, but there is no {HEAD}.weight")
     read = []
     for name, part in parts.items():
         before = f"{name}:" if several else ""
