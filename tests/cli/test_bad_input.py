@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 USAGE, DATA, FAILED = 2, 3, 1
 CODES = {USAGE: ("usage",), DATA: ("data",), FAILED: ("failed", "missing_base", "corrupt")}
 FORMS: tuple[tuple[str, ...], ...] = ((), ("--json",))
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 GOOD = '{"input": "a", "output": "b"}\n'
 
 
@@ -34,6 +35,19 @@ def data(name: str, content: bytes | str, *words: str, id: str) -> Case:
 def flags(id: str, *arguments: str, words: tuple[str, ...] = (), code: int = USAGE) -> Case:
     first = ("train", "--task", "t", "--data", "support.jsonl", "--base", "{base}")
     return Case(f"train: {id}", (*first, *arguments), code, words)
+
+
+def aligned(kind: str, content: bytes | str, *words: str, id: str) -> Case:
+    arguments = ("align", kind, "--task", "t", "--base", "{base}", "--method", "lora")
+    file = "--prompts" if kind == "ppo" else "--data"
+    more = ("--reward", "json:dumps") if kind == "ppo" else ()
+    return Case(
+        f"align {kind}: {id}",
+        (*arguments, file, "p.jsonl", *more),
+        DATA,
+        ("p.jsonl", *words),
+        {"p.jsonl": content},
+    )
 
 
 def tasks(id: str, content: bytes | str, *words: str, code: int = USAGE) -> Case:
@@ -80,6 +94,26 @@ CASES = [
     data("d.parquet", b"PAR1....PAR1", id="broken Parquet"),
     Case("data: folder", ("train", "--task", "t", "--base", "{base}", "--data", "."), DATA,
          ("folder", "mood.jsonl")),
+    aligned("dpo", b"", id="empty"),
+    aligned("dpo", PAIR + '{"prompt": "b", "chosen": "c"}\n', "p.jsonl:2", "'rejected'",
+            "--skip-bad", id="missing column"),
+    aligned("dpo", PAIR + '{"prompt": "b", "chosen": null, "rejected": "c"}\n', "p.jsonl:2",
+            "'chosen'", id="null"),
+    aligned("dpo", PAIR + '{"prompt": "b", "chosen": "c", "rejected": "c"}\n', "p.jsonl:2",
+            "the same", id="one answer twice"),
+    aligned("dpo", PAIR + '{"prompt": "b", "cho', "p.jsonl:2", id="truncated line"),
+    aligned("dpo", (PAIR + '{"prompt": "好"}\n').encode("gbk"), "p.jsonl:2", "UTF-8",
+            id="not UTF-8"),
+    aligned("dpo", PAIR, "1 good rows", id="one row"),
+    aligned("dpo", GOOD * 3, "pairs of answers", "chosen", id="answers to learn"),
+    aligned("dpo", '{"chosen": "a", "rejected": "b"}\n' * 3, "answers no question",
+            id="no question"),
+    aligned("reward", '{"text": "a", "rating": "many"}\n' * 3, "p.jsonl:1", "'many' is no number",
+            id="rating"),
+    aligned("kto", '{"prompt": "a", "completion": "b", "label": "maybe"}\n' * 3, "p.jsonl:1",
+            "neither good nor bad", id="label"),
+    aligned("ppo", '{"prompt": ""}\n' * 3, "p.jsonl:1", "'prompt'", id="empty prompt"),
+    aligned("ppo", '{"foo": "a"}\n' * 3, "foo", "prompt", id="unknown columns"),
     flags("held-out file missing", "--held-out", "no.jsonl", words=("no.jsonl",), code=DATA),
     flags("columns missing", "--columns", "input=foo,output=answer", words=("foo",)),
     flags("columns malformed", "--columns", "input", words=("'input' is not key=value",)),

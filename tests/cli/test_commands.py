@@ -420,6 +420,30 @@ def test_data_check_of_overlap(onebase, base: str) -> None:
     assert len(onebase("data", "check", "support.jsonl", *flags, "--json").json["overlap"]) == 10
 
 
+def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
+    pairs = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    (desk / "p.jsonl").write_text(pairs + '{"prompt": "a", "chosen": "b"}\n', encoding="utf-8")
+    found = onebase("data", "check", "p.jsonl", "--base", base, "--json")
+    assert found.code == 3  # a bad row
+    assert (found.json["kind"], found.json["rows"]) == ("pairs", 2)
+    assert found.json["bad"][0]["column"] == "rejected"
+    plain = onebase("data", "check", "p.jsonl", "--base", base)
+    assert "⟦c<|im_end|>⟧" in plain.out
+    refused = onebase("data", "check", "p.jsonl", "--base", base, "--as", "answers")
+    assert refused.code == 3
+    assert "preference pairs" in refused.err
+    # What may be read as either is read as answers, unless told.
+    (desk / "j.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    answers = onebase("data", "check", "j.jsonl", "--base", base, "--json")
+    assert answers.json["format"] == "prompt-completion"
+    told = onebase("data", "check", "j.jsonl", "--base", base, "--as", "preferences", "--json")
+    assert told.json["kind"] == "judged"
+    (desk / "x.jsonl").write_text('{"some": "a", "thing": "b"}\n')
+    unknown = onebase("data", "check", "x.jsonl", "--base", base)
+    assert unknown.code == 3
+    assert "--columns" in unknown.err
+
+
 @pytest.mark.usefixtures("trained")
 def test_chinese(onebase, base: str) -> None:
     zh = ("--lang", "zh")

@@ -23,7 +23,13 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered
 from onebase.align.run import identified
 from onebase.data.places import without_marks
-from onebase.data.preferences import Kind, PreferenceSet, load_preferences, require_good_rows
+from onebase.data.preferences import (
+    BARE,
+    Kind,
+    PreferenceSet,
+    load_preferences,
+    require_good_rows,
+)
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
@@ -34,7 +40,6 @@ from onebase.training.job import Job
 from onebase.training.outcome import already_stored
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
-BARE = "{input}"  # the template of texts that answer nothing
 
 
 @dataclass(frozen=True)

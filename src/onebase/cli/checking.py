@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import shutil
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import psutil
 import torch
@@ -17,10 +17,13 @@ from onebase.cli.session import (
     begin,
 )
 from onebase.cli.training import pairs
-from onebase.data.check import check
+from onebase.data.check import CheckReport, check
+from onebase.data.example import Dataset
 from onebase.data.formats import load_dataset
+from onebase.data.preference_check import PreferenceReport, check_preferences
+from onebase.data.preferences import BARE, PreferenceSet, load_preferences
 from onebase.data.template import Template
-from onebase.errors import CorruptFileError
+from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
 from onebase.model.fetch import DEFAULT_BASE, resolve
@@ -28,12 +31,20 @@ from onebase.model.tokenizer import read_tokenizer
 
 data_app = typer.Typer(help="Data files.")
 
+Content = Literal["auto", "answers", "preferences"]
+
 
 @data_app.command("check")
 def check_command(
     file: Annotated[str, typer.Argument(help="The data file.")],
     held_out: Annotated[str | None, typer.Option(help="The file it will be judged by.")] = None,
     columns: Annotated[str | None, typer.Option(help="input=a,output=b")] = None,
+    content: Annotated[
+        Content,
+        typer.Option(
+            "--as", help="answers to learn, or preferences (pairs, ratings, judged answers)."
+        ),
+    ] = "auto",
     base: BaseOption = None,
     instruction: Annotated[str | None, typer.Option(help="The task's instruction.")] = None,
     template: Annotated[
@@ -47,23 +58,44 @@ def check_command(
     """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
     session = begin(workspace, as_json, lang)
     chosen = pairs(columns.split(",")) if columns else None
-    dataset = load_dataset(file, columns=chosen)
-    judged = load_dataset(held_out, columns=chosen) if held_out else None
+    data = _loaded(file, chosen, content)
+    bare = isinstance(data, PreferenceSet) and data.bare
     rendering = Template(
         _tokenizer(base or DEFAULT_BASE),
-        kind=template,
+        kind=BARE if bare and template == "auto" else template,
         instruction=instruction,
         max_tokens=max_tokens,
     )
-    report = check(dataset, rendering, held_out=judged)
-    content = report.to_dict()
-    if as_json:
-        session.show(content)
+    report: CheckReport | PreferenceReport
+    if isinstance(data, PreferenceSet):
+        judged = load_preferences(held_out, columns=chosen) if held_out else None
+        report = check_preferences(data, rendering, held_out=judged)
     else:
-        for line in _lines(content):
+        examples = load_dataset(held_out, columns=chosen) if held_out else None
+        report = check(data, rendering, held_out=examples)
+    found = report.to_dict()
+    if as_json:
+        session.show(found)
+    else:
+        for line in _lines(found):
             print(line)
     if report.bad:
         raise typer.Exit(3)
+
+
+def _loaded(file: str, columns: dict[str, str] | None, content: Content) -> Dataset | PreferenceSet:
+    """What the file holds: answers where its columns are some format's, else preferences."""
+    if content == "preferences":
+        return load_preferences(file, columns=columns)
+    try:
+        return load_dataset(file, columns=columns)
+    except (DataError, UsageError) as refusal:
+        if content == "answers":
+            raise
+        try:
+            return load_preferences(file, columns=columns)
+        except OnebaseError:
+            raise refusal from None
 
 
 def _tokenizer(base: str) -> Any:
@@ -88,7 +120,7 @@ def _lines(content: dict[str, Any]) -> list[str]:
     """The report as a person reads it."""
     lines = []
     for key, value in content.items():
-        if key == "first_example":
+        if key == "first_example" or value is None:
             continue
         if isinstance(value, (list, tuple)):
             lines.append(f"{key}: {len(value)}")

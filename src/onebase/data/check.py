@@ -35,6 +35,13 @@ class Spread:
     max: int
     total: int
 
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> "Spread":
+        """Of these counts; all 0 where there is none."""
+        if not counts:
+            return cls(0, 0.0, 0, 0)
+        return cls(min(counts), float(median(counts)), max(counts), sum(counts))
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -89,20 +96,14 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         bad=tuple(bad),
         duplicates=_duplicates(good),
         overlap=_overlap(good, held_out.examples) if held_out else (),
-        prompt_tokens=_spread(prompt),
-        learned_tokens=_spread(learned),
+        prompt_tokens=Spread.of(prompt),
+        learned_tokens=Spread.of(learned),
         total_tokens=sum(prompt) + sum(learned),
         truncated=sum(tokens.truncated for tokens in rendered),
         labels=dict(labels.most_common()),
         warnings=tuple(_warnings(good, labels, template, nothing_learned)),
         first_example=template.marked(good[0]) if good else "",
     )
-
-
-def _spread(counts: Sequence[int]) -> Spread:
-    if not counts:
-        return Spread(0, 0.0, 0, 0)
-    return Spread(min(counts), float(median(counts)), max(counts), sum(counts))
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:
@@ -134,27 +135,7 @@ def _warnings(
     template: Template,
     nothing_learned: Sequence[Example],
 ) -> list[str]:
-    found: list[str] = []
-    if len(examples) < _FEW_ROWS:
-        found.append(
-            say(
-                f"Very few rows: {len(examples)}; results will vary by chance.",
-                f"数据行很少：{len(examples)} 行，结果会有较大偶然性。",
-            )
-        )
-    special = re.compile("|".join(map(re.escape, template.special_tokens)) or r"(?!)")
-    odd: dict[str, list[Example]] = {}
-    for example in examples:
-        for token in {token for turn in example.turns for token in special.findall(turn.content)}:
-            odd.setdefault(token, []).append(example)
-    found += [
-        say(
-            f"The special token {token!r} stands in the content of {_lines(where)}; "
-            "the model will read it as a control token.",
-            f"{_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
-        )
-        for token, where in sorted(odd.items())
-    ]
+    found = few_rows(len(examples)) + control_tokens(examples, template)
     if labels and max(labels.values()) > _IMBALANCE * min(labels.values()):
         (most, many), *_, (least, few) = labels.most_common()
         found.append(
@@ -166,26 +147,62 @@ def _warnings(
     if copies := [example for example in examples if example.answer == example.input]:
         found.append(
             say(
-                f"The answer only repeats the input in {_lines(copies)}.",
-                f"{_lines(copies)}的回答只是重复了输入。",
+                f"The answer only repeats the input in {named_lines(copies)}.",
+                f"{named_lines(copies)}的回答只是重复了输入。",
             )
         )
-    if nothing_learned:
-        found.append(
-            say(
-                f"Nothing can be learned from {_lines(nothing_learned)}: the prompt alone fills "
-                f"max_tokens ({template.max_tokens}).",
-                f"{_lines(nothing_learned)}没有可学习的内容：提示已占满 max_tokens"
-                f"（{template.max_tokens}）。",
-            )
+    return found + no_room(nothing_learned, template)
+
+
+def few_rows(count: int) -> list[str]:
+    """A warning where so many rows say little."""
+    if count >= _FEW_ROWS:
+        return []
+    return [
+        say(
+            f"Very few rows: {count}; results will vary by chance.",
+            f"数据行很少：{count} 行，结果会有较大偶然性。",
         )
-    return found
+    ]
 
 
-def _lines(examples: Sequence[Example]) -> str:
-    named = ", ".join(str(example.line) for example in examples[:_NAMED_LINES])
-    more = len(examples) - _NAMED_LINES
-    if len(examples) == 1:
+def control_tokens(examples: Sequence[Example], template: Template) -> list[str]:
+    """A warning for each special token that stands in a text."""
+    special = re.compile("|".join(map(re.escape, template.special_tokens)) or r"(?!)")
+    odd: dict[str, list[Example]] = {}
+    for example in examples:
+        for token in {token for turn in example.turns for token in special.findall(turn.content)}:
+            odd.setdefault(token, []).append(example)
+    return [
+        say(
+            f"The special token {token!r} stands in the content of {named_lines(where)}; "
+            "the model will read it as a control token.",
+            f"{named_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
+        )
+        for token, where in sorted(odd.items())
+    ]
+
+
+def no_room(examples: Sequence[Example], template: Template) -> list[str]:
+    """A warning where these examples have no token of their answers left."""
+    if not examples:
+        return []
+    lines = named_lines(examples)
+    return [
+        say(
+            f"Nothing can be learned from {lines}: the prompt alone fills "
+            f"max_tokens ({template.max_tokens}).",
+            f"{lines}没有可学习的内容：提示已占满 max_tokens（{template.max_tokens}）。",
+        )
+    ]
+
+
+def named_lines(examples: Sequence[Example]) -> str:
+    """The lines that examples stand on, as a sentence names them."""
+    lines = list(dict.fromkeys(example.line for example in examples))
+    named = ", ".join(map(str, lines[:_NAMED_LINES]))
+    more = len(lines) - _NAMED_LINES
+    if len(lines) == 1:
         return say(f"line {named}", f"第 {named} 行")
-    rest = say(f" and {more} more", f" 等 {len(examples)} 行") if more > 0 else ""
+    rest = say(f" and {more} more", f" 等 {len(lines)} 行") if more > 0 else ""
     return say(f"lines {named}{rest}", f"第 {named}{rest or ' 行'}")

@@ -60,6 +60,7 @@ FORMATS: tuple[tuple[Kind, Format], ...] = (
         ),
     ),
 )
+BARE = "{input}"  # the template of texts that answer nothing
 # What a file may write for good and bad.
 _GOOD: dict[object, bool] = {
     **dict.fromkeys((True, "1", "true", "good", "up", "yes"), True),
