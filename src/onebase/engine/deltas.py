@@ -11,36 +11,69 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onebase.adapters.contribution import Contribution, LowRank
+from onebase.engine.linear import Linear, Part, products
 
 
 class Deltas:
-    """The changes in `stacks`; `owners`, [tokens], says by its index in the stacks' adapters whose
-    each token is (-1: nobody's).
+    """The changes in `stacks` to the base's `linears`; `owners`, [tokens], says by its index in the
+    stacks' adapters whose each token is (-1: nobody's).
     """
 
-    def __init__(self, stacks: "Stacks", owners: Tensor) -> None:
+    def __init__(self, stacks: "Stacks", owners: Tensor, linears: Mapping[str, Linear]) -> None:
         self._stacks = stacks
         self._owners = owners
+        self._linears = linears
+        self._read: Tensor | None = None
+        self._waiting: dict[str, Tensor] = {}
         self._columns: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
-    def enter(self, name: str, inputs: Tensor) -> Tensor:
-        """`inputs` of the linear layer `name`, [1, tokens, inputs], rescaled."""
-        stack = self._stacks.get(name)
-        if stack is None or not stack.on_inputs:
-            return inputs
-        return inputs * self._gathered(stack.on_inputs, inputs.dtype)
+    def output(self, linear: Linear, inputs: Tensor) -> Tensor:
+        """The output of a linear layer for its `inputs`, [1, tokens, inputs], with the changes made.
 
-    def leave(self, name: str, layer: nn.Linear, inputs: Tensor, output: Tensor) -> Tensor:
-        """`output` of the linear layer `name`, [1, tokens, outputs], with the changes made."""
-        stack = self._stacks.get(name)
-        if stack is None:
+        The first of a family of layers that read one tensor computes the others' outputs too.
+        """
+        if inputs is self._read and linear.name in self._waiting:
+            output = self._waiting.pop(linear.name)
+            self._read = inputs if self._waiting else None
             return output
+        stack = self._stacks.get(linear.name)
+        if stack is None:
+            return linear.forward(inputs)
+        if not (stack.is_plain and linear.is_plain(inputs)):
+            return self._changed(stack, linear, inputs)
+        family = {
+            name: own
+            for name in linear.family
+            if (own := self._stacks.get(name)) is not None
+            and own.is_plain
+            and self._linears[name].is_plain(inputs)
+        }
+        x = inputs.flatten(0, -2)
+        parts = [
+            Part(
+                (layer := self._linears[name].layer).weight,
+                layer.bias,
+                own.a.to(x.dtype),
+                own.b.to(x.dtype),
+                self._kept(own.signature, x),
+            )
+            for name, own in family.items()
+        ]
+        outputs = [output[None] for output in products(x, parts)]
+        self._read, self._waiting = inputs, dict(zip(family, outputs, strict=True))
+        return self.output(linear, inputs)
+
+    def _changed(self, stack: "Stack", linear: Linear, inputs: Tensor) -> Tensor:
+        """As `output`, for changes of any kind to a layer of any kind."""
+        if stack.on_inputs:
+            inputs = inputs * self._gathered(stack.on_inputs, inputs.dtype)
+        output = linear.forward(inputs)
         flat = output.flatten(0, -2)
-        bias = layer.bias if stack.factors or stack.on_outputs else None
+        bias = linear.layer.bias if stack.factors or stack.on_outputs else None
         if bias is not None:
             flat = flat - bias
         if stack.on_outputs:
@@ -138,6 +171,12 @@ class Stack:
     def low_rank(self) -> bool:
         """Whether there is a low-rank delta."""
         return bool(self.signature)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether low-rank deltas of the inputs as they are are all that there is."""
+        others = (self.dropouts, self.factors, self.on_inputs, self.on_outputs)
+        return self.low_rank and not any(others)
 
 
 class Stacks:

@@ -2,7 +2,7 @@
 
 Training, scoring, prefill and decoding all call `run`. Nothing of the base's code is rewritten:
 the packed row enters as embeddings with positions, an attention function asks the pass who
-attends to whom, and hooks on the linear layers add the low-rank deltas.
+attends to whom, and the linear layers ask it what adapters change.
 """
 
 import math
@@ -20,6 +20,7 @@ from onebase.adapters.contribution import Contribution
 from onebase.engine.attention import ATTENTION, Attention, PackedAttention
 from onebase.engine.deltas import Deltas, Stacks
 from onebase.engine.head import head_losses, is_frozen_linear
+from onebase.engine.linear import Linear, linears_of
 from onebase.engine.norm import quick_norm
 from onebase.engine.pack import Pack
 from onebase.errors import OnebaseError
@@ -88,6 +89,7 @@ class _Current:
 
 
 _prepared: "WeakSet[nn.Module]" = WeakSet()
+_linears: "WeakKeyDictionary[nn.Module, dict[str, Linear]]" = WeakKeyDictionary()
 _refused: "WeakKeyDictionary[nn.Module, OnebaseError]" = WeakKeyDictionary()
 
 
@@ -100,7 +102,7 @@ _REFUSALS = (
 
 
 def prepare(base: Base) -> None:
-    """Give the base's model our attention and the hooks for deltas; once, then it's a no-op.
+    """Give the base's model our attention and its linear layers the deltas; once, then it's a no-op.
 
     Raises OnebaseError for an architecture that is not PROVEN and whose pass is not that of the
     model itself.
@@ -162,14 +164,14 @@ def _by_parts(base: Base, ids: list[int]) -> Tensor:
 def _attach(base: Base) -> None:
     base.model.set_attn_implementation(ATTENTION)
     current = _Current()
-    for index, layer in enumerate(base.layers):
-        layer.forward = _layer_forward(index, layer.forward, current)
+    for index, decoder in enumerate(base.layers):
+        decoder.forward = _layer_forward(index, decoder.forward, current)
     head = base.model.get_output_embeddings()
     head.forward = _head_forward(head, head.forward, current)
-    for name, module in base.model.named_modules():
-        if name in base.shape.linears:
-            module.register_forward_pre_hook(_entry_hook(name, current))
-            module.register_forward_hook(_exit_hook(name, current))
+    for linear in linears(base).values():
+        layer: Any = linear.layer
+        layer.forward = _linear_forward(linear, current)
+    for module in base.model.modules():
         if (quick := quick_norm(module)) is not None:
             module.forward = quick
     _prepared.add(base.model)
@@ -222,24 +224,23 @@ def _head_forward(
     return entered
 
 
-def _entry_hook(name: str, current: _Current) -> Any:
-    def enter(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _linear_forward(linear: Linear, current: _Current) -> Callable[[Tensor], Tensor]:
+    """A linear layer's `forward`, with what the adapters of the pass change."""
+
+    def entered(input: Tensor) -> Tensor:
         now = current.value
         if now is None or now.deltas is None:
-            return None
-        return (now.deltas.enter(name, args[0]), *args[1:])
+            return linear.forward(input)
+        return now.deltas.output(linear, input)
 
-    return enter
+    return entered
 
 
-def _exit_hook(name: str, current: _Current) -> Any:
-    def leave(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        now = current.value
-        if now is None or now.deltas is None:
-            return None
-        return now.deltas.leave(name, layer, args[0], output)
-
-    return leave
+def linears(base: Base) -> dict[str, Linear]:
+    """The base's linear layers that adapters may change, by name, as they are without adapters."""
+    if base.model not in _linears:
+        _linears[base.model] = linears_of(base.model, base.shape.linears)
+    return _linears[base.model]
 
 
 def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tensor) -> Tensor:
@@ -323,7 +324,7 @@ def read_pack(
 
 def _deltas(base: Base, pack: Pack) -> Deltas | None:
     stacks = Stacks(pack.contributions, pack.adapters)
-    return Deltas(stacks, pack.owners().to(base.device)) if stacks else None
+    return Deltas(stacks, pack.owners().to(base.device), linears(base)) if stacks else None
 
 
 _heads: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()

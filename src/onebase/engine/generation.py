@@ -12,7 +12,7 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.attention import PackedAttention
 from onebase.engine.cache import KVCache
 from onebase.engine.deltas import Deltas, Stacks
-from onebase.engine.forward import Pass, run, run_pack
+from onebase.engine.forward import Pass, linears, run, run_pack
 from onebase.engine.pack import Pack
 from onebase.engine.sampling import Sampling, choose
 from onebase.model.base import Base
@@ -130,8 +130,8 @@ class Batch:
         stacks = Stacks(self._contributions, names)
         order = {name: index for index, name in enumerate(names)}
         owners = [-1 if s.adapter is None else order[s.adapter] for s in self._running]
-        device = self._base.device
-        return Deltas(stacks, torch.tensor(owners, device=device)) if stacks else None
+        whose = torch.tensor(owners, device=self._base.device)
+        return Deltas(stacks, whose, linears(self._base)) if stacks else None
 
     def _extend(self, logits: Tensor, first: int = 0) -> list[Stream]:
         """Give every sequence from `first` on its next token; release the finished."""
