@@ -28,9 +28,11 @@ from onebase.align.experience import (
 from onebase.align.losses import explained_variance, masked_mean, policy_loss, value_loss
 from onebase.align.rewards import Prompt, distinct_2
 from onebase.align.rollout import POLICY, roll_out
-from onebase.align.trainee import RATE
 from onebase.engine.rows import read_rows
 from onebase.training.loop import pack_tokens
+
+# A tenth, as for preferences, moved nothing in ten steps; the clip keeps half from doing harm (LOG.md).
+_RATE = 0.5
 
 
 class PPOOptions(BaseModel):
@@ -40,14 +42,14 @@ class PPOOptions(BaseModel):
     KL penalty, led towards `kl_target` nats an answer where that is given; with gae it is part of the
     rewards, by k1, with group part of the loss, by k3 as in the paper. (In a loss, k3 has the gradient
     of KL(reference, policy); that of KL(policy, reference) is k2's.) `whiten`: gae's advantages have
-    deviation 1, a group's are over its deviation. `learning_rate` None is a tenth of the method's own.
+    deviation 1, a group's are over its deviation. `learning_rate` None is half of the method's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(50, ge=1)
     epochs: int = Field(2, ge=1)
-    minibatch: int = Field(16, ge=1)
+    minibatch: int = Field(8, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     advantage: Literal["gae", "group"] = "gae"
     gamma: float = Field(1.0, ge=0, le=1)
@@ -219,7 +221,7 @@ def _update(
         measured["policy_loss"] += share * float(surrogate.loss.detach())
         measured["clip_fraction"] += share * float(surrogate.clip_fraction)
         measured["moved"] += share * float(surrogate.moved)
-    norm = models.policy.update(RATE if options.learning_rate is None else 1.0)
+    norm = models.policy.update(_RATE if options.learning_rate is None else 1.0)
     if value is not None:
         norm += value.update()
     return {**measured, "gradient_norm": norm}
