@@ -42,8 +42,9 @@ _DRAWS = 1 << 32  # apart from the seeds of the steps
 
 class WatchOptions(BaseModel):
     """How PPO is watched: a share of `held_out` prompts judges the policy every `judge_every` steps,
-    by `judge_answers` answers at least, and the best is kept. It stops where a step's KL goes over `stop_kl` (nats an answer) or the
-    entropy of its tokens falls under `stop_entropy` of what it was.
+    by `judge_answers` answers at least, and the best within `stop_kl` is kept. It stops where a step's KL
+    goes over `stop_kl` (nats an answer) or the entropy of its tokens falls under `stop_entropy` of what
+    it was.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -193,7 +194,7 @@ def _store(
     """The best policy as the task's next version, with what was measured of it and at the start."""
     judged = [line for line in lines if "eval_reward" in line]
     first, last = judged[0], judged[-1]
-    best = max(judged, key=lambda line: float(line["eval_objective"]))
+    best = [line for line in judged if line["best"]][-1]
     adapter, begun = ready.models.policy.adapter, ready.begun
     return store_aligned(
         base,
@@ -277,7 +278,8 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
     record, found = held_out_objective(
         ready.models, ready.held * times, ready.rolling, progress, seed=_DRAWS
     )
-    best = record["eval_objective"] > progress.best
+    within = record["eval_kl"] <= ready.watching.stop_kl
+    best = within and record["eval_objective"] > progress.best
     progress.judged = progress.step
     if best:
         progress.best = record["eval_objective"]
