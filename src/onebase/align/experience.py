@@ -1,7 +1,11 @@
 """Experience: a policy's answers, and what policy, reference, value and reward model say of them in
 mixed passes.
+
+What the policy says it has said as it drew them, and is taken from there where everything is computed
+in fp32. In 16 bits the draws' step by step numbers are not quite those of a whole text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +25,7 @@ from onebase.model.base import Base
 from onebase.training.loop import pack_tokens
 
 REFERENCE, VALUE, REWARD = "reference", "value", "reward"
+ENTROPY = "entropy"
 
 
 class RolloutOptions(BaseModel):
@@ -89,26 +94,31 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
     """What every model says of the rollouts, in mixed passes without gradient."""
     base, reward = models.base, models.reward
     own: dict[str, Contribution] = {REFERENCE: models.reference}
-    own[POLICY] = _still(models.policy.adapter)
+    said = base.precision.compute == torch.float32
+    if not said:
+        own[POLICY] = _still(models.policy.adapter)
     if models.value is not None:
         own[VALUE] = _still(models.value.adapter)
     if isinstance(reward, LearnedReward):
         own[REWARD] = reward.contribution
-    units = [_rows(models, item) for item in rollouts]
+    units = [_rows(models, item, own) for item in rollouts]
     parts: dict[str, list[Tensor]] = {}
+    if said:
+        parts[POLICY] = [torch.tensor(item.logprobs, device=base.device) for item in rollouts]
+        parts[ENTROPY] = [torch.tensor(item.entropies, device=base.device) for item in rollouts]
     raw: list[float] = []
     with torch.no_grad():
-        for group in packs(units, 2 * pack_tokens(base.device)):
+        for group in packs(units, pack_tokens(base.device)):
             rows = [row for index in group for row in units[index]]
             reading, placed = read_rows(
-                base, rows, own, temperature=options.temperature, entropies=True
+                base, rows, own, temperature=options.temperature, entropies=not said
             )
             for number, row in enumerate(rows):
                 if row.adapter in (POLICY, REFERENCE):
                     mine = (placed.row == number).to(reading.losses.device)
                     parts.setdefault(str(row.adapter), []).append(-reading.losses[mine])
                     if row.adapter == POLICY:
-                        parts.setdefault("entropy", []).append(reading.entropies[mine])
+                        parts.setdefault(ENTROPY, []).append(reading.entropies[mine])
                     continue
                 states = reading.states[(placed.stated_row == number).to(reading.states.device)]
                 if row.adapter == VALUE:
@@ -125,7 +135,7 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
         mask=mask_of([item.tokens for item in rollouts], base.device),
         logprobs=_padded(parts[POLICY]),
         reference=_padded(parts[REFERENCE]),
-        entropies=_padded(parts["entropy"]),
+        entropies=_padded(parts[ENTROPY]),
         values=_padded(parts[VALUE]) if VALUE in parts else None,
         raw=scores,
         scores=scores + torch.tensor(ends, device=base.device),
@@ -142,9 +152,11 @@ def _padded(rows: list[Tensor]) -> Tensor:
     return pad_sequence(rows, batch_first=True)
 
 
-def _rows(models: Models, item: Rollout) -> list[TokenRow]:
-    """The rows of one rollout: as policy, reference, value and reward model read it."""
-    rows = [item.tokens.written_by(POLICY), item.tokens.written_by(REFERENCE)]
+def _rows(models: Models, item: Rollout, own: Mapping[str, Contribution]) -> list[TokenRow]:
+    """The rows of one rollout: as reference, value and reward model read it, and the policy where it
+    is among `own`.
+    """
+    rows = [item.tokens.written_by(name) for name in (POLICY, REFERENCE) if name in own]
     if models.value is not None:
         rows.append(item.tokens.valued_by(VALUE))
     if isinstance(models.reward, LearnedReward):

@@ -28,11 +28,13 @@ from onebase.align.experience import (
 from onebase.align.losses import explained_variance, masked_mean, policy_loss, value_loss
 from onebase.align.rewards import Prompt, distinct_2
 from onebase.align.rollout import POLICY, roll_out
+from onebase.align.trainee import RATE
 from onebase.engine.rows import read_rows
 from onebase.training.loop import pack_tokens
 
-# A tenth, as for preferences, moved nothing in ten steps; the clip keeps half from doing harm (LOG.md).
-_RATE = 0.5
+# Of the method's own rates. For LoRA a tenth moves nothing in ten steps; for a deep prefix a half strays
+# without a gain (LOG.md).
+_RATES = {"lora": 0.5, "qlora": 0.5}
 
 
 class PPOOptions(BaseModel):
@@ -42,7 +44,7 @@ class PPOOptions(BaseModel):
     KL penalty, led towards `kl_target` nats an answer where that is given; with gae it is part of the
     rewards, by k1, with group part of the loss, by k3 as in the paper. (In a loss, k3 has the gradient
     of KL(reference, policy); that of KL(policy, reference) is k2's.) `whiten`: gae's advantages have
-    deviation 1, a group's are over its deviation. `learning_rate` None is half of the method's own.
+    deviation 1, a group's are over its deviation. `learning_rate` None is half of LoRA's own, and a tenth of any other method's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -176,7 +178,8 @@ def _update(
         unit = [tokens.written_by(POLICY)]
         units.append(unit if value is None else [*unit, tokens.valued_by(VALUE)])
     measured = dict.fromkeys(("policy_loss", "clip_fraction", "moved", "value_loss"), 0.0)
-    for group in packs(units, pack_tokens(base.device)):
+    # Half of what supervised training packs: beside the policy the value model learns.
+    for group in packs(units, pack_tokens(base.device) // 2):
         own = {POLICY: models.policy.adapter.contribution()}
         if value is not None:
             own[VALUE] = value.adapter.contribution()
@@ -221,7 +224,8 @@ def _update(
         measured["policy_loss"] += share * float(surrogate.loss.detach())
         measured["clip_fraction"] += share * float(surrogate.clip_fraction)
         measured["moved"] += share * float(surrogate.moved)
-    norm = models.policy.update(_RATE if options.learning_rate is None else 1.0)
+    share = _RATES.get(models.policy.adapter.method, RATE)
+    norm = models.policy.update(share if options.learning_rate is None else 1.0)
     if value is not None:
         norm += value.update()
     return {**measured, "gradient_norm": norm}

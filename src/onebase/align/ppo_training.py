@@ -278,7 +278,7 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
     record, found = held_out_objective(
         ready.models, ready.held * times, ready.rolling, progress, seed=_DRAWS
     )
-    within = record["eval_kl"] <= ready.watching.stop_kl
+    within = progress.step == 0 or record["eval_kl"] <= ready.watching.stop_kl
     best = within and record["eval_objective"] > progress.best
     progress.judged = progress.step
     if best:

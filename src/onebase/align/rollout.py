@@ -19,12 +19,16 @@ SLOTS = 64
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to a prompt: its tokens, with the end token where it `ended`, and its text."""
+    """One answer to a prompt: its tokens, with the end token where it `ended`, and its text.
+    `logprobs` and `entropies` (nats) are those of the policy at every token of the answer.
+    """
 
     prompt: Prompt
     tokens: Answered
     text: str
     ended: bool
+    logprobs: tuple[float, ...]
+    entropies: tuple[float, ...]
 
 
 def roll_out(
@@ -41,14 +45,21 @@ def roll_out(
         if sampling.seed is not None:
             seed = (sampling.seed + index) % (1 << 62)
             own = sampling.model_copy(update={"seed": seed})
-        stream = Stream(POLICY, prompt.ids, own)
+        stream = Stream(POLICY, prompt.ids, own, measured=True)
         streams.append(stream)
         batch.submit(stream)
     while not batch.idle:
         batch.step()
     policy.train(mode)
     return [
-        Rollout(prompt, _tokens(stream), stream.text, stream.ended_by is not None)
+        Rollout(
+            prompt,
+            _tokens(stream),
+            stream.text,
+            stream.ended_by is not None,
+            tuple(stream.logprobs),
+            tuple(stream.entropies),
+        )
         for prompt, stream in zip(prompts, streams, strict=True)
     ]
 

@@ -10,10 +10,10 @@ from onebase.model.base import ModelShape
 
 
 class KVCache:
-    """Keys and values of up to `slots` sequences, [layers, slots, kv_heads, capacity, head_dim].
+    """Keys and values of up to `slots` sequences, [layers, rows, kv_heads, capacity, head_dim].
 
-    Slots 0 to `used` - 1 are in use; a sequence that ends gives its slot to the last one, so
-    every step reads one contiguous block. The capacity doubles when a sequence outgrows it.
+    Rows 0 to `used` - 1 are in use; a sequence that ends gives its row to the last one, so
+    every step reads one contiguous block. Rows and capacity double when they are outgrown.
     """
 
     def __init__(self, shape: ModelShape, slots: int, device: torch.device, dtype: torch.dtype):
@@ -23,13 +23,13 @@ class KVCache:
         self.slots = slots
         self.lengths: list[int] = []
         self._unseen: list[tuple[int, ...]] = []
-        self._keys = self._values = self._block(0)
+        self._keys = self._values = self._block(0, 0)
 
-    def _block(self, capacity: int) -> Tensor:
+    def _block(self, rows: int, capacity: int) -> Tensor:
         s = self._shape
         return torch.zeros(
             s.layers,
-            self.slots,
+            rows,
             s.kv_heads,
             capacity,
             s.head_dim,
@@ -47,7 +47,7 @@ class KVCache:
         begin with its prefix, `unseen` of which each layer does not attend to.
         """
         tokens = keys.shape[2]
-        self._reserve(tokens + 1)
+        self._reserve(self.used + 1, tokens + 1)
         self._keys[:, self.used, :, :tokens] = keys
         self._values[:, self.used, :, :tokens] = values
         self.lengths.append(tokens)
@@ -67,19 +67,22 @@ class KVCache:
 
     def step(self) -> "DecodeAttention":
         """Make room for one more token a sequence and return the attention that adds it."""
-        self._reserve(max(self.lengths) + 1)
+        self._reserve(self.used, max(self.lengths) + 1)
         attention = DecodeAttention(self._keys, self._values, self.lengths, self._unseen)
         self.lengths = [length + 1 for length in self.lengths]
         return attention
 
-    def _reserve(self, tokens: int) -> None:
-        capacity = self._keys.shape[3]
-        if tokens <= capacity:
+    def _reserve(self, sequences: int, tokens: int) -> None:
+        rows, capacity = self._keys.shape[1], self._keys.shape[3]
+        if sequences <= rows and tokens <= capacity:
             return
-        grown = max(tokens, 2 * capacity, 64)
+        if sequences > rows:
+            rows = min(max(sequences, 2 * rows, 4), self.slots)
+        if tokens > capacity:
+            capacity = max(tokens, 2 * capacity, 64)
         for name in ("_keys", "_values"):
-            old, new = getattr(self, name), self._block(grown)
-            new[:, :, :, :capacity] = old
+            old, new = getattr(self, name), self._block(rows, capacity)
+            new[:, : old.shape[1], :, : old.shape[3]] = old
             setattr(self, name, new)
 
 

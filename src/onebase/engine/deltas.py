@@ -19,11 +19,20 @@ from onebase.engine.linear import Linear, Part, products
 
 class Deltas:
     """The changes in `stacks` to the base's `linears`; `owners`, [tokens], says by its index in the
-    stacks' adapters whose each token is (-1: nobody's).
+    stacks' adapters whose each token is (-1: nobody's). `decoding`: a token for each sequence of a
+    batch, without gradient.
     """
 
-    def __init__(self, stacks: "Stacks", owners: Tensor, linears: Mapping[str, Linear]) -> None:
+    def __init__(
+        self,
+        stacks: "Stacks",
+        owners: Tensor,
+        linears: Mapping[str, Linear],
+        *,
+        decoding: bool = False,
+    ) -> None:
         self._stacks = stacks
+        self._decoding = decoding
         self._owners = owners
         self._linears = linears
         self._read: Tensor | None = None
@@ -42,7 +51,7 @@ class Deltas:
             return output
         stack = self._stacks.get(linear.name)
         if stack is None:
-            return linear.forward(inputs)
+            return linear.plainly(inputs, decoding=self._decoding)
         if not (stack.is_plain and linear.is_plain(inputs)):
             return self._changed(stack, linear, inputs)
         family = {
@@ -63,7 +72,7 @@ class Deltas:
             )
             for name, own in family.items()
         ]
-        outputs = [output[None] for output in products(x, parts)]
+        outputs = [output[None] for output in products(x, parts, decoding=self._decoding)]
         self._read, self._waiting = inputs, dict(zip(family, outputs, strict=True))
         return self.output(linear, inputs)
 
@@ -71,7 +80,7 @@ class Deltas:
         """As `output`, for changes of any kind to a layer of any kind."""
         if stack.on_inputs:
             inputs = inputs * self._gathered(stack.on_inputs, inputs.dtype)
-        output = linear.forward(inputs)
+        output = linear.plainly(inputs, decoding=self._decoding)
         flat = output.flatten(0, -2)
         bias = linear.layer.bias if stack.factors or stack.on_outputs else None
         if bias is not None:

@@ -60,7 +60,7 @@ class Pass:
     enters layer `first` is what the model is given, and what would enter layer `last` goes into
     `reached`. With `labels` the head computes their losses, into `losses`, and no logits; and
     their entropies, where there is a tensor for them. What enters the head at the kept rows
-    `stated` goes into `states`.
+    `stated` goes into `states`. `decoding` says that it is a token for each sequence of a batch.
     """
 
     attention: Attention
@@ -74,6 +74,7 @@ class Pass:
     entropies: Tensor | None = None
     stated: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
+    decoding: bool = False
 
     def skips(self, layer: int) -> bool:
         """Whether `layer` is not computed."""
@@ -167,10 +168,10 @@ def _attach(base: Base) -> None:
     for index, decoder in enumerate(base.layers):
         decoder.forward = _layer_forward(index, decoder.forward, current)
     head = base.model.get_output_embeddings()
-    head.forward = _head_forward(head, head.forward, current)
-    for linear in linears(base).values():
-        layer: Any = linear.layer
-        layer.forward = _linear_forward(linear, current)
+    head.forward = _head_forward(Linear("head", head, head.forward, ()), current)
+    for own in linears(base).values():
+        layer: Any = own.layer
+        layer.forward = _linear_forward(own, current)
     for module in base.model.modules():
         if (quick := quick_norm(module)) is not None:
             module.forward = quick
@@ -202,9 +203,7 @@ def _layer_forward(
     return entered
 
 
-def _head_forward(
-    head: nn.Module, forward: Callable[..., Any], current: _Current
-) -> Callable[..., Any]:
+def _head_forward(own: Linear, current: _Current) -> Callable[..., Any]:
     """The language-model head's `forward`, which in a pass with labels computes their losses."""
 
     def entered(hidden: Tensor) -> Any:
@@ -212,26 +211,25 @@ def _head_forward(
         if now is not None and now.stated is not None:
             now.states.append(hidden.flatten(0, -2).index_select(0, now.stated))
         if now is None or now.labels is None:
-            return forward(hidden)
-        own = hidden.flatten(0, -2).index_select(0, now.labels.at)
+            return own.plainly(hidden, decoding=now is not None and now.decoding)
+        kept = hidden.flatten(0, -2).index_select(0, now.labels.at)
         if now.labels.temperature != 1:
-            own = own / now.labels.temperature  # the head is linear
-        weight: Tensor = head.weight  # type: ignore[assignment]
-        losses = head_losses(own, weight, now.labels.target, entropies=now.entropies)
+            kept = kept / now.labels.temperature  # the head is linear
+        losses = head_losses(kept, own.layer.weight, now.labels.target, entropies=now.entropies)
         now.losses.append(losses)
         return hidden.new_zeros(*hidden.shape[:-1], 1)
 
     return entered
 
 
-def _linear_forward(linear: Linear, current: _Current) -> Callable[[Tensor], Tensor]:
+def _linear_forward(own: Linear, current: _Current) -> Callable[[Tensor], Tensor]:
     """A linear layer's `forward`, with what the adapters of the pass change."""
 
     def entered(input: Tensor) -> Tensor:
         now = current.value
         if now is None or now.deltas is None:
-            return linear.forward(input)
-        return now.deltas.output(linear, input)
+            return own.plainly(input, decoding=now is not None and now.decoding)
+        return now.deltas.output(own, input)
 
     return entered
 

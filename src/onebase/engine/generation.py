@@ -27,7 +27,8 @@ class Stream:
 
     `adapter` is None for the bare base. `margins` holds, for greedy requests, the distance
     between the two best logits at every token. `ended_by` is the end token that was drawn, which
-    is not among `tokens`.
+    is not among `tokens`. Where it is `measured`, `logprobs` and `entropies` (nats) are those of every
+    draw, that of the end token too, at the sampling's temperature and before anything is cut off.
     """
 
     adapter: str | None
@@ -39,6 +40,9 @@ class Stream:
     finish_reason: FinishReason | None = None
     ended_by: int | None = None
     generator: torch.Generator | None = None
+    measured: bool = False
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
 
 
 class Batch:
@@ -122,7 +126,7 @@ class Batch:
         if self._deltas is None:
             self._deltas = self._deltas_of_batch()
         keep = torch.arange(len(self._running))
-        now = Pass(attention, self._deltas)
+        now = Pass(attention, self._deltas, decoding=True)
         return run(self._base, self._base.embedding(newest), positions, now, keep)
 
     def _deltas_of_batch(self) -> Deltas | None:
@@ -131,7 +135,7 @@ class Batch:
         order = {name: index for index, name in enumerate(names)}
         owners = [-1 if s.adapter is None else order[s.adapter] for s in self._running]
         whose = torch.tensor(owners, device=self._base.device)
-        return Deltas(stacks, whose, linears(self._base)) if stacks else None
+        return Deltas(stacks, whose, linears(self._base), decoding=True) if stacks else None
 
     def _extend(self, logits: Tensor, first: int = 0) -> list[Stream]:
         """Give every sequence from `first` on its next token; release the finished."""
@@ -139,6 +143,7 @@ class Batch:
         best = logits.topk(2, dim=-1)
         margins = (best.values[:, 0] - best.values[:, 1]).tolist()
         greedy = best.indices[:, 0].tolist()
+        drawn = []
         for row, sequence in enumerate(self._running[first:]):
             token = greedy[row]
             early = len(sequence.tokens) < sequence.sampling.min_tokens
@@ -148,9 +153,11 @@ class Batch:
                     own = own.index_fill(0, self._end_ids, float("-inf"))
                 token = choose(own, sequence.sampling, sequence.generator)
             sequence.margins.append(margins[row])
+            drawn.append(token)
             self._take(sequence, token)
             if sequence.finish_reason is not None:
                 finished.append(sequence)
+        _measure(self._running[first:], logits, drawn)
         for sequence in finished:
             slot = self._running.index(sequence)
             self._cache.release(slot)
@@ -174,6 +181,23 @@ class Batch:
             return
         if len(sequence.tokens) >= sequence.sampling.max_tokens:
             sequence.finish_reason = "length"
+
+
+def _measure(streams: Sequence[Stream], logits: Tensor, drawn: Sequence[int]) -> None:
+    """Note what was drawn from `logits`, [streams, vocabulary], for the streams that are measured."""
+    rows = [row for row, stream in enumerate(streams) if stream.measured]
+    if not rows:
+        return
+    heat = [streams[row].sampling.temperature or 1.0 for row in rows]
+    own = logits[rows].float() / torch.tensor(heat, device=logits.device)[:, None]
+    logprobs = own.log_softmax(-1)
+    tokens = torch.tensor([drawn[row] for row in rows], device=logits.device)
+    entropies = torch.special.entr(logprobs.exp()).sum(-1).tolist()
+    for row, logprob, entropy in zip(
+        rows, logprobs.gather(1, tokens[:, None])[:, 0].tolist(), entropies, strict=True
+    ):
+        streams[row].logprobs.append(logprob)
+        streams[row].entropies.append(entropy)
 
 
 def end_tokens(base: Base) -> set[int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 # Logits of one block, in numbers: enough rows that the weights are read seldom.
 _BLOCK = 1 << 26
+_FEW = 16  # rows
 
 
 def is_frozen_linear(head: nn.Module) -> bool:
@@ -36,6 +37,11 @@ def head_losses(
     return losses
 
 
+def _weighed_sums(centred: Tensor) -> Tensor:
+    """sum(exp(c) c) of every row, a few rows at a time: the logits are not copied whole."""
+    return torch.cat([torch.linalg.vecdot(few.exp(), few) for few in torch.split(centred, _FEW)])
+
+
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -53,13 +59,12 @@ class _HeadLosses(torch.autograd.Function):
             right = logits.gather(1, wanted[:, None]).squeeze(1)
             most = logits.amax(1)
             logits.sub_(most[:, None])
-            centred = None if entropies is None else logits.clone()
+            mean = None if entropies is None else _weighed_sums(logits)
             exponentials = logits.exp_()
             total = exponentials.sum(1)
             losses[rows] = most + total.log() - right
-            if entropies is not None and centred is not None:
-                mean = torch.linalg.vecdot(exponentials, centred) / total
-                entropies[rows] = total.log() - mean
+            if entropies is not None and mean is not None:
+                entropies[rows] = total.log() - mean / total
             if gradient is not None:
                 expected = torch.mm(exponentials.to(weight.dtype), weight) / total[:, None]
                 gradient[rows] = (expected - weight[wanted]).to(hidden.dtype)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Up to so many rows a CPU multiplies the quicker with the wide matrix on the left (LOG.md).
+_FEW = 64
 _FAMILIES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -33,6 +35,23 @@ class Linear:
             and not self.layer.weight.requires_grad
             and not torch.is_autocast_enabled(inputs.device.type)
         )
+
+    def plainly(self, inputs: Tensor, *, decoding: bool) -> Tensor:
+        """Its output without deltas, [..., outputs], of `inputs` [..., inputs]."""
+        if not decoding or not self.is_plain(inputs):
+            return self.forward(inputs)
+        flat = decoded(inputs.flatten(0, -2), self.layer.weight, self.layer.bias)
+        return flat.view(*inputs.shape[:-1], len(self.layer.weight))
+
+
+def decoded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias, [rows, outputs], of a token for each sequence of a batch, `x` [rows, inputs];
+    without gradient.
+    """
+    if x.device.type != "cpu" or not 1 < len(x) <= _FEW:
+        return nn.functional.linear(x, weight, bias)
+    product = torch.mm(weight, x.t()).t().contiguous()
+    return product if bias is None else product.add_(bias)
 
 
 def linears_of(model: nn.Module, names: Mapping[str, Any]) -> dict[str, Linear]:
@@ -62,19 +81,22 @@ class Part:
     kept: Tensor
 
 
-def products(x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+def products(x: Tensor, parts: Sequence[Part], *, decoding: bool = False) -> tuple[Tensor, ...]:
     """x W^T + bias + ((x a^T) * kept) b^T for every part; `x` is [tokens, inputs], differentiable in
-    it and in every `a` and `b`.
+    it and in every `a` and `b`, but not while `decoding`.
     """
     tensors = [tensor for part in parts for tensor in (part.weight, part.bias, part.a, part.b)]
     kept = parts[0].kept if len(parts) == 1 else torch.cat([part.kept for part in parts], 1)
-    outputs: tuple[Tensor, ...] = _Products.apply(x, kept, *tensors)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Products.apply(x, kept, decoding, *tensors)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor, decoding: bool, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        product = decoded if decoding else nn.functional.linear
         weights, biases, many, bs = (tensors[at::4] for at in range(4))
         a = many[0] if len(many) == 1 else torch.cat(many)
         ctx.ranks = [len(one) for one in many]
@@ -83,7 +105,7 @@ class _Products(torch.autograd.Function):
         for weight, bias, b, own in zip(
             weights, biases, bs, torch.split(inner, ctx.ranks, 1), strict=True
         ):
-            output = nn.functional.linear(x, weight, bias)
+            output = product(x, weight, bias)
             outputs.append(output.addmm_(own, b.t()))
         ctx.save_for_backward(x, kept, inner, a, *weights, *bs)
         return tuple(outputs)
@@ -110,4 +132,4 @@ class _Products(torch.autograd.Function):
         each = [
             gradient for pair in zip(to_a, to_b, strict=True) for gradient in (None, None, *pair)
         ]
-        return (into, None, *each)
+        return (into, None, None, *each)
