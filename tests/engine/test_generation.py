@@ -146,6 +146,45 @@ def test_choice_of_the_next_token() -> None:
     assert shares(temperature=0.5) == pytest.approx((halved / halved.sum()).tolist(), abs=0.03)
 
 
+def test_what_has_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the random number, at both ends of a distribution and where it has holes."""
+    logits = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 0.0]).log()
+    found = {}
+    for number in (0.0, 0.33, 0.34, 1 - 2**-53, 1.0):
+        monkeypatch.setattr(
+            torch, "rand", lambda *_, at=number, **__: torch.tensor(at, dtype=torch.float64)
+        )
+        found[number] = choose(logits, Sampling(temperature=1.0), None)
+    assert list(found.values()) == [1, 1, 3, 3, 3]
+
+
+def test_draws_are_measured(architecture: str, engine: Engine) -> None:
+    """Log-probabilities and entropies of every draw are those of the whole text in one pass."""
+    requests = mixed_requests()[:9]
+    settings = Sampling(max_tokens=6, temperature=0.7, top_k=3, seed=3)
+    streams = []
+    for index, (name, prompt) in enumerate(requests):
+        ids = tuple(engine.tasks[name].template.prompt(prompt))
+        streams.append(Stream(name, ids, settings, measured=index != 4))
+    for index, stream in enumerate(streamed(engine, streams, slots=5)):
+        assert stream.adapter
+        if index == 4:
+            assert stream.logprobs == stream.entropies == []
+            continue
+        end = [] if stream.ended_by is None else [stream.ended_by]
+        said = [*stream.tokens, *end]
+        pack = Pack(engine.tasks.contributions())
+        pack.add(stream.adapter, [*stream.prompt, *said])
+        first = len(pack.ids) - len(said) - 1
+        with torch.no_grad():
+            logits = run_pack(engine.base, pack, torch.arange(first, len(pack.ids) - 1)) / 0.7
+        logprobs = logits.log_softmax(-1)
+        expected = logprobs[torch.arange(len(said)), said]
+        torch.testing.assert_close(torch.tensor(stream.logprobs), expected, atol=1e-4, rtol=1e-4)
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        torch.testing.assert_close(torch.tensor(stream.entropies), entropies, atol=1e-4, rtol=1e-4)
+
+
 def alone(engine: Engine, request: tuple[str, str], sampling: Sampling) -> Stream:
     """The stream of one request in a batch of its own."""
     name, prompt = request
@@ -302,7 +341,8 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
     make_base: Callable[..., Base],
 ) -> None:
     shape = make_base().shape
-    cache = KVCache(shape, 3, torch.device("cpu"), torch.float32)
+    cache = KVCache(shape, 40, torch.device("cpu"), torch.float32)
+    assert cache._keys.numel() == 0  # no room before there is a sequence
     drawn = torch.Generator().manual_seed(0)
 
     def keys_of(tokens: int) -> torch.Tensor:
@@ -345,7 +385,13 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
         added = new.transpose(0, 1)[:, None, :, None].expand(-1, shape.layers, -1, -1, -1)
         kept = [torch.cat([keys, own], 2) for keys, own in zip(kept, added, strict=True)]
     check()
-    for slot, keys in enumerate(kept):
+    for _ in range(3):
+        kept.append(keys_of(2))
+        unseen.append(())
+        cache.admit(kept[-1], -kept[-1])
+    check()
+    assert cache._keys.shape[1] == 8  # rows double
+    for slot, keys in enumerate(kept[:3]):
         first = unseen[slot][-1] if unseen[slot] else 0
         own = keys[-1, :, first:].repeat_interleave(shape.heads // shape.kv_heads, 0)
         scores = (query[:, slot, None] @ own.transpose(1, 2)) * shape.head_dim**-0.5
