@@ -65,8 +65,12 @@ def job(data: Path, method: str | None = "lora", **settings: Any) -> AlignJob:
     return AlignJob("desk", data, method, template="plain", set=own)
 
 
-def adapter_of(base: Base, method: str, seed: int, *, head: bool = False) -> Any:
-    settings = {"virtual_tokens": 4} if "p" in method else {"rank": 2}
+def adapter_of(
+    base: Base, method: str, seed: int, *, head: bool = False, layers: str = "all"
+) -> Any:
+    settings: dict[str, Any] = {"virtual_tokens": 4} if "p" in method else {"rank": 2}
+    if method == "lora":
+        settings["layers"] = layers
     adapter = build_adapter(base, method, settings, init_text="hello", seed=seed)
     if head:
         adapter.head = ScalarHead(base.shape.hidden)
@@ -76,9 +80,10 @@ def adapter_of(base: Base, method: str, seed: int, *, head: bool = False) -> Any
     return adapter
 
 
-def models_of(base: Base, method: str = "prompt-tuning") -> Models:
+def models_of(base: Base, method: str = "prompt-tuning", layers: str = "all") -> Models:
     policy = Trainee(base, adapter_of(base, method, 1), Job("p", "", method), clip=1.0)
-    value = Trainee(base, adapter_of(base, "lora", 2, head=True), Job("v", "", "lora"), clip=1.0)
+    valuing = adapter_of(base, "lora", 2, head=True, layers=layers)
+    value = Trainee(base, valuing, Job("v", "", "lora"), clip=1.0)
     reference = adapter_of(base, "p-tuning-v2", 3).eval().requires_grad_(False).contribution()
     return Models(base, policy, reference, value, FunctionReward("letters", letters))
 
@@ -105,18 +110,21 @@ def test_rollouts_are_the_policys_own_and_repeatable(make_base: Callable[..., Ba
         assert item.tokens.prompt == item.prompt.ids
 
 
+@pytest.mark.parametrize("layers", ["all", "top:1"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_a_mixed_pass_says_of_each_model_what_it_says_alone(
-    temperature: float, make_base: Callable[..., Base]
+def test_each_model_says_of_an_answer_what_it_says_alone(
+    temperature: float, layers: str, make_base: Callable[..., Base]
 ) -> None:
     base = make_base()
-    models = models_of(base)
+    models = models_of(base, layers=layers)
     options = RolloutOptions(max_tokens=5, temperature=temperature, cut_penalty=2.0, end_bonus=0.5)
     sampling = Sampling(max_tokens=5, temperature=temperature, seed=1)
     rollouts = roll_out(base, models.policy.adapter, asked(base), sampling)
     found = experience(models, rollouts, options)
     assert models.value is not None
     assert found.values is not None
+    assert found.trunk is not None
+    assert (found.trunk.computed_tokens > 0) == (layers == "top:1")
     own = {"a": models.policy.adapter.contribution(), "r": models.reference}
     own["v"] = models.value.adapter.contribution()
     for index, item in enumerate(rollouts):
@@ -162,15 +170,18 @@ def test_at_the_first_update_the_ratio_is_1(make_base: Callable[..., Base]) -> N
     assert record["policy_loss"] == pytest.approx(0, abs=1e-4)
 
 
-def test_minibatches_and_packs_change_nothing_but_the_steps(
-    make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("layers", ["all", "top:1"])
+def test_packs_and_trunk_change_nothing(
+    layers: str, make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One optimizer step from many small packs is that from one large pack."""
+    """One optimizer step from many small packs, above the trunk, is that from one large pack."""
     results = []
     for tokens in (16, 4096):
         monkeypatch.setattr("onebase.align.ppo.pack_tokens", lambda device, t=tokens: t)
+        if tokens == 4096:  # nothing is kept
+            monkeypatch.setattr("onebase.align.experience.Trunk", lambda base: None)
         base = make_base()
-        models = models_of(base, "lora")
+        models = models_of(base, "lora", layers)
         record = ppo_step(
             models,
             asked(base),

@@ -1,8 +1,9 @@
-"""Experience: a policy's answers, and what policy, reference, value and reward model say of them in
-mixed passes.
+"""Experience: a policy's answers, and what policy, reference, value and reward model say of them.
 
-What the policy says it has said as it drew them, and is taken from there where everything is computed
-in fp32. In 16 bits the draws' step by step numbers are not quite those of a whole text.
+Reference and reward model read them in one mixed pass. What the policy says it has said as it drew them,
+and is taken from there where everything is computed in fp32; in 16 bits the numbers of single draws are
+not quite those of a whole text, and it is in the mixed pass too. The value model reads them from the
+trunk upwards.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from onebase.align.rollout import POLICY, Rollout
 from onebase.align.trainee import Trainee
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.engine.sampling import Sampling
+from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
 from onebase.training.loop import pack_tokens
 
@@ -62,7 +64,7 @@ class Models:
 class Experience:
     """Rollouts and what the models said of them before the policy moved; tensors are [answers,
     tokens] on the base's device but `scores`, [answers]: the reward with bonus and penalty, and
-    `raw`, without.
+    `raw`, without. `trunk` keeps what enters the layers of the value model.
     """
 
     rollouts: list[Rollout]
@@ -73,6 +75,7 @@ class Experience:
     values: Tensor | None
     raw: Tensor
     scores: Tensor
+    trunk: Trunk | None = None
 
     @property
     def divergences(self) -> Tensor:
@@ -97,8 +100,6 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
     said = base.precision.compute == torch.float32
     if not said:
         own[POLICY] = _still(models.policy.adapter)
-    if models.value is not None:
-        own[VALUE] = _still(models.value.adapter)
     if isinstance(reward, LearnedReward):
         own[REWARD] = reward.contribution
     units = [_rows(models, item, own) for item in rollouts]
@@ -121,13 +122,11 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
                         parts.setdefault(ENTROPY, []).append(reading.entropies[mine])
                     continue
                 states = reading.states[(placed.stated_row == number).to(reading.states.device)]
-                if row.adapter == VALUE:
-                    assert models.value is not None
-                    parts.setdefault(VALUE, []).append(models.value.head(states))
-                elif isinstance(reward, LearnedReward):
+                if isinstance(reward, LearnedReward):
                     raw.append(reward.standard(float(reward.head(states)[0])))
     if isinstance(reward, FunctionReward):
         raw = [reward(item.prompt, item.text) for item in rollouts]
+    trunk = None if models.value is None else Trunk(base)
     ends = [options.end_bonus if item.ended else -options.cut_penalty for item in rollouts]
     scores = torch.tensor(raw, device=base.device)
     return Experience(
@@ -136,10 +135,26 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
         logprobs=_padded(parts[POLICY]),
         reference=_padded(parts[REFERENCE]),
         entropies=_padded(parts[ENTROPY]),
-        values=_padded(parts[VALUE]) if VALUE in parts else None,
+        values=None if models.value is None else _values(base, models.value, rollouts, trunk),
         raw=scores,
         scores=scores + torch.tensor(ends, device=base.device),
+        trunk=trunk,
     )
+
+
+def _values(base: Base, value: Trainee, rollouts: list[Rollout], trunk: Trunk | None) -> Tensor:
+    """The value model's expectation before every token, [answers, tokens]."""
+    rows = [item.tokens.valued_by(VALUE) for item in rollouts]
+    own = {VALUE: _still(value.adapter)}
+    values: list[Tensor] = []
+    with torch.no_grad():
+        for group in packs([[row] for row in rows], pack_tokens(base.device)):
+            asked = [rows[index] for index in group]
+            reading, placed = read_rows(base, asked, own, trunk=trunk)
+            states = value.head(reading.states)
+            row_of = placed.stated_row.to(states.device)
+            values += [states[row_of == number] for number in range(len(group))]
+    return _padded(values)
 
 
 def _still(adapter: Adapter) -> Contribution:
@@ -153,12 +168,10 @@ def _padded(rows: list[Tensor]) -> Tensor:
 
 
 def _rows(models: Models, item: Rollout, own: Mapping[str, Contribution]) -> list[TokenRow]:
-    """The rows of one rollout: as reference, value and reward model read it, and the policy where it
-    is among `own`.
+    """The rows of one rollout: as reference and reward model read it, and the policy where it is among
+    `own`.
     """
     rows = [item.tokens.written_by(name) for name in (POLICY, REFERENCE) if name in own]
-    if models.value is not None:
-        rows.append(item.tokens.valued_by(VALUE))
     if isinstance(models.reward, LearnedReward):
         rows.append(models.reward.text(item.prompt, item.text).scored_by(REWARD))
     return rows

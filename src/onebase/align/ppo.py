@@ -1,5 +1,7 @@
-"""Proximal policy optimisation on one base: policy, reference, value and reward are adapters of it,
-scored in one mixed pass.
+"""Proximal policy optimisation on one base: policy, reference, value and reward are adapters of it.
+
+Reference and reward model score an answer in one mixed pass; what the policy says it has said as it drew
+it; the value model begins where its own layers do, above a trunk that is computed once a step.
 
 The loop is that of Ouyang et al. 2022 (InstructGPT, section 3.5) with the clipped objective of
 Schulman et al. 2017; with `advantage="group"` it is GRPO (Shao et al. 2024), without a value model.
@@ -7,7 +9,7 @@ Schulman et al. 2017; with `advantage="group"` it is GRPO (Shao et al. 2024), wi
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from onebase.align.advantages import gae, group_advantages, whiten
-from onebase.align.answers import Answered, packs, tokens_by_row
+from onebase.align.answers import packs, tokens_by_row
 from onebase.align.divergence import Estimator, Penalty, divergence
 from onebase.align.experience import (
     VALUE,
@@ -28,7 +30,7 @@ from onebase.align.experience import (
 from onebase.align.losses import explained_variance, masked_mean, policy_loss, value_loss
 from onebase.align.rewards import Prompt, distinct_2
 from onebase.align.rollout import POLICY, roll_out
-from onebase.align.trainee import RATE
+from onebase.align.trainee import RATE, Trainee
 from onebase.engine.rows import read_rows
 from onebase.training.loop import pack_tokens
 
@@ -69,13 +71,15 @@ class PPOOptions(BaseModel):
 
 
 class ValueOptions(BaseModel):
-    """The value model: a fresh adapter of `value_method` with a head at zero. `value_clip` keeps
-    values near the old ones.
+    """The value model: a fresh adapter of `value_method` with a head at zero. `value_layers` chooses its
+    layers, where the method has the choice; None is the top third, so that what lies below is
+    computed once a step (the frozen trunk). `value_clip` keeps values near the old ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     value_method: str = "lora"
+    value_layers: str | None = None
     value_rate: float = Field(2e-4, gt=0)
     head_rate: float = Field(1e-3, gt=0)
     value_clip: float | None = Field(0.2, gt=0)
@@ -170,30 +174,41 @@ def _update(
     progress: Progress,
 ) -> dict[str, float]:
     """One optimizer step of policy and value on the `chosen` answers."""
-    base, value = models.base, models.value
-    total = float(found.mask[list(chosen)].sum())
-    units = []
-    for index in chosen:
-        tokens: Answered = found.rollouts[index].tokens
-        unit = [tokens.written_by(POLICY)]
-        units.append(unit if value is None else [*unit, tokens.valued_by(VALUE)])
-    measured = dict.fromkeys(("policy_loss", "clip_fraction", "moved", "value_loss"), 0.0)
-    # Half of what supervised training packs: beside the policy the value model learns.
-    for group in packs(units, pack_tokens(base.device) // 2):
-        own = {POLICY: models.policy.adapter.contribution()}
-        if value is not None:
-            own[VALUE] = value.adapter.contribution()
-        rows = [row for index in group for row in units[index]]
-        reading, placed = read_rows(base, rows, own, temperature=rolling.temperature)
+    weight = progress.penalty.weight
+    measured = _policy_gradients(models, found, advantages, chosen, rolling, options, weight)
+    if models.value is not None and returns is not None:
+        measured |= _value_gradients(models, models.value, found, returns, chosen, valuing)
+    share = _RATES.get(models.policy.adapter.method, RATE)
+    norm = models.policy.update(share if options.learning_rate is None else 1.0)
+    if models.value is not None:
+        norm += models.value.update()
+    return {**measured, "gradient_norm": norm}
+
+
+def _policy_gradients(
+    models: Models,
+    found: Experience,
+    advantages: Tensor,
+    chosen: Sequence[int],
+    rolling: RolloutOptions,
+    options: PPOOptions,
+    weight: float,
+) -> dict[str, float]:
+    """Gradients of the policy's loss on the `chosen` answers, pass by pass; what was measured."""
+    base, adapter = models.base, models.policy.adapter
+    by_answer = options.advantage == "group"
+    measured = dict.fromkeys(("policy_loss", "clip_fraction", "moved"), 0.0)
+    rows = [found.rollouts[index].tokens.written_by(POLICY) for index in chosen]
+    for group in packs([[row] for row in rows], pack_tokens(base.device)):
+        reading, placed = read_rows(
+            base,
+            [rows[index] for index in group],
+            {POLICY: adapter.contribution()},
+            temperature=rolling.temperature,
+        )
+        logprobs = -tokens_by_row(reading.losses, placed.row, range(len(group)))
         mine = [chosen[index] for index in group]
-        mask = found.mask[mine]
-        longest = int(mask.sum(1).max())
-        mask = mask[:, :longest]
-        step = 1 if value is None else 2
-        logprobs = -tokens_by_row(reading.losses, placed.row, range(0, len(rows), step))
-        by_answer = options.advantage == "group"
-        # Each pass counts by its share of the tokens (or answers) of the whole step.
-        share = len(mine) / len(chosen) if by_answer else float(mask.sum()) / total
+        mask, longest = _mask(found, mine)
         surrogate = policy_loss(
             logprobs,
             found.logprobs[mine, :longest],
@@ -206,29 +221,61 @@ def _update(
         if by_answer:
             # GRPO has the divergence in its loss (Shao et al. 2024, equations 3 and 4).
             far = divergence(logprobs, found.reference[mine, :longest], options.estimator)
-            loss = loss + progress.penalty.weight * masked_mean(far, mask, by_answer=True)
-        if value is not None and found.values is not None and returns is not None:
-            states = value.head(reading.states)
-            values = tokens_by_row(states, placed.stated_row, range(1, len(rows), 2))
-            error = value_loss(
-                values,
-                found.values[mine, :longest],
-                returns[mine, :longest],
-                mask,
-                clip=valuing.value_clip,
-            )
-            # Two adapters: neither loss reaches the other's, so their weights don't matter.
-            loss = loss + error
-            measured["value_loss"] += share * float(error.detach())
+            loss = loss + weight * masked_mean(far, mask, by_answer=True)
+        share = len(group) / len(chosen) if by_answer else _share(found, mine, chosen)
         (share * loss).backward()  # type: ignore[no-untyped-call]
         measured["policy_loss"] += share * float(surrogate.loss.detach())
         measured["clip_fraction"] += share * float(surrogate.clip_fraction)
         measured["moved"] += share * float(surrogate.moved)
-    share = _RATES.get(models.policy.adapter.method, RATE)
-    norm = models.policy.update(share if options.learning_rate is None else 1.0)
-    if value is not None:
-        norm += value.update()
-    return {**measured, "gradient_norm": norm}
+    return measured
+
+
+def _value_gradients(
+    models: Models,
+    value: Trainee,
+    found: Experience,
+    returns: Tensor,
+    chosen: Sequence[int],
+    valuing: ValueOptions,
+) -> dict[str, float]:
+    """Gradients of the value model's loss on the `chosen` answers, pass by pass; the loss."""
+    base, total = models.base, 0.0
+    rows = [found.rollouts[index].tokens.valued_by(VALUE) for index in chosen]
+    for group in packs([[row] for row in rows], pack_tokens(base.device)):
+        reading, placed = read_rows(
+            base,
+            [rows[index] for index in group],
+            {VALUE: value.adapter.contribution()},
+            trunk=found.trunk,
+        )
+        values = tokens_by_row(value.head(reading.states), placed.stated_row, range(len(group)))
+        mine = [chosen[index] for index in group]
+        mask, longest = _mask(found, mine)
+        assert found.values is not None
+        error = value_loss(
+            values,
+            found.values[mine, :longest],
+            returns[mine, :longest],
+            mask,
+            clip=valuing.value_clip,
+        )
+        share = _share(found, mine, chosen)
+        (share * error).backward()  # type: ignore[no-untyped-call]
+        total += share * float(error.detach())
+    return {"value_loss": total}
+
+
+def _mask(found: Experience, answers: Sequence[int]) -> tuple[Tensor, int]:
+    """Where these answers have a token, [answers, longest], and the longest one's length."""
+    mask = found.mask[list(answers)]
+    longest = int(mask.sum(1).max())
+    return mask[:, :longest], longest
+
+
+def _share(found: Experience, answers: Sequence[int], chosen: Sequence[int]) -> float:
+    """The share that a pass's tokens have of those of the whole step."""
+    part, whole = (float(found.mask[list(items)].sum()) for items in (answers, chosen))
+    return part / whole
 
 
 def held_out_objective(
@@ -243,7 +290,7 @@ def held_out_objective(
     what PPO maximises, their difference with the penalty's weight (Ouyang et al. 2022, equation 2).
     """
     rollouts = roll_out(models.base, models.policy.adapter, prompts, sampling(rolling, seed))
-    found = experience(models, rollouts, rolling)
+    found = experience(replace(models, value=None), rollouts, rolling)  # nobody asks for values
     reward, kl = float(found.raw.mean()), float(found.divergences.mean())
     record = {
         "eval_reward": reward,

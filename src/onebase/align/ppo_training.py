@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.adapters.head import ScalarHead
-from onebase.adapters.methods import build_adapter, canonical_method
+from onebase.adapters.methods import METHODS, build_adapter, canonical_method
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.curves import draw_curves
@@ -262,8 +262,11 @@ def _models(
 def _value_model(base: Base, job: AlignJob, valuing: ValueOptions, clip: float) -> Trainee:
     """A fresh adapter with a head at zero."""
     method = canonical_method(valuing.value_method)
+    third = f"top:{max(1, base.shape.layers // 3)}"
+    layers = {"layers": valuing.value_layers or third}
+    chosen = layers if "layers" in METHODS[method].options.model_fields else {}
     adapter = build_adapter(
-        base, method, {}, init_text=job.instruction or "Rate the text.", seed=job.seed
+        base, method, chosen, init_text=job.instruction or "Rate the text.", seed=job.seed
     )
     adapter.head = ScalarHead(base.shape.hidden).to(base.device)
     rates = Job("value", job.data, method, set={"learning_rate": valuing.value_rate})

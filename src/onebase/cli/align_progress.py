@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from onebase.cli.progress import bars
 from onebase.cli.session import note
 from onebase.cli.training import Stopped
 from onebase.language import say
@@ -22,14 +20,7 @@ class AlignDisplay:
     _JUDGED = ("eval_loss", "pair_accuracy", "eval_reward", "eval_kl", "margin")
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
+        self._progress = bars()
         self._bar = self._progress.add_task("", total=1, numbers="")
         self._total = 1
         self._live = sys.stderr.isatty()

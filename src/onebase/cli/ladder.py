@@ -6,11 +6,12 @@ from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
+from onebase.cli.progress import bars
 from onebase.cli.session import note
 from onebase.language import say
 from onebase.training.budget import RacePlan
@@ -74,17 +75,9 @@ class RaceDisplay:
     """A RaceWatcher that draws the ladder and a bar on a terminal, and prints lines elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._progress = bars("{task.completed:,.0f}/{task.total:,.0f}")
         # The command's result shows the last ladder once more, to stay.
-        self._live = Live(self._progress, console=self._console, transient=True)
+        self._live = Live(self._progress, console=self._progress.console, transient=True)
         self._bar: TaskID | None = None
         self._plan: RacePlan | None = None
         self._tokens: dict[str, int] = {}

@@ -14,19 +14,23 @@ from onebase.language import say
 from onebase.training.learner import Learner
 
 
+def bars(counted: str = "{task.completed}/{task.total}") -> Progress:
+    """Bars on stderr: what is done, how much of it, `numbers`, and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(counted),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 class TrainingDisplay:
     """A Watcher that draws bars on a terminal and prints a line an evaluation elsewhere."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._progress = bars()
         self._bars: dict[str, TaskID] = {}
         self._judged: dict[str, float] = {}
         self._resumed: dict[str, int] = {}
