@@ -23,7 +23,7 @@ from onebase.engine.rows import TokenRow, by_budget, token_losses
 from onebase.training.loop import pack_tokens
 from speed import rows_of
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 ATTENTION = ("attention",)
 
 
