@@ -40,13 +40,15 @@ _RATES = {"lora": 0.5, "qlora": 0.5}
 
 
 class PPOOptions(BaseModel):
-    """The algorithm. A step learns from its rollouts `epochs` times, `minibatch` answers at a time.
+    """The algorithm. A step learns from its rollouts `epochs` times, an optimizer step for every
+    `minibatch` answers, whose gradients are accumulated over as many passes as they need.
 
     `advantage` is gae (with a value model; `gamma`, `lam`) or group (GRPO). `kl` is the weight of the
     KL penalty, led towards `kl_target` nats an answer where that is given; with gae it is part of the
     rewards, by k1, with group part of the loss, by k3 as in the paper. (In a loss, k3 has the gradient
     of KL(reference, policy); that of KL(policy, reference) is k2's.) `whiten`: gae's advantages have
-    deviation 1, a group's are over its deviation. `learning_rate` None is half of LoRA's own, and a tenth of any other method's.
+    deviation 1, a group's are over its deviation. `learning_rate` None is half of LoRA's own, and a tenth
+    of any other method's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
