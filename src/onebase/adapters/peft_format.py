@@ -27,15 +27,14 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora, Site, matches, scale_of
-from onebase.adapters.peft_fields import HEAD, check_fields
+from onebase.adapters.peft_config import CONFIG, HEAD, check_fields, damaged, read_peft_config
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding
-from onebase.errors import CorruptFileError, OnebaseError
+from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.precision import weight_of
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _LAYER_PREFIX = "base_model.model."
 _SEVERAL = "ONEBASE"
@@ -191,19 +190,19 @@ def load_adapter(folder: Path, base: Base) -> Adapter:
     several = config.get("peft_type") == _SEVERAL
     parts = config.get("parts") if several else {"": config}
     if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise _damaged(folder / CONFIG, f"parts is {parts!r}")
+        raise damaged(folder / CONFIG, f"parts is {parts!r}")
     for part in parts.values():
         check_fields(folder, part)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder / WEIGHTS, str(error)) from error
+        raise damaged(folder / WEIGHTS, str(error)) from error
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise _damaged(folder / WEIGHTS, f"{name} is not finite")
+            raise damaged(folder / WEIGHTS, f"{name} is not finite")
     head = _read_head(folder, tensors, base)
     if head is None and config.get("task_type") == "SEQ_CLS":
-        raise _damaged(folder / WEIGHTS, f"task_type is SEQ_CLS, but there is no {HEAD}.weight")
+        raise damaged(folder / WEIGHTS, f"task_type is SEQ_CLS, but there is no {HEAD}.weight")
     read = []
     for name, part in parts.items():
         before = f"{name}:" if several else ""
@@ -233,26 +232,15 @@ def _together(folder: Path, config: dict[str, Any], read: dict[str, Adapter]) ->
         for part in ("lora", "ia3", "prompt", "prefix"):
             if (module := getattr(adapter, part)) is not None:
                 if part in held:
-                    raise _damaged(folder / CONFIG, f"two parts are a {part}")
+                    raise damaged(folder / CONFIG, f"two parts are a {part}")
                 held[part] = module
     placed = config.get("placed", 0)
     tokens = len(held["prompt"]()) if "prompt" in held else 0
     if not isinstance(placed, int) or not 0 <= placed <= tokens:
-        raise _damaged(folder / CONFIG, f"placed is {placed!r} of {tokens} virtual tokens")
+        raise damaged(folder / CONFIG, f"placed is {placed!r} of {tokens} virtual tokens")
     options = {name: adapter.options for name, adapter in read.items()}
     method = "+".join(read)
     return Adapter(method, options[method] if len(read) == 1 else options, placed=placed, **held)
-
-
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json in `folder`. Raises CorruptFileError."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / CONFIG, str(error)) from error
-    if not isinstance(config, dict):
-        raise _damaged(folder / CONFIG, "not a JSON object")
-    return config
 
 
 def _read_lora(
@@ -272,7 +260,7 @@ def _read_lora(
                 *base.shape.linears[name], own_rank, scale_of(own, own_rank, rslora=rslora)
             )
     if not sites:
-        raise _damaged(folder / WEIGHTS, "no lora_A matrix in it")
+        raise damaged(folder / WEIGHTS, "no lora_A matrix in it")
 
     def frozen(name: str) -> Tensor:
         return weight_of(base.model.get_submodule(name))
@@ -305,9 +293,9 @@ def _read_ia3(
             name = _layer(folder, base, key, ".ia3_l")
             sites[name] = (tensor.numel(), tensor.shape[0] == 1 and tensor.numel() > 1)
             if sites[name][0] != base.shape.linears[name][not sites[name][1]]:
-                raise _damaged(folder / WEIGHTS, f"{key} is {tuple(tensor.shape)}")
+                raise damaged(folder / WEIGHTS, f"{key} is {tuple(tensor.shape)}")
     if not sites:
-        raise _damaged(folder / WEIGHTS, "no ia3_l vector in it")
+        raise damaged(folder / WEIGHTS, "no ia3_l vector in it")
     ia3 = Ia3(sites)
     for vector, name in zip(ia3.vectors, sites, strict=True):
         vector.data.copy_(tensors[f"{_LAYER_PREFIX}{name}.ia3_l"].flatten())
@@ -319,7 +307,7 @@ def _layer(folder: Path, base: Base, key: str, suffix: str) -> str:
     """The base's linear layer that a tensor's name speaks of."""
     name = key.removeprefix(_LAYER_PREFIX).removesuffix(suffix)
     if name not in base.shape.linears:
-        raise _damaged(folder / WEIGHTS, f"the base has no linear layer {name}")
+        raise damaged(folder / WEIGHTS, f"the base has no linear layer {name}")
     return name
 
 
@@ -357,7 +345,7 @@ def _read_prefix(
         every = range(base.shape.layers)
         layers = [layer for layer in every if isinstance(wanted, list) and layer in wanted]
         if not layers or layers != wanted:
-            raise _damaged(folder / CONFIG, f"layers is {wanted!r} of {len(every)}")
+            raise damaged(folder / CONFIG, f"layers is {wanted!r} of {len(every)}")
         options["layers"] = ",".join(map(str, layers))
     prefix = DeepPrefix(base.shape, tokens, projection=None, start=None, layers=layers)
     _copy(folder, tensors, "prompt_embeddings", prefix.embedding.weight)
@@ -367,29 +355,19 @@ def _read_prefix(
 def _number(folder: Path, config: dict[str, Any], key: str) -> float:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise _damaged(folder / CONFIG, f"{key} is {value!r}, not a number above 0")
+        raise damaged(folder / CONFIG, f"{key} is {value!r}, not a number above 0")
     return value
 
 
 def _copy(folder: Path, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:
     if key not in tensors:
-        raise _damaged(folder / WEIGHTS, f"{key} is missing")
+        raise damaged(folder / WEIGHTS, f"{key} is missing")
     if tensors[key].shape != parameter.shape:
-        raise _damaged(
+        raise damaged(
             folder / WEIGHTS,
             f"{key} is {tuple(tensors[key].shape)}, this base needs {tuple(parameter.shape)}",
         )
     parameter.data.copy_(tensors[key])
-
-
-def _damaged(file: Path, reason: str) -> CorruptFileError:
-    return CorruptFileError(
-        say(f"{file} can't be used: {reason}.", f"无法使用 {file}：{reason}。"),
-        say(
-            "Train the task again, roll back to an earlier version, or import the adapter anew.",
-            "请重新训练该任务、回退到更早的版本，或重新导入适配器。",
-        ),
-    )
 
 
 _READERS: dict[str, Callable[[Path, dict[str, Any], dict[str, Tensor], Base], Adapter]] = {

@@ -181,8 +181,8 @@ def carried_out(
     was interrupted. While entered, this process holds it; torch's random state is its own. `only`
     is the id of the one run that it may be.
 
-    Raises UsageError where that run was asked for something else; Interrupted after Ctrl-C, the run saved and to be resumed; whatever else ends it early
-    leaves it as its last checkpoint holds it.
+    Raises UsageError where that run was asked for something else; Interrupted after Ctrl-C, the run saved
+    and to be resumed; whatever else ends it early leaves it as its last checkpoint holds it.
     """
     earlier = None if restart else interrupted_run(workspace, config)
     if only is not None and (earlier is None or earlier.id != only):

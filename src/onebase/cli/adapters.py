@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onebase.adapters.peft_format import CONFIG, WEIGHTS, load_adapter, read_peft_config
+from onebase.adapters.peft_config import CONFIG, read_peft_config
+from onebase.adapters.peft_format import WEIGHTS, load_adapter
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin
 from onebase.data.template import Template

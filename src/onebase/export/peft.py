@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from onebase.adapters.full import FULL
-from onebase.adapters.peft_format import CONFIG, WEIGHTS, read_peft_config
+from onebase.adapters.peft_config import CONFIG, read_peft_config
+from onebase.adapters.peft_format import WEIGHTS
 from onebase.adapters.store import StoredAdapter
 from onebase.errors import UsageError
 from onebase.language import say

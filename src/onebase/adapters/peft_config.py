@@ -1,11 +1,15 @@
-"""Which fields of PEFT's configurations are honoured; any other is refused by its name."""
+"""PEFT's configurations: reading one, and which of its fields are honoured; any other is refused by its
+name.
+"""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from onebase.errors import OnebaseError
+from onebase.errors import CorruptFileError, OnebaseError
 from onebase.language import say
 
+CONFIG = "adapter_config.json"
 # PEFT's fields by type: those that this reader honours or that say nothing about the answers. Any
 # other field must be empty, or the adapter would be another than the one that was saved.
 _COMMON = {
@@ -74,3 +78,25 @@ def check_fields(folder: Path, config: dict[str, Any]) -> None:
                     f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
                 ),
             )
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json in `folder`. Raises CorruptFileError."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(folder / CONFIG, str(error)) from error
+    if not isinstance(config, dict):
+        raise damaged(folder / CONFIG, "not a JSON object")
+    return config
+
+
+def damaged(file: Path, reason: str) -> CorruptFileError:
+    """The error for an adapter's file that can't be used."""
+    return CorruptFileError(
+        say(f"{file} can't be used: {reason}.", f"无法使用 {file}：{reason}。"),
+        say(
+            "Train the task again, roll back to an earlier version, or import the adapter anew.",
+            "请重新训练该任务、回退到更早的版本，或重新导入适配器。",
+        ),
+    )
