@@ -16,16 +16,16 @@ with tempfile.TemporaryDirectory() as folder:
     job = onebase.Job("support", DATA / "support.jsonl", "lora", "Answer as the support desk.")
     (taught,) = onebase.train([job], base=base, workspace=workspace)
     # Begins from the task's adapter, which is the reference too, and stores the next version.
-    tone = onebase.AlignJob("support", DATA / "tone.jsonl", set={"epochs": 3})
+    tone = onebase.AlignJob("support", DATA / "tone.jsonl", set={"epochs": 8})
     aligned = onebase.train_dpo(tone, base=base, workspace=workspace)
 
     engine = onebase.Engine(base)
     engine.load(taught, name="before")
     engine.load(aligned, name="after")
-    asked = [(name, question) for question in QUESTIONS for name in ("before", "after")]
-    for (name, question), answer in zip(
-        asked, engine.generate(asked, onebase.Sampling(max_tokens=48)), strict=True
-    ):
-        print(f"{question}\n  {name}: {answer.text}")
+    asked = [(name, question) for name in ("before", "after") for question in QUESTIONS]
+    answers = [answer.text for answer in engine.generate(asked, onebase.Sampling(max_tokens=48))]
+    count = len(QUESTIONS)
+    for question, before, after in zip(QUESTIONS, answers[:count], answers[count:], strict=True):
+        print(f"{question}\n  before: {before}\n  after:  {after}")
     accuracy = aligned.metrics["pair_accuracy"]
     print(f"Held-out pairs in which the chosen answer has become likelier: {accuracy:.0%}")
