@@ -5,13 +5,12 @@
 Policy LoRA r=8 on all linear layers, reward and value models of the same base; 16 prompts a step, 24
 tokens an answer, 2 epochs, one optimizer step an epoch, two threads. Each side is a process of its own, in
 turn. Reported: the median seconds of a step (the first left out) and peak resident memory; of ours, also
-that of supervised training with the same adapter on the same rows. DIR holds trl==1.12.0
+that of supervised training with the same adapter on rows of about the same length. DIR holds trl==1.12.0
 (`pip install --target DIR --no-deps trl==1.12.0`).
 """
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -138,11 +137,10 @@ def main() -> None:
         theirs = [arguments.peer, str(BENCH / "ppo_trl.py"), "--base", str(resolve(arguments.base))]
         theirs += ["--prompts", str(prompts), *shared]
         for _ in range(arguments.rounds):
-            path = os.pathsep.join([str(arguments.trl)])
             found = {
                 "ours": side([*ours, "ppo"]),
                 "supervised": side([*ours, "sft"]),
-                "trl": side(theirs, PYTHONPATH=path),
+                "trl": side(theirs, PYTHONPATH=str(arguments.trl)),
             }
             steps = {
                 name: statistics.median(found[name]["seconds"][1:]) for name in ("ours", "trl")

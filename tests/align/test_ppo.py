@@ -341,7 +341,7 @@ def test_it_stops_where_the_policy_strays_or_collapses(
     assert reason in stored.metrics["stopped"]
     assert stored.metrics["steps"] < 12
     # However well it does, a policy beyond the bound is not the best.
-    assert stored.metrics["kl"] <= 1e-5 if reason == "stop_kl" else 30
+    assert stored.metrics["kl"] <= (1e-5 if reason == "stop_kl" else 30)
 
 
 def test_what_is_asked_for_wrongly_is_refused(

@@ -180,9 +180,9 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
             logits = run_pack(engine.base, pack, torch.arange(first, len(pack.ids) - 1)) / 0.7
         logprobs = logits.log_softmax(-1)
         expected = logprobs[torch.arange(len(said)), said]
-        torch.testing.assert_close(torch.tensor(stream.logprobs), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.tensor(stream.logprobs), expected, atol=1e-5, rtol=1e-5)
         entropies = -(logprobs.exp() * logprobs).sum(-1)
-        torch.testing.assert_close(torch.tensor(stream.entropies), entropies, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.tensor(stream.entropies), entropies, atol=1e-5, rtol=1e-5)
 
 
 def alone(engine: Engine, request: tuple[str, str], sampling: Sampling) -> Stream:

@@ -174,6 +174,19 @@ def test_a_base_whose_pass_cant_begin_in_the_middle_goes_without(
     assert trunk.computed_tokens == 0
 
 
+def test_a_base_is_tried_once(
+    make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many trunks it has: PPO has one a step."""
+    base = make_base()
+    assert Trunk(base).usable(1, moved=True)
+    monkeypatch.setattr(module, "run_below", _refused)
+    assert Trunk(base).usable(1, moved=True)
+    assert Trunk(base).usable(1)
+    with pytest.raises(OSError, match="space"):
+        Trunk(make_base()).usable(1)  # another base is tried itself
+
+
 def test_what_enters_a_layer_is_the_same_behind_a_prefix(
     architecture: str, make_base: Callable[..., Base]
 ) -> None:

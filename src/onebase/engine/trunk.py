@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
-from weakref import finalize
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.lora import layer_of
@@ -30,6 +30,10 @@ _PASS_TOKENS = 2048
 _TOLERANCE = 1e-4
 _ROUNDED_TOLERANCE = 5e-2  # in fewer bits the angles of other positions are rounded otherwise
 _MOVED_BY = 64
+
+
+# Of each base, whether a pass may begin at a layer, and for moved texts (True) too.
+_tried: "WeakKeyDictionary[nn.Module, dict[tuple[int, bool], bool]]" = WeakKeyDictionary()
 
 
 def depth(contribution: Contribution, layers: int) -> int:
@@ -71,22 +75,21 @@ class Trunk:
         self._file_used = 0
         self._full = False
         self._folder: Path | None = None
-        self._splits: dict[int, bool] = {}
-        self._moves: dict[int, bool] = {}
         self.computed_tokens = 0
         self.reused_tokens = 0
 
     def usable(self, layer: int, *, moved: bool = False) -> bool:
         """Whether a pass of this base may begin at `layer`, for texts that have been `moved`
-        behind a prefix too: tried once, on a sample.
+        behind a prefix too: tried once for each base, on a sample.
         """
         if layer <= 0 or layer >= self._base.shape.layers:
             return False
-        if layer not in self._splits:
-            self._splits[layer] = self._try(layer)
-        if moved and layer not in self._moves:
-            self._moves[layer] = self._splits[layer] and self._try_moved(layer)
-        return self._moves[layer] if moved else self._splits[layer]
+        tried = _tried.setdefault(self._base.model, {})
+        if (layer, False) not in tried:
+            tried[layer, False] = self._try(layer)
+        if moved and (layer, True) not in tried:
+            tried[layer, True] = tried[layer, False] and self._try_moved(layer)
+        return tried[layer, moved]
 
     def entering(self, layer: int, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """What enters `layer` for each text, each [tokens, hidden]; no gradient."""
