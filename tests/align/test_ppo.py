@@ -1,5 +1,6 @@
 """PPO: what the mixed pass says of rollouts, every policy, its guards, going on."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -340,8 +341,24 @@ def test_it_stops_where_the_policy_strays_or_collapses(
     )
     assert reason in stored.metrics["stopped"]
     assert stored.metrics["steps"] < 12
-    # However well it does, a policy beyond the bound is not the best.
-    assert stored.metrics["kl"] <= (1e-5 if reason == "stop_kl" else 30)
+
+
+def test_a_policy_beyond_the_bound_is_not_the_best(
+    prompts: Path, make_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However well it does: here every answer is worth more than the one before."""
+    worth = itertools.count()
+    monkeypatch.setattr(rewards, "_function", lambda name: lambda *_: float(next(worth)))
+    stored = train_ppo(
+        job(prompts, steps=12, kl=0.0, stop_kl=1e-3, learning_rate=1e-2),
+        "m:f",
+        base=make_base(),
+        workspace=Workspace(tmp_path / "w"),
+    )
+    assert "stop_kl" in stored.metrics["stopped"]
+    assert stored.metrics["last_reward"] > stored.metrics["reward"]
+    assert stored.metrics["best_step"] == 0
+    assert stored.metrics["kl"] <= 1e-3
 
 
 def test_what_is_asked_for_wrongly_is_refused(
