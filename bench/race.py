@@ -5,7 +5,8 @@
 `race` races 24 configurations at each data set; `all` trains the same ones to the end, some at a
 time (`--group`), with the same seed, rows and schedule, each once: given again after an
 interruption, it goes on with those that are not in the file yet; `--until SECONDS` stops before
-a group that would begin later. `report` prints what came of it: the winner's held-out loss over
+a group that would begin later, and `--share 1/3` trains every third, beside processes that train
+the others into the same file. `report` prints what came of it: the winner's held-out loss over
 the best of all, and what the race cost over what all of them cost, in tokens learned from plus
 tokens judged by. Without --part: all three in turn.
 """
@@ -33,6 +34,7 @@ SETS = {
     "snips": ("snips_train.jsonl", 13, ("text", "intent"), "Classify the intent of the request."),
     "e2e": ("e2e_dev.jsonl", 9, ("mr", "ref"), "Describe the restaurant in one sentence."),
     "banking77": ("banking77_train.jsonl", 13, ("text", "category"), "Name the customer's intent."),
+    "gsm8k": ("gsm8k_test.jsonl", 3, ("question", "answer"), "Solve the problem step by step."),
 }
 
 
@@ -113,7 +115,12 @@ def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folde
 def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder: Path) -> None:
     done = {line["number"] for line in lines_of(arguments.out, "all", name)}
     job = job_of(name, arguments, folder)
-    left = [c for c in default_space().first(arguments.configs) if c.number not in done]
+    share, of = map(int, arguments.share.split("/"))
+    left = [
+        item
+        for item in default_space().first(arguments.configs)
+        if item.number not in done and item.number % of == share % of
+    ]
     for at in range(0, len(left), arguments.group):
         if time.monotonic() - BEGAN > arguments.until:
             return
@@ -180,6 +187,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--until", type=float, default=float("inf"))
+    parser.add_argument("--share", default="1/1")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plots", type=Path, help="a folder for the ladders' pictures")
     arguments = parser.parse_args()

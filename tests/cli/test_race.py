@@ -39,10 +39,10 @@ def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "6", "--epochs", "2")
     assert result.code == 0, result.err
     assert "Racing 6 configurations (lora, p-tuning-v2, prompt-tuning, p-tuning, ia3)" in result.err
-    assert "over 2 epochs; staying: 3 at 1/8, 2 at 1/4, 1 at 1/2 of the way." in result.err
-    for share, staying in (("1/8", 3), ("1/4", 2), ("1/2", 1)):
+    assert "over 2 epochs; staying: 3 at 1/12, 2 at 1/4, 1 at 1/2 of the way." in result.err
+    for share, staying in (("1/12", 3), ("1/4", 2), ("1/2", 1)):
         assert f"At {share}: {staying} of 6 stay; best: " in result.err
-    for title in ("rank", "configuration", "1/8", "1/4", "1/2", "end", "left at", "tokens"):
+    for title in ("rank", "configuration", "1/12", "1/4", "1/2", "end", "left at", "tokens"):
         assert title in result.out
     assert "Winner: " in result.out
     assert "support@1 (" in result.out
@@ -62,7 +62,7 @@ def test_on_a_terminal_the_ladder_is_live(
     assert result.code == 0, result.err
     assert "left at" in result.err
     assert "tok" in result.err
-    assert "At 1/8:" not in result.err
+    assert "At 1/12:" not in result.err
     assert "left at" in result.out
 
 

@@ -6,7 +6,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from onebase.training.halving import HalvingPruner, Rung, judgements, rungs, steps_taken
+from onebase.training.halving import (
+    HalvingPruner,
+    Rung,
+    judgements,
+    most_finalists,
+    rungs,
+    steps_taken,
+)
 
 
 def ledger(*rungs_of: list[float], keep: tuple[int, ...]) -> list[list[bool]]:
@@ -64,32 +71,32 @@ def test_without_a_report_or_beyond_the_last_rung_nobody_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "kept", "length", "judged"),
+    ("count", "kept", "steps", "judged"),
     [
-        # 24/8 + 8/8 + 3/4 + 1/2; judged 24 + 8 + 3 times
-        (24, [8, 3, 1], 5.25, 35),
-        (48, [16, 6, 1], 10.0, 70),
-        (25, [9, 3, 1], 5.5, 37),
-        (12, [4, 2, 1], 3.0, 18),
-        (6, [3, 2, 1], 2.125, 11),
-        (3, [3, 2, 1], 1.75, 8),
-        (2, [2, 2, 1], 1.5, 6),
+        # Rungs after 10, 30 and 60 of 120 steps: 24 * 10 + 8 * 20 + 5 * 30 + 3 * 60 steps, judged
+        # 24 + 8 + 5 times.
+        (24, [8, 5, 3], 730, 37),
+        (48, [16, 10, 6], 1460, 74),
+        (25, [9, 5, 4], 820, 39),
+        (12, [4, 3, 2], 410, 19),
+        (8, [3, 2, 1], 260, 13),
+        (6, [3, 2, 1], 240, 11),
+        (3, [3, 2, 1], 210, 8),
+        (2, [2, 2, 1], 180, 6),
     ],
 )
-def test_the_ladder_and_what_it_takes(
-    count: int, kept: list[int], length: float, judged: int
-) -> None:
-    ladder = rungs(count)
-    assert [rung.share for rung in ladder] == [1 / 8, 1 / 4, 1 / 2]
+def test_the_ladder_and_what_it_takes(count: int, kept: list[int], steps: int, judged: int) -> None:
+    ladder = rungs(count, most_finalists(count))
+    assert [rung.share for rung in ladder] == [1 / 12, 1 / 4, 1 / 2]
     assert [rung.keep for rung in ladder] == kept
-    assert steps_taken(count, ladder, 80) == 80 * length
+    assert steps_taken(count, ladder, 120) == steps
     assert judgements(count, ladder) == judged
 
 
 @pytest.mark.parametrize(
     ("total", "steps"),
     [
-        (80, [10, 20, 40]),
+        (80, [7, 20, 40]),
         (20, [2, 5, 10]),
         (8, [2, 3, 4]),
         (5, [2, 3, 4]),

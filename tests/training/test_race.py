@@ -22,10 +22,11 @@ from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.training import budget as budget_module
 from onebase.training import course as course_module
+from onebase.training import loop as loop_module
 from onebase.training.budget import Budget, RacePlan
 from onebase.training.course import entrant_job
 from onebase.training.interruption import Interrupted
-from onebase.training.ladder import Place
+from onebase.training.ladder import Left, Place
 from onebase.training.learner import Learner
 from onebase.training.loop import train_together
 from onebase.training.race import Raced, race
@@ -194,8 +195,8 @@ def test_what_it_costs_is_counted(
     base = make_base()
     raced = race(job, base=base, workspace=workspace, count=6)
     data = Learner(entrant_job(job, raced.places[0].configuration, 4), base).data
-    # 32 rows, 8 steps an epoch, 4 epochs: rungs after 4, 8 and 16 of 32 steps; 6, 3 and 2 come.
-    assert [place.step for place in raced.places] == [32, 16, 8, 4, 4, 4]
+    # 32 rows, 8 steps an epoch, 4 epochs: rungs after 3, 8 and 16 of 32 steps; 6, 3 and 2 come.
+    assert [place.step for place in raced.places] == [32, 16, 8, 3, 3, 3]
     assert raced.tokens == sum(place.tokens for place in raced.places)
     epoch = sum(len(row.ids) for row in data.train)
     assert raced.places[0].tokens == 4 * epoch
@@ -270,11 +271,144 @@ def test_a_large_held_out_part_is_sampled_until_the_end(
     raced = race(job, base=make_base(), workspace=workspace, space=RATES)
     assert raced.plan.judged_rows < 90
     winner = raced.places[0]
-    assert {item.rows for item in winner.judged if item.rung} == {raced.plan.judged_rows}
-    assert [item.rows for item in winner.judged if not item.rung] == [90, 90, 90]
-    late = [item.loss for item in winner.judged if not item.rung]
-    assert raced.adapter.metrics["eval_loss"] == min(late)
+    sampled = raced.plan.judged_rows
+    assert [item.rows for item in winner.judged] == [sampled, sampled, 90, 90, 90]
+    assert [item.rung for item in winner.judged] == [1, 2, 3, None, None]
+    assert raced.adapter.metrics["eval_loss"] == min(item.loss for item in winner.judged[2:])
+    assert raced.judged_tokens == pytest.approx(raced.plan.judged, rel=0.05)
     assert raced.adapter.metrics["race"]["judged_rows"] == 90
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
+    """Held-out losses by a configuration's number (0: a job alone), in the order in which it is
+    asked for them; 1 for all others. Two of nine configurations may learn to the end.
+    """
+    losses: dict[int, list[float]] = {}
+    real = loop_module.mean_losses
+
+    def mean_losses(*args: Any, **kwargs: Any) -> dict[str, float]:
+        found = real(*args, **kwargs)
+        return {name: next(iter(told(name)), 1.0) for name in found}
+
+    def told(name: str) -> list[float]:
+        number = name.rpartition("-")[2]
+        left = losses.get(int(number) if number.isdigit() else 0, [])
+        return [left.pop(0)] if left else []
+
+    monkeypatch.setattr(loop_module, "mean_losses", mean_losses)
+    monkeypatch.setattr(budget_module, "_MOST_SHARE", 1)
+    return losses
+
+
+NINE = space_of(*[("lora", {"rank": 2, "learning_rate": number / 1e4}) for number in range(1, 10)])
+
+
+def test_of_two_finalists_the_better_at_the_end_wins(
+    told: dict[int, list[float]],
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    # Three rungs, then the epochs 3 and 4.
+    told[5] = [0.5, 0.4, 0.3, 0.31, 0.29]
+    told[3] = [0.6, 0.5, 0.35, 0.36, 0.2]
+    base, watcher = make_base(), Watching()
+    raced = race(job, base=base, workspace=workspace, space=NINE, count=9, watcher=watcher)
+    assert [sum(reason is None for reason in rung) for rung in watcher.rungs] == [3, 2, 2]
+    assert [place.configuration.number for place in raced.places][:2] == [3, 5]
+    second = raced.places[1]
+    assert second.left == Left(4, "outdone")
+    assert second.step == raced.places[0].step == 32
+    assert raced.adapter.metrics["eval_loss"] == 0.2
+    assert raced.tokens == pytest.approx(raced.plan.learned, rel=0.02)
+    told[0] = [0.9, 0.8, 0.7, 0.6]
+    single = replace(job, set={**NINE.configurations[2].settings, **job.set})
+    (trained,) = onebase.train([single], base=base, workspace=onebase.Workspace(tmp_path / "s"))
+    expected = load_file(trained.path / "adapter_model.safetensors")
+    for name, found in weights(raced).items():
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=3e-6)
+
+
+def test_a_finalist_s_best_may_lie_before_the_end(
+    told: dict[int, list[float]],
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+) -> None:
+    told[5] = [0.5, 0.4, 0.2, 0.4, 0.4]
+    told[3] = [0.6, 0.5, 0.35, 0.36, 0.3]
+    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    assert [place.configuration.number for place in raced.places][:2] == [5, 3]
+    assert raced.adapter.metrics["eval_loss"] == 0.2
+    assert raced.adapter.metrics["best_step"] == 16
+
+
+def test_ctrl_c_between_finalists_leaves_the_better(
+    told: dict[int, list[float]],
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+) -> None:
+    told[5] = [0.5, 0.4, 0.3, 0.31]
+    told[3] = [0.6, 0.5, 0.35, 0.25, 0.26]
+    # 9 * 3 + 3 * 5 + 2 * 8 steps to the last rung, 2 * 8 to the end of the third epoch.
+    watcher = Watching(pressing(27 + 15 + 16 + 16 + 3))
+    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9, watcher=watcher)
+    assert raced.end == "interrupted"
+    assert [place.configuration.number for place in raced.places][:2] == [3, 5]
+    assert raced.places[1].left == Left(4, "stopped")
+    assert raced.adapter.metrics["eval_loss"] == 0.25
+    assert raced.adapter.metrics["best_step"] == 24
+
+
+def test_a_finalist_that_explodes_can_win_by_what_it_was(
+    told: dict[int, list[float]],
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told[5] = [0.5, 0.4, 0.2]
+    told[3] = [0.6, 0.5, 0.35, 0.36, 0.3]
+    real = Learner.trouble_with
+
+    def troubled(self: Learner, loss: float) -> Any:
+        wild = self.step >= 20 and self.job.task.endswith("05")
+        return "exploded" if wild else real(self, loss)
+
+    monkeypatch.setattr(Learner, "trouble_with", troubled)
+    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    assert raced.end == "finished"
+    assert raced.places[0].configuration.number == 5
+    assert raced.places[0].step == 20
+    assert raced.places[1].left == Left(4, "outdone")
+    assert raced.adapter.metrics["best_step"] == 16
+
+
+def test_a_state_of_an_earlier_rung_can_win(
+    told: dict[int, list[float]],
+    tmp_path: Path,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+) -> None:
+    """By the sample it is the best of its kind, so all rows judge it and not the present one."""
+    held = write_rows(tmp_path, "held", 90, seed=3)
+    settings = {"batch_size": 4, "epochs": 4}
+    job = onebase.Job("zs", write_rows(tmp_path, "a", 24), held_out=held, set=settings)
+    told[5] = [0.5, 0.1, 0.3, 0.15, 0.4, 0.4]  # at the last rung by the sample, then by all rows
+    told[3] = [0.6, 0.5, 0.2, 0.25, 0.3, 0.3]
+    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    winner = raced.places[0]
+    assert winner.configuration.number == 5
+    assert [(item.rung, item.step, item.loss) for item in winner.judged] == [
+        *((1, 2, 0.5), (2, 6, 0.1), (3, 6, 0.15)),
+        *((None, 18, 0.4), (None, 24, 0.4)),
+    ]
+    assert winner.judged[2].tokens == winner.judged[1].tokens
+    assert raced.adapter.metrics["best_step"] == 6
+    assert raced.adapter.metrics["eval_loss"] == 0.15
 
 
 def test_what_explodes_leaves_alone(
@@ -327,7 +461,7 @@ def test_where_all_explode_later_the_best_before_is_kept(
     raced = race(job, base=make_base(), workspace=workspace, space=RATES)
     assert raced.end == "nobody left"
     assert raced.places[0].configuration.number == 5
-    assert raced.adapter.metrics["best_step"] == 4
+    assert raced.adapter.metrics["best_step"] == 3
     assert raced.adapter.metrics["eval_loss"] == raced.places[0].rungs[0]
     assert [place.left.reason for place in raced.places if place.left][:2] == ["exploded"] * 2
 
@@ -349,8 +483,8 @@ def pressing(at: int, times: int = 1) -> Callable[[str, Learner | None], None]:
     [
         (6, 1, 0, 1),  # in the first joint step: 6 configurations, three of equal losses so far
         (12, 2, 0, 5),
-        (27, 5, 1, 5),  # 6 * 4 to the first rung, then 3 at a time
-        (60, 24, 3, 5),  # 24 + 12 + 16 to the last one, then the winner alone
+        (21, 4, 1, 5),  # 6 * 3 to the first rung, then 3 at a time
+        (57, 24, 3, 5),  # 18 + 15 + 16 to the last one, then the finalist alone
     ],
 )
 def test_ctrl_c_leaves_the_best_so_far(
@@ -383,7 +517,7 @@ def test_ctrl_c_leaves_the_best_so_far(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("at", [12, 27])
+@pytest.mark.parametrize("at", [12, 21])
 def test_a_second_one_leaves_it_unjudged(
     at: int,
     job: onebase.Job,
@@ -418,7 +552,7 @@ def test_a_second_one_leaves_it_unjudged(
         assert raced.places[0].configuration.number == 5
     else:
         assert metrics["eval_loss"] == raced.places[0].rungs[0]
-        assert metrics["best_step"] == 4
+        assert metrics["best_step"] == 3
 
 
 def test_before_the_first_step_there_is_nothing(
@@ -498,7 +632,7 @@ def test_time_ends_a_race(
         watcher=Watching(moment),
     )
     assert raced.end == "out of budget"
-    assert seconds == 40  # 24 to the first rung, 12 to the second, 4 of the next
+    assert seconds == 41  # 18 to the first rung, 15 to the second, then two at a time
     assert raced.places[0].configuration.number == 5
     assert len(raced.places[0].rungs) == 2
 
@@ -591,7 +725,7 @@ def test_patience_counts_epochs_not_rungs(
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "judge", judge)
         raced = race(replace(job, set=settings), base=make_base(), workspace=workspace, space=RATES)
-    # Rungs after 8, 16 and 32 steps of 64; the first epoch beyond them has no better loss.
+    # Rungs after 5, 16 and 32 steps of 64; the first epoch beyond them has no better loss.
     assert raced.places[0].step == 40
     assert raced.end == "finished"
 

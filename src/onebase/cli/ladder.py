@@ -60,8 +60,7 @@ def _row(plan: RacePlan, place: Place) -> list[Any]:
 def _left(plan: RacePlan, place: Place) -> str:
     if place.left is None:
         return ""
-    shares = _shares(plan)
-    at = shares[min(place.left.rung, len(shares)) - 1]
+    at = [*_shares(plan), say("end", "终点")][place.left.rung - 1]
     reasons = {
         "exploded": say("exploded", "损失发散"),
         "not finite": say("not finite", "非有限值"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.training.halving import Rung, judgements, rungs, steps_taken
+from onebase.training.halving import Rung, judgements, most_finalists, rungs, steps_taken
 from onebase.training.interruption import Interruption
 from onebase.training.learner import TaskData
 
@@ -23,9 +23,10 @@ _RACES = (
 _COUNTS = (48, 24, 12, 6, 4, 3)
 _EPOCHS = (8, 5, 3, 2, 1)
 # A race of 24 is to cost a quarter of training all of them to the end. The judgements at its rungs
-# take what its training leaves of this share, between so many held-out rows.
-_SHARE = 0.24
-_LEAST_ROWS, _MOST_ROWS = 16, 64
+# take what its training leaves of a little less, between so many held-out rows.
+_MOST_SHARE = 0.25
+_SHARE = 0.245
+_LEAST_ROWS, _MOST_ROWS = 10, 64
 # An evaluation has no backward pass: about half of the time a token that learning takes.
 _JUDGED_TIME = 0.5
 # What is planned fills only so much of the budget: speed varies, and so does the length of rows.
@@ -117,7 +118,7 @@ def tokens_of(rows: Sequence[TokenRow]) -> int:
 @dataclass(frozen=True)
 class RacePlan:
     """A race: `count` configurations over `epochs`, judged at each rung by `judged_rows` held-out
-    rows. Expected are the tokens `learned` from and those `judged`; `whole` is what training all
+    rows, at the last one by all of them too. Expected are the tokens `learned` from and those `judged`; `whole` is what training all
     of them to the end would take of both, judged by all held-out rows after every epoch.
     """
 
@@ -140,19 +141,29 @@ class RacePlan:
 
 
 def plan(count: int, epochs: int, size: Size) -> RacePlan:
-    """The race of `count` configurations over `epochs` of data of this size."""
-    ladder = rungs(count)
+    """The race of `count` configurations over `epochs` of data of this size, with as many
+    finalists as a quarter of the cost of training all to the end pays for, at least one.
+    """
+    plans = [_plan(count, epochs, size, f) for f in range(most_finalists(count), 0, -1)]
+    return next((found for found in plans if found.share <= _MOST_SHARE), plans[-1])
+
+
+def _plan(count: int, epochs: int, size: Size, finalists: int) -> RacePlan:
+    ladder = rungs(count, finalists)
     steps = steps_taken(count, ladder, size.steps * epochs)
     learned = round(steps * size.learned / size.steps)
     whole = count * epochs * (size.learned + size.held_out)
-    # The winner at the last rung and after every epoch from there on, and the bare base.
-    closing = (epochs - int(ladder[-1].share * epochs) + 2) * size.held_out
+    # All held-out rows: who comes to the last rung, the finalists after every epoch from there on,
+    # and the bare base.
+    last_come = ladder[-2].keep
+    late = finalists * (epochs - int(ladder[-1].share * epochs))
+    closing = (last_come + late + 1) * size.held_out
     times = judgements(count, ladder)
     a_row = size.held_out / size.rows
     affordable = (_SHARE * whole - learned - closing) / (times * a_row)
     rows = min(size.rows, round(min(max(affordable, _LEAST_ROWS), _MOST_ROWS)))
-    if rows == size.rows:  # the last rung has judged the winner by all rows
-        closing -= size.held_out
+    if rows == size.rows:  # the sample is all of them
+        closing -= last_come * size.held_out
     judged = round(times * rows * a_row) + closing
     return RacePlan(count, epochs, ladder, rows, learned, judged, whole)
 

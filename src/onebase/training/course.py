@@ -152,19 +152,19 @@ class Course:
             self._halve(number)
             if watcher:
                 watcher.halved(number, self.places)
-        self._to_the_end(self.alive[0])
+        self._to_the_end()
 
     def best(self) -> Entrant:
         """The best so far, in its best state; the others are out of the race.
 
-        Where the race ended early: the best at the last rung, or, before the first one, by its
-        latest training losses (all learn from the same rows). Its present state is judged once
-        more. Raises OnebaseError where there is nothing to keep.
+        Where the race ended early: the best from the last rung on, or, before the first one, by
+        its latest training losses (all learn from the same rows). Its present state is judged
+        once more. Raises OnebaseError where there is nothing to keep.
         """
         judged = [entrant for entrant in self.alive if entrant.learner.best_step]
         learning = [e for e in self.alive if e.place.trained and not e.learner.diverged]
         if judged:
-            leader = min(judged, key=lambda entrant: entrant.place.rungs[-1])
+            leader = min(judged, key=lambda entrant: entrant.place.loss)
         elif learning:
             leader = min(learning, key=lambda entrant: _recent(entrant.place))
         else:
@@ -223,7 +223,9 @@ class Course:
                 yield base, group
 
     def _judge(self, rung: int) -> None:
-        """Everyone's loss at a rung, over the same sample of the held-out rows."""
+        """Everyone's loss at a rung, over the same sample of the held-out rows; at the last rung
+        over all of them, from where on only such losses compete.
+        """
         self._follower.rung = rung
         sound = [entrant for entrant in self.alive if not entrant.learner.diverged]
         due = [e.learner for e in sound if e.learner.step > e.learner.judged_step]
@@ -232,6 +234,10 @@ class Course:
             last = entrant.place.judged[-1:]
             if last and last[0].rung != rung:
                 entrant.place.judged.append(replace(last[0], rung=rung))
+        if rung == len(self.plan.ladder) and self.plan.judged_rows < len(self._data.held_out):
+            for entrant in sound:
+                if not entrant.learner.diverged:
+                    self._judge_anew(entrant)
 
     def _halve(self, number: int) -> None:
         """The losers of a rung leave."""
@@ -252,42 +258,51 @@ class Course:
         """Out of the race, and out of memory."""
         entrant.place.left = Left(rung, reason)
         self.alive.remove(entrant)
-        pruned = reason == "pruned"
-        self._study.tell(entrant.trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+        ends: dict[str, TrialState] = {"pruned": TrialState.PRUNED, "outdone": TrialState.COMPLETE}
+        state = ends.get(reason, TrialState.FAIL)
+        value = entrant.learner.best_loss if state == TrialState.COMPLETE else None
+        self._study.tell(entrant.trial, value, state=state)
 
-    def _to_the_end(self, finalist: Entrant) -> None:
-        """The winner learns on, judged by all held-out rows: now, and after every epoch."""
+    def _to_the_end(self) -> None:
+        """The finalists learn on, judged after every epoch; the best of them wins."""
         self._follower.rung = None
-        learner = finalist.learner
-        if len(learner.data.held_out) < len(self._data.held_out):
-            self._judge_anew(finalist)
+        finalists = list(self.alive)
         while True:
-            if learner.due:
-                self._evaluate([learner], lambda: self._limits.check(self.tokens))
-            if learner.done:
-                return
+            due = [entrant.learner for entrant in finalists if entrant.learner.due]
+            if due:
+                self._evaluate(due, lambda: self._limits.check(self.tokens))
+            learning = [entrant for entrant in finalists if not entrant.learner.done]
+            if not learning:
+                break
             self._limits.check(self.tokens)
-            self._step([finalist])
+            self._step(learning)
+        winner = min(finalists, key=lambda entrant: entrant.learner.best_loss)
+        for entrant in finalists:
+            if entrant is not winner:
+                reason = entrant.learner.trouble or "outdone"
+                self._leave(entrant, len(self.plan.ladder) + 1, reason)
 
-    def _judge_anew(self, finalist: Entrant) -> None:
-        """The best state by a sample, judged by all rows instead: from here on only such losses
-        compete.
+    def _judge_anew(self, entrant: Entrant) -> None:
+        """The best state by a sample, judged by all rows instead, in the place of its loss at this
+        rung. Abandoned, it stands as the sample left it.
         """
-        learner = finalist.learner
+        learner, place = entrant.learner, entrant.place
         best, now = learner.best_step, learner.adapter.state_dict()
         now = {name: value.clone() for name, value in now.items()}
-        before = (learner.data, learner.best_loss)
+        before, known = (learner.data, learner.best_loss), list(place.judged)
         learner.data, learner.best_loss = self._data.named(learner.job.task), math.inf
         learner.adapter.load_state_dict(learner.best)
         try:
             self._evaluate([learner], lambda: self._limits.check(self.tokens))
         finally:
             learner.adapter.load_state_dict(now)
-            if math.isinf(learner.best_loss):  # abandoned: it stands as the last rung left it
+            if math.isinf(learner.best_loss):
                 learner.data, learner.best_loss = before
         learner.best_step = best
-        if best != learner.step:  # a loss of an earlier state has no place at this one
-            finalist.place.judged.pop()
+        # The state may be one of an earlier rung.
+        tokens = next(item.tokens for item in known if item.step == best)
+        verdict = replace(place.judged[-1], step=best, tokens=tokens)
+        place.judged = [*known[:-1], verdict]
 
     def _evaluate(self, learners: Sequence[Learner], check: Callable[[], None] | None) -> None:
         for base in dict.fromkeys(learner.base for learner in learners):

@@ -34,8 +34,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Left:
-    """At which rung a configuration left, and why: pruned, exploded, not finite, or stopped with
-    the whole race.
+    """At which rung a configuration left, and why: pruned, exploded, not finite, stopped with the
+    whole race, or, beyond the last rung, outdone by another finalist.
     """
 
     rung: int
@@ -58,6 +58,14 @@ class Place:
         """Its losses at the rungs that it came to."""
         return [item.loss for item in self.judged if item.rung is not None]
 
+    @property
+    def loss(self) -> float:
+        """Its least loss from the last rung that it came to on."""
+        for at in range(len(self.judged) - 1, -1, -1):
+            if self.judged[at].rung is not None:
+                return min(item.loss for item in self.judged[at:])
+        return math.inf
+
     def as_row(self, rank: int) -> dict[str, Any]:
         """The place in plain values."""
         configuration = self.configuration
@@ -74,13 +82,14 @@ class Place:
 
 
 def ranked(places: Sequence[Place]) -> list[Place]:
-    """Best first: who came further, then who did better at the last rung, then the lower number.
-    Who has not left stands before all who have.
+    """Best first: who came further, then who did better there, then the lower number. Who has not
+    left stands before all who have.
     """
 
-    def order(place: Place) -> tuple[bool, int, float, int]:
-        last = place.rungs[-1] if place.rungs else math.inf
-        return place.left is not None, -len(place.rungs), last, place.configuration.number
+    def order(place: Place) -> tuple[bool, int, int, float, int]:
+        left = place.left.rung if place.left else 0
+        number = place.configuration.number
+        return place.left is not None, -len(place.rungs), -left, place.loss, number
 
     return sorted(places, key=order)
 
@@ -115,9 +124,10 @@ def draw_ladder(file: Path, places: Sequence[Place], base_loss: float | None) ->
         if place.trained:
             axes.plot(*_smoothed(place.trained), color=colour, alpha=0.35, linewidth=0.8)
         if place.judged:
+            judged = sorted(place.judged, key=lambda item: item.tokens)
             axes.plot(
-                [item.tokens for item in place.judged],
-                [item.loss for item in place.judged],
+                [item.tokens for item in judged],
+                [item.loss for item in judged],
                 color=colour,
                 marker="o",
                 markersize=6 if winner else 4,
