@@ -18,11 +18,16 @@ from onebase.model.base import Base
 Rows = Callable[..., list[TokenRow]]
 
 
-@pytest.mark.parametrize("block", [1, 7, 100])
-def test_losses_and_gradients_are_those_of_the_logits(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head, "_BLOCK", block * 11)
+@pytest.fixture(params=[(1024, 1000), (7, 77), (7, 28), (23, 23), (1, 1)])
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once; a few rows with the whole vocabulary of 11, or a part of it; one by one."""
+    rows, numbers = request.param
+    monkeypatch.setattr(head, "_ROWS", rows)
+    monkeypatch.setattr(head, "_BLOCK", {"cpu": numbers, "cuda": numbers})
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_losses_and_gradients_are_those_of_the_logits() -> None:
     torch.manual_seed(0)
     weight = torch.randn(11, 5, dtype=torch.float64) * 20  # logits far from zero
     hidden = torch.randn(23, 5, dtype=torch.float64, requires_grad=True)
@@ -54,9 +59,22 @@ def test_a_loss_by_hand() -> None:
     torch.testing.assert_close(hidden.grad.squeeze(1), mean)
 
 
-@pytest.mark.parametrize("block", [3, 100])
-def test_entropies_are_those_of_the_softmax(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "_BLOCK", block * 11)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("_blocks")
+def test_in_16_bits_as_near_as_16_bits_are(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, target = torch.randn(11, 5).to(kind), torch.randint(0, 11, (23,))
+    hidden = torch.randn(23, 5, requires_grad=True)
+    expected = cross_entropy(hidden @ weight.float().t(), target, reduction="none")
+    (wanted,) = torch.autograd.grad(expected.sum(), hidden)
+    losses = head_losses(hidden, weight, target)
+    (gradient,) = torch.autograd.grad(losses.sum(), hidden)
+    torch.testing.assert_close(losses, expected, atol=3e-2, rtol=1e-2)
+    torch.testing.assert_close(gradient, wanted, atol=3e-2, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_entropies_are_those_of_the_softmax() -> None:
     torch.manual_seed(0)
     weight, hidden = torch.randn(11, 5), torch.randn(23, 5)
     found = torch.empty(23)

@@ -1,5 +1,7 @@
 """A pack of ragged rows against a padded loop, and what stands in a pack how often."""
 
+import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.forward import compile_virtual, run_pack
 from onebase.engine.pack import Pack
-from onebase.engine.rows import TokenRow, by_budget, place, token_losses
+from onebase.engine.rows import TokenRow, by_budget, even_groups, place, token_losses
 from onebase.model.base import Base
 
 Rows = Callable[..., list[TokenRow]]
@@ -301,15 +303,31 @@ def test_nothing_of_a_pass_stays_in_the_base(
         ([], 10, []),
         ([3, 3, 3], 6, [[3, 3], [3]]),
         ([3, 3, 3], 9, [[3, 3, 3]]),
-        ([3, 3, 3], 5, [[3], [3], [3]]),
+        ([3, 3, 3], 8, [[3, 3, 3]]),  # a quarter more at most, and one group less
+        ([3, 3, 3], 5, [[3, 3], [3]]),
+        ([3, 3, 3], 4, [[3], [3], [3]]),
         ([20], 10, [[20]]),  # a row is never cut
         ([20, 1, 2, 20, 3], 10, [[20], [1, 2], [20], [3]]),
-        ([4, 6, 1], 10, [[4, 6], [1]]),
+        ([4, 6, 3], 10, [[4], [6, 3]]),
+        ([2] * 11, 10, [[2] * 6, [2] * 5]),  # not 5, 5 and 1
+        ([2, 2, 2, 2, 2, 10, 1], 10, [[2] * 5, [10, 1]]),
         ([1, 1], 0, [[1], [1]]),
     ],
 )
 def test_by_budget(lengths: list[int], budget: int, expected: list[list[int]]) -> None:
     rows = [TokenRow("a", (index,) * size, (True,) * size) for index, size in enumerate(lengths)]
-    groups = list(by_budget(iter(rows), budget))
+    groups = list(by_budget(rows, budget))
     assert [[len(line.ids) for line in group] for group in groups] == expected
     assert [line for group in groups for line in group] == rows
+
+
+def test_groups_are_few_and_hold_at_most_a_quarter_more() -> None:
+    chance = random.Random(0)
+    for _ in range(300):
+        sizes = [chance.randint(1, 60) for _ in range(chance.randint(1, 40))]
+        groups = [[sizes[index] for index in group] for group in even_groups(sizes, 100)]
+        assert [size for group in groups for size in group] == sizes
+        assert all(sum(group) <= 125 for group in groups)
+        assert len(groups) <= math.ceil(sum(sizes) / 100) + 1
+        if len(groups) > 1:  # none is left nearly empty
+            assert min(map(sum, groups)) >= 25

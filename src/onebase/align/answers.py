@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onebase.data.example import Example
 from onebase.data.template import Template
 from onebase.engine.forward import Reading
-from onebase.engine.rows import PlacedRows, TokenRow
+from onebase.engine.rows import PlacedRows, TokenRow, even_groups
 from onebase.errors import DataError
 from onebase.language import say
 
@@ -89,16 +89,7 @@ def mask_of(answers: Sequence[Answered], device: torch.device) -> Tensor:
 
 def packs(units: Sequence[Sequence[TokenRow]], tokens: int) -> Iterator[list[int]]:
     """Units of rows that must be in one pass, in their order: the indices of those in each pass, of
-    at most `tokens` tokens (and at least one unit).
+    about `tokens` tokens, as `even_groups` has them.
     """
-    group: list[int] = []
-    size = 0
-    for index, unit in enumerate(units):
-        own = sum(len(row.ids) for row in unit)
-        if group and size + own > tokens:
-            yield group
-            group, size = [], 0
-        group.append(index)
-        size += own
-    if group:
-        yield group
+    for group in even_groups([sum(len(row.ids) for row in unit) for unit in units], tokens):
+        yield list(group)

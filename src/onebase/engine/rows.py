@@ -1,6 +1,7 @@
 """Rows of tokens into packs, and what is asked of them: the loss of every labelled token."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -12,6 +13,8 @@ from onebase.engine.forward import Labels, Reading, read_pack
 from onebase.engine.pack import Pack
 from onebase.engine.trunk import Trunk, depth_of
 from onebase.model.base import Base
+
+_SLACK = 0.25  # how much more than its budget a group may hold, so that none is left nearly empty
 
 
 @dataclass(frozen=True)
@@ -187,18 +190,29 @@ def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: Placed
     return torch.cat([piece for piece in pieces if piece is not None])
 
 
-def by_budget(rows: Iterable[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
-    """Rows in their order, in groups of at most `tokens` tokens (and at least one row)."""
-    group: list[TokenRow] = []
-    size = 0
-    for row in rows:
-        if group and size + len(row.ids) > tokens:
-            yield group
-            group, size = [], 0
-        group.append(row)
-        size += len(row.ids)
-    if group:
-        yield group
+def by_budget(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
+    """Rows in their order, in groups of about `tokens` tokens each, as `even_groups` has them."""
+    for group in even_groups([len(row.ids) for row in rows], tokens):
+        yield [rows[index] for index in group]
+
+
+def even_groups(sizes: Sequence[int], budget: int) -> Iterator[range]:
+    """Neighbours in groups of about one size: as few as there can be with `budget` each, or a
+    quarter more. A group has at least one.
+
+    A small group at the end would cost nearly the time of a large one: every weight is read for it.
+    """
+    rest, start = sum(sizes), 0
+    while start < len(sizes):
+        count = max(1, math.ceil(rest / budget - _SLACK)) if budget else len(sizes)
+        own, end = sizes[start], start + 1
+        while end < len(sizes):
+            near = own + sizes[end] / 2 <= rest / count
+            if not near or own + sizes[end] > (1 + _SLACK) * budget:
+                break
+            own, end = own + sizes[end], end + 1
+        yield range(start, end)
+        rest, start = rest - own, end
 
 
 def _shared(rows: Sequence[TokenRow]) -> int:
