@@ -9,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 # At one twelfth and one quarter of the full length one in 3 and one in 5 of all goes on, at least
-# so many; at the half the finalists. Who is best at the end may be fifth at the half: of 24, one
+# so many; at the half the finalists. Who is best at the end may be seventh at the half: of 24, one
 # finalist cost 15 % of loss where three cost 6 % (LOG.md).
 _RUNGS = ((12, 3, 3), (4, 5, 2))
 _FINAL = 2
