@@ -94,11 +94,11 @@ def test_in_chinese(asked: list[str], onebase: Run) -> None:
 
 
 def test_the_budget_chooses(asked: list[str], onebase: Run) -> None:
-    result = onebase(*asked, "--budget", "16k", "--json")
+    result = onebase(*asked, "--budget", "20k", "--json")
     assert result.code == 0, result.err
     found = result.json
-    assert found["configurations"] == 12
-    assert found["tokens"] <= 16_000
+    assert found["configurations"] == 24
+    assert found["tokens"] <= 20_000
     timed = onebase(*asked, "--budget", "2s", "--configs", "3", "--json")
     assert timed.code == 0, timed.err
     assert timed.json["configurations"] == 3
