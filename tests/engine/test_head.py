@@ -69,8 +69,8 @@ def test_in_16_bits_as_near_as_16_bits_are(kind: torch.dtype) -> None:
     (wanted,) = torch.autograd.grad(expected.sum(), hidden)
     losses = head_losses(hidden, weight, target)
     (gradient,) = torch.autograd.grad(losses.sum(), hidden)
-    torch.testing.assert_close(losses, expected, atol=3e-2, rtol=1e-2)
-    torch.testing.assert_close(gradient, wanted, atol=3e-2, rtol=1e-2)
+    torch.testing.assert_close(losses, expected, atol=1e-2, rtol=0)
+    torch.testing.assert_close(gradient, wanted, atol=1e-2, rtol=0)
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -105,4 +105,4 @@ def test_the_ladder_and_what_it_takes(count: int, kept: list[int], steps: int, j
     ],
 )
 def test_rungs_stand_at_whole_steps(total: int, steps: list[int]) -> None:
-    assert [rung.step(total) for rung in rungs(24)] == steps
+    assert [rung.step(total) for rung in rungs(24, 3)] == steps

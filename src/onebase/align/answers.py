@@ -87,9 +87,8 @@ def mask_of(answers: Sequence[Answered], device: torch.device) -> Tensor:
     return pad_sequence(ones, batch_first=True).to(device)
 
 
-def packs(units: Sequence[Sequence[TokenRow]], tokens: int) -> Iterator[list[int]]:
+def packs(units: Sequence[Sequence[TokenRow]], tokens: int) -> Iterator[range]:
     """Units of rows that must be in one pass, in their order: the indices of those in each pass, of
     about `tokens` tokens, as `even_groups` has them.
     """
-    for group in even_groups([sum(len(row.ids) for row in unit) for unit in units], tokens):
-        yield list(group)
+    return even_groups([sum(len(row.ids) for row in unit) for unit in units], tokens)

@@ -118,8 +118,9 @@ def tokens_of(rows: Sequence[TokenRow]) -> int:
 @dataclass(frozen=True)
 class RacePlan:
     """A race: `count` configurations over `epochs`, judged at each rung by `judged_rows` held-out
-    rows, at the last one by all of them too. Expected are the tokens `learned` from and those `judged`; `whole` is what training all
-    of them to the end would take of both, judged by all held-out rows after every epoch.
+    rows, at the last one by all of them too. Expected are the tokens `learned` from and those
+    `judged`; `whole` is what training all of them to the end would take of both, judged by all
+    held-out rows after every epoch.
     """
 
     count: int

@@ -31,7 +31,7 @@ class Rung:
         return min(total, max(self.least, round(self.share * total)))
 
 
-def rungs(count: int, finalists: int = 1) -> tuple[Rung, ...]:
+def rungs(count: int, finalists: int) -> tuple[Rung, ...]:
     """The rungs of a race of `count` configurations, of which `finalists` learn to the end."""
     # One step alone tells nothing, and every rung shall tell something new.
     early = [

@@ -19,7 +19,9 @@ _PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def pack_tokens(device: torch.device) -> int:
-    """How many tokens one training pass takes on `device`; an evaluation's takes twice as many."""
+    """How many tokens one training pass takes on `device`, or a quarter more;
+    an evaluation's takes twice as many.
+    """
     return _PACK_TOKENS.get(device.type, _PACK_TOKENS["cuda"])
 
 
@@ -175,7 +177,7 @@ def _gradients(
 def _packs(
     rows: Sequence[TokenRow], tokens: int, depths: Mapping[str, int], trunk: Trunk | None
 ) -> Iterator[tuple[list[TokenRow], Trunk | None]]:
-    """Rows in packs of at most `tokens` tokens, those that begin at one layer together, and the
+    """Rows in packs of about `tokens` tokens, those that begin at one layer together, and the
     trunk for the packs that begin above the first.
     """
     by_layer: dict[int, list[TokenRow]] = {}
