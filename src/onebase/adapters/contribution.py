@@ -1,9 +1,13 @@
 """What an adapter, of whatever method, brings to the forward pass."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
+
+from onebase.errors import UsageError
+from onebase.language import say
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,107 @@ class Contribution:
 
 
 NOTHING = Contribution()
+
+
+def merged(contributions: Sequence[Contribution]) -> Contribution:
+    """Several contributions as one: their prefixes one behind the other, each as it was made alone;
+    low-rank deltas of a layer added up; scalings of a layer multiplied.
+
+    Virtual tokens before the text have to be compiled first. Raises UsageError for contributions
+    that can't be combined.
+    """
+    if len(contributions) == 1:
+        return contributions[0]
+    require_combinable(contributions)
+    scalings: dict[str, Scaling] = {}
+    for own in contributions:
+        for name, scaling in own.scalings.items():
+            if name in scalings:
+                product = scalings[name].vector * scaling.vector
+                scalings[name] = replace(scaling, vector=product)
+            else:
+                scalings[name] = scaling
+    prefixes = [own.prefix for own in contributions if own.prefix is not None]
+    return Contribution(
+        deltas={
+            name: _added([own.deltas[name] for own in contributions if name in own.deltas])
+            for name in dict.fromkeys(name for own in contributions for name in own.deltas)
+        },
+        scalings=scalings,
+        placed=next((own.placed for own in contributions if own.placed is not None), None),
+        prefix=(
+            torch.cat([keys for keys, _ in prefixes], 2),
+            torch.cat([values for _, values in prefixes], 2),
+        )
+        if prefixes
+        else None,
+        unseen=_unseen(contributions) or (),
+    )
+
+
+def require_combinable(contributions: Sequence[Contribution]) -> None:
+    """Raise UsageError where `merged` can't make one of these contributions."""
+    reasons = {
+        say(
+            "both place virtual tokens inside the text",
+            "两者都在文本中放置虚拟词元",
+        ): sum(own.placed is not None for own in contributions) > 1,
+        say(
+            "both change a layer, and one of them by DoRA, which scales the other's change too",
+            "两者改动同一层，且其中之一为 DoRA，会把另一方的改动一并缩放",
+        ): any(
+            len(deltas) > 1 and any(delta.factor is not None for delta in deltas)
+            for deltas in _deltas_by_layer(contributions)
+        ),
+        say(
+            "both scale a layer, one its inputs and one its outputs",
+            "两者缩放同一层，一个作用于输入，一个作用于输出",
+        ): any(
+            len({own.scalings[name].on_inputs for own in contributions if name in own.scalings}) > 1
+            for name in {name for own in contributions for name in own.scalings}
+        ),
+        say(
+            "the second has a prefix on some layers alone",
+            "后者的前缀只作用于部分层",
+        ): _unseen(contributions) is None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(
+                say(
+                    f"These adapters can't answer together: {reason}.",
+                    f"这些适配器不能同时作答：{reason}。",
+                ),
+                say("Ask one of them alone.", "请只使用其中一个。"),
+            )
+
+
+def _deltas_by_layer(contributions: Sequence[Contribution]) -> list[list[LowRank]]:
+    names = {name for own in contributions for name in own.deltas}
+    return [[own.deltas[name] for own in contributions if name in own.deltas] for name in names]
+
+
+def _added(deltas: Sequence[LowRank]) -> LowRank:
+    """The sum of some deltas of one layer: their ranks side by side."""
+    if len(deltas) == 1:
+        return deltas[0]
+    return LowRank(
+        a=torch.cat([delta.a for delta in deltas], 0),
+        b=torch.cat([delta.scale * delta.b for delta in deltas], 1),
+        scale=1.0,
+    )
+
+
+def _unseen(contributions: Sequence[Contribution]) -> tuple[int, ...] | None:
+    """How many of all prefixes' first tokens each layer does not attend to; None where these are
+    not the first: it attends to some of a prefix that stands before them.
+    """
+    layers = max(len(own.unseen) for own in contributions)
+    unseen, before = [0] * layers, 0
+    for own in contributions:
+        for layer, count in enumerate(own.unseen):
+            if count and unseen[layer] < before:
+                return None
+            unseen[layer] += count
+        before += own.prefix_tokens
+    return tuple(unseen)

@@ -15,13 +15,14 @@ from onebase.model.base import Base
 BASE_TASK = "base"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedTask:
     """One task in memory: how its prompts are written and what its adapter contributes.
 
     `contribution` has no virtual tokens any more: they are part of the KV prefix. `labels` are
     the classes of a classification task. `base` is what it answers on: the engine's own, or the
-    task's own where full fine-tuning made it one.
+    task's own where full fine-tuning made it one. `hash` tells its content from any other's; empty
+    for the bare base. Two loads of one adapter are two tasks with the same hash.
     """
 
     task: str
@@ -30,6 +31,7 @@ class LoadedTask:
     contribution: Contribution
     base: Base
     labels: tuple[str, ...] = ()
+    hash: str = ""
 
 
 class AdapterPool(Mapping[str, LoadedTask]):

@@ -1,0 +1,52 @@
+"""What computes: the interface between the engine and the passes that it may run on."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from onebase.adapters.contribution import Contribution
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Chunk, Request
+from onebase.model.base import Base
+
+
+class Runner(Protocol):
+    """One base with a KV cache. Not for two threads at once: the engine sees to that.
+
+    `kernel` names everything that changes numbers ("transformers fp32"); `whole_prompts` says that
+    a prompt has to come as one chunk. (Runners import Chunk from request: this file imports them.)
+    """
+
+    base: Base
+    kernel: str
+    whole_prompts: bool
+
+    def can_admit(self, request: Request) -> bool:
+        """Whether there is room now for `request.max_length` ids. A runner that holds no request
+        has room for any.
+        """
+
+    def admit(self, request: Request) -> None:
+        """Give it a place in the KV cache and set `request.computed`: more than 0 where keys and
+        values are reused, `request.reusable` at most.
+        """
+
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """The logits that the chunks want, in their order, float32 [sum of `chunk.logits`,
+        vocabulary]. The engine advances `request.computed` afterwards.
+        """
+
+    def release(self, request: Request) -> None:
+        """Free its place, whatever it has come to. What is in it may stay for reuse."""
+
+    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+        """Keys and values of its leading virtual tokens, behind its prefix and with its deltas, each
+        [layers, kv_heads, tokens, head_dim].
+        """
+
+    def forget(self, task: LoadedTask) -> None:
+        """Free what is kept of a task that was unloaded and that no request uses any more."""
+
+    def stats(self) -> dict[str, int]:
+        """Numbers to watch: cache tokens used and their capacity, bytes."""
