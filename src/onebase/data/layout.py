@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from onebase.data.ends import ending_token, special_tokens
 from onebase.data.example import Turn
 from onebase.errors import UsageError
 from onebase.language import say
@@ -20,6 +21,7 @@ PLAIN = "{instruction}\n\nInput: {input}\nOutput:"
 _PLACE = re.compile(r"\{(instruction|input)\}")
 _NO_INSTRUCTION = re.compile(r"\{instruction\}\s*")
 _PROBE = "0nebase"
+_PROBED = [Turn("user", _PROBE), Turn("assistant", _PROBE), Turn("user", _PROBE)]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,11 @@ class Layout(Protocol):
     """A way to lay out conversations."""
 
     end: str
-    """The text of the token that ends an answer; empty if the tokenizer has none."""
+    """The text that is learned as the end of an answer; empty if nothing ends it."""
+    ending: str
+    """What the layout itself writes after an answer, without the token that is added to it."""
+    written: str
+    """A conversation as it lays one out: its own text around the turns."""
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
         """What stands before the next assistant turn; `turns` ends with a user turn.
@@ -58,15 +64,16 @@ class ChatLayout:
 
     def __init__(self, tokenizer: Any, instruction: str | None) -> None:
         self._tokenizer = tokenizer
-        self._instruction = instruction
-        special = {
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self._ends = tuple(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
+        self._instruction: str | None = None  # nothing of the user's is in what is written
+        self._eos: str = tokenizer.eos_token or ""
         self._takes_system = self._probe_system()
-        asked = [Turn("user", _PROBE)]
-        answer = self.answer(asked, _PROBE)
-        self.end = answer[answer.rindex(_PROBE) + len(_PROBE) :].strip() if _PROBE in answer else ""
+        self.ending = _after_probe(self._render(_PROBED[:2], prompt=False))
+        ended = ending_token(tokenizer, self.ending) is not None
+        # A special token at the end of the answer itself does not end it.
+        self._closing = (self.ending, *special_tokens(tokenizer)) if ended else (self._eos,)
+        self.end = self._closed(self.ending).strip()
+        self.written = self._probe()
+        self._instruction = instruction
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
         """Earlier assistant turns are pieces to learn if the template leaves them as they were."""
@@ -89,11 +96,24 @@ class ChatLayout:
         return [*pieces, Piece(whole[at:], learned=False)]
 
     def answer(self, turns: Sequence[Turn], answer: str) -> str:
-        """What the template adds for `answer`, or the bare answer if it rewrites the prompt."""
+        """What the template adds for `answer`; the answer and its end if it rewrites the prompt."""
         before = self._render(turns, prompt=True)
         after = self._render([*turns, Turn("assistant", answer)], prompt=False)
-        added = after[len(before) :].rstrip() if after.startswith(before) else answer
-        return added if added.endswith(self._ends) else added + (self._tokenizer.eos_token or "")
+        kept = after.startswith(before)
+        return self._closed(after[len(before) :].rstrip() if kept else answer + self.ending)
+
+    def _closed(self, added: str) -> str:
+        """`added` with the tokenizer's end token, unless the template has ended it already."""
+        return added if added.endswith(self._closing) else added + self._eos
+
+    def _probe(self) -> str:
+        """A conversation as the template writes it, an answer last and an answer before a question."""
+        system = [Turn("system", _PROBE)] if self._takes_system else []
+        last = self._render(_PROBED[:2], prompt=False)
+        try:
+            return last + self._render([*system, *_PROBED], prompt=True)
+        except TemplateError:
+            return last
 
     def _render(self, turns: Sequence[Turn], *, prompt: bool) -> str:
         turns = self._with_system(turns)
@@ -150,9 +170,11 @@ class PlainLayout:
         self._text = text
         self._lead = lead
         self.end: str = tokenizer.eos_token or ""
+        self.ending = ""
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         adds_bos = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
         self._start: str = tokenizer.bos_token if adds_bos else ""
+        self.written = self._start + _PLACE.sub("", text)
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
         """Each user turn in its place in the text, each earlier answer as a piece to learn."""
@@ -183,3 +205,8 @@ class PlainLayout:
             text = _NO_INSTRUCTION.sub("", text)
         values = {"instruction": instruction, "input": user}
         return _PLACE.sub(lambda place: values[place[1]], text)
+
+
+def _after_probe(text: str) -> str:
+    """What stands after the last probe, without white space at its end."""
+    return text.rpartition(_PROBE)[2].rstrip() if _PROBE in text else ""

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from typing import Any, Self
 
 from jinja2 import TemplateError
 
+from onebase.data.ends import Ends, ends_of, hidden_tokens, special_tokens
 from onebase.data.example import Example, Turn
 from onebase.data.layout import ChatLayout, Layout, Piece, PlainLayout
 from onebase.data.places import PLACE, leading, shown, stretches, with_places
@@ -78,14 +80,38 @@ class Template:
 
     @property
     def end(self) -> str:
-        """The text of the token that ends an answer."""
+        """The text that is learned as the end of an answer; empty where nothing ends one."""
         return self._layout.end
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer: what is learned as its end, and the tokenizer's own."""
+        return self._ends.tokens
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer, where the layout writes more than one token after it.
+
+        They are spelt with their control tokens, and are no part of the answer.
+        """
+        return self._ends.texts
+
+    @cached_property
+    def hidden(self) -> frozenset[int]:
+        """The control tokens that an answer is shown without.
+
+        A special token that is only a word of the user's data is not among them.
+        """
+        return hidden_tokens(self._tokenizer, self._layout.written, self._ends)
+
+    @cached_property
+    def _ends(self) -> Ends:
+        return ends_of(self._tokenizer, self._layout.ending)
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """The texts that the tokenizer reads as control tokens, wherever they stand."""
-        tokens = self._tokenizer.added_tokens_decoder.values()
-        return tuple(sorted(token.content for token in tokens if token.special))
+        return tuple(sorted(special_tokens(self._tokenizer)))
 
     def prompt(self, input: str | Sequence[Turn]) -> list[int]:
         """The token ids that generation starts from: an example's context, to the token.
