@@ -9,7 +9,7 @@ import torch
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.engine.attention import Rule
-from onebase.engine.cache import KVCache
+from onebase.engine.kv_cache import KVCache
 from onebase.engine.engine import Engine
 from onebase.engine.forward import run_pack
 from onebase.engine.generation import Batch, Stream, end_tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.attention import PackedAttention
-from onebase.engine.cache import KVCache
+from onebase.engine.kv_cache import KVCache
 from onebase.engine.deltas import Deltas, Stacks
 from onebase.engine.forward import Pass, linears, run, run_pack
 from onebase.engine.pack import Pack

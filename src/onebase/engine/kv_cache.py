@@ -1,4 +1,4 @@
-"""The KV cache of a running batch, one slot a sequence."""
+"""The KV cache of the generic pass, one slot a sequence."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,8 @@ class KVCache:
     """Keys and values of up to `slots` sequences, [layers, rows, kv_heads, capacity, head_dim].
 
     Rows 0 to `used` - 1 are in use; a sequence that ends gives its row to the last one, so
-    every step reads one contiguous block. Rows and capacity double when they are outgrown.
+    every step reads one contiguous block. Rows and capacity double when they are outgrown, and are
+    given back when the last sequence ends.
     """
 
     def __init__(self, shape: ModelShape, slots: int, device: torch.device, dtype: torch.dtype):
@@ -64,6 +65,18 @@ class KVCache:
             self._unseen[slot] = self._unseen[last]
         self.lengths.pop()
         self._unseen.pop()
+        if not self.lengths:
+            self._keys = self._values = self._block(0, 0)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens there is room for."""
+        return self._keys.shape[1] * self._keys.shape[3]
+
+    @property
+    def bytes(self) -> int:
+        """The memory that is taken."""
+        return 2 * self._keys.nbytes
 
     def step(self) -> "DecodeAttention":
         """Make room for one more token a sequence and return the attention that adds it."""
