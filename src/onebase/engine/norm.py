@@ -19,6 +19,14 @@ def quick_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     Its weight scales as it is (Llama) or is added to 1 first (Gemma), which is tried out.
     """
+    found = scale_and_epsilon(norm)
+    return None if found is None else _of(norm.forward, *found)
+
+
+def scale_and_epsilon(norm: nn.Module) -> tuple[Tensor, float] | None:
+    """What an RMSNorm multiplies with and what it adds to the mean square; None where the module `norm`
+    is no RMSNorm with frozen weights in fp32.
+    """
     weight = getattr(norm, "weight", None)
     epsilon = next((getattr(norm, key) for key in _EPSILONS if hasattr(norm, key)), None)
     if not type(norm).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
@@ -33,7 +41,7 @@ def quick_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
         for scale in (weight.detach(), weight.detach() + 1):
             found = _RMSNorm.apply(sample, scale, epsilon)  # type: ignore[no-untyped-call]
             if torch.allclose(found, expected, atol=1e-5, rtol=1e-5):
-                return _of(norm.forward, scale, epsilon)
+                return scale, epsilon
     return None
 
 

@@ -8,10 +8,15 @@ from pathlib import Path
 from filelock import FileLock
 
 
-def models_folder() -> Path:
-    """`$ONEBASE_CACHE/models`, or else `~/.cache/onebase/models`."""
+def cache_root() -> Path:
+    """`$ONEBASE_CACHE`, or else `~/.cache/onebase`."""
     root = os.environ.get("ONEBASE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "onebase") / "models"
+    return Path(root) if root else Path.home() / ".cache" / "onebase"
+
+
+def models_folder() -> Path:
+    """Where base models are kept."""
+    return cache_root() / "models"
 
 
 def is_model_folder(folder: Path) -> bool:

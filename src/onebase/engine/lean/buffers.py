@@ -1,0 +1,65 @@
+"""Working memory of the lean pass, made anew when a step needs more."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebase.engine.lean import plan
+from onebase.engine.lean.vector import padded
+
+_RANKS = 64  # room for at least so many low-rank sums a thread
+
+
+class StepBuffers:
+    """Arrays for steps of up to so many rows, keys and ranks; they grow and never shrink."""
+
+    def __init__(self, model: plan.Model, threads: int) -> None:
+        self._model = model
+        self._threads = threads
+        self._rows = self._keys = self._ranks = 0
+        self._arrays: dict[str, NDArray[np.float32]] = {}
+
+    def hidden(self, rows: int) -> NDArray[np.float32]:
+        """The residual stream of the first rows, [rows, hidden], to be filled."""
+        return self._arrays["hidden"][:rows, : self._model.hidden]
+
+    @property
+    def bytes(self) -> int:
+        """What is allocated."""
+        return sum(int(array.nbytes) for array in self._arrays.values())
+
+    def reach(self, rows: int, keys: int, ranks: int) -> None:
+        """Have room for so many rows, keys of one row, and ranks of one adapter."""
+        model, threads = self._model, self._threads
+        if rows > self._rows:
+            self._rows = max(rows, 2 * self._rows)
+            widest = max(model.hidden_width, model.attended_width, model.inner_width)
+            widths = {
+                "hidden": model.hidden_width,
+                "normed": model.hidden_width,
+                "rounded": widest // 2 + widest % 2,  # 16-bit integers
+                "scale": 1,
+                "qkv": model.qkv_width,
+                "query": model.heads * model.head_width,
+                "attended": model.attended_width,
+                "gate_up": 2 * model.inner_width,
+                "branch": model.hidden_width,
+            }
+            for name, width in widths.items():
+                self._arrays[name] = np.zeros((self._rows, width), np.float32)
+        if keys > self._keys:
+            self._keys = max(keys, 2 * self._keys, 256)
+            room = padded(self._keys) + model.head_width
+            self._arrays["scores"] = np.zeros((threads, room), np.float32)
+        if max(ranks, _RANKS) > self._ranks:
+            self._ranks = max(ranks, _RANKS)
+            self._arrays["ranks"] = np.zeros((threads, padded(self._ranks)), np.float32)
+
+    def table(self, logits: NDArray[np.float32]) -> plan.Buffers:
+        """The addresses, for a step that writes `logits`."""
+        at = {name: int(array.ctypes.data) for name, array in self._arrays.items()}
+        return plan.Buffers(
+            **at,
+            score_room=self._arrays["scores"].shape[1],
+            rank_room=self._arrays["ranks"].shape[1],
+            logits=int(logits.ctypes.data),
+        )

@@ -1,0 +1,196 @@
+"""Matrix products of the lean pass: a few rows of activations times weights [outputs, inputs].
+
+A tile computes some rows by some outputs with all of its sums in registers. Each sum runs over the inputs in
+one order, whatever the tile, so a row's product does not depend on the other rows. The sums of the
+integer product are exact.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+
+from onebase.engine.lean.jit import compiled
+from onebase.engine.lean.vector import AVX2, AVX512, F32, I8, I16, I32, LANES, Emit, vector_function
+
+_INTS = 32 if AVX512 else 16  # inputs that one step of an integer tile takes
+_AHEAD = 4096  # bytes by which weights are fetched ahead: twice the speed for one row (LOG.md)
+# Rows and outputs of the tiles, by rows.
+_INTEGER_TILES = {4: 4, 3: 4, 2: 4, 1: 4} if AVX512 else {4: 2, 3: 2, 2: 4, 1: 4}
+_FLOAT_TILES = {4: 4, 3: 4, 2: 4, 1: 4} if AVX512 else {4: 3, 3: 3, 2: 4, 1: 4}
+
+
+def largest_activation(inputs: int) -> int:
+    """What the largest activation of a row is scaled to, so that no sum of products with weights of up to
+    127 leaves 32 bits.
+    """
+    return min(32767, (2**31 - 1) // (127 * inputs))
+
+
+def _fetch(e: Emit, address: Any, count: int) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    name = "llvm.prefetch.p0"
+    fetch = e.b.module.globals.get(name) or ir.Function(e.b.module, kind, name)
+    for at in range(0, count, 64):
+        pointer = e.b.inttoptr(e.b.add(address, e.const(at)), I8.as_pointer())
+        e.b.call(fetch, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+
+def _pairs(e: Emit, x: Any, w: Any) -> Any:
+    """Products of 16-bit integers, neighbours added up in 32 bits."""
+    half = ir.VectorType(I32, _INTS // 2)
+    if AVX512:
+        return e.call("llvm.x86.avx512.pmaddw.d.512", half, [x, w])
+    if AVX2:
+        return e.call("llvm.x86.avx2.pmadd.wd", half, [x, w])
+    wide = ir.VectorType(I32, _INTS)
+    product = e.b.mul(e.b.sext(x, wide), e.b.sext(w, wide))
+    even, odd = (
+        e.b.shuffle_vector(product, product, ir.Constant(half, list(range(first, _INTS, 2))))
+        for first in (0, 1)
+    )
+    return e.b.add(even, odd)
+
+
+def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
+    """out[r, o] = (x[r] . w[o]) sx[r] sw[o]; `x` 16-bit rows of `k` numbers, `w` 8-bit rows; `k` is a
+    multiple of PAD, `stride` how many numbers lie between rows of `out`.
+    """
+
+    @vector_function("iiiiiii")
+    def tile(e: Emit, x: Any, w: Any, k: Any, out: Any, stride: Any, sx: Any, sw: Any) -> None:
+        b = e.b
+        sums = ir.VectorType(I32, _INTS // 2)
+        xs = [e.at(x, b.mul(e.const(row), k), 2) for row in range(rows)]
+        ws = [e.at(w, b.mul(e.const(output), k), 1) for output in range(outputs)]
+
+        def body(index: Any, state: list[Any]) -> list[Any]:
+            weights = [
+                b.sext(e.load(b.add(at, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS))
+                for at in ws
+            ]
+            _fetch(e, b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS)
+            new = []
+            for row in range(rows):
+                inputs = e.load(e.at(xs[row], index, 2), ir.VectorType(I16, _INTS))
+                for output in range(outputs):
+                    new.append(b.add(state[row * outputs + output], _pairs(e, inputs, weights[output])))
+            return new
+
+        zero = ir.Constant(sums, [0] * (_INTS // 2))
+        state = e.loop(k, _INTS, body, [zero] * (rows * outputs))
+        scales = [e.load(e.at(sw, e.const(output), 4), F32) for output in range(outputs)]
+        for row in range(rows):
+            own = e.load(e.at(sx, e.const(row), 4), F32)
+            for output in range(outputs):
+                total = e.call(
+                    f"llvm.vector.reduce.add.v{_INTS // 2}i32", I32, [state[row * outputs + output]]
+                )
+                value = b.fmul(b.fmul(b.sitofp(total, F32), own), scales[output])
+                place = b.add(b.mul(e.const(row), stride), e.const(output))
+                b.store(value, b.inttoptr(e.at(out, place, 4), F32.as_pointer()))
+
+    return tile
+
+
+def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
+    """As the integer tile, of 32-bit floats without scales; rows of `x` begin `step` numbers apart."""
+
+    @vector_function("iiiiii")
+    def tile(e: Emit, x: Any, step: Any, w: Any, k: Any, out: Any, stride: Any) -> None:
+        b = e.b
+        xs = [e.at(x, b.mul(e.const(row), step), 4) for row in range(rows)]
+        ws = [e.at(w, b.mul(e.const(output), k), 4) for output in range(outputs)]
+
+        def body(index: Any, state: list[Any]) -> list[Any]:
+            weights = [e.load(e.at(at, index, 4), e.floats) for at in ws]
+            ahead = b.add(e.const(_AHEAD), b.mul(index, e.const(4 * outputs)))
+            _fetch(e, b.add(w, ahead), 4 * outputs * LANES)
+            new = []
+            for row in range(rows):
+                inputs = e.load(e.at(xs[row], index, 4), e.floats)
+                for output in range(outputs):
+                    new.append(e.fma(inputs, weights[output], state[row * outputs + output]))
+            return new
+
+        state = e.loop(k, LANES, body, [e.splat(0.0)] * (rows * outputs))
+        for row in range(rows):
+            for output in range(outputs):
+                place = b.add(b.mul(e.const(row), stride), e.const(output))
+                value = e.summed(state[row * outputs + output])
+                b.store(value, b.inttoptr(e.at(out, place, 4), F32.as_pointer()))
+
+    return tile
+
+
+(_I4, _I3, _I2, _I1) = (_integer_tile(rows, outputs) for rows, outputs in _INTEGER_TILES.items())
+(_F4, _F3, _F2, _F1) = (_float_tile(rows, outputs) for rows, outputs in _FLOAT_TILES.items())
+(_I4S, _I3S, _I2S, _I1S) = (_integer_tile(rows, 1) for rows in _INTEGER_TILES)
+(_F4S, _F3S, _F2S, _F1S) = (_float_tile(rows, 1) for rows in _FLOAT_TILES)
+_IO4, _IO3, _IO2, _IO1 = _INTEGER_TILES.values()
+_FO4, _FO3, _FO2, _FO1 = _FLOAT_TILES.values()
+
+
+@compiled
+def _integer_rows(rows, x, sx, w, sw, n, k, out, stride):  # type: ignore[no-untyped-def]
+    """One tile's rows (up to 4) by `n` outputs."""
+    wide = _IO4 if rows == 4 else _IO3 if rows == 3 else _IO2 if rows == 2 else _IO1
+    whole = n // wide * wide
+    for at in range(0, whole, wide):
+        if rows == 4:
+            _I4(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        elif rows == 3:
+            _I3(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        elif rows == 2:
+            _I2(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        else:
+            _I1(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+    for at in range(whole, n):
+        if rows == 4:
+            _I4S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        elif rows == 3:
+            _I3S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        elif rows == 2:
+            _I2S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        else:
+            _I1S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+
+
+@compiled
+def _float_rows(rows, x, step, w, n, k, out, stride):  # type: ignore[no-untyped-def]
+    wide = _FO4 if rows == 4 else _FO3 if rows == 3 else _FO2 if rows == 2 else _FO1
+    whole = n // wide * wide
+    for at in range(0, whole, wide):
+        if rows == 4:
+            _F4(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        elif rows == 3:
+            _F3(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        elif rows == 2:
+            _F2(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        else:
+            _F1(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+    for at in range(whole, n):
+        if rows == 4:
+            _F4S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        elif rows == 3:
+            _F3S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        elif rows == 2:
+            _F2S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        else:
+            _F1S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+
+
+@compiled
+def product(quantized, rows, x, step, sx, w, sw, n, k, out, stride):  # type: ignore[no-untyped-def]
+    """`rows` rows of activations times `n` rows of weights, both of `k` numbers, into `out`.
+
+    All are addresses; rows of `x` begin `step` numbers apart, those of `out` `stride`. `quantized`: 16-bit
+    activations (rows without gaps) with a scale a row, 8-bit weights with a scale an output; else floats.
+    """
+    for row in range(0, rows, 4):
+        count = min(4, rows - row)
+        target = out + 4 * row * stride
+        if quantized:
+            _integer_rows(count, x + 2 * row * k, sx + 4 * row, w, sw, n, k, target, stride)
+        else:
+            _float_rows(count, x + 4 * row * step, step, w, n, k, target, stride)

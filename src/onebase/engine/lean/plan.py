@@ -1,0 +1,100 @@
+"""What a step reads: the model's tables and one step's rows, as named tuples that numba compiles for.
+
+Addresses are int64; 0 means that there is none. Rows of buffers are padded to PAD numbers.
+"""
+
+from typing import NamedTuple
+
+from numpy import ndarray
+
+# The four products of a layer.
+QKV, OUTPUT, GATE_UP, DOWN = range(4)
+# The modules that adapters change, and the product each belongs to.
+QUERY, KEY, VALUE, OUT, GATE, UP, DOWN_PROJ = range(7)
+MODULES = 7
+# Columns of `Model.layers`: weights of norms (before attention, before the feed-forward, after each of the
+# two, of queries, of keys), biases, the sliding window (0: none), the rotary table.
+NORM_1, NORM_2, POST_1, POST_2, QUERY_NORM, KEY_NORM = range(6)
+BIAS_QKV, BIAS_OUT, BIAS_GATE_UP, BIAS_DOWN, WINDOW, ROPE = range(6, 12)
+LAYER_COLUMNS = 12
+# Columns of `Model.panels`: weights, their scales, how many outputs, where these go.
+WEIGHTS, SCALES, OUTPUTS, PLACE = range(4)
+# Columns of `Adapters.deltas`.
+DELTA_A, DELTA_B, RANK, FACTORS = range(4)
+# Columns of `Rows.rows`: the adapter (-1: none), the position, the sequence, and the block and slot of the KV
+# cache that the row's key and value go to.
+ADAPTER, POSITION, SEQUENCE, BLOCK, SLOT = range(5)
+
+
+class Model(NamedTuple):
+    """A base's sizes and weights. `widths` are padded sizes."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head: int
+    inner: int
+    vocabulary: int
+    hidden_width: int
+    head_width: int
+    attended_width: int
+    qkv_width: int
+    inner_width: int
+    key_at: int  # where keys and values begin among a row's queries, keys and values
+    value_at: int
+    block: int  # tokens in a block of the KV cache
+    quantized: bool
+    gelu: bool
+    interleaved: bool  # rotary embedding of neighbours (GLM), not of halves
+    rotary: int
+    epsilon: float
+    attention_scale: float
+    hidden_top: int  # what the largest activation of a row becomes, by the product's inputs
+    attended_top: int
+    inner_top: int
+    layers: ndarray  # int64 [layers, LAYER_COLUMNS]
+    panels: ndarray  # int64 [layers, 4, most panels, 4]
+    counts: ndarray  # int64 [4], panels of each product
+    head_panels: ndarray  # int64 [panels, 4]
+    final_norm: int
+    ropes: ndarray  # float32 [tables, 2, positions, rotary / 2]: cosines and sines
+
+
+class Adapters(NamedTuple):
+    """What the adapters of a step change."""
+
+    half: bool  # deltas are held in 16 bits
+    deltas: ndarray  # int64 [adapters, layers, MODULES, 4]
+    scales: ndarray  # float32 [adapters, layers, MODULES], of low-rank deltas
+    inputs: ndarray  # int64 [adapters, layers, 4], vectors that scale the inputs of products
+    unseen: ndarray  # int64 [adapters, layers], first keys that a layer does not attend to
+
+
+class Rows(NamedTuple):
+    """One step's rows: `rows` int64 [rows, 5]; of each sequence `s` the blocks `entries`, int64 (address,
+    tokens), from `starts[s]` to `starts[s + 1]`; `keep` int64, the rows whose logits are wanted.
+    """
+
+    rows: ndarray
+    entries: ndarray
+    starts: ndarray
+    keep: ndarray
+
+
+class Buffers(NamedTuple):
+    """Addresses of a step's working memory, with how much of it is each thread's own."""
+
+    hidden: int  # the residual stream, [rows, hidden_width]
+    normed: int  # [rows, widest input]
+    rounded: int  # int16 [rows, widest input]
+    scale: int  # [rows]
+    qkv: int  # [rows, qkv_width]
+    query: int  # [rows, heads * head_width]
+    attended: int  # [rows, attended_width]
+    gate_up: int  # [rows, 2 * inner_width]
+    branch: int  # [rows, hidden_width]
+    scores: int  # [threads, score_room]
+    score_room: int
+    ranks: int  # [threads, rank_room]
+    rank_room: int
+    logits: int  # [kept, vocabulary]

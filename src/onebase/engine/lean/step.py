@@ -1,0 +1,351 @@
+"""One step of the lean pass, compiled as one function: some rows of tokens through all layers.
+
+A row is one token of one sequence, in a prompt or at its end. A row's numbers depend on the row itself, its
+adapter, and the keys and values of its own sequence; on nothing else, bit for bit.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from onebase.engine.lean import plan as p
+from onebase.engine.lean import rowwise as r
+from onebase.engine.lean.jit import compiled, compiled_and_kept
+from onebase.engine.lean.matmul import product
+from onebase.engine.lean.team import claim, done, wait
+from onebase.engine.lean.vector import PAD
+
+_NOTHING = np.float32(-3.0e38)  # a score whose exponential is 0
+
+
+@compiled
+def _inverse_length(x: int, n: int, width: int, epsilon: float) -> Any:
+    """1 / sqrt(mean(x^2) + epsilon) of `n` numbers."""
+    mean = r.dot(x, x, width) / np.float32(n)
+    return np.float32(1.0) / np.sqrt(mean + np.float32(epsilon))
+
+
+@compiled
+def _enter(m: Any, b: Any, row: int, x: int, width: int, top: int) -> None:
+    """Make a row ready for a product: as integers with one scale, where weights are quantized."""
+    if m.quantized:
+        rounded, scale = b.rounded + 2 * row * width, b.scale + 4 * row
+        most = r.largest(x, width)
+        if most > np.float32(0.0):
+            r.rounded(x, rounded, np.float32(top) / most, width)
+            r.write(scale, 0, most / np.float32(top))
+        else:
+            r.rounded(x, rounded, np.float32(0.0), width)
+            r.write(scale, 0, np.float32(0.0))
+
+
+@compiled
+def _change(
+    a: Any, adapter: int, layer: int, module: int, x: int, width: int, out: int, outputs: int, ranks: int
+) -> None:
+    """out = out * factors + scale b (a x): what an adapter changes in one module's output for one row."""
+    own = a.deltas[adapter, layer, module]
+    if own[p.FACTORS] != 0:
+        r.multiply(out, own[p.FACTORS], outputs)
+    rank = own[p.RANK]
+    if rank == 0:
+        return
+    matrix, scale = own[p.DELTA_A], a.scales[adapter, layer, module]
+    whole = rank // 4 * 4
+    if a.half:
+        for at in range(0, whole, 4):
+            r.half_dots_4(x, matrix + 2 * at * width, width, width, ranks + 4 * at, scale)
+        for at in range(whole, rank):
+            r.half_dots_1(x, matrix + 2 * at * width, width, width, ranks + 4 * at, scale)
+        r.half_columns(out, own[p.DELTA_B], ranks, rank, outputs)
+    else:
+        for at in range(0, whole, 4):
+            r.dots_4(x, matrix + 4 * at * width, width, width, ranks + 4 * at, scale)
+        for at in range(whole, rank):
+            r.dots_1(x, matrix + 4 * at * width, width, width, ranks + 4 * at, scale)
+        r.columns(out, own[p.DELTA_B], ranks, rank, outputs)
+
+
+@compiled
+def _join(
+    m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, module: int, x: int, width: int, ranks: int
+) -> None:
+    """Add what attention (`module` OUT) or the feed-forward (DOWN_PROJ) of a layer computed from `x` to the
+    residual stream.
+    """
+    branch = b.branch + 4 * row * m.hidden_width
+    own = m.layers[layer]
+    if adapter >= 0:
+        _change(a, adapter, layer, module, x, width, branch, m.hidden_width, ranks)
+    bias = own[p.BIAS_OUT] if module == p.OUT else own[p.BIAS_DOWN]
+    if bias != 0:
+        r.add(branch, bias, m.hidden_width)
+    norm = own[p.POST_1] if module == p.OUT else own[p.POST_2]
+    if norm != 0:
+        inverse = _inverse_length(branch, m.hidden, m.hidden_width, m.epsilon)
+        r.scaled(branch, norm, inverse, branch, m.hidden_width)
+    r.add(b.hidden + 4 * row * m.hidden_width, branch, m.hidden_width)
+
+
+@compiled
+def _norm(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, norm: int, product_: int) -> None:
+    """The residual stream of a row, normed and ready for a product."""
+    x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * row * m.hidden_width
+    r.scaled(x, norm, _inverse_length(x, m.hidden, m.hidden_width, m.epsilon), target, m.hidden_width)
+    if adapter >= 0 and a.inputs[adapter, layer, product_] != 0:
+        r.multiply(target, a.inputs[adapter, layer, product_], m.hidden_width)
+    _enter(m, b, row, target, m.hidden_width, m.hidden_top)
+
+
+@compiled
+def _rotate(head: int, cos: Any, sin: Any, half: int, interleaved: bool) -> None:
+    """Rotary embedding of one head in place (Su et al. 2021, eq. 34)."""
+    for index in range(half):
+        first = 2 * index if interleaved else index
+        second = first + 1 if interleaved else index + half
+        x, y = r.read(head, first), r.read(head, second)
+        r.write(head, first, x * cos[index] - y * sin[index])
+        r.write(head, second, y * cos[index] + x * sin[index])
+
+
+@compiled
+def _head(m: Any, source: int, target: int, norm: int, cos: Any, sin: Any) -> None:
+    """A head of a query or key to `target`: normed where the base norms it, and rotated."""
+    for index in range(m.head):
+        r.write(target, index, r.read(source, index))
+    if norm != 0:
+        inverse = _inverse_length(target, m.head, m.head_width, m.epsilon)
+        r.scaled(target, norm, inverse, target, m.head_width)
+    _rotate(target, cos, sin, m.rotary // 2, m.interleaved)
+
+
+@compiled
+def _keys_and_values(m: Any, a: Any, b: Any, rows: Any, layer: int, row: int, ranks: int) -> None:
+    """Finish a row's query, key and value: deltas, biases, norms, rotation; key and value to the cache."""
+    own, adapter = m.layers[layer], rows[row, p.ADAPTER]
+    at, x = b.qkv + 4 * row * m.qkv_width, b.normed + 4 * row * m.hidden_width
+    if adapter >= 0:
+        queries, keys = m.key_at, m.value_at - m.key_at
+        values = m.qkv_width - m.value_at
+        _change(a, adapter, layer, p.QUERY, x, m.hidden_width, at, queries, ranks)
+        _change(a, adapter, layer, p.KEY, x, m.hidden_width, at + 4 * m.key_at, keys, ranks)
+        _change(a, adapter, layer, p.VALUE, x, m.hidden_width, at + 4 * m.value_at, values, ranks)
+    if own[p.BIAS_QKV] != 0:
+        r.add(at, own[p.BIAS_QKV], m.qkv_width)
+    position, table = rows[row, p.POSITION], own[p.ROPE]
+    cos, sin = m.ropes[table, 0, position], m.ropes[table, 1, position]
+    query = b.query + 4 * row * m.heads * m.head_width
+    for head in range(m.heads):
+        _head(m, at + 4 * head * m.head, query + 4 * head * m.head_width, own[p.QUERY_NORM], cos, sin)
+    # A block holds [layers, keys and values, heads, tokens, head_width].
+    part = 4 * m.block * m.head_width
+    cached = rows[row, p.BLOCK] + part * m.kv_heads * 2 * layer + 4 * rows[row, p.SLOT] * m.head_width
+    for head in range(m.kv_heads):
+        key, value = cached + part * head, cached + part * (m.kv_heads + head)
+        _head(m, at + 4 * (m.key_at + head * m.head), key, own[p.KEY_NORM], cos, sin)
+        source = at + 4 * (m.value_at + head * m.head)
+        for index in range(m.head):
+            r.write(value, index, r.read(source, index))
+
+
+@compiled
+def _attend(
+    m: Any, s: Any, query: int, layer: int, head: int, sequence: int, low: int, high: int, scores: int, out: int
+) -> None:
+    """One query head over the keys from `low` to `high` of its sequence: softmax attention."""
+    width = m.head_width
+    part = 4 * m.block * width
+    keys = part * (m.kv_heads * 2 * layer + head)
+    scale = np.float32(m.attention_scale)
+    key, count = 0, 0
+    for entry in range(s.starts[sequence], s.starts[sequence + 1]):
+        held = s.entries[entry, 1]
+        begin, end = max(low - key, 0), min(high - key, held)
+        key += held
+        if begin < end:
+            address = s.entries[entry, 0] + keys
+            whole = begin + (end - begin) // 4 * 4
+            for at in range(begin, whole, 4):
+                r.dots_4(query, address + 4 * at * width, width, width, scores + 4 * count, scale)
+                count += 4
+            for at in range(whole, end):
+                r.dots_1(query, address + 4 * at * width, width, width, scores + 4 * count, scale)
+                count += 1
+        if key >= high:
+            break
+    filled = (count + PAD - 1) // PAD * PAD
+    for at in range(count, filled):
+        r.write(scores, at, _NOTHING)
+    total = r.exponentials(scores, r.maximum(scores, filled), filled)
+    for at in range(width):
+        r.write(out, at, np.float32(0.0))
+    values = keys + part * m.kv_heads
+    key, count = 0, 0
+    for entry in range(s.starts[sequence], s.starts[sequence + 1]):
+        held = s.entries[entry, 1]
+        begin, end = max(low - key, 0), min(high - key, held)
+        key += held
+        if begin < end:
+            address = s.entries[entry, 0] + values + 4 * begin * width
+            r.weigh(scores + 4 * count, address, width, end - begin, out, width)
+            count += end - begin
+        if key >= high:
+            break
+    inverse = np.float32(1.0) / total
+    for at in range(width):
+        r.write(out, at, r.read(out, at) * inverse)
+
+
+@compiled
+def _attention(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scores: int) -> None:
+    """The query heads of one row that share a key head; what they attend to goes beside each other."""
+    rows = s.rows
+    adapter, sequence = rows[row, p.ADAPTER], rows[row, p.SEQUENCE]
+    high = rows[row, p.POSITION] + 1
+    low = 0 if adapter < 0 else a.unseen[adapter, layer]
+    window = m.layers[layer, p.WINDOW]
+    if window > 0:
+        low = max(low, high - window)
+    group = m.heads // m.kv_heads
+    for number in range(head * group, (head + 1) * group):
+        query = b.query + 4 * (row * m.heads + number) * m.head_width
+        # Behind the scores there is room for one head's sum.
+        own = scores + 4 * (b.score_room - m.head_width)
+        _attend(m, s, query, layer, head, sequence, low, high, scores, own)
+        target = b.attended + 4 * (row * m.attended_width + number * m.head)
+        for index in range(m.head):
+            r.write(target, index, r.read(own, index))
+
+
+@compiled
+def _gate(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, ranks: int) -> None:
+    """The inside of the feed-forward of a row: gate and up to what the down projection reads."""
+    at, x = b.gate_up + 8 * row * m.inner_width, b.normed + 4 * row * m.hidden_width
+    up = at + 4 * m.inner_width
+    if adapter >= 0:
+        _change(a, adapter, layer, p.GATE, x, m.hidden_width, at, m.inner_width, ranks)
+        _change(a, adapter, layer, p.UP, x, m.hidden_width, up, m.inner_width, ranks)
+    bias = m.layers[layer, p.BIAS_GATE_UP]
+    if bias != 0:
+        r.add(at, bias, 2 * m.inner_width)
+    if m.gelu:
+        r.gelu_gate(at, up, m.inner_width)
+    else:
+        r.silu_gate(at, up, m.inner_width)
+    if adapter >= 0 and a.inputs[adapter, layer, p.DOWN] != 0:
+        r.multiply(at, a.inputs[adapter, layer, p.DOWN], m.inner_width)
+    _enter(m, b, row, at, m.inner_width, m.inner_top)
+
+
+@compiled
+def _panels(
+    m: Any, b: Any, counters: int, phase: int, panels: Any, count: int, rows: int, x: int, x_stride: int,
+    width: int, out: int, out_stride: int,
+) -> None:  # fmt: skip
+    """A product as a phase: its panels of weights are the pieces."""
+    while True:
+        piece = claim(counters, phase, count)
+        if piece < 0:
+            break
+        own = panels[piece]
+        product(
+            m.quantized, rows, b.rounded if m.quantized else x, width if m.quantized else x_stride,
+            b.scale, own[p.WEIGHTS], own[p.SCALES], own[p.OUTPUTS], width, out + 4 * own[p.PLACE], out_stride,
+        )  # fmt: skip
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled_and_kept
+def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
+    """Run the rows of `s` through all layers, and its kept rows through the head into the logits.
+
+    Every thread of a team calls it with the same arguments but for `thread`; `counters` are the team's.
+    """
+    rows = s.rows
+    count, kept = len(rows), len(s.keep)
+    scores, ranks = b.scores + 4 * thread * b.score_room, b.ranks + 4 * thread * b.rank_room
+    last = len(m.layers) - 1
+    phase = 0
+    for layer in range(last + 1):
+        own = m.layers[layer]
+        while (row := claim(counters, phase, count)) >= 0:
+            adapter = rows[row, p.ADAPTER]
+            if layer > 0:
+                x = b.gate_up + 8 * row * m.inner_width
+                _join(m, a, b, adapter, layer - 1, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+            _norm(m, a, b, adapter, layer, row, own[p.NORM_1], p.QKV)
+            done(counters, phase)
+        wait(counters, phase, count)
+        phase += 1
+        _panels(
+            m, b, counters, phase, m.panels[layer, p.QKV], m.counts[p.QKV], count, b.normed,
+            m.hidden_width, m.hidden_width, b.qkv, m.qkv_width,
+        )  # fmt: skip
+        phase += 1
+        while (row := claim(counters, phase, count)) >= 0:
+            _keys_and_values(m, a, b, rows, layer, row, ranks)
+            done(counters, phase)
+        wait(counters, phase, count)
+        phase += 1
+        pieces = count * m.kv_heads
+        while (piece := claim(counters, phase, pieces)) >= 0:
+            _attention(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
+            done(counters, phase)
+        wait(counters, phase, pieces)
+        phase += 1
+        while (row := claim(counters, phase, count)) >= 0:
+            adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+            if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
+                r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
+            _enter(m, b, row, x, m.attended_width, m.attended_top)
+            done(counters, phase)
+        wait(counters, phase, count)
+        phase += 1
+        _panels(
+            m, b, counters, phase, m.panels[layer, p.OUTPUT], m.counts[p.OUTPUT], count, b.attended,
+            m.attended_width, m.attended_width, b.branch, m.hidden_width,
+        )  # fmt: skip
+        phase += 1
+        while (row := claim(counters, phase, count)) >= 0:
+            adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+            _join(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
+            _norm(m, a, b, adapter, layer, row, own[p.NORM_2], p.GATE_UP)
+            done(counters, phase)
+        wait(counters, phase, count)
+        phase += 1
+        _panels(
+            m, b, counters, phase, m.panels[layer, p.GATE_UP], m.counts[p.GATE_UP], count, b.normed,
+            m.hidden_width, m.hidden_width, b.gate_up, 2 * m.inner_width,
+        )  # fmt: skip
+        phase += 1
+        while (row := claim(counters, phase, count)) >= 0:
+            _gate(m, a, b, rows[row, p.ADAPTER], layer, row, ranks)
+            done(counters, phase)
+        wait(counters, phase, count)
+        phase += 1
+        _panels(
+            m, b, counters, phase, m.panels[layer, p.DOWN], m.counts[p.DOWN], count, b.gate_up,
+            2 * m.inner_width, m.inner_width, b.branch, m.hidden_width,
+        )  # fmt: skip
+        phase += 1
+    while (place := claim(counters, phase, kept)) >= 0:
+        row = s.keep[place]
+        x = b.gate_up + 8 * row * m.inner_width
+        _join(m, a, b, rows[row, p.ADAPTER], last, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+        x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * place * m.hidden_width
+        inverse = _inverse_length(x, m.hidden, m.hidden_width, m.epsilon)
+        r.scaled(x, m.final_norm, inverse, target, m.hidden_width)
+        _enter(m, b, place, target, m.hidden_width, m.hidden_top)
+        done(counters, phase)
+    wait(counters, phase, kept)
+    phase += 1
+    _panels(
+        m, b, counters, phase, m.head_panels, len(m.head_panels), kept, b.normed, m.hidden_width,
+        m.hidden_width, b.logits, m.vocabulary,
+    )  # fmt: skip
+
+
+def phases(layers: int) -> int:
+    """How many phases a step over so many layers has."""
+    return 10 * layers + 2

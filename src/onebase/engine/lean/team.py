@@ -1,0 +1,98 @@
+"""Several threads in one step: every phase's work is claimed piece by piece, and a late thread delays nobody.
+
+All threads run the same compiled function. A phase is over when all of its pieces are done, not when all
+threads have come: beside a busy core the calling thread does the work alone.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from onebase.engine.lean.jit import compiled
+from onebase.engine.lean.vector import I32, I64, Emit, vector_function
+
+_LINE = 16  # int64 numbers of a phase's counters: two cache lines, one for each
+
+
+@vector_function("ii", "i")
+def _fetch_add(e: Emit, address: Any, value: Any) -> Any:
+    return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
+
+
+@vector_function("i", "i")
+def _fetch(e: Emit, address: Any) -> Any:
+    return e.b.load_atomic(e.b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
+
+
+@vector_function("i", "i")
+def _give_way(e: Emit, anything: Any) -> Any:
+    """Let another thread run (sched_yield of the C library)."""
+    module = e.b.module
+    function = module.globals.get("sched_yield") or ir.Function(
+        module, ir.FunctionType(I32, []), "sched_yield"
+    )
+    return e.b.sext(e.b.call(function, []), I64)
+
+
+@compiled
+def claim(counters, phase, pieces):  # type: ignore[no-untyped-def]
+    """The next piece of a phase for this thread, or -1 where all are taken."""
+    piece = _fetch_add(counters + 8 * _LINE * phase, 1)
+    return piece if piece < pieces else -1
+
+
+@compiled
+def done(counters, phase):  # type: ignore[no-untyped-def]
+    """Say that a piece is done."""
+    _fetch_add(counters + 8 * _LINE * phase + 64, 1)
+
+
+@compiled
+def wait(counters, phase, pieces):  # type: ignore[no-untyped-def]
+    """Return when all pieces of a phase are done."""
+    spins = 0
+    while _fetch(counters + 8 * _LINE * phase + 64) < pieces:
+        spins += 1
+        if spins > 2000:
+            _give_way(0)
+
+
+class Team:
+    """`threads` - 1 helpers of the thread that calls `run`."""
+
+    def __init__(self, threads: int, phases: int) -> None:
+        self.threads = threads
+        self._counters = np.zeros(phases * _LINE, np.int64)
+        self._work: Callable[[int, int], None] | None = None
+        self._begin = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._finished = threading.Semaphore(0)
+        for index in range(threads - 1):
+            threading.Thread(target=self._help, args=(index,), daemon=True).start()
+
+    def run(self, work: Callable[[int, int], None]) -> None:
+        """Call `work(thread, counters)` in every thread; returns when all have returned."""
+        self._counters[:] = 0
+        self._work = work
+        for begin in self._begin:
+            begin.release()
+        work(0, self._counters.ctypes.data)
+        for _ in self._begin:
+            self._finished.acquire()
+        self._work = None
+
+    def close(self) -> None:
+        """End the helpers."""
+        for begin in self._begin:
+            begin.release()
+
+    def _help(self, index: int) -> None:
+        while True:
+            self._begin[index].acquire()
+            work = self._work
+            if work is None:
+                return
+            work(index + 1, self._counters.ctypes.data)
+            self._finished.release()
