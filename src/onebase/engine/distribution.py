@@ -1,0 +1,368 @@
+"""Compiled kernels over one row of logits: its best tokens, its sum, and a draw from it.
+
+A kernel reads one row in one fixed order, so that a row's numbers never depend on its neighbours.
+Among equal logits the token with the lowest id comes first. Logits may be -inf.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Number = float | np.float32
+BLOCK = 256
+_FEW = 64  # so many tokens are sorted; to keep more, the row is divided by a histogram
+_BUCKETS = 4096  # of a histogram over 12 bits of a float
+
+_f = np.float32
+_LOWEST = _f(-np.inf)
+_ZERO, _ONE = _f(0), _f(1)
+_UNDERFLOW = _f(-87)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.4426950408889634), _f(0.693359375), _f(-2.12194440e-4)
+_P0, _P1, _P2 = _f(1.9875691500e-4), _f(1.3981999507e-3), _f(8.3334519073e-3)
+_P3, _P4, _P5 = _f(4.1665795894e-2), _f(1.6666665459e-1), _f(5.0000001201e-1)
+_ROUND = _f(12582912.0)  # 1.5 * 2^23: adding it leaves an integer in the lowest bits
+
+
+@njit(cache=True, nogil=True)
+def best_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
+    """Each row's best token, and the logits of its best two, [rows] and [rows, 2]."""
+    for index in range(rows.shape[0]):
+        row = rows[index]
+        first, second, token = _LOWEST, _LOWEST, 0
+        for start in range(0, row.size, BLOCK):
+            stop = min(start + BLOCK, row.size)
+            if not _any_above(row[start:stop], second):
+                continue
+            for at in range(start, stop):
+                if row[at] > first:
+                    first, second, token = row[at], first, at
+                elif row[at] > second:
+                    second = row[at]
+        tokens[index] = token
+        values[index, 0] = first
+        values[index, 1] = second
+
+
+@njit(cache=True, nogil=True)
+def best(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> int:
+    """The row's best `count` tokens with their logits, best first. Returns how many there are:
+    fewer where other logits are -inf.
+    """
+    size = 0
+    for start in range(0, row.size, BLOCK):
+        stop = min(start + BLOCK, row.size)
+        if size == count and not _any_above(row[start:stop], values[0]):
+            continue
+        for at in range(start, stop):
+            if row[at] == _LOWEST:
+                continue
+            if size < count:
+                tokens[size], values[size] = at, row[at]
+                _sift_up(tokens, values, size)
+                size += 1
+            elif row[at] > values[0]:
+                tokens[0], values[0] = at, row[at]
+                _sift_down(tokens, values, 0, count)
+    _sort(tokens, values, size)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def spread(row: Floats, best: Number, scale: Number) -> tuple[float, float]:
+    """With z = (logits - best) * scale: log sum exp(z), and the mean of z under exp(z)."""
+    total = 0.0
+    mean = 0.0
+    weights = np.empty(BLOCK, np.float32)
+    powers = np.empty(BLOCK, np.float32)
+    for start in range(0, row.size, BLOCK):
+        count = min(BLOCK, row.size - start)
+        part = row[start : start + count]
+        total += _weigh_block(part, _f(best), _f(scale), weights, powers)
+        for at in range(count):
+            if weights[at] > _ZERO:
+                mean += float(weights[at]) * float((part[at] - _f(best)) * _f(scale))
+    return math.log(total), mean / total
+
+
+@njit(cache=True, nogil=True)
+def draw(
+    row: Floats,
+    best_logit: Number,
+    scale: Number,
+    cut: tuple[int, float, float],
+    random: float,
+    buffers: tuple[Floats, NDArray[np.float64], NDArray[np.int64], Floats],
+) -> int:
+    """A token of the distribution softmax(row * scale) after `cut`, by a `random` number of [0, 1); -1
+    where the logits hold no finite number.
+
+    `cut` is (top_k, top_p, min_p), applied in the order min_p, top_k, top_p, each to what the one
+    before has left. `buffers` are `draw_buffers` of the row's size.
+    """
+    top_k, top_p, min_p = cut
+    weights, sums, tokens, values = buffers
+    total = _weigh(row, _f(best_logit), _f(scale), weights, sums)
+    if min_p > 0:
+        total = _drop_below(weights, sums, _f(min_p))
+    if top_k > _FEW:
+        total = _keep_best(row, _f(best_logit), top_k, np.inf, buffers)
+        top_k = 0
+    if top_k == 0 and top_p == 1:
+        return _reached(weights, sums, total, random)
+    # Sorting a few tokens is enough as a rule.
+    found = best(row, min(top_k or _FEW, row.size), tokens, values)
+    mass = 0.0
+    for at in range(found):
+        mass += weights[tokens[at]]
+    wanted = top_p * (mass if top_k else total)
+    if mass < wanted:
+        total = _keep_best(row, _f(best_logit), row.size, wanted, buffers)
+        return _reached(weights, sums, total, random)
+    kept, mass = _nucleus(weights, tokens, found, wanted)
+    place, token, reached = random * mass, -1, 0.0
+    for at in range(kept):
+        if weights[tokens[at]] > _ZERO:
+            token = int(tokens[at])
+            reached += weights[token]
+            if place < reached:
+                break
+    return token
+
+
+def draw_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
+    """The room that `draw` works in."""
+    return (
+        np.empty(vocabulary, np.float32),
+        np.empty(-(-vocabulary // BLOCK), np.float64),
+        np.empty(vocabulary, np.int64),
+        np.empty(vocabulary, np.float32),
+    )
+
+
+@njit(cache=True, nogil=True)
+def penalize(
+    row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
+) -> None:
+    """Apply the three penalties in place. `seen` is 1 for the tokens of prompt and answer, `counts`
+    says how often each is in the answer.
+    """
+    for token in range(row.size):
+        x = row[token]
+        # CTRL (Keskar et al. 2019), section 4.1; a negative logit is multiplied instead.
+        penalized = x / _f(repetition) if x > _ZERO else x * _f(repetition)
+        count = counts[token]
+        lowered = count * _f(frequency) + (_f(presence) if count > _ZERO else _ZERO)
+        row[token] = (penalized if seen[token] > _ZERO else x) - lowered
+
+
+@njit(cache=True, nogil=True)
+def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
+    """Give -inf to the tokens whose bit in `allowed` is 0, and to those beyond it."""
+    for token in range(row.size):
+        word = token >> 5
+        if word >= allowed.size or not (allowed[word] >> np.uint32(token & 31)) & np.uint32(1):
+            row[token] = _LOWEST
+
+
+@njit(cache=True, nogil=True)
+def _any_above(part: Floats, limit: Number) -> bool:
+    # Without an early way out, LLVM compares whole vectors: a fourth of the time of a maximum.
+    above = False
+    for at in range(part.size):
+        above |= part[at] > limit
+    return above
+
+
+@njit(cache=True, nogil=True)
+def _before(tokens: NDArray[np.int64], values: Floats, left: int, right: int) -> bool:
+    """Whether the heap's entry `left` is worse than `right`: it leaves first."""
+    if values[left] != values[right]:
+        return bool(values[left] < values[right])
+    return bool(tokens[left] > tokens[right])
+
+
+@njit(cache=True, nogil=True)
+def _sift_up(tokens: NDArray[np.int64], values: Floats, at: int) -> None:
+    while at > 0:
+        parent = (at - 1) // 2
+        if not _before(tokens, values, at, parent):
+            break
+        tokens[at], tokens[parent] = tokens[parent], tokens[at]
+        values[at], values[parent] = values[parent], values[at]
+        at = parent
+
+
+@njit(cache=True, nogil=True)
+def _sift_down(tokens: NDArray[np.int64], values: Floats, at: int, size: int) -> None:
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _before(tokens, values, child + 1, child):
+            child += 1
+        if not _before(tokens, values, child, at):
+            break
+        tokens[at], tokens[child] = tokens[child], tokens[at]
+        values[at], values[child] = values[child], values[at]
+        at = child
+
+
+@njit(cache=True, nogil=True)
+def _sort(tokens: NDArray[np.int64], values: Floats, size: int) -> None:
+    """Sort a heap, best first."""
+    for last in range(size - 1, 0, -1):
+        tokens[0], tokens[last] = tokens[last], tokens[0]
+        values[0], values[last] = values[last], values[0]
+        _sift_down(tokens, values, 0, last)
+
+
+# `contract` lets a product and a sum be one operation. That is as exact a row's own business: every
+# row goes through the same instructions.
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers: Floats) -> float:
+    """exp((part - best) * scale) into `out`; returns their sum. Cody and Waite's reduction, and a
+    polynomial of degree 6: within 1e-7.
+    """
+    for at in range(part.size):
+        z = (part[at] - best) * scale
+        x = z if z > _UNDERFLOW else _UNDERFLOW
+        rounded = x * _LOG2_E + _ROUND
+        n = rounded - _ROUND
+        r = x - n * _LN2_HIGH - n * _LN2_LOW
+        p = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+        out[at] = p * r * r + r + _ONE if z > _UNDERFLOW else _ZERO
+        powers[at] = rounded
+    bits = powers.view(np.int32)
+    for at in range(part.size):
+        bits[at] = (bits[at] + 127) << 23  # 2^n; what `_ROUND` itself left is shifted out
+    for at in range(part.size):
+        out[at] *= powers[at]
+    # Eight sums side by side: one would wait for each of its additions.
+    a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    whole = part.size // 8 * 8
+    for at in range(0, whole, 8):
+        a, b, c, d = a + out[at], b + out[at + 1], c + out[at + 2], d + out[at + 3]
+        e, f, g, h = e + out[at + 4], f + out[at + 5], g + out[at + 6], h + out[at + 7]
+    for at in range(whole, part.size):
+        a += out[at]
+    return ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@njit(cache=True, nogil=True)
+def _weigh(
+    row: Floats, best: Number, scale: Number, weights: Floats, sums: NDArray[np.float64]
+) -> float:
+    """exp((row - best) * scale) into `weights`, their sums by block into `sums`; returns the sum."""
+    powers = np.empty(BLOCK, np.float32)
+    total = 0.0
+    for block in range(sums.size):
+        start = block * BLOCK
+        stop = min(start + BLOCK, row.size)
+        sums[block] = _weigh_block(row[start:stop], best, scale, weights[start:stop], powers)
+        total += sums[block]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _drop_below(weights: Floats, sums: NDArray[np.float64], least: Number) -> float:
+    """Make weights below `least` zero; returns the sum of the others."""
+    total = 0.0
+    for block in range(sums.size):
+        kept = 0.0
+        for at in range(block * BLOCK, min((block + 1) * BLOCK, weights.size)):
+            if weights[at] < least:
+                weights[at] = _ZERO
+            else:
+                kept += weights[at]
+        sums[block] = kept
+        total += kept
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _keep_best(
+    row: Floats,
+    best_logit: Number,
+    count: int,
+    mass: float,
+    buffers: tuple[Floats, NDArray[np.float64], NDArray[np.int64], Floats],
+) -> float:
+    """Make the weights zero but those of the best `count` tokens, or of the fewest that hold `mass`.
+    Returns the sum of what is left. A weight that is zero already counts as a token.
+    """
+    weights, sums, tokens, gaps = buffers
+    # 16 buckets for each power of two of the distance to the best: few tokens share a bucket.
+    for at in range(row.size):
+        gaps[at] = best_logit - row[at]
+    bits = gaps.view(np.int32)
+    counts = np.zeros(_BUCKETS, np.int64)
+    masses = np.zeros(_BUCKETS, np.float64)
+    for at in range(row.size):
+        bucket = bits[at] >> 19
+        counts[bucket] += 1
+        masses[bucket] += weights[at]
+    border = 0
+    while border < _BUCKETS - 1 and counts[border] < count and masses[border] < mass:
+        count -= counts[border]
+        mass -= masses[border]
+        border += 1
+    # Of the border's own tokens only the best stay.
+    inside = 0
+    for at in range(row.size):
+        if bits[at] >> 19 >= border:
+            if bits[at] >> 19 == border:
+                tokens[inside] = at
+                inside += 1
+            else:
+                weights[at] = _ZERO
+    values = gaps[:inside]
+    for at in range(inside):
+        values[at] = row[tokens[at]]
+    for parent in range(inside // 2 - 1, -1, -1):
+        _sift_down(tokens, values, parent, inside)
+    _sort(tokens, values, inside)
+    reached = 0.0
+    for at in range(inside):
+        if at >= count or reached >= mass:
+            weights[tokens[at]] = _ZERO
+        reached += weights[tokens[at]]
+    return _drop_below(weights, sums, _ZERO)
+
+
+@njit(cache=True, nogil=True)
+def _nucleus(
+    weights: Floats, tokens: NDArray[np.int64], found: int, wanted: float
+) -> tuple[int, float]:
+    """How many of the best `found` tokens it takes to hold the mass `wanted`, and their mass."""
+    mass = 0.0
+    for at in range(found):
+        if mass >= wanted:
+            return at, mass
+        mass += weights[tokens[at]]
+    return found, mass
+
+
+@njit(cache=True, nogil=True)
+def _reached(weights: Floats, sums: NDArray[np.float64], total: float, random: float) -> int:
+    """The token at which the running sum of the weights passes `random` times their total; -1 where
+    no token has a weight.
+    """
+    place, before, block = random * total, 0.0, 0
+    while block < sums.size - 1 and before + sums[block] <= place:
+        before += sums[block]
+        block += 1
+    # Rounding may carry past a block's last weight; a token without weight is never drawn.
+    token = -1
+    while token < 0 and block >= 0:
+        for at in range(block * BLOCK, min((block + 1) * BLOCK, weights.size)):
+            if weights[at] > _ZERO:
+                token = at
+                before += weights[at]
+                if place < before:
+                    return token
+        block -= 1
+    return token
