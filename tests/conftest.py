@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,58 @@ def make_base() -> Callable[..., Base]:
 
     def make(architecture: str = "llama", seed: int = 0) -> Base:
         return Base(tiny_model(architecture, seed), tiny_tokenizer(), name=f"tiny-{architecture}")
+
+    return make
+
+
+def length_bound(kind: str, seed: int = 0) -> torch.nn.Module:
+    """A tiny model whose rotary embedding changes with texts of more than 40 tokens."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(seed)
+    made: torch.nn.Module
+    if kind == "longrope":
+        rope = {"rope_type": "longrope", "short_factor": [1.0, 1.1], "long_factor": [2.0, 4.0]}
+        made = Phi3ForCausalLM(
+            Phi3Config(
+                **sizes,
+                max_position_embeddings=160,
+                original_max_position_embeddings=40,
+                partial_rotary_factor=0.5,
+                rope_parameters={**rope, "rope_theta": 1e4, "factor": 4.0},
+            )
+        )
+    else:
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        config = LlamaConfig(**sizes, max_position_embeddings=40, rope_parameters=rope)
+        made = LlamaForCausalLM(config)
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+@pytest.fixture
+def length_bound_model() -> Callable[..., torch.nn.Module]:
+    """A tiny model of rope type `longrope` or `dynamic` with a border of 40 tokens."""
+    return length_bound
+
+
+@pytest.fixture
+def length_bound_base() -> Callable[..., Base]:
+    """The same as a base."""
+
+    def make(kind: str, seed: int = 0) -> Base:
+        return Base(length_bound(kind, seed), tiny_tokenizer(), name=f"tiny-{kind}")
 
     return make
 

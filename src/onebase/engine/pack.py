@@ -81,6 +81,11 @@ class Pack:
         """The adapters in this pack, in order of appearance."""
         return list(dict.fromkeys(node.adapter for node in self.nodes if node.adapter is not None))
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest text, those of its prefix and its virtual tokens among them."""
+        return max((node.position + node.length for node in self.nodes), default=0)
+
     def positions(self) -> Tensor:
         """The position of every token in its text, [tokens]."""
         return torch.cat(

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebase.errors import CorruptFileError
+from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.precision import Precision, choose, hold, of_type
+from onebase.model.rotary import hold_rotary
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
@@ -40,11 +41,12 @@ class Base:
 
     `model` is the transformers model in evaluation mode, every parameter without gradient;
     `tokenizer` its tokenizer; `name` what the user called it; `path` its folder; `precision` what
-    its weights are held in.
+    its weights are held in; `rotary` how long a text its rotary embedding takes, where that is limited.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, path: Path | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.rotary = hold_rotary(model)
         self.tokenizer = tokenizer
         self.name = name
         self.path = path
@@ -95,6 +97,7 @@ class Base:
 
         Raises OnebaseError where bitsandbytes is needed and missing.
         """
+        _ = self.fingerprint  # of the weights as they were, whatever the precision
         hold(self.model, list(self.shape.linears), precision, device)
         self.precision = precision
 
@@ -111,9 +114,42 @@ class Base:
 
     @property
     def context(self) -> int | None:
-        """How many tokens of prompt and answer the base was made for, where it says so."""
+        """How many tokens a text may have, with prompt, answer and virtual tokens: as many as the base
+        was made for, where it says so, within what its rotary embedding takes.
+        """
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
-        return positions
+        if self.rotary is None:
+            return positions
+        return min(self.rotary.tokens, positions or self.rotary.tokens)
+
+    @property
+    def context_text(self) -> str:
+        """The context as a message names it: with the rope type, where that limits it."""
+        kind = f" (rope type {self.rotary.kind})" if self.rotary else ""
+        return say(
+            f"{self.name}'s context of {self.context}{kind}",
+            f"{self.name} 的上下文长度 {self.context}{kind}",
+        )
+
+    def require_rotary(self, tokens: int) -> None:
+        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `rotary`."""
+        if self.rotary is None or tokens <= self.rotary.tokens:
+            return
+        raise UsageError(
+            say(
+                f"A text has {tokens} tokens, virtual tokens among them. {self.name} has a rotary "
+                f"embedding of type {self.rotary.kind}: beyond {self.rotary.tokens} tokens it depends "
+                "on the longest text in a batch, so longer texts are refused.",
+                f"一段文本有 {tokens} 个词元（含虚拟词元）。{self.name} 的旋转位置编码类型为 "
+                f"{self.rotary.kind}：超过 {self.rotary.tokens} 个词元后，结果取决于同一批中最长的文本，"
+                "因此不接受更长的文本。",
+            ),
+            say(
+                f"Shorten it, or lower max_tokens, so that no text has more than {self.rotary.tokens} "
+                "tokens.",
+                f"请缩短文本或减小 max_tokens，使每段文本不超过 {self.rotary.tokens} 个词元。",
+            ),
+        )
 
     @cached_property
     def fingerprint(self) -> str:
