@@ -1,5 +1,6 @@
 """What an adapter, of whatever method, brings to the forward pass."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -63,6 +64,27 @@ class Contribution:
     def virtual_tokens(self) -> int:
         """How many virtual tokens stand before the text."""
         return 0 if self.virtual is None else self.virtual.shape[0]
+
+    def digest(self) -> str:
+        """A hash of all of its content, in hexadecimal digits."""
+        digest = hashlib.sha256()
+
+        def add(what: object, *tensors: Tensor | None) -> None:
+            digest.update(repr(what).encode())
+            for tensor in tensors:
+                if tensor is None:
+                    digest.update(b"-")
+                    continue
+                whole = tensor.detach().cpu().contiguous()
+                digest.update(f"{whole.dtype}{tuple(whole.shape)}".encode())
+                digest.update(whole.view(-1).view(torch.uint8).numpy().data)
+
+        for name, delta in sorted(self.deltas.items()):
+            add((name, delta.scale), delta.a, delta.b, delta.factor)
+        for name, scaling in sorted(self.scalings.items()):
+            add((name, scaling.on_inputs), scaling.vector)
+        add(self.unseen, self.virtual, self.placed, *(self.prefix or ()))
+        return digest.hexdigest()
 
 
 NOTHING = Contribution()

@@ -13,39 +13,34 @@ from onebase.engine.pool import LoadedTask
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 
-# "error": the pass that the request was in failed.
+# "error": the step that the request took part in failed.
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token as it is reported. `logprob` (nats) is that of the raw distribution, None where
-    nobody asked or nothing predicts the token; `top` holds the most likely tokens with their
-    log-probabilities, as many as asked for; `text` is the token's own text.
+    """One token as it is reported. `logprob` (nats) is that of the model's own distribution, None
+    where nobody asked or nothing predicts the token; `top` holds the most likely tokens with their
+    log-probabilities, as many as asked for. `text` is the token's own, where they were asked for.
     """
 
     id: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...]
-    text: str
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    text: str = ""
 
 
 @dataclass(eq=False)
 class Request:
     """One request. `tasks` are what answers it, the task first, a user's own adapter behind it:
     objects, so that it finishes on the versions it began with. A negative id in `prompt` is a placed
-    virtual token (-1 is the first). At most `limit` tokens are generated: `sampling.max_tokens`, or
-    fewer where the base's context has no room for them. It ends at any of the tokens in `ends`.
+    virtual token (-1 is the first). At most `limit` tokens are generated: `sampling.max_tokens`,
+    fewer where the base's context has no room for them, none where the prompt is only scored. Any of
+    `ends` ends the answer. With `score_from`, the log-probabilities of the prompt's tokens from that
+    index on are noted.
 
-    `tokens` are the generated ones, without the end token, which is `ended_by`. `computed` counts
-    the ids, prompt and tokens, whose keys and values are in the cache. `text` is what has been
-    given out so far.
-
-    `steady` says that somebody watches its tokens come: steps beside it are kept short. `margins`
-    holds the distance between the two best logits at every draw. Where it is `measured`, `logprobs`
-    and `entropies` (nats) are those of every draw, that of the end token too, at the sampling's
-    temperature and before anything is cut off. With `score_from`, `prompt_logprobs` has the prompt's
-    tokens from that index on.
+    `steady` says that somebody watches its tokens come, so steps beside it are kept short;
+    `reported` that its events are wanted; `measured` that its draws are (see below).
     """
 
     tasks: tuple[LoadedTask, ...]
@@ -54,21 +49,29 @@ class Request:
     limit: int
     ends: frozenset[int] = frozenset()
     score_from: int | None = None
-    measured: bool = False
     steady: bool = True
-
-    tokens: list[int] = field(default_factory=list)
-    computed: int = 0
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    ended_by: int | None = None
-    margins: list[float] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    prompt_logprobs: list[Token] = field(default_factory=list)
+    reported: bool = True
+    measured: bool = False
     generator: torch.Generator | None = None
-    arrived: float = field(default_factory=time.perf_counter)
-    admitted: float | None = None
+
+    # The generated tokens, without the end token, which is `ended_by`.
+    tokens: list[int] = field(default_factory=list, init=False)
+    ended_by: int | None = field(default=None, init=False)
+    finish_reason: FinishReason | None = field(default=None, init=False)
+    # How many of the ids, prompt and tokens, have keys and values in the cache.
+    computed: int = field(default=0, init=False)
+    # The text in the parts in which it was given out.
+    pieces: list[str] = field(default_factory=list, init=False)
+    # The distance between the two best logits at every draw.
+    margins: list[float] = field(default_factory=list, init=False)
+    # Where it is measured, of every draw (that of the end token too) its log-probability and the
+    # distribution's entropy, in nats, at the sampling's temperature, before anything is cut off.
+    logprobs: list[float] = field(default_factory=list, init=False)
+    entropies: list[float] = field(default_factory=list, init=False)
+    prompt_logprobs: list[Token] = field(default_factory=list, init=False)
+    # In seconds of time.perf_counter.
+    arrived: float = field(default_factory=time.perf_counter, init=False)
+    admitted: float | None = field(default=None, init=False)
 
     @property
     def base(self) -> Base:
@@ -81,8 +84,13 @@ class Request:
         return merged([task.contribution for task in self.tasks])
 
     @property
+    def text(self) -> str:
+        """What has been given out so far."""
+        return "".join(self.pieces)
+
+    @property
     def ids(self) -> tuple[int, ...]:
-        """The prompt and the generated tokens. A new tuple: see `between`."""
+        """The prompt and the generated tokens. A new tuple each time: see `between`."""
         return (*self.prompt, *self.tokens)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
@@ -120,7 +128,7 @@ class Request:
         return most if self.score_from is None else max(0, min(most, self.score_from - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """What one pass computes of a request: ids[computed : computed + length]. Logits are wanted of
     the last `logits` of these rows: none inside a prompt, one as a rule, more where it is scored.
@@ -135,3 +143,15 @@ class Chunk:
         """The ids to compute."""
         start = self.request.computed
         return self.request.between(start, start + self.length)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did for one request: the `text` that became visible and the `tokens` that came,
+    neither of which there has to be, and why it ended, if it did.
+    """
+
+    request: Request
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
