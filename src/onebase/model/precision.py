@@ -5,6 +5,9 @@ quantizes the weights alone, a scale for each row. (LLM.int8() of Dettmers et al
 inputs too, which costs small bases their language, and its outlier columns depend on the whole
 batch: a request's answer would too.) Only the linear layers inside the decoder layers are
 quantized; embeddings, norms and the head stay in floating point.
+
+`w8a8` is for answering on a CPU (engine/lean): the weights as in `int8`, the embedding and the head too,
+and integer products with activations that are rounded row by row.
 """
 
 import ctypes
@@ -21,13 +24,13 @@ from torch import Tensor, nn
 from onebase.errors import OnebaseError, UsageError, unknown
 from onebase.language import say
 
-PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4", "w8a8"]
 # It warns of optional kernels on a hub, and at every product of casts that are meant.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LINUX = sys.platform.startswith("linux")
-_QUANTIZED = ("int8", "nf4")
+_QUANTIZED = ("int8", "nf4", "w8a8")
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 
@@ -50,13 +53,13 @@ class Precision:
     @property
     def text(self) -> str:
         """As `choose` reads it: `fp32`, `nf4:bf16`, `nf4:fp32:single`."""
-        if not self.quantized:
+        if not self.quantized or self.name == "w8a8":
             return self.name
         single = self.name == "nf4" and not self.double_quantization
         return f"{self.name}:{_NAMES[self.compute]}" + (":single" if single else "")
 
     def __str__(self) -> str:
-        if not self.quantized:
+        if not self.quantized or self.name == "w8a8":
             return self.name
         single = "" if self.name == "int8" or self.double_quantization else ", single quantization"
         return f"{self.name} (computes in {_NAMES[self.compute]}{single})"
@@ -85,6 +88,14 @@ def choose(text: str | None, *, device: str, stored: torch.dtype) -> Precision:
         if rest:
             raise _more(text, name, [])
         return Precision(name, _TYPES[name])
+    if name == "w8a8":
+        if rest:
+            raise _more(text, name, [])
+        if not on_cpu:
+            raise UsageError(
+                say("w8a8 is computed on a CPU.", "w8a8 只能在 CPU 上计算。"),
+                say("Choose bf16 or int8 on a GPU.", "在 GPU 上请选择 bf16 或 int8。"),
+            )
     compute = _TYPES["fp32" if on_cpu else "bf16"]
     double = True
     for word in rest:
@@ -121,10 +132,12 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _quantized(linear, precision, device))
             _discard(linear.weight)
+        if precision.name == "w8a8":
+            _quantize_ends(model)
     # Parameter by parameter: `model.to` would convert the quantized ones too.
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if not (_is_quantized(module) and key == "weight"):
+            if parameter.dtype != torch.int8 and not (_is_quantized(module) and key == "weight"):
                 before = parameter.data
                 after = before.to(device, precision.compute)
                 if after is not before:
@@ -175,6 +188,45 @@ class Int8Linear(nn.Linear):
         return output if self.bias is None else output + self.bias
 
 
+class Int8Embedding(nn.Embedding):
+    """A frozen embedding whose rows are int8 with a scale each; `factor` multiplies what is looked up."""
+
+    scale: Tensor
+
+    def __init__(self, weight: nn.Parameter, scale: Tensor, factor: float) -> None:
+        super().__init__(*weight.shape, device="meta")
+        self.weight = weight
+        self.factor = factor
+        self.register_buffer("scale", scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The embeddings of ids, in float32."""
+        rows: Tensor = self.weight.data[input] * self.scale[input]
+        return rows if self.factor == 1 else rows * self.factor
+
+
+def _quantize_ends(model: Any) -> None:
+    """The embedding and the head of a model in int8, once where they are tied."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    quantized = Int8Linear(head, head.weight.data, torch.float32)
+    rows = quantized
+    if head.weight is not embedding.weight:
+        rows = Int8Linear(_as_linear(embedding), embedding.weight.data, torch.float32)
+    factor = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside
+    model.set_input_embeddings(Int8Embedding(rows.weight, rows.scale, factor))
+    model.set_output_embeddings(quantized)
+    _discard(head.weight)
+    _discard(embedding.weight)
+
+
+def _as_linear(embedding: nn.Embedding) -> nn.Linear:
+    """A linear layer with the rows of an embedding."""
+    rows, width = embedding.weight.shape
+    linear = nn.Linear(width, rows, bias=False, device="meta")
+    linear.weight = embedding.weight
+    return linear
+
+
 class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: Int8Linear) -> Tensor:
@@ -187,11 +239,11 @@ class _Int8Product(torch.autograd.Function):
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return isinstance(module, Int8Linear) or type(module).__name__ == "Linear4bit"
+    return isinstance(module, Int8Linear | Int8Embedding) or type(module).__name__ == "Linear4bit"
 
 
 def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linear:
-    if precision.name == "int8":
+    if precision.name in ("int8", "w8a8"):
         return Int8Linear(linear, linear.weight.data.to(device), precision.compute)
     weight = linear.weight.data.to(device, precision.compute)
     bnb = _library()

@@ -269,7 +269,10 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
     phase = 0
     for layer in range(last + 1):
         own = m.layers[layer]
-        while (row := claim(counters, phase, count)) >= 0:
+        while True:
+            row = claim(counters, phase, count)
+            if row < 0:
+                break
             adapter = rows[row, p.ADAPTER]
             if layer > 0:
                 x = b.gate_up + 8 * row * m.inner_width
@@ -283,18 +286,27 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
             m.hidden_width, m.hidden_width, b.qkv, m.qkv_width,
         )  # fmt: skip
         phase += 1
-        while (row := claim(counters, phase, count)) >= 0:
+        while True:
+            row = claim(counters, phase, count)
+            if row < 0:
+                break
             _keys_and_values(m, a, b, rows, layer, row, ranks)
             done(counters, phase)
         wait(counters, phase, count)
         phase += 1
         pieces = count * m.kv_heads
-        while (piece := claim(counters, phase, pieces)) >= 0:
+        while True:
+            piece = claim(counters, phase, pieces)
+            if piece < 0:
+                break
             _attention(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
             done(counters, phase)
         wait(counters, phase, pieces)
         phase += 1
-        while (row := claim(counters, phase, count)) >= 0:
+        while True:
+            row = claim(counters, phase, count)
+            if row < 0:
+                break
             adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
             if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
                 r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
@@ -307,7 +319,10 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
             m.attended_width, m.attended_width, b.branch, m.hidden_width,
         )  # fmt: skip
         phase += 1
-        while (row := claim(counters, phase, count)) >= 0:
+        while True:
+            row = claim(counters, phase, count)
+            if row < 0:
+                break
             adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
             _join(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
             _norm(m, a, b, adapter, layer, row, own[p.NORM_2], p.GATE_UP)
@@ -319,7 +334,10 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
             m.hidden_width, m.hidden_width, b.gate_up, 2 * m.inner_width,
         )  # fmt: skip
         phase += 1
-        while (row := claim(counters, phase, count)) >= 0:
+        while True:
+            row = claim(counters, phase, count)
+            if row < 0:
+                break
             _gate(m, a, b, rows[row, p.ADAPTER], layer, row, ranks)
             done(counters, phase)
         wait(counters, phase, count)
@@ -329,7 +347,10 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
             2 * m.inner_width, m.inner_width, b.branch, m.hidden_width,
         )  # fmt: skip
         phase += 1
-    while (place := claim(counters, phase, kept)) >= 0:
+    while True:
+        place = claim(counters, phase, kept)
+        if place < 0:
+            break
         row = s.keep[place]
         x = b.gate_up + 8 * row * m.inner_width
         _join(m, a, b, rows[row, p.ADAPTER], last, row, p.DOWN_PROJ, x, m.inner_width, ranks)
