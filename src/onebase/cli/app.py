@@ -14,6 +14,7 @@ from onebase.cli.answering import chat_command, classify_command, generate_comma
 from onebase.cli.checking import data_app, doctor_command
 from onebase.cli.demo import demo_command
 from onebase.cli.export import export_command
+from onebase.cli.keys import keys_app
 from onebase.cli.models import model_app
 from onebase.cli.plan import plan_command
 from onebase.cli.race import race_command
@@ -43,6 +44,7 @@ app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.add_typer(align_app, name="align")
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(keys_app, name="keys")
 app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")

@@ -1,0 +1,1 @@
+"""One process answers for every task over HTTP, in the shapes of OpenAI's API."""

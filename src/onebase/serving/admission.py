@@ -1,0 +1,79 @@
+"""How many sequences may be in the server at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from onebase.language import say
+from onebase.serving.errors import ApiError
+from onebase.serving.settings import Limits
+
+
+class Admission:
+    """Counts the sequences in the server, answered and waiting; refuses what is too much.
+
+    Who waits and who runs is the engine's to say. Once `close` is called, nothing new gets in.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open = True
+        self.sequences = 0
+        self._seconds = 1.0  # how long a request takes, roughly
+
+    def close(self) -> None:
+        """Refuse everything from now on."""
+        self._open = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server is shutting down."""
+        return not self._open
+
+    @contextmanager
+    def admit(self, sequences: int) -> Iterator[None]:
+        """A place for `sequences` while the block runs. Raises ApiError: 400, 429 or 503."""
+        self.check_open()
+        limits = self._limits
+        if sequences > limits.choices:
+            raise ApiError(
+                400,
+                "too_many_choices",
+                say(
+                    f"The request asks for {sequences} answers; {limits.choices} are allowed.",
+                    f"该请求要求 {sequences} 个回答，上限为 {limits.choices}。",
+                ),
+                say("Ask for fewer at a time.", "请减少每次请求的数量。"),
+                param="n",
+            )
+        if self.sequences + sequences > limits.concurrent + limits.queue:
+            raise ApiError(
+                429,
+                "queue_full",
+                say("Too many requests are waiting.", "等待中的请求过多。"),
+                say("Try again later.", "请稍后重试。"),
+                retry_after=self._retry_after(),
+            )
+        self.sequences += sequences
+        try:
+            yield
+        finally:
+            self.sequences -= sequences
+
+    def check_open(self) -> None:
+        """Raise ApiError where the server is shutting down."""
+        if not self._open:
+            raise ApiError(
+                503,
+                "shutting_down",
+                say("The server is shutting down.", "服务器正在关闭。"),
+                say("Try again later.", "请稍后重试。"),
+                retry_after=5,
+            )
+
+    def took(self, seconds: float) -> None:
+        """Note how long a request took, for the next Retry-After."""
+        self._seconds += 0.1 * (seconds - self._seconds)
+
+    def _retry_after(self) -> int:
+        """Seconds until a queue this long has moved on by one batch."""
+        return min(60, max(1, round(self._seconds)))

@@ -1,0 +1,96 @@
+"""The HTTP application over a running engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
+
+from onebase.adapters.store import AdapterStore
+from onebase.engine.engine import Engine
+from onebase.serving.access import AccessMiddleware
+from onebase.serving.errors import install_error_handlers
+from onebase.serving.fields import IGNORED_HEADER
+from onebase.serving.keys import KeyStore
+from onebase.serving.request_log import RequestLogMiddleware
+from onebase.serving.routes import adapters, chat, classify, completions, docs, health, models
+from onebase.serving.routes import responses as responses_route
+from onebase.serving.service import Service
+from onebase.serving.settings import ServerSettings
+
+_API = (
+    chat.router,
+    completions.router,
+    responses_route.router,
+    models.router,
+    classify.router,
+    adapters.router,
+)
+
+
+def create_app(
+    engine: Engine,
+    store: AdapterStore,
+    settings: ServerSettings,
+    keys: KeyStore,
+    *,
+    on_ready: Callable[[Service], None] = lambda _: None,
+) -> FastAPI:
+    """The application. It owns `engine` from its start to its end; `on_ready` is called when the
+    first answer is possible.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = Service(engine, store, settings)
+        app.state.service = service
+        watching = asyncio.create_task(service.watch_workspace())
+        starting = asyncio.create_task(_start(service, on_ready))
+        try:
+            yield
+        finally:
+            for task in (watching, starting):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            service.admission.close()
+            service.dispatcher.cut_off_all()
+            await asyncio.to_thread(service.thread.stop, 0.0)
+
+    app = FastAPI(
+        title="onebase",
+        summary="One base model, many tasks, in the shapes of OpenAI's API.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        max_body_size=settings.limits.body_bytes,
+        telemetry={"tracing": False, "metrics": False, "logging": False},
+    )
+    install_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(AccessMiddleware, settings=settings, keys=keys)
+    if settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.allow_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=[IGNORED_HEADER, "x-request-id", "Retry-After"],
+        )
+    app.add_middleware(RequestLogMiddleware)
+    bearer = Depends(HTTPBearer(auto_error=False, description="An API key, where there are keys."))
+    for router in _API:
+        app.include_router(router, dependencies=[bearer])
+    app.include_router(health.router)
+    app.include_router(docs.router)
+    return app
+
+
+async def _start(service: Service, on_ready: Callable[[Service], None]) -> None:
+    """Compile what a first answer needs, and load the tasks that were named."""
+    await service.warm_up()
+    service.ready = True
+    on_ready(service)

@@ -1,0 +1,68 @@
+"""Server-sent events, framed by hand: a token's event is some hundred bytes of known form."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from fastapi.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from onebase.serving.disconnect import ClientLeftError, unless_disconnected
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(EventSourceResponse):
+    """Sends `frames` as they come, and closes `resources` at the end, however it comes.
+
+    When the client leaves, the frames' iterator is cancelled, also while it waits for a first token.
+    (FastAPI's own route for events passes each through two queues.)
+    """
+
+    def __init__(
+        self, frames: AsyncIterator[bytes], resources: AsyncExitStack, headers: dict[str, str]
+    ) -> None:
+        super().__init__(
+            frames, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+        )
+        self._frames = frames
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        async with self._resources:
+            try:
+                await unless_disconnected(receive, self._send(send))
+            except ClientLeftError:
+                scope.get("state", {}).get("log", {})["left"] = True
+
+    async def _send(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        async for frame in self._frames:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def frame(data: object, event: str | None = None) -> bytes:
+    """One event with `data` as JSON."""
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+class ChunkFrames:
+    """Frames that differ in one place: everything before and after it is written once."""
+
+    MARK = "\ufdd0"
+
+    def __init__(self, chunk: object, event: str | None = None) -> None:
+        """`chunk` holds MARK, as a whole string value, where the text goes."""
+        before, after = frame(chunk, event).split(
+            json.dumps(self.MARK, ensure_ascii=False).encode()
+        )
+        self._before, self._after = before, after
+
+    def with_text(self, text: str) -> bytes:
+        """The frame with `text` in its place."""
+        return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after

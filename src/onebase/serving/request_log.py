@@ -1,0 +1,89 @@
+"""The server's log: one JSON object a line on stderr, one line a request.
+
+Prompts and answers stand there only where the settings say so.
+"""
+
+import json
+import logging
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("onebase.serving")
+_QUIET = ("/healthz", "/readyz", "/metrics")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time, level, event, and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging.Formatter."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_to(handler: logging.Handler) -> None:
+    """Send the server's lines, and uvicorn's warnings, to `handler`."""
+    handler.setFormatter(JsonFormatter())
+    for name, level in (("onebase.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+class RequestLogMiddleware:
+    """Gives each request an id (header `x-request-id`) and writes its line when it is over.
+
+    An endpoint adds what it knows to `scope["state"]["log"]`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        known: dict[str, Any] = {}
+        request_id = uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["log"] = known
+        state["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+            if log.isEnabledFor(level):
+                fields = {
+                    "request": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(time.perf_counter() - began, 4),
+                    "key": state.get("key"),
+                    **known,
+                }
+                log.log(level, "request", extra={"fields": fields})

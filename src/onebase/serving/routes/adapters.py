@@ -1,0 +1,103 @@
+"""/v1/adapters: which of the stored tasks are offered, and which version is the current one."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.errors import OnebaseError, UsageError
+from onebase.language import say
+from onebase.serving.errors import ApiError, bad_field, broken_adapter, unknown_model
+from onebase.serving.routes.models import described_offer
+from onebase.serving.service import Service
+
+router = APIRouter()
+
+
+class TaskName(BaseModel):
+    """A stored task."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    task: str
+
+
+class Version(BaseModel):
+    """A version of a task."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int = Field(ge=1)
+
+
+@router.get("/v1/adapters")
+async def list_adapters(request: Request) -> dict[str, Any]:
+    """Every version of every task."""
+    service: Service = request.app.state.service
+    return {"adapters": [described_offer(service, offer) for offer in service.catalog.offers()]}
+
+
+@router.post("/v1/adapters")
+async def offer_task(body: TaskName, request: Request) -> dict[str, Any]:
+    """Offer a task of the workspace, with all of its versions."""
+    service: Service = request.app.state.service
+    offers = service.catalog.offer(body.task)
+    return {"adapters": [described_offer(service, offer) for offer in offers]}
+
+
+@router.delete("/v1/adapters")
+async def withdraw_named_task(
+    request: Request,
+    task: Annotated[str | None, Query()] = None,
+    body: Annotated[TaskName | None, Body()] = None,
+) -> dict[str, Any]:
+    """As DELETE /v1/adapters/{task}, with the task in the body or the query."""
+    name = body.task if body else task
+    if name is None:
+        raise bad_field(
+            "task",
+            say("No task is named.", "没有指明任务。"),
+            say("DELETE /v1/adapters/TASK.", "请使用 DELETE /v1/adapters/任务名。"),
+        )
+    return await withdraw_task(name, request)
+
+
+@router.delete("/v1/adapters/{task}")
+async def withdraw_task(task: str, request: Request) -> dict[str, Any]:
+    """Answer for a task no more until it is offered again. Nothing changes on disk."""
+    service: Service = request.app.state.service
+    service.catalog.withdraw(task)
+    service.residency.drop(task)
+    return {"task": task, "available": False}
+
+
+@router.post("/v1/adapters/{task}/promote")
+async def promote(task: str, body: Version, request: Request) -> dict[str, Any]:
+    """Make a version the one that the bare task name means."""
+    store: AdapterStore = request.app.state.service.catalog.store
+    return await _changed(request, task, lambda: store.promote(f"{task}@{body.version}"))
+
+
+@router.post("/v1/adapters/{task}/rollback")
+async def rollback(task: str, request: Request) -> dict[str, Any]:
+    """Go back to the version that was current before."""
+    store: AdapterStore = request.app.state.service.catalog.store
+    return await _changed(request, task, lambda: store.rollback(task))
+
+
+async def _changed(request: Request, task: str, change: Any) -> dict[str, Any]:
+    """What a change of the store made current. Raises ApiError."""
+    service: Service = request.app.state.service
+    known = {offer.adapter.task for offer in service.catalog.offers()}
+    if not service.catalog.knows(task):
+        raise unknown_model(task, sorted(known))
+    try:
+        adapter: StoredAdapter = await asyncio.to_thread(change)
+    except UsageError as error:
+        raise ApiError(400, "invalid_value", error.message, error.remedy) from error
+    except OnebaseError as error:
+        raise broken_adapter(task) from error
+    service.catalog.refresh()
+    return {"task": task, "version": adapter.version, "model": adapter.name}

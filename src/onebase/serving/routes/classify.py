@@ -1,0 +1,91 @@
+"""POST /v1/classify: how likely each label of a task is; nothing is sampled."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse, Response
+
+from onebase.data.example import Turn
+from onebase.engine.classification import LabelScore, logprob, ranked
+from onebase.engine.sampling import Sampling
+from onebase.language import say
+from onebase.serving.disconnect import unless_disconnected
+from onebase.serving.errors import bad_field
+from onebase.serving.exchange import Wanted
+from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.prompts import chat_prompt
+from onebase.serving.service import Lease, Service
+
+router = APIRouter()
+Label = Annotated[str, Field(min_length=1)]
+
+
+class ClassifyRequest(BaseModel):
+    """Texts for a task trained on text and label. `labels` stand in for the task's own."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str = Field(description="A task, task@version, or base.")
+    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    labels: Annotated[list[Label], Field(max_length=1000)] | None = None
+    user: str | None = None
+
+
+@router.post("/v1/classify")
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    """Every label's log-probability for each text, best first."""
+    service: Service = request.app.state.service
+    headers = ignored_header(check_fields(body))
+    work = _scores(service, body, request.state.log)
+    return JSONResponse(await unless_disconnected(request.receive, work), headers=headers)
+
+
+async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) -> dict[str, Any]:
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    # The labels are the task's, so how many sequences there are shows only with it at hand.
+    async with service.lease(body.model, len(texts), log) as lease:
+        labels = tuple(dict.fromkeys(body.labels or lease.task.labels))
+        if not labels:
+            raise bad_field(
+                "labels",
+                say(f"{lease.model} has no labels.", f"{lease.model} 没有标签。"),
+                say(
+                    "Name labels, or train the task on rows with text and label.",
+                    "请给出标签，或用含 text 与 label 的数据训练该任务。",
+                ),
+            )
+        service.log_text(log, "prompt", texts)
+        scores = await _scored(lease, texts, labels)
+    data = [
+        {"index": index, "label": ordered[0].label, "labels": [asdict(item) for item in ordered]}
+        for index, ordered in enumerate(scores)
+    ]
+    first = {"labels": data[0]["labels"]} if isinstance(body.input, str) else {}
+    task = {"task": lease.task.task, "version": lease.task.version}
+    return {
+        "object": "list",
+        "model": lease.model,
+        "system_fingerprint": lease.fingerprint,
+        **task,
+        **first,
+        "data": data,
+    }
+
+
+async def _scored(
+    lease: Lease, texts: list[str], labels: tuple[str, ...]
+) -> list[list[LabelScore]]:
+    template = lease.task.template
+    wanted = []
+    for place, text in enumerate(texts):
+        prompt = await chat_prompt(lease.task, [Turn("user", text)], f"input.{place}")
+        for label in labels:
+            ids = (*prompt, *template.answer_ids(label))
+            wanted.append(Wanted(ids, Sampling(), score_from=len(prompt), score_only=True))
+    exchange = await lease.ask(wanted, "input")
+    await exchange.whole()
+    sums = [logprob(request) for request in exchange.requests]
+    count = len(labels)
+    return [ranked(labels, sums[at : at + count]) for at in range(0, len(sums), count)]

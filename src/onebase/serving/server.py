@@ -1,0 +1,75 @@
+"""The server process: uvicorn around the application, and how it ends."""
+
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.serving.service import Service
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that drains: after the first Ctrl-C or SIGTERM running answers go on for up
+    to `drain_seconds` while new requests get 503; the second one ends it at once.
+    """
+
+    def __init__(self, app: FastAPI, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+        self._app = app
+        self._drain_seconds = drain_seconds
+        self._asked: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called on a signal."""
+        if self._asked is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._asked = time.monotonic()
+        service: Service | None = getattr(self._app.state, "service", None)
+        if service is None:
+            self.should_exit = True
+        else:
+            service.admission.close()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: whether to shut down now."""
+        if self._asked is not None and not self.should_exit:
+            service: Service = self._app.state.service
+            late = time.monotonic() - self._asked > self._drain_seconds
+            if late:
+                service.dispatcher.cut_off_all()
+            self.should_exit = late or not service.admission.sequences
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, taken before anything slow happens. Raises UsageError."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, proto)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            say(f"Can't listen on {host}:{port}: {reason}.", f"无法监听 {host}:{port}：{reason}。"),
+            say("Choose another --port or --host.", "请换一个 --port 或 --host。"),
+        ) from error
+    return bound

@@ -1,0 +1,172 @@
+"""What every route needs: the engine, what is offered, who is let in, what is counted."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from onebase.adapters.store import AdapterStore
+from onebase.engine.engine import Engine
+from onebase.engine.pool import BASE_TASK, LoadedTask
+from onebase.engine.thread import EngineThread
+from onebase.language import say
+from onebase.serving.admission import Admission
+from onebase.serving.catalog import Catalog
+from onebase.serving.errors import ApiError
+from onebase.serving.exchange import Dispatcher, Exchange, Wanted
+from onebase.serving.metrics import Metrics
+from onebase.serving.residency import Residency
+from onebase.serving.settings import ServerSettings
+from onebase.serving.token_text import TokenText
+
+_WATCH_SECONDS = 1.0
+
+
+class Service:
+    """One engine, and the requests that are under way. Made in the event loop that it serves."""
+
+    def __init__(self, engine: Engine, store: AdapterStore, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics()
+        self.admission = Admission(settings.limits)
+        self.catalog = Catalog(
+            store, engine.base, allow_full=settings.allow_full, tasks=settings.tasks
+        )
+        self.dispatcher = Dispatcher(self.metrics)
+        self.thread = EngineThread(engine, self.dispatcher.on_events)
+        self.residency = Residency(engine, self.thread, store, self.metrics, settings.adapter_bytes)
+        self.token_text = TokenText(engine.base.tokenizer)
+        self.ready = False
+        self.created = int(time.time())
+        self._watch_metrics()
+
+    async def watch_workspace(self) -> None:
+        """Keep the catalog as the workspace is, until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.to_thread(self.catalog.refresh)
+
+    @asynccontextmanager
+    async def lease(
+        self, model: str, sequences: int, log: dict[str, Any]
+    ) -> AsyncIterator["Lease"]:
+        """The task that `model` names, in memory, and room for so many sequences, while the block
+        runs. `log` gets what the request's line shows. Raises ApiError.
+        """
+        began = time.perf_counter()
+        offer = self.catalog.find(model)
+        name = BASE_TASK if offer is None else offer.name
+        log["model"] = name
+        with self.admission.admit(sequences):
+            async with self.residency.hold(offer) as (engine_name, task):
+                lease = Lease(self, name, engine_name, task, began, log)
+                try:
+                    yield lease
+                finally:
+                    lease.close()
+                    self.admission.took(time.perf_counter() - began)
+
+    def log_text(self, log: dict[str, Any], name: str, text: object) -> None:
+        """Put a prompt or an answer into a request's log line, where the settings say so."""
+        if self.settings.log_prompts:
+            log[name] = text
+
+    def fingerprint(self, task: LoadedTask) -> str:
+        """Names all that an answer's numbers depend on: base, kernel, precision, adapter."""
+        base = task.base
+        name = base.name.rstrip("/").rpartition("/")[2]
+        parts = (
+            f"{name}-{base.fingerprint[:8]}",
+            base.precision.text,
+            self.engine.kernel_of(base),
+            task.hash[:12] or BASE_TASK,
+        )
+        return "/".join(part.replace(" ", "-") for part in parts)
+
+    def _watch_metrics(self) -> None:
+        watch = self.metrics.watch
+        watch(
+            "requests_in_flight", "Sequences answered or waiting.", lambda: self.admission.sequences
+        )
+        watch("requests_running", "Sequences answered now.", lambda: self._stats("running"))
+        watch("requests_waiting", "Sequences in the queue.", lambda: self._stats("waiting"))
+        watch("adapters_loaded", "Adapters in memory.", lambda: len(self.residency))
+        watch("adapter_bytes", "Bytes of adapters in memory.", lambda: self.residency.bytes)
+        for name, text in (
+            ("cache_tokens", "Tokens in the KV cache."),
+            ("cache_capacity", "Tokens that the KV cache has room for."),
+            ("cache_bytes", "Bytes of the KV cache."),
+        ):
+            watch(name, text, lambda name=name: self._stats(name))  # type: ignore[misc]
+
+    def _stats(self, name: str) -> float:
+        return float(self.engine.stats().get(name, 0))
+
+
+@dataclass
+class Lease:
+    """One HTTP request's hold on a task. `model` is what the reply says: `task@version`."""
+
+    service: Service
+    model: str
+    engine_name: str
+    task: LoadedTask
+    began: float
+    log: dict[str, Any]
+    created: int = field(default_factory=lambda: int(time.time()))
+    _exchange: Exchange | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The reply's system_fingerprint."""
+        return self.service.fingerprint(self.task)
+
+    async def ask(self, sequences: Sequence[Wanted], param: str) -> Exchange:
+        """Have the engine answer. `param` is the field that the prompts stand in.
+
+        Raises ApiError where a prompt is too long.
+        """
+        for sequence in sequences:
+            self._check_length(len(sequence.prompt), param)
+        exchange = Exchange(self.task.task, self.service.metrics, self.began)
+        self._exchange = exchange
+        service = self.service
+        await service.dispatcher.submit(exchange, service.thread, self.engine_name, sequences)
+        left = service.settings.limits.seconds - (time.perf_counter() - self.began)
+        exchange.cut_off_after(left)
+        return exchange
+
+    def close(self) -> None:
+        """Count what was done, abort what still runs."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self.service.dispatcher.release(exchange, self.service.thread)
+        metrics, task = self.service.metrics, self.task.task
+        read = sum(len(request.prompt) for request in exchange.requests)
+        said = sum(len(request.tokens) for request in exchange.requests)
+        metrics.prompt_tokens.labels(task).inc(read)
+        metrics.generated_tokens.labels(task).inc(said)
+        metrics.whole.labels(task).observe(time.perf_counter() - self.began)
+        self.log["prompt_tokens"], self.log["completion_tokens"] = read, said
+
+    def _check_length(self, tokens: int, param: str) -> None:
+        most = self.service.settings.limits.prompt_tokens
+        context = self.task.base.context
+        if context is not None:
+            room = context - self.task.contribution.prefix_tokens - 1
+            most = room if most is None else min(most, room)
+        if most is not None and tokens > most:
+            raise ApiError(
+                400,
+                "context_length_exceeded",
+                say(
+                    f"The prompt has {tokens} tokens; {most} are allowed.",
+                    f"提示有 {tokens} 个词元，上限为 {most}。",
+                ),
+                say("Shorten the prompt.", "请缩短提示。"),
+                param=param,
+            )
