@@ -72,7 +72,7 @@ def continued(
     template = Template(base.tokenizer, kind=TEMPLATE)
     prompts = load_prompts(fresh, template).prompts
     rollouts = roll_out(
-        base, adapter, prompts, Sampling(max_tokens=tokens, temperature=1.0, seed=99)
+        base, adapter, template, prompts, Sampling(max_tokens=tokens, temperature=1.0, seed=99)
     )
     units = [[reward.text(item.prompt, item.text).scored_by("r")] for item in rollouts]
     scores: list[float] = []

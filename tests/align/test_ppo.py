@@ -28,6 +28,7 @@ from onebase.align.rollout import roll_out
 from onebase.align.task import AlignJob
 from onebase.align.trainee import Trainee
 from onebase.data.example import Turn
+from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.engine.sampling import Sampling
 from onebase.errors import DataError, UsageError
@@ -86,7 +87,8 @@ def models_of(base: Base, method: str = "prompt-tuning", layers: str = "all") ->
     valuing = adapter_of(base, "lora", 2, head=True, layers=layers)
     value = Trainee(base, valuing, Job("v", "", "lora"), clip=1.0)
     reference = adapter_of(base, "p-tuning-v2", 3).eval().requires_grad_(False).contribution()
-    return Models(base, policy, reference, value, FunctionReward("letters", letters))
+    template = Template(base.tokenizer)
+    return Models(base, template, policy, reference, value, FunctionReward("letters", letters))
 
 
 def asked(base: Base, count: int = 4) -> list[Prompt]:
@@ -101,8 +103,8 @@ def test_rollouts_are_the_policys_own_and_repeatable(make_base: Callable[..., Ba
     base = make_base()
     policy = adapter_of(base, "lora", 1)
     sampling = Sampling(max_tokens=6, min_tokens=3, temperature=1.0, seed=5)
-    first = roll_out(base, policy, asked(base) * 4, sampling)
-    again = roll_out(base, policy, asked(base) * 4, sampling)
+    first = roll_out(base, policy, Template(base.tokenizer), asked(base) * 4, sampling)
+    again = roll_out(base, policy, Template(base.tokenizer), asked(base) * 4, sampling)
     assert [item.tokens for item in first] == [item.tokens for item in again]
     assert len({item.tokens.answer for item in first}) > 8
     for item in first:
@@ -120,7 +122,7 @@ def test_each_model_says_of_an_answer_what_it_says_alone(
     models = models_of(base, layers=layers)
     options = RolloutOptions(max_tokens=5, temperature=temperature, cut_penalty=2.0, end_bonus=0.5)
     sampling = Sampling(max_tokens=5, temperature=temperature, seed=1)
-    rollouts = roll_out(base, models.policy.adapter, asked(base), sampling)
+    rollouts = roll_out(base, models.policy.adapter, models.template, asked(base), sampling)
     found = experience(models, rollouts, options)
     assert models.value is not None
     assert found.values is not None

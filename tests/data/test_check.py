@@ -1,3 +1,4 @@
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from onebase.data.check import CheckReport, Duplicate, check
 from onebase.data.formats import load_dataset
 from onebase.data.template import Template
+from onebase.language import set_language
 
 Write = Callable[[str, object], Path]
 
@@ -84,7 +86,17 @@ def test_labels_are_counted_and_imbalance_is_named(write: Write, chatml: Tokeniz
         (
             [*many(8), ("a<|im_end|>b", "c")],
             "The special token '<|im_end|>' stands in the content of line 9; "
-            "the model will read it as a control token.",
+            "the model will read it as a control token. An answer ends where it writes this token.",
+        ),
+        (
+            [*many(8), ("q", "a<|im_start|>b")],
+            "The special token '<|im_start|>' stands in the content of line 9; the model will read it "
+            "as a control token. Answers are shown without it.",
+        ),
+        (
+            [*many(8), ("q", "a <filename> b"), ("<filename>", "a")],
+            "The special token '<filename>' stands in the content of lines 9, 10; the model will read "
+            "it as a control token. In answers it is shown as text.",
         ),
         (
             [*many(8), *[(f"same {n}", f"same {n}") for n in range(7)]],
@@ -95,7 +107,37 @@ def test_labels_are_counted_and_imbalance_is_named(write: Write, chatml: Tokeniz
 def test_what_looks_wrong_is_named(
     write: Write, chatml: Tokenizer, pairs: list[tuple[str, str]], warning: str
 ) -> None:
-    assert report(write, chatml, pairs).warnings == (warning,)
+    tokenizer = copy.deepcopy(chatml)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<filename>"]})
+    assert report(write, tokenizer, pairs).warnings == (warning,)
+
+
+def test_an_answer_that_contains_its_end_is_named(
+    write: Write, tokenizer_with: Callable[[str], Tokenizer]
+) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ### End\n{% endfor %}"
+    tokenizer = tokenizer_with(template + "{% if add_generation_prompt %}assistant: {% endif %}")
+    found = report(write, tokenizer, [*many(8), ("q", "a ### End b"), ("a ### End b", "a")])
+    assert found.warnings == (
+        "The template ends answers with ' ### End', which also stands inside the answer of line 9: "
+        "such an answer will stop there.",
+    )
+
+
+@pytest.mark.parametrize("template", ["auto", "plain", "{input} =>"])
+def test_answers_without_an_end_are_named(
+    write: Write, tokenizer_with: Callable[[str], Tokenizer], template: str
+) -> None:
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    rows = [{"input": asked, "output": answer} for asked, answer in many(8)]
+    data = load_dataset(write("a.jsonl", rows))
+    assert check(data, Template(tokenizer, kind=template)).warnings == ()
+    tokenizer.eos_token = None
+    (warning,) = check(data, Template(tokenizer, kind=template)).warnings
+    assert "Where to stop is not learned: answers go on to max_tokens" in warning
+    set_language("zh")
+    (warning,) = check(data, Template(tokenizer, kind=template)).warnings
+    assert "模型学不到在何处停止" in warning
 
 
 def test_rows_with_nothing_to_learn_are_named(write: Write, chatml: Tokenizer) -> None:

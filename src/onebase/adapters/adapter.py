@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution
@@ -63,6 +64,13 @@ class Adapter(nn.Module):
             prefix=None if self.prefix is None else self.prefix.keys_values(),
             unseen=() if self.prefix is None else self.prefix.unseen(),
         )
+
+    @property
+    def before_text(self) -> int:
+        """How many positions its virtual tokens and its prefix take before a text."""
+        with torch.no_grad():
+            virtual = 0 if self.prompt is None else len(self.prompt()) - self.placed
+        return virtual + (0 if self.prefix is None else self.prefix.embedding.num_embeddings)
 
     def trainable(self) -> int:
         """How many parameters training changes."""

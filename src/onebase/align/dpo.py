@@ -25,6 +25,7 @@ from onebase.align.task import (
     store_aligned,
 )
 from onebase.align.trainee import RATE, Trainee
+from onebase.data.check import no_end
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -77,7 +78,7 @@ def train_dpo(
     method = begun.adapter.method
     job.check_settings(method, DPOOptions)
     job = pinned(job, begun)
-    data = preference_data(job, source, begun.template, options.held_out)
+    data = preference_data(job, base, source, begun, options.held_out)
     training = job.training_job(method, options.learning_rate)
     trainee = Trainee(
         base, begun.adapter, training, clip=options.clip, weight_decay=options.weight_decay
@@ -88,6 +89,8 @@ def train_dpo(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
+        for text in no_end(begun.template):
+            run.note(text)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
         if not learning.first:
             _judge(learning, base, run)

@@ -20,6 +20,7 @@ from onebase.align.answers import mask_of, packs
 from onebase.align.rewards import FunctionReward, LearnedReward, Reward
 from onebase.align.rollout import POLICY, Rollout
 from onebase.align.trainee import Trainee
+from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.engine.sampling import Sampling
 from onebase.engine.trunk import Trunk
@@ -51,9 +52,12 @@ class RolloutOptions(BaseModel):
 
 @dataclass
 class Models:
-    """The four models of one base. `value` is None for group advantages."""
+    """The four models of one base. `value` is None for group advantages; `template` writes the
+    policy's prompts, and says where its answers end.
+    """
 
     base: Base
+    template: Template
     policy: Trainee
     reference: Contribution
     value: Trainee | None

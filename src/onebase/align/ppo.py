@@ -111,7 +111,8 @@ def ppo_step(
 ) -> dict[str, float]:
     """One step: roll out, score in a mixed pass, and learn. Returns what was measured."""
     asked = [prompt for prompt in prompts for _ in range(rolling.samples)]
-    rollouts = roll_out(models.base, models.policy.adapter, asked, sampling(rolling, seed))
+    how = sampling(rolling, seed)
+    rollouts = roll_out(models.base, models.policy.adapter, models.template, asked, how)
     found = experience(models, rollouts, rolling)
     advantages, returns = _advantages(found, rolling, options, progress.penalty.weight)
     drawn = random.Random(seed)
@@ -291,7 +292,8 @@ def held_out_objective(
     """The policy on prompts it does not learn from, drawn with a fixed seed: mean reward, KL, and
     what PPO maximises, their difference with the penalty's weight (Ouyang et al. 2022, equation 2).
     """
-    rollouts = roll_out(models.base, models.policy.adapter, prompts, sampling(rolling, seed))
+    how = sampling(rolling, seed)
+    rollouts = roll_out(models.base, models.policy.adapter, models.template, prompts, how)
     found = experience(replace(models, value=None), rollouts, rolling)  # nobody asks for values
     reward, kl = float(found.raw.mean()), float(found.divergences.mean())
     record = {

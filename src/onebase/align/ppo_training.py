@@ -24,12 +24,12 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import load_prompts
+from onebase.align.prompts import load_prompts, require_room
 from onebase.align.rewards import Prompt, Reward, reward_named
-from onebase.align.rollout import require_room
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
+from onebase.data.check import no_end
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -83,6 +83,8 @@ def train_ppo(
         ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(ready.load)
+        for text in no_end(ready.begun.template):
+            run.note(text)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
             here = progress.step % ready.watching.judge_every == 0
@@ -158,13 +160,16 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
             job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
         )
         learned, held = list(found.prompts), list(named.prompts)
-    require_room(base, [*learned, *held], rolling.max_tokens)
     rewarding = reward_named(reward, base, workspace)
+    models = _models(job, begun, base, rewarding, options, valuing, watching)
+    trained = [models.policy] if models.value is None else [models.policy, models.value]
+    before = max(trainee.adapter.before_text for trainee in trained)
+    require_room(base, [*learned, *held], before, rolling.max_tokens)
     return _Ready(
         job=job,
         begun=begun,
         reward=rewarding.name,
-        models=_models(job, begun, base, rewarding, options, valuing, watching),
+        models=models,
         progress=Progress(penalty=Penalty(options.kl, options.kl_target)),
         order=Order(learned, rolling.prompts, job.seed),
         held=held,
@@ -256,7 +261,7 @@ def _models(
     value = None
     if options.advantage == "gae":
         value = _value_model(base, job, valuing, watching.clip)
-    return Models(base, policy, policy.fixed(), value, reward)
+    return Models(base, begun.template, policy, policy.fixed(), value, reward)
 
 
 def _value_model(base: Base, job: AlignJob, valuing: ValueOptions, clip: float) -> Trainee:

@@ -13,6 +13,7 @@ from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.errors import DataError, unknown
 from onebase.language import say
+from onebase.model.base import Base
 
 # Where a row's question stands, the first found winning.
 COLUMNS = ("prompt", "content", "instruction", "input", "question", "text")
@@ -85,6 +86,27 @@ def load_prompts(
             say("Add more: some are held out to judge by.", "请增加提示：其中一部分用于评估。"),
         )
     return PromptSet(tuple(found.values()), tuple(bad), table.sha256)
+
+
+def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int) -> None:
+    """Raise DataError where a prompt, behind so many virtual tokens `before` it, leaves no room for an
+    answer of so many `tokens`.
+    """
+    if base.context is None:
+        return
+    for prompt in prompts:
+        if before + len(prompt.ids) + tokens > base.context:
+            virtual = f" and {before} virtual tokens before it" if before else ""
+            raise DataError(
+                say(
+                    f"{prompt.file}:{prompt.line} has {len(prompt.ids)} tokens{virtual}: "
+                    f"{base.context_text} has no room for {tokens} more.",
+                    f"{prompt.file}:{prompt.line} 有 {len(prompt.ids)} 个词元"
+                    + (f"，之前另有 {before} 个虚拟词元" if before else "")
+                    + f"：{base.context_text}，放不下另外 {tokens} 个。",
+                ),
+                say("Shorten the prompt, or lower max_tokens.", "请缩短提示，或减小 max_tokens。"),
+            )
 
 
 def _column(path: str | Path, names: Sequence[str], given: Mapping[str, str]) -> str:

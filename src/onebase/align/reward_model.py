@@ -84,7 +84,7 @@ def train_reward(
     source = load_rows(job, ("pairs", "ratings"))
     begun = begin_from(job, base, workspace, max_tokens=options.max_tokens, bare=source.bare)
     begun.adapter.head = ScalarHead(base.shape.hidden).to(base.device)
-    data = preference_data(job, source, begun.template, options.held_out, alone=True)
+    data = preference_data(job, base, source, begun, options.held_out, alone=True)
     trainee = Trainee(
         base,
         begun.adapter,

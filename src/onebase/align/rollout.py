@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from onebase.adapters.adapter import Adapter
 from onebase.align.answers import Answered
 from onebase.align.rewards import Prompt
+from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.generation import Batch, Stream
 from onebase.engine.sampling import Sampling
-from onebase.errors import DataError
-from onebase.language import say
 from onebase.model.base import Base
+from onebase.model.ends import end_tokens
 
 POLICY = "policy"
 SLOTS = 64
@@ -19,7 +19,8 @@ SLOTS = 64
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to a prompt: its tokens, with the end token where it `ended`, and its text.
+    """One answer to a prompt: its tokens, with the end that it came to where it `ended` (a token, or
+    a text of the template's), and its text without that end.
     `logprobs` and `entropies` (nats) are those of the policy at every token of the answer.
     """
 
@@ -32,13 +33,19 @@ class Rollout:
 
 
 def roll_out(
-    base: Base, policy: Adapter, prompts: Sequence[Prompt], sampling: Sampling
+    base: Base,
+    policy: Adapter,
+    template: Template,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
 ) -> list[Rollout]:
-    """An answer to each prompt, drawn from the policy as it is now. With a seed, the draws depend on
-    it and the prompt's place alone.
+    """An answer to each prompt, drawn from the policy as it is now, which ends where training by
+    `template` taught it. With a seed, the draws depend on it and the prompt's place alone.
     """
     mode = policy.training
-    batch = Batch(base, {POLICY: compiled(base, policy)}, slots=SLOTS)
+    ends = end_tokens(base, template)
+    batch = Batch(base, {POLICY: compiled(base, policy)}, slots=SLOTS, ends=ends)
+    sampling = sampling.model_copy(update={"stop": (*sampling.stop, *template.stops)})
     streams = []
     for index, prompt in enumerate(prompts):
         own = sampling
@@ -56,7 +63,7 @@ def roll_out(
             prompt,
             _tokens(stream),
             stream.text,
-            stream.ended_by is not None,
+            stream.finish_reason == "stop",
             tuple(stream.logprobs),
             tuple(stream.entropies),
         )
@@ -67,20 +74,3 @@ def roll_out(
 def _tokens(stream: Stream) -> Answered:
     end = () if stream.ended_by is None else (stream.ended_by,)
     return Answered(stream.prompt, (*stream.tokens, *end))
-
-
-def require_room(base: Base, prompts: Sequence[Prompt], tokens: int) -> None:
-    """Raise DataError where a prompt leaves no room for an answer of so many tokens."""
-    if base.context is None:
-        return
-    for prompt in prompts:
-        if len(prompt.ids) + tokens > base.context:
-            raise DataError(
-                say(
-                    f"{prompt.file}:{prompt.line} has {len(prompt.ids)} tokens: {base.name}'s "
-                    f"context of {base.context} has no room for {tokens} more.",
-                    f"{prompt.file}:{prompt.line} 有 {len(prompt.ids)} 个词元：{base.name} 的上下文"
-                    f"长度 {base.context} 放不下另外 {tokens} 个。",
-                ),
-                say("Shorten the prompt, or lower max_tokens.", "请缩短提示，或减小 max_tokens。"),
-            )

@@ -216,14 +216,16 @@ def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
 
 def preference_data(
     job: AlignJob,
+    base: Base,
     source: PreferenceSet,
-    template: Template,
+    begun: Beginning,
     fraction: float,
     *,
     alone: bool = False,
 ) -> PreferenceData:
     """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
-    answer may stand `alone`.
+    answer may stand `alone`. Raises UsageError for a row that is too long for the base's rotary
+    embedding.
     """
     if job.held_out is not None:
         held = load_preferences(job.held_out, kinds=(source.kind,), columns=job.columns)
@@ -236,7 +238,7 @@ def preference_data(
         return [
             PreferenceRow(
                 tuple(
-                    answered(template, row.example(index), alone=alone)
+                    answered(begun.template, row.example(index), alone=alone)
                     for index in range(len(row.answers))
                 ),
                 row.rating,
@@ -244,7 +246,10 @@ def preference_data(
             for row in data.rows
         ]
 
-    return PreferenceData(rows(train), rows(held), source)
+    found = PreferenceData(rows(train), rows(held), source)
+    texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
+    base.require_rotary(begun.adapter.before_text + max(map(len, texts), default=0))
+    return found
 
 
 def config_of(

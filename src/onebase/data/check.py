@@ -135,7 +135,8 @@ def _warnings(
     template: Template,
     nothing_learned: Sequence[Example],
 ) -> list[str]:
-    found = few_rows(len(examples)) + control_tokens(examples, template)
+    found = few_rows(len(examples)) + no_end(template)
+    found += control_tokens(examples, template) + ends_inside(examples, template)
     if labels and max(labels.values()) > _IMBALANCE * min(labels.values()):
         (most, many), *_, (least, few) = labels.most_common()
         found.append(
@@ -166,9 +167,27 @@ def few_rows(count: int) -> list[str]:
     ]
 
 
+def no_end(template: Template) -> list[str]:
+    """A warning where an answer has no end that could be learned."""
+    if template.ends or template.stops:
+        return []
+    return [
+        say(
+            "Nothing marks the end of an answer: the template writes nothing after it, and the "
+            "tokenizer has no end token. Where to stop is not learned: answers go on to max_tokens, "
+            "or to a stop text that is given with a request. (A tokenizer's end token is eos_token in "
+            "tokenizer_config.json.)",
+            "没有任何标记表示回答结束：模板在回答之后不写任何内容，分词器也没有结束标记。模型学不到在何处停止："
+            "回答会一直生成到 max_tokens，或遇到请求中给出的停止文本为止。（分词器的结束标记即 "
+            "tokenizer_config.json 中的 eos_token。）",
+        )
+    ]
+
+
 def control_tokens(examples: Sequence[Example], template: Template) -> list[str]:
-    """A warning for each special token that stands in a text."""
-    special = re.compile("|".join(map(re.escape, template.special_tokens)) or r"(?!)")
+    """A warning for each special token that stands in a text, and what becomes of it in answers."""
+    tokens = sorted(template.special_tokens, key=len, reverse=True)
+    special = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
     odd: dict[str, list[Example]] = {}
     for example in examples:
         for token in {token for turn in example.turns for token in special.findall(turn.content)}:
@@ -176,11 +195,42 @@ def control_tokens(examples: Sequence[Example], template: Template) -> list[str]
     return [
         say(
             f"The special token {token!r} stands in the content of {named_lines(where)}; "
-            "the model will read it as a control token.",
+            "the model will read it as a control token. ",
             f"{named_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
         )
+        + _in_answers(template.special_tokens[token], template)
         for token, where in sorted(odd.items())
     ]
+
+
+def _in_answers(token: int, template: Template) -> str:
+    """What becomes of a special token that the model writes."""
+    if token in template.ends:
+        return say("An answer ends where it writes this token.", "模型写出该标记时，回答即结束。")
+    if token in template.hidden:
+        return say("Answers are shown without it.", "回答中不显示该标记。")
+    return say("In answers it is shown as text.", "回答中会原样显示该标记。")
+
+
+def ends_inside(examples: Sequence[Example], template: Template) -> list[str]:
+    """A warning where an answer contains a text that ends answers."""
+    found = []
+    for stop in template.stops:
+        answers = [
+            example
+            for example in examples
+            if any(stop in turn.content for turn in example.turns if turn.role == "assistant")
+        ]
+        if answers:
+            found.append(
+                say(
+                    f"The template ends answers with {stop!r}, which also stands inside the answer of "
+                    f"{named_lines(answers)}: such an answer will stop there.",
+                    f"模板以 {stop!r} 结束回答，而{named_lines(answers)}的回答内部也含有它："
+                    "这样的回答会在该处停止。",
+                )
+            )
+    return found
 
 
 def no_room(examples: Sequence[Example], template: Template) -> list[str]:

@@ -5,7 +5,15 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from onebase.data.check import Spread, control_tokens, few_rows, named_lines, no_room
+from onebase.data.check import (
+    Spread,
+    control_tokens,
+    ends_inside,
+    few_rows,
+    named_lines,
+    no_end,
+    no_room,
+)
 from onebase.data.example import BadRow, Example
 from onebase.data.preferences import Kind, Preference, PreferenceSet
 from onebase.data.template import Rendered, Template
@@ -140,7 +148,8 @@ def _shown(answers: Sequence[Example], template: Template) -> str:
 def _warnings(kind: Kind, good: Sequence[_Read], template: Template) -> list[str]:
     examples = [example for read in good for example in read.examples]
     empty = [read.examples[0] for read in good if not all(read.lengths)]
-    found = few_rows(len(good)) + control_tokens(examples, template) + no_room(empty, template)
+    found = few_rows(len(good)) + no_end(template) + control_tokens(examples, template)
+    found += ends_inside(examples, template) + no_room(empty, template)
     if same := [
         read.examples[0]
         for read in good

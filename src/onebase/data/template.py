@@ -109,9 +109,9 @@ class Template:
         return ends_of(self._tokenizer, self._layout.ending)
 
     @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """The texts that the tokenizer reads as control tokens, wherever they stand."""
-        return tuple(sorted(special_tokens(self._tokenizer)))
+    def special_tokens(self) -> dict[str, int]:
+        """The texts that the tokenizer reads as control tokens, wherever they stand, and their ids."""
+        return special_tokens(self._tokenizer)
 
     def prompt(self, input: str | Sequence[Turn]) -> list[int]:
         """The token ids that generation starts from: an example's context, to the token.

@@ -49,14 +49,19 @@ class Batch:
     """The running batch. `step` adds a token to every sequence in it and lets the finished go."""
 
     def __init__(
-        self, base: Base, contributions: Mapping[str, Contribution], *, slots: int = 64
+        self,
+        base: Base,
+        contributions: Mapping[str, Contribution],
+        *,
+        slots: int = 64,
+        ends: frozenset[int] | None = None,
     ) -> None:
         self._base = base
         self._contributions = contributions
         self._cache = KVCache(base.shape, slots, base.device, base.embedding.weight.dtype)
         self._waiting: deque[Stream] = deque()
         self._running: list[Stream] = []
-        self._ends = end_tokens(base)
+        self._ends = end_tokens(base) if ends is None else ends
         self._end_ids = torch.tensor(sorted(self._ends), device=base.device)
         self._deltas: Deltas | None = None
 

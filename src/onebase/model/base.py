@@ -125,10 +125,10 @@ class Base:
     @property
     def context_text(self) -> str:
         """The context as a message names it: with the rope type, where that limits it."""
-        kind = f" (rope type {self.rotary.kind})" if self.rotary else ""
+        kind = self.rotary.kind if self.rotary else ""
         return say(
-            f"{self.name}'s context of {self.context}{kind}",
-            f"{self.name} 的上下文长度 {self.context}{kind}",
+            f"{self.name}'s context of {self.context}" + (f" (rope type {kind})" if kind else ""),
+            f"{self.name} 的上下文长度 {self.context}" + (f"（rope 类型 {kind}）" if kind else ""),
         )
 
     def require_rotary(self, tokens: int) -> None:

@@ -27,12 +27,13 @@ def hold_rotary(model: nn.Module) -> RotaryLimit | None:
     text they are right for, where there is a limit.
     """
     limits = []
+    module: Any
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, str) and _depends_on_length(kinds):
             limits.append(_limit(module, kinds, module.config.rope_parameters))
             _reset(module, "")
-            module.rope_type = "default"  # type: ignore[assignment]
+            module.rope_type = "default"
         elif isinstance(kinds, dict):
             for layers, kind in kinds.items():
                 if _depends_on_length(kind):

@@ -1,5 +1,6 @@
 """Who follows a race: the notes that become its ladder, and who is told what happens."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
 from onebase.training.record import Listener
 from onebase.training.space import Configuration
+
+_log = logging.getLogger("onebase")
 
 
 class RaceWatcher(Watcher, Protocol):
@@ -51,6 +54,8 @@ class Follower:
             self._watcher.judged(learner, record)
 
     def noted(self, text: str) -> None:
-        """Pass on to who listens."""
+        """Pass on to who listens, else to the log."""
         if isinstance(self._watcher, Listener):
             self._watcher.noted(text)
+        else:
+            _log.warning(text)

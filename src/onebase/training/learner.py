@@ -129,6 +129,9 @@ class Learner:
             leading=self.template.leading,
             placed=self.template.placed,
         )
+        rows = [*self.data.train, *self.data.held_out]
+        longest = max((len(row.ids) for row in rows), default=0)
+        self.base.require_rotary(self.adapter.before_text + longest)
         self.depth = self._depth()
         groups = parameter_groups(self.adapter, job)
         self.peaks = [float(group["lr"]) for group in groups]
@@ -146,8 +149,8 @@ class Learner:
         self.evaluations_since_best = 0
         self.first_loss: float | None = None
         self.steps_above = 0
-        rows = self.options.batch_size * self.options.accumulation
-        self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, rows, job.seed)
+        a_step = self.options.batch_size * self.options.accumulation
+        self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, a_step, job.seed)
 
     def _depth(self) -> int:
         """The layer at which its passes may begin; 0 where they can't, or shall not."""

@@ -13,6 +13,7 @@ import yaml
 from onebase.adapters.runs import Ending, Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
+from onebase.data.check import no_end
 from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
@@ -97,7 +98,13 @@ def race(
     workspace = workspace or Workspace()
     jobs = [entrant_job(job, item, options.epochs) for item in candidates]
     base = base or Base.load(precision=precision_for(jobs, None))
-    data = _data(replace(jobs[0], task=job.task), base, options)
+    template = Template(
+        base.tokenizer,
+        kind=job.template,
+        instruction=job.instruction,
+        max_tokens=options.max_tokens,
+    )
+    data = _data(replace(jobs[0], task=job.task), template)
     epochs = options.epochs if "epochs" in job.set else None
     choice = _Choice(Size.of(data, options.batch_size * options.accumulation), most, count, epochs)
     plan = choice.within(fits_tokens(budget.tokens) if budget.tokens else None)
@@ -117,6 +124,8 @@ def race(
         torch.manual_seed(job.seed)
         try:
             recorder.skipped(job.task, data.bad)
+            for text in no_end(template):
+                recorder.noted(text, task=job.task)
             course = Course(base, job, data, plan, recorder, follower, limits)
             end = _run(course, choice, limits, candidates, watcher)
             run.amend(_config(job, base, budget, course.plan, candidates))
@@ -184,14 +193,8 @@ def _run(
     return "finished"
 
 
-def _data(job: Job, base: Base, options: TrainOptions) -> TaskData:
+def _data(job: Job, template: Template) -> TaskData:
     """The rows that all configurations share. Raises UsageError where none are held out."""
-    template = Template(
-        base.tokenizer,
-        kind=job.template,
-        instruction=job.instruction,
-        max_tokens=options.max_tokens,
-    )
     data = task_data(job, template)
     if not data.held_out:
         raise _nothing_held_out()
