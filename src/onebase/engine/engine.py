@@ -162,9 +162,9 @@ class Engine:
         if room < 1:
             raise UsageError(
                 say(
-                    f"The prompt has {tokens} tokens, more than {self.base.name}'s context of "
-                    f"{context} leaves room for.",
-                    f"提示有 {tokens} 个词元，超出 {self.base.name} 的上下文长度 {context}。",
+                    f"The prompt has {tokens} tokens, more than {self.base.context_text} leaves room "
+                    "for.",
+                    f"提示有 {tokens} 个词元，超出 {self.base.context_text}。",
                 ),
                 say("Shorten the prompt.", "请缩短提示。"),
             )

@@ -1,0 +1,44 @@
+"""Training on a base whose rotary embedding changes with the longest text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import onebase
+from onebase.adapters.runs import RunStore
+from onebase.errors import UsageError
+from onebase.model.base import Base
+
+
+def write(folder: Path, words: int) -> Path:
+    file = folder / f"rows-{words}.jsonl"
+    items = [{"input": f"q{at}", "output": "x" * (words if at == 3 else 1)} for at in range(8)]
+    file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning-v2", "full"])
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_row_beyond_the_border_is_refused_before_anything_is_written(
+    kind: str, method: str, length_bound_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    workspace = onebase.Workspace(tmp_path / "w")
+    base = length_bound_base(kind)
+    settings: dict[str, object] = {"epochs": 1, "held_out": 0.25}
+    if method == "p-tuning-v2":
+        settings["virtual_tokens"] = 4
+    long = onebase.Job(
+        "t", write(tmp_path, 60), method, template="{input} ", set=settings | {"max_tokens": 64}
+    )
+    with pytest.raises(UsageError, match=f"type {kind}: beyond 40 tokens"):
+        onebase.train([long], base=base, workspace=workspace)
+    assert RunStore(workspace).list() == []
+    # Cut to what the base takes, it learns.
+    room = 36 if method == "p-tuning-v2" else 40
+    cut = onebase.Job(
+        "t", write(tmp_path, 60), method, template="{input} ", set=settings | {"max_tokens": room}
+    )
+    (stored,) = onebase.train([cut], base=base, workspace=workspace)
+    assert stored.version == 1
