@@ -11,6 +11,7 @@ from torch import Tensor
 from onebase.engine.request import Request
 from onebase.engine.sampler import Draw, Sampler
 from onebase.engine.sampling import Sampling
+from onebase.errors import UsageError
 
 VOCABULARY = 1000
 
@@ -178,7 +179,7 @@ def test_penalties_by_hand() -> None:
 
     def chosen(**settings: float) -> list[float]:
         row = np.array(logits, np.float32)
-        return Sampler()._processed(row, request(1, 1, 2, **said, **settings)).tolist()
+        return Sampler()._processed(row, request(1, 1, 2, **said, **settings), None).tolist()
 
     assert chosen(repetition_penalty=2.0) == pytest.approx([1.0, 0.95, -2.0, 0.5])
     assert chosen(frequency_penalty=0.5) == pytest.approx([2.0, 0.9, -1.5, 0.5])
@@ -242,6 +243,23 @@ def test_a_measured_request_is_measured_at_its_temperature(temperature: float) -
     assert drawn.policy_logprob == pytest.approx(float(expected[drawn.token]), abs=1e-5)
     entropy = float(-(expected.exp() * expected).sum())
     assert drawn.entropy == pytest.approx(entropy, abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"logprobs": 2}, {"top_p": 0.5}])
+def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(
+    settings: dict[str, Any],
+) -> None:
+    logits = random_logits(3)
+    logits[1] = torch.nan
+    first, broken, last = Sampler().sample(logits, [request(**settings) for _ in range(3)])
+    assert (broken.token, broken.error) == (-1, "the logits are not finite")
+    assert first.token >= 0 <= last.token
+    assert first.error == last.error == ""
+
+
+def test_a_bias_of_no_token_is_an_error_naming_it() -> None:
+    with pytest.raises(UsageError, match=r"logit_bias names the token 1000.*0 to 999"):
+        Sampler().admit(request(logit_bias={1000: 1.0}), VOCABULARY)
 
 
 def test_logits_of_any_type_are_taken() -> None:

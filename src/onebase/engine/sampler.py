@@ -1,5 +1,6 @@
 """The choice of each request's next token from its logits."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -8,16 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onebase.engine.constraint import ConstraintState
 from onebase.engine.distribution import (
     Floats,
     best,
     best_two,
     draw,
     draw_buffers,
+    forbid,
     penalize,
     spread,
 )
 from onebase.engine.request import Request
+from onebase.errors import UsageError
+from onebase.language import say
 
 _MAX_SCALE = 1e30  # a temperature below its inverse changes nothing: one token is left already
 
@@ -29,6 +34,9 @@ class Draw(NamedTuple):
     `top` has the best tokens there with theirs, best first. For a measured request,
     `policy_logprob` and `entropy` (nats) are those at the sampling's temperature, before anything
     is cut off.
+
+    `complete` says that the request's constraint lets nothing but an end follow. `error` says why no
+    token could be drawn; `token` is -1 then.
     """
 
     token: int
@@ -37,74 +45,114 @@ class Draw(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
     policy_logprob: float | None = None
     entropy: float | None = None
+    complete: bool = False
+    error: str = ""
 
 
 class Sampler:
     """Draws for any mix of requests. A row's outcome depends on that row and its request alone, bit
     for bit. Among equal logits the token with the lowest id is the best.
 
-    The order is vLLM's: bias, penalties, end tokens before `min_tokens`, temperature, min_p, top_k,
-    top_p.
+    The order is vLLM's: constraint, bias, penalties, temperature, min_p, top_k, top_p. End tokens are
+    left out before `min_tokens`, unless nothing else is left.
     """
 
     def __init__(self) -> None:
         self._said: WeakKeyDictionary[Request, _Said] = WeakKeyDictionary()
+        self._constraints: WeakKeyDictionary[Request, ConstraintState] = WeakKeyDictionary()
         self._buffers = draw_buffers(0)
+
+    def admit(self, request: Request, vocabulary: int) -> None:
+        """Get ready for a request whose logits will have `vocabulary` numbers. Without this call, it
+        happens at the first draw. Raises UsageError for a constraint or a bias that can't be applied.
+        """
+        beyond = [token for token in request.sampling.logit_bias if token >= vocabulary]
+        if beyond:
+            raise UsageError(
+                say(
+                    f"logit_bias names the token {beyond[0]}.",
+                    f"logit_bias 中的词元编号为 {beyond[0]}。",
+                ),
+                say(
+                    f"Use token ids from 0 to {vocabulary - 1}.",
+                    f"词元编号应在 0 到 {vocabulary - 1} 之间。",
+                ),
+            )
+        constraint = request.sampling.constraint
+        if constraint is not None and request not in self._constraints:
+            tokenizer = request.base.tokenizer
+            self._constraints[request] = ConstraintState(constraint, tokenizer, request.ends)
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Begin what the next draws need besides logits. To be called before the pass."""
+        for request in requests:
+            if request in self._constraints:
+                self._constraints[request].start()
 
     def sample(self, logits: Tensor, requests: Sequence[Request]) -> list[Draw]:
         """The next token of each request from its row of `logits`, [requests, vocabulary]."""
-        if logits.device.type != "cpu" and all(
-            _is_plain(request) and not _forbidden(request) for request in requests
-        ):
+        plain = [_is_plain(request) for request in requests]
+        if logits.device.type != "cpu" and all(plain):
             return _greedy_on_device(logits)
         rows: Floats = logits.detach().float().cpu().contiguous().numpy()
         tokens = np.empty(len(rows), np.int64)
         values = np.empty((len(rows), 2), np.float32)
         best_two(rows, tokens, values)
-        margins = (values[:, 0] - values[:, 1]).tolist()
         return [
-            Draw(token, margin)
-            if _is_plain(request) and token not in _forbidden(request)
-            else self._draw(row, float(top), request)
-            for row, token, margin, top, request in zip(
-                rows, tokens.tolist(), margins, values[:, 0], requests, strict=True
+            _checked(Draw(token, first - second), first)
+            if is_plain
+            else self._draw(row, first, request)
+            for row, token, (first, second), request, is_plain in zip(
+                rows, tokens.tolist(), values.tolist(), requests, plain, strict=True
             )
         ]
 
     def _draw(self, row: Floats, raw_best: float, request: Request) -> Draw:
         sampling = request.sampling
+        self.admit(request, len(row))
         if len(self._buffers[0]) != len(row):
             self._buffers = draw_buffers(len(row))
-        chosen_by = self._processed(row, request)
-        token, top, margin = _best(chosen_by)
+        constraint = self._constraints.get(request)
+        processed = self._processed(row, request, constraint)
+        if constraint is not None and constraint.error:
+            return Draw(-1, 0.0, error=constraint.error)
+        token, first, margin = _best(processed)
         if sampling.temperature > 0:
             random = float(torch.rand((), dtype=torch.float64, generator=request.generator))
             cut = (sampling.top_k, sampling.top_p, sampling.min_p)
             scale = min(1 / sampling.temperature, _MAX_SCALE)
-            drawn = draw(chosen_by, top, scale, cut, random, self._buffers)
-            token = drawn if drawn >= 0 else token
-        made = Draw(token, margin)
+            token = draw(processed, first, scale, cut, random, self._buffers)
+        drawn = _checked(Draw(token, margin), first)
+        if constraint is not None and not drawn.error:
+            constraint.advance(token)
+            drawn = drawn._replace(complete=constraint.complete)
+        if drawn.error:
+            return drawn
         if sampling.logprobs is not None:
             total = raw_best + spread(row, raw_best, 1.0)[0]
-            made = made._replace(
+            drawn = drawn._replace(
                 logprob=float(row[token]) - total, top=self._top(row, sampling.logprobs, total)
             )
         if request.measured:
             scale = min(1 / (sampling.temperature or 1.0), _MAX_SCALE)
             log_total, mean = spread(row, raw_best, scale)
-            made = made._replace(
+            drawn = drawn._replace(
                 policy_logprob=(float(row[token]) - raw_best) * scale - log_total,
                 entropy=log_total - mean,
             )
-        return made
+        return drawn
 
-    def _processed(self, row: Floats, request: Request) -> Floats:
+    def _processed(
+        self, row: Floats, request: Request, constraint: ConstraintState | None
+    ) -> Floats:
         """The logits that the choice is made by: `row` itself where nothing changes it."""
         sampling = request.sampling
-        forbidden = _forbidden(request)
-        if not (sampling.logit_bias or sampling.penalized or forbidden):
+        too_early = [end for end in _too_early(request) if end < len(row)]
+        if not (constraint or sampling.logit_bias or sampling.penalized or too_early):
             return row
         row = row.copy()
+        if constraint is not None:
+            forbid(row, constraint.mask())
         for token, bias in sampling.logit_bias.items():
             row[token] += np.float32(bias)
         if sampling.penalized:
@@ -120,8 +168,11 @@ class Sampler:
                 sampling.frequency_penalty,
                 sampling.presence_penalty,
             )
-        for token in forbidden:
-            row[token] = -np.inf
+        if too_early:
+            ends = row[too_early]
+            row[too_early] = -np.inf
+            if _best(row)[1] == -np.inf:
+                row[too_early] = ends
         return row
 
     def _top(self, row: Floats, count: int, total: float) -> tuple[tuple[int, float], ...]:
@@ -157,26 +208,36 @@ def _is_plain(request: Request) -> bool:
     return (
         sampling.temperature == 0
         and sampling.logprobs is None
+        and sampling.constraint is None
         and not (request.measured or sampling.penalized or sampling.logit_bias)
+        and not _too_early(request)
     )
 
 
-def _forbidden(request: Request) -> frozenset[int]:
+def _too_early(request: Request) -> list[int]:
     """The end tokens, as long as the answer is too short to end."""
     early = len(request.tokens) < request.sampling.min_tokens
-    return request.ends if early else frozenset()
+    return sorted(request.ends) if early else []
+
+
+def _checked(drawn: Draw, best_logit: float) -> Draw:
+    """`drawn`, or its error where no logit was finite: there is nothing to choose by."""
+    if math.isfinite(best_logit) and drawn.token >= 0:
+        return drawn
+    return Draw(-1, 0.0, error=say("the logits are not finite", "模型输出的 logits 不是有限值"))
 
 
 def _best(row: Floats) -> tuple[int, float, float]:
     """The best token of one row, its logit, and how far the second best is away."""
     token, values = np.empty(1, np.int64), np.empty((1, 2), np.float32)
     best_two(row[None], token, values)
-    return int(token[0]), float(values[0, 0]), float(values[0, 0] - values[0, 1])
+    first, second = values[0].tolist()
+    return int(token[0]), first, first - second
 
 
 def _greedy_on_device(logits: Tensor) -> list[Draw]:
     """The best tokens, without moving all logits from the device."""
     first, tokens = logits.max(-1)
     second = logits.scatter(1, tokens[:, None], -torch.inf).max(-1).values
-    margins = (first - second).tolist()
-    return [Draw(*pair) for pair in zip(tokens.tolist(), margins, strict=True)]
+    found = zip(tokens.tolist(), first.tolist(), second.tolist(), strict=True)
+    return [_checked(Draw(token, one - two), one) for token, one, two in found]
