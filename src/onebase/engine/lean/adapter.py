@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onebase.adapters.contribution import Contribution, LowRank, Scaling
 from onebase.adapters.lora import layer_of
 from onebase.engine.lean import plan
-from onebase.engine.lean.vector import padded
+from onebase.engine.lean.vector import BLOCK, padded
 from onebase.errors import UsageError
 from onebase.language import say
 
@@ -72,20 +73,13 @@ class LeanAdapter:
         if contribution.prefix is None:
             return []
         model, tokens = self._model, contribution.prefix_tokens
-        count = -(-tokens // model.block)
-        blocks = np.zeros(
-            (count, len(model.layers), 2, model.kv_heads, model.block, model.head_width), np.float32
-        )
-        for at, part in enumerate(contribution.prefix):
-            own = part.detach().float().numpy()  # [layers, kv_heads, tokens, head]
-            for number in range(count):
-                held = own[:, :, number * model.block : (number + 1) * model.block]
-                blocks[number, :, at, :, : held.shape[2], : model.head] = held
-        start, size = self._keep(blocks), blocks[0].nbytes
-        last = tokens - (count - 1) * model.block
-        return [
-            (start + at * size, model.block if at < count - 1 else last) for at in range(count)
-        ]
+        keys, values = (part.detach().float().numpy() for part in contribution.prefix)
+        blocks = []
+        for start in range(0, tokens, BLOCK):
+            held = slice(start, min(start + BLOCK, tokens))
+            block = packed(keys[:, :, held], values[:, :, held], model)
+            blocks.append((self._keep(block), held.stop - start))
+        return blocks
 
     def _low_rank(self, name: str, delta: LowRank) -> None:
         layer, modules = _place(name)
@@ -171,6 +165,31 @@ class LeanAdapter:
         self._kept.append(array)
         address: int = array.ctypes.data
         return address
+
+
+def packed(
+    keys: NDArray[np.float32], values: NDArray[np.float32], model: plan.Model
+) -> NDArray[np.float32]:
+    """A block of the KV cache: keys transposed, then values, [layers, 2, kv_heads, BLOCK * head_width].
+
+    `keys` and `values` are [layers, kv_heads, tokens, head], BLOCK tokens at most.
+    """
+    layers, heads, tokens, head = keys.shape
+    block = np.zeros((layers, 2, heads, BLOCK * model.head_width), np.float32)
+    transposed = block[:, 0].reshape(layers, heads, model.head_width, BLOCK)
+    transposed[:, :, :head, :tokens] = keys.transpose(0, 1, 3, 2)
+    block[:, 1].reshape(layers, heads, BLOCK, model.head_width)[:, :, :tokens, :head] = values
+    return block
+
+
+def unpacked(
+    block: NDArray[np.float32], model: plan.Model
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Keys and values of a block, each [layers, kv_heads, BLOCK, head]."""
+    layers, _, heads, _ = block.shape
+    keys = block[:, 0].reshape(layers, heads, model.head_width, BLOCK).transpose(0, 1, 3, 2)
+    values = block[:, 1].reshape(layers, heads, BLOCK, model.head_width)
+    return keys[..., : model.head], values[..., : model.head]
 
 
 def _place(name: str) -> tuple[int, tuple[int, ...]]:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebase.engine.lean import plan
-from onebase.engine.lean.vector import padded
+from onebase.engine.lean.vector import BLOCK, padded
 
 _RANKS = 64  # room for at least so many low-rank sums a thread
 
@@ -15,7 +15,7 @@ class StepBuffers:
     def __init__(self, model: plan.Model, threads: int) -> None:
         self._model = model
         self._threads = threads
-        self._rows = self._keys = self._ranks = 0
+        self._rows = self._keys = self._ranks = self._score_room = 0
         self._arrays: dict[str, NDArray[np.float32]] = {}
 
     def hidden(self, rows: int) -> NDArray[np.float32]:
@@ -48,7 +48,9 @@ class StepBuffers:
                 self._arrays[name] = np.zeros((self._rows, width), np.float32)
         if keys > self._keys:
             self._keys = max(keys, 2 * self._keys, 256)
-            room = padded(self._keys) + model.head_width
+            # Every block takes BLOCK places, though a prefix may fill it in part.
+            self._score_room = padded(self._keys + 2 * BLOCK)
+            room = 4 * self._score_room + padded(4 * model.head_width + 4)
             self._arrays["scores"] = np.zeros((threads, room), np.float32)
         if max(ranks, _RANKS) > self._ranks:
             self._ranks = max(ranks, _RANKS)
@@ -59,7 +61,8 @@ class StepBuffers:
         at = {name: int(array.ctypes.data) for name, array in self._arrays.items()}
         return plan.Buffers(
             **at,
-            score_room=self._arrays["scores"].shape[1],
+            score_room=self._score_room,
+            thread_room=self._arrays["scores"].shape[1],
             rank_room=self._arrays["ranks"].shape[1],
             logits=int(logits.ctypes.data),
         )

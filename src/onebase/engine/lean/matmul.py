@@ -27,15 +27,6 @@ def largest_activation(inputs: int) -> int:
     return min(32767, (2**31 - 1) // (127 * inputs))
 
 
-def _fetch(e: Emit, address: Any, count: int) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    name = "llvm.prefetch.p0"
-    fetch = e.b.module.globals.get(name) or ir.Function(e.b.module, kind, name)
-    for at in range(0, count, 64):
-        pointer = e.b.inttoptr(e.b.add(address, e.const(at)), I8.as_pointer())
-        e.b.call(fetch, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
 def _pairs(e: Emit, x: Any, w: Any) -> Any:
     """Products of 16-bit integers, neighbours added up in 32 bits."""
     half = ir.VectorType(I32, _INTS // 2)
@@ -69,7 +60,7 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
                 b.sext(e.load(b.add(at, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS))
                 for at in ws
             ]
-            _fetch(e, b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS)
+            e.fetch(b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS)
             new = []
             for row in range(rows):
                 inputs = e.load(e.at(xs[row], index, 2), ir.VectorType(I16, _INTS))
@@ -105,7 +96,7 @@ def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
         def body(index: Any, state: list[Any]) -> list[Any]:
             weights = [e.load(e.at(at, index, 4), e.floats) for at in ws]
             ahead = b.add(e.const(_AHEAD), b.mul(index, e.const(4 * outputs)))
-            _fetch(e, b.add(w, ahead), 4 * outputs * LANES)
+            e.fetch(b.add(w, ahead), 4 * outputs * LANES)
             new = []
             for row in range(rows):
                 inputs = e.load(e.at(xs[row], index, 4), e.floats)

@@ -23,7 +23,7 @@ WEIGHTS, SCALES, OUTPUTS, PLACE = range(4)
 DELTA_A, DELTA_B, RANK, FACTORS = range(4)
 # Columns of `Rows.rows`: the adapter (-1: none), the position, the sequence, and the block and slot of the KV
 # cache that the row's key and value go to.
-ADAPTER, POSITION, SEQUENCE, BLOCK, SLOT = range(5)
+ADAPTER, POSITION, SEQUENCE, BLOCK_AT, SLOT = range(5)
 
 
 class Model(NamedTuple):
@@ -42,7 +42,6 @@ class Model(NamedTuple):
     inner_width: int
     key_at: int  # where keys and values begin among a row's queries, keys and values
     value_at: int
-    block: int  # tokens in a block of the KV cache
     quantized: bool
     gelu: bool
     interleaved: bool  # rotary embedding of neighbours (GLM), not of halves
@@ -93,8 +92,9 @@ class Buffers(NamedTuple):
     attended: int  # [rows, attended_width]
     gate_up: int  # [rows, 2 * inner_width]
     branch: int  # [rows, hidden_width]
-    scores: int  # [threads, score_room]
+    scores: int  # [threads, thread_room]: four heads' scores, [4, score_room], and what they attend to
     score_room: int
+    thread_room: int
     ranks: int  # [threads, rank_room]
     rank_room: int
     logits: int  # [kept, vocabulary]

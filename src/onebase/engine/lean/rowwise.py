@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from onebase.engine.lean.vector import F32, I16, LANES, PAD, Emit, vector_function
+from onebase.engine.lean.vector import BLOCK, F32, I16, LANES, PAD, Emit, vector_function
 
 
 @vector_function("iii", "f")
@@ -224,19 +224,123 @@ def _columns(half: bool) -> Any:
 columns, half_columns = _columns(half=False), _columns(half=True)
 
 
-@vector_function("iiiiii")
-def weigh(e: Emit, p: Any, v: Any, stride: Any, count: Any, out: Any, width: Any) -> None:
-    """out += sum over j < count of p[j] v[j], j in order; rows of `v` are `stride` numbers apart."""
+def _scores(heads: int) -> Any:
+    """out[h, t] = scale * (q[h] . k[t]) for the BLOCK tokens of a block, whose keys lie transposed,
+    [width, BLOCK]. Each sum runs over the width in order. Query heads begin `width` numbers apart, their
+    scores `room`. The block at `ahead` is fetched meanwhile: blocks lie far apart.
+    """
 
-    def inner(key: Any, offsets: list[Any], state: list[Any]) -> list[Any]:
-        factor = e.splat(e.load(e.at(p, key, 4), F32))
-        start = e.b.mul(key, stride)
-        return [
-            e.fma(factor, e.load(e.at(v, e.b.add(start, offset), 4), e.floats), total)
-            for offset, total in zip(offsets, state, strict=True)
-        ]
+    @vector_function("iiiiifi")
+    def scores(
+        e: Emit, q: Any, k: Any, width: Any, out: Any, room: Any, scale: Any, ahead: Any
+    ) -> None:
+        parts = BLOCK // LANES
+        queries = [e.at(q, e.b.mul(e.const(head), width), 4) for head in range(heads)]
 
-    _together(e, out, inner, count, width)
+        def body(index: Any, state: list[Any]) -> list[Any]:
+            offset = e.b.mul(index, e.const(BLOCK))
+            e.fetch(e.at(ahead, offset, 4))
+            row = e.at(k, offset, 4)
+            keys = [e.load(e.at(row, e.const(part * LANES), 4), e.floats) for part in range(parts)]
+            new = []
+            for head in range(heads):
+                factor = e.splat(e.load(e.at(queries[head], index, 4), F32))
+                for part in range(parts):
+                    new.append(e.fma(factor, keys[part], state[head * parts + part]))
+            return new
+
+        state = e.loop(width, 1, body, [e.splat(0.0)] * (heads * parts))
+        for head in range(heads):
+            row = e.at(out, e.b.mul(e.const(head), room), 4)
+            for part in range(parts):
+                value = e.b.fmul(state[head * parts + part], e.splat(scale))
+                e.store(value, e.at(row, e.const(part * LANES), 4))
+
+    return scores
+
+
+scores_1, scores_2, scores_3, scores_4 = (_scores(heads) for heads in range(1, 5))
+
+
+def _weigh(heads: int) -> Any:
+    """out[h] += sum over t < count of p[h, t] v[t], t in order; values lie [tokens, width]. The heads' rows
+    of `p` begin `room` numbers apart, those of `out` `width`. The block at `ahead` is fetched meanwhile.
+    """
+
+    @vector_function("iiiiiii")
+    def weigh(
+        e: Emit, p: Any, room: Any, v: Any, count: Any, out: Any, width: Any, ahead: Any
+    ) -> None:
+        weights = [e.at(p, e.b.mul(e.const(head), room), 4) for head in range(heads)]
+        sums = [e.at(out, e.b.mul(e.const(head), width), 4) for head in range(heads)]
+
+        def body(index: Any, _: list[Any]) -> list[Any]:
+            offsets = [index, e.b.add(index, e.const(LANES))]
+            places = [e.at(own, offset, 4) for own in sums for offset in offsets]
+
+            def row(token: Any, state: list[Any]) -> list[Any]:
+                start = e.b.mul(token, width)
+                e.fetch(e.at(ahead, e.b.add(start, index), 4))
+                values = [e.load(e.at(v, e.b.add(start, at), 4), e.floats) for at in offsets]
+                new = []
+                for head in range(heads):
+                    factor = e.splat(e.load(e.at(weights[head], token, 4), F32))
+                    for part in range(2):
+                        new.append(e.fma(factor, values[part], state[2 * head + part]))
+                return new
+
+            final = e.loop(count, 1, row, [e.load(place, e.floats) for place in places])
+            for value, place in zip(final, places, strict=True):
+                e.store(value, place)
+            return []
+
+        e.loop(width, 2 * LANES, body)
+
+    return weigh
+
+
+weigh_1, weigh_2, weigh_3, weigh_4 = (_weigh(heads) for heads in range(1, 5))
+
+
+@vector_function("iii")
+def copy(e: Emit, x: Any, out: Any, n: Any) -> None:
+    """out = x; `n` is a multiple of the lanes."""
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        e.store(e.load(e.at(x, index, 4), e.floats), e.at(out, index, 4))
+        return []
+
+    e.loop(n, LANES, body)
+
+
+@vector_function("iif")
+def fill(e: Emit, x: Any, n: Any, value: Any) -> None:
+    """x = value."""
+    vector = e.splat(value)
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        e.store(vector, e.at(x, index, 4))
+        return []
+
+    e.loop(n, LANES, body)
+
+
+@vector_function("iiii")
+def rotate_halves(e: Emit, head: Any, cos: Any, sin: Any, half: Any) -> None:
+    """Rotary embedding (Su et al. 2021, eq. 34) of a head whose pairs are its two halves, in place; `half`
+    is a multiple of the lanes.
+    """
+    b = e.b
+
+    def body(index: Any, _: list[Any]) -> list[Any]:
+        first, second = e.at(head, index, 4), e.at(head, b.add(index, half), 4)
+        x, y = e.load(first, e.floats), e.load(second, e.floats)
+        c, s = e.load(e.at(cos, index, 4), e.floats), e.load(e.at(sin, index, 4), e.floats)
+        e.store(b.fsub(b.fmul(x, c), b.fmul(y, s)), first)
+        e.store(b.fadd(b.fmul(y, c), b.fmul(x, s)), second)
+        return []
+
+    e.loop(half, LANES, body)
 
 
 @vector_function("ii", "f")

@@ -14,12 +14,12 @@ from torch import Tensor
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.forward import PROVEN
 from onebase.engine.lean import plan, step
-from onebase.engine.lean.adapter import LeanAdapter
+from onebase.engine.lean.adapter import LeanAdapter, unpacked
 from onebase.engine.lean.blocks import BlockPool, BlockTable
 from onebase.engine.lean.buffers import StepBuffers
 from onebase.engine.lean.team import Team
-from onebase.engine.lean.vector import AVX2, AVX512
-from onebase.engine.lean.weights import BLOCK, LeanWeights, refusal
+from onebase.engine.lean.vector import AVX2, AVX512, BLOCK
+from onebase.engine.lean.weights import LeanWeights, refusal
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
 from onebase.model.base import Base
@@ -138,11 +138,14 @@ class LeanRunner:
         self._pool.extend(table, tokens)
         sequence = _Sequence(adapter, None, table)
         self._through([_Work(sequence, 0, (0,) * tokens, 0, virtual.detach().float())])
-        shape = (len(model.layers), 2, model.kv_heads, BLOCK, model.head_width)
-        blocks = [self._pool.read(block, shape) for block in table.blocks]
-        whole = np.concatenate(blocks, axis=3)[:, :, :, :tokens, : model.head].copy()
+        shape = (len(model.layers), 2, model.kv_heads, BLOCK * model.head_width)
+        pieces = [unpacked(self._pool.read(block, shape), model) for block in table.blocks]
         self._pool.close(table)
-        return torch.from_numpy(whole[:, 0].copy()), torch.from_numpy(whole[:, 1].copy())
+        keys, values = (
+            torch.from_numpy(np.concatenate([pair[at] for pair in pieces], axis=2)[:, :, :tokens].copy())
+            for at in range(2)
+        )
+        return keys, values
 
     def stats(self) -> dict[str, int]:
         """Numbers to watch, in tokens and bytes."""

@@ -13,7 +13,7 @@ from onebase.engine.lean import rowwise as r
 from onebase.engine.lean.jit import compiled, compiled_and_kept
 from onebase.engine.lean.matmul import product
 from onebase.engine.lean.team import claim, done, wait
-from onebase.engine.lean.vector import PAD
+from onebase.engine.lean.vector import BLOCK, LANES, PAD
 
 _NOTHING = np.float32(-3.0e38)  # a score whose exponential is 0
 
@@ -98,29 +98,32 @@ def _norm(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, norm: int,
 
 
 @compiled
-def _rotate(head: int, cos: Any, sin: Any, half: int, interleaved: bool) -> None:
-    """Rotary embedding of one head in place (Su et al. 2021, eq. 34)."""
-    for index in range(half):
-        first = 2 * index if interleaved else index
-        second = first + 1 if interleaved else index + half
-        x, y = r.read(head, first), r.read(head, second)
-        r.write(head, first, x * cos[index] - y * sin[index])
-        r.write(head, second, y * cos[index] + x * sin[index])
-
-
-@compiled
 def _head(m: Any, source: int, target: int, norm: int, cos: Any, sin: Any) -> None:
-    """A head of a query or key to `target`: normed where the base norms it, and rotated."""
-    for index in range(m.head):
-        r.write(target, index, r.read(source, index))
+    """A head of a query or key to `target`: normed where the base norms it, and rotated (Su et al. 2021)."""
+    if m.head % LANES == 0:
+        r.copy(source, target, m.head)
+    else:
+        for index in range(m.head):
+            r.write(target, index, r.read(source, index))
     if norm != 0:
         inverse = _inverse_length(target, m.head, m.head_width, m.epsilon)
         r.scaled(target, norm, inverse, target, m.head_width)
-    _rotate(target, cos, sin, m.rotary // 2, m.interleaved)
+    half = m.rotary // 2
+    if half % LANES == 0 and not m.interleaved:
+        r.rotate_halves(target, cos.ctypes.data, sin.ctypes.data, half)
+        return
+    for index in range(half):
+        first = 2 * index if m.interleaved else index
+        second = first + 1 if m.interleaved else index + half
+        x, y = r.read(target, first), r.read(target, second)
+        r.write(target, first, x * cos[index] - y * sin[index])
+        r.write(target, second, y * cos[index] + x * sin[index])
 
 
 @compiled
-def _keys_and_values(m: Any, a: Any, b: Any, rows: Any, layer: int, row: int, ranks: int) -> None:
+def _keys_and_values(
+    m: Any, a: Any, b: Any, rows: Any, layer: int, row: int, ranks: int, single: int
+) -> None:
     """Finish a row's query, key and value: deltas, biases, norms, rotation; key and value to the cache."""
     own, adapter = m.layers[layer], rows[row, p.ADAPTER]
     at, x = b.qkv + 4 * row * m.qkv_width, b.normed + 4 * row * m.hidden_width
@@ -137,63 +140,103 @@ def _keys_and_values(m: Any, a: Any, b: Any, rows: Any, layer: int, row: int, ra
     query = b.query + 4 * row * m.heads * m.head_width
     for head in range(m.heads):
         _head(m, at + 4 * head * m.head, query + 4 * head * m.head_width, own[p.QUERY_NORM], cos, sin)
-    # A block holds [layers, keys and values, heads, tokens, head_width].
-    part = 4 * m.block * m.head_width
-    cached = rows[row, p.BLOCK] + part * m.kv_heads * 2 * layer + 4 * rows[row, p.SLOT] * m.head_width
+    # A block holds [layers, keys and values, heads]: keys as [head_width, BLOCK], values the other way round.
+    part = 4 * BLOCK * m.head_width
+    cached = rows[row, p.BLOCK_AT] + part * m.kv_heads * 2 * layer
+    slot = rows[row, p.SLOT]
     for head in range(m.kv_heads):
-        key, value = cached + part * head, cached + part * (m.kv_heads + head)
-        _head(m, at + 4 * (m.key_at + head * m.head), key, own[p.KEY_NORM], cos, sin)
+        key, value = cached + part * head, cached + part * (m.kv_heads + head) + 4 * slot * m.head_width
+        r.fill(single, m.head_width, np.float32(0.0))
+        _head(m, at + 4 * (m.key_at + head * m.head), single, own[p.KEY_NORM], cos, sin)
+        for index in range(m.head):
+            r.write(key, index * BLOCK + slot, r.read(single, index))
         source = at + 4 * (m.value_at + head * m.head)
         for index in range(m.head):
             r.write(value, index, r.read(source, index))
 
 
 @compiled
-def _attend(
-    m: Any, s: Any, query: int, layer: int, head: int, sequence: int, low: int, high: int, scores: int, out: int
+def _scores(m: Any, heads: int, query: int, keys: int, out: int, room: int, ahead: int) -> None:
+    """Scores of some query heads, 4 at most, over one block."""
+    scale, width = np.float32(m.attention_scale), m.head_width
+    if heads == 4:
+        r.scores_4(query, keys, width, out, room, scale, ahead)
+    elif heads == 3:
+        r.scores_3(query, keys, width, out, room, scale, ahead)
+    elif heads == 2:
+        r.scores_2(query, keys, width, out, room, scale, ahead)
+    else:
+        r.scores_1(query, keys, width, out, room, scale, ahead)
+
+
+@compiled
+def _weigh(
+    m: Any, heads: int, weights: int, room: int, values: int, tokens: int, out: int, ahead: int
 ) -> None:
-    """One query head over the keys from `low` to `high` of its sequence: softmax attention."""
+    """Add a block's values by the weights of some query heads, 4 at most."""
     width = m.head_width
-    part = 4 * m.block * width
+    if heads == 4:
+        r.weigh_4(weights, room, values, tokens, out, width, ahead)
+    elif heads == 3:
+        r.weigh_3(weights, room, values, tokens, out, width, ahead)
+    elif heads == 2:
+        r.weigh_2(weights, room, values, tokens, out, width, ahead)
+    else:
+        r.weigh_1(weights, room, values, tokens, out, width, ahead)
+
+
+@compiled
+def _attend(
+    m: Any, s: Any, heads: int, query: int, layer: int, head: int, sequence: int, low: int, high: int,
+    scores: int, room: int, out: int,
+) -> None:  # fmt: skip
+    """Softmax attention of some query heads that share key head `head`, over the keys from `low` to `high` of
+    their sequence. Blocks before `low` are left out.
+    """
+    width = m.head_width
+    part = 4 * BLOCK * width
     keys = part * (m.kv_heads * 2 * layer + head)
-    scale = np.float32(m.attention_scale)
-    key, count = 0, 0
-    for entry in range(s.starts[sequence], s.starts[sequence + 1]):
+    first, last = s.starts[sequence], s.starts[sequence + 1]
+    at, key = 0, 0
+    begin = first
+    for entry in range(first, last):
         held = s.entries[entry, 1]
-        begin, end = max(low - key, 0), min(high - key, held)
-        key += held
-        if begin < end:
-            address = s.entries[entry, 0] + keys
-            whole = begin + (end - begin) // 4 * 4
-            for at in range(begin, whole, 4):
-                r.dots_4(query, address + 4 * at * width, width, width, scores + 4 * count, scale)
-                count += 4
-            for at in range(whole, end):
-                r.dots_1(query, address + 4 * at * width, width, width, scores + 4 * count, scale)
-                count += 1
+        if key + held <= low:
+            key += held
+            begin = entry + 1
+            continue
         if key >= high:
+            last = entry
             break
-    filled = (count + PAD - 1) // PAD * PAD
-    for at in range(count, filled):
-        r.write(scores, at, _NOTHING)
-    total = r.exponentials(scores, r.maximum(scores, filled), filled)
-    for at in range(width):
-        r.write(out, at, np.float32(0.0))
+        ahead = s.entries[min(entry + 1, last - 1), 0] + keys
+        _scores(m, heads, query, s.entries[entry, 0] + keys, scores + 4 * at, room, ahead)
+        if key < low or key + held > high or held < BLOCK:
+            for slot in range(BLOCK):
+                if slot >= held or key + slot < low or key + slot >= high:
+                    for number in range(heads):
+                        r.write(scores, number * room + at + slot, _NOTHING)
+        key += held
+        at += BLOCK
+    filled = (at + PAD - 1) // PAD * PAD
+    for number in range(heads):
+        own = scores + 4 * number * room
+        for slot in range(at, filled):
+            r.write(own, slot, _NOTHING)
+        total = r.exponentials(own, r.maximum(own, filled), filled)
+        r.write(out, heads * width + number, np.float32(1.0) / total)
+    r.fill(out, heads * width, np.float32(0.0))
     values = keys + part * m.kv_heads
-    key, count = 0, 0
-    for entry in range(s.starts[sequence], s.starts[sequence + 1]):
+    at = 0
+    for entry in range(begin, last):
+        # Behind the last token that is seen a block may hold anything.
         held = s.entries[entry, 1]
-        begin, end = max(low - key, 0), min(high - key, held)
-        key += held
-        if begin < end:
-            address = s.entries[entry, 0] + values + 4 * begin * width
-            r.weigh(scores + 4 * count, address, width, end - begin, out, width)
-            count += end - begin
-        if key >= high:
-            break
-    inverse = np.float32(1.0) / total
-    for at in range(width):
-        r.write(out, at, r.read(out, at) * inverse)
+        ahead = s.entries[min(entry + 1, last - 1), 0] + values
+        _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, held, out, ahead)
+        at += BLOCK
+    for number in range(heads):
+        inverse = r.read(out, heads * width + number)
+        for index in range(m.head):
+            r.write(out, number * width + index, r.read(out, number * width + index) * inverse)
 
 
 @compiled
@@ -207,14 +250,16 @@ def _attention(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, 
     if window > 0:
         low = max(low, high - window)
     group = m.heads // m.kv_heads
-    for number in range(head * group, (head + 1) * group):
+    own = scores + 16 * b.score_room  # behind four heads' scores
+    for number in range(head * group, (head + 1) * group, 4):
+        heads = min(4, (head + 1) * group - number)
         query = b.query + 4 * (row * m.heads + number) * m.head_width
-        # Behind the scores there is room for one head's sum.
-        own = scores + 4 * (b.score_room - m.head_width)
-        _attend(m, s, query, layer, head, sequence, low, high, scores, own)
-        target = b.attended + 4 * (row * m.attended_width + number * m.head)
-        for index in range(m.head):
-            r.write(target, index, r.read(own, index))
+        _attend(m, s, heads, query, layer, head, sequence, low, high, scores, b.score_room, own)
+        for index in range(heads):
+            source = own + 4 * index * m.head_width
+            target = b.attended + 4 * (row * m.attended_width + (number + index) * m.head)
+            for place in range(m.head):
+                r.write(target, place, r.read(source, place))
 
 
 @compiled
@@ -264,7 +309,7 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
     """
     rows = s.rows
     count, kept = len(rows), len(s.keep)
-    scores, ranks = b.scores + 4 * thread * b.score_room, b.ranks + 4 * thread * b.rank_room
+    scores, ranks = b.scores + 4 * thread * b.thread_room, b.ranks + 4 * thread * b.rank_room
     last = len(m.layers) - 1
     phase = 0
     for layer in range(last + 1):
@@ -290,7 +335,7 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
             row = claim(counters, phase, count)
             if row < 0:
                 break
-            _keys_and_values(m, a, b, rows, layer, row, ranks)
+            _keys_and_values(m, a, b, rows, layer, row, ranks, scores)
             done(counters, phase)
         wait(counters, phase, count)
         phase += 1

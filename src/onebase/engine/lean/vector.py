@@ -30,6 +30,7 @@ AVX2 = "avx2" in FEATURES
 # Floats in a vector register. Rows of buffers are padded to PAD numbers, so that loops need no tail.
 LANES = 16 if AVX512 else 8 if AVX2 else 4
 PAD = 32
+BLOCK = 16  # tokens in a block of the KV cache: a multiple of the lanes
 
 
 def padded(count: int) -> int:
@@ -68,6 +69,16 @@ class Emit:
     def store(self, value: Any, address: Any) -> None:
         stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         stored.align = 1
+
+    def fetch(self, address: Any, count: int = 64) -> None:
+        """Have `count` bytes brought to the cache, which may lie anywhere."""
+        pointer, hint = I8.as_pointer(), (0, 3, 1)  # to read, into all caches, data
+        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        name = "llvm.prefetch.p0"
+        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        for at in range(0, count, 64):
+            place = self.b.inttoptr(self.b.add(address, self.const(at)), pointer)
+            self.b.call(function, [place, *(ir.Constant(I32, value) for value in hint)])
 
     def splat(self, value: Any) -> Any:
         """A vector of one number, a Python float or an LLVM float."""

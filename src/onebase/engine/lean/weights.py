@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from onebase.engine.lean import plan
 from onebase.engine.lean.matmul import largest_activation
-from onebase.engine.lean.vector import PAD, padded
+from onebase.engine.lean.vector import BLOCK, PAD, padded
 from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
 from onebase.model.precision import Int8Linear
 
-BLOCK = 16  # tokens in a block of the KV cache
 _PANEL = 32768  # bytes of weights that are one piece of a product
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}
 _INTERLEAVED = {"glm", "glm4"}
@@ -95,7 +94,6 @@ class LeanWeights:
             inner_width=padded(inner),
             key_at=key_at,
             value_at=value_at,
-            block=BLOCK,
             quantized=self.quantized,
             gelu=_ACTIVATIONS[_activation(config)],
             interleaved=self._family in _INTERLEAVED,
