@@ -49,9 +49,9 @@ def texts_of(tokenizer: Tokenizer, ids: frozenset[int]) -> set[str]:
         ("<end_of_turn>", None, "<end_of_turn>", {"<end_of_turn>"}, ()),
         # Two tokens: the second is never reached.
         (
-            "<|im_end|><|endoftext|>",
+            "<|im_end|>\n<|endoftext|>",
             "<|endoftext|>",
-            "<|im_end|><|endoftext|>",
+            "<|im_end|>",
             {"<|im_end|>", "<|endoftext|>"},
             (),
         ),
@@ -101,8 +101,13 @@ def test_what_is_learned_as_the_end_is_what_ends(
     assert tokenizer.decode(answer) == "a" + learned
 
 
-def test_earlier_answers_have_the_same_end(tokenizer_ending: Build) -> None:
-    marked = Template(tokenizer_ending("<end_of_turn>\n")).marked(example("q", "a", "q", "b"))
+@pytest.mark.parametrize(
+    "last", ["", "{% if loop.last and not add_generation_prompt %}<e>{% endif %}"]
+)
+def test_earlier_answers_have_the_same_end(tokenizer_ending: Build, last: str) -> None:
+    """Also where a conversation ends with a token of its own, as Phi-3's do."""
+    tokenizer = tokenizer_ending("<end_of_turn>\n" + last.replace("<e>", "<|endoftext|>"))
+    marked = Template(tokenizer).marked(example("q", "a", "q", "b"))
     assert marked.count("<end_of_turn>⟧") == 2
 
 

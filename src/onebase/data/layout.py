@@ -67,10 +67,11 @@ class ChatLayout:
         self._instruction: str | None = None  # nothing of the user's is in what is written
         self._eos: str = tokenizer.eos_token or ""
         self._takes_system = self._probe_system()
-        self.ending = _after_probe(self._render(_PROBED[:2], prompt=False))
-        ended = ending_token(tokenizer, self.ending) is not None
+        self._written_after = _after_probe(self._render(_PROBED[:2], prompt=False))
+        token = ending_token(tokenizer, self._written_after)
+        self.ending = "".join(token[:2]) if token else self._written_after
         # A special token at the end of the answer itself does not end it.
-        self._closing = (self.ending, *special_tokens(tokenizer)) if ended else (self._eos,)
+        self._closing = (self.ending, *special_tokens(tokenizer)) if token else (self._eos,)
         self.end = self._closed(self.ending).strip()
         self.written = self._probe()
         self._instruction = instruction
@@ -87,8 +88,7 @@ class ChatLayout:
                 continue
             before = self._render(turns[:index], prompt=True)
             after = self._render(turns[: index + 1], prompt=False)
-            # What a template writes after the end token, a newline as a rule, is not learned.
-            answer = after[len(before) :].rstrip()
+            answer = self._ended(after[len(before) :].rstrip())
             if not after.startswith(before) or not whole.startswith(before + answer):
                 return [Piece(whole, learned=False)]
             pieces += [Piece(before[at:], learned=False), Piece(answer, learned=True)]
@@ -100,7 +100,15 @@ class ChatLayout:
         before = self._render(turns, prompt=True)
         after = self._render([*turns, Turn("assistant", answer)], prompt=False)
         kept = after.startswith(before)
-        return self._closed(after[len(before) :].rstrip() if kept else answer + self.ending)
+        added = self._ended(after[len(before) :].rstrip()) if kept else answer + self.ending
+        return self._closed(added)
+
+    def _ended(self, added: str) -> str:
+        """`added` up to the end: what a template writes after its end token (a new line as a rule, and
+        Phi-3's a second token at the end of a conversation) is not learned.
+        """
+        after = self._written_after
+        return added.removesuffix(after) + self.ending if added.endswith(after) else added
 
     def _closed(self, added: str) -> str:
         """`added` with the tokenizer's end token, unless the template has ended it already."""
