@@ -33,19 +33,20 @@ class Admission:
     def admit(self, sequences: int) -> Iterator[None]:
         """A place for `sequences` while the block runs. Raises ApiError: 400, 429 or 503."""
         self.check_open()
-        limits = self._limits
-        if sequences > limits.choices:
+        places = self._limits.concurrent + self._limits.queue
+        most = min(self._limits.choices, places)
+        if sequences > most:
             raise ApiError(
                 400,
                 "too_many_choices",
                 say(
-                    f"The request asks for {sequences} answers; {limits.choices} are allowed.",
-                    f"该请求要求 {sequences} 个回答，上限为 {limits.choices}。",
+                    f"The request asks for {sequences} answers; {most} are allowed.",
+                    f"该请求要求 {sequences} 个回答，上限为 {most}。",
                 ),
                 say("Ask for fewer at a time.", "请减少每次请求的数量。"),
                 param="n",
             )
-        if self.sequences + sequences > limits.concurrent + limits.queue:
+        if self.sequences + sequences > places:
             raise ApiError(
                 429,
                 "queue_full",
