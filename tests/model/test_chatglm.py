@@ -31,6 +31,7 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import CorruptFileError
 from onebase.model.base import Base
 from onebase.model.chatglm_config import generation
+from onebase.model.ends import end_tokens
 from onebase.model.fetch import resolve
 from onebase.model.weights import read_model
 
@@ -264,6 +265,8 @@ def test_the_base_knows_its_shape_and_its_ends(write_chatglm: Write) -> None:
     assert base.model.generation_config.eos_token_id == [2]
     three = Base.load(str(write_chatglm(3, name="chatglm3")))
     assert three.model.generation_config.eos_token_id == [2, 426, 428]
+    assert end_tokens(base, Template(base.tokenizer)) == {2}
+    assert end_tokens(three, Template(three.tokenizer)) == {2, 426, 428}
 
 
 def test_one_fingerprint_whatever_the_form(write_chatglm: Write) -> None:

@@ -266,6 +266,19 @@ def test_other_templates_begin_with_the_prefix_too(tokenizer: ChatGLMTokenizer, 
     assert prompt.count(prompt[0]) == 1
 
 
+def test_its_end_and_what_its_layout_writes_are_hidden_from_answers(
+    tokenizer: ChatGLMTokenizer,
+) -> None:
+    template = Template(tokenizer)
+    assert template.ends == {2}
+    assert template.stops == ()
+    roles = (
+        ("<|system|>", "<|user|>", "<|assistant|>") if "<|user|>" in tokenizer.get_vocab() else ()
+    )
+    written = {2, tokenizer.pad_token_id, *tokenizer.prefix_tokens}
+    assert template.hidden == written | set(tokenizer.convert_tokens_to_ids(list(roles)))
+
+
 def test_a_long_example_is_cut(tokenizer: ChatGLMTokenizer) -> None:
     example = Example((Turn("user", "你好" * 200), Turn("assistant", "你好")), "a.jsonl", 1)
     rendered = Template(tokenizer, max_tokens=60).example(example)
