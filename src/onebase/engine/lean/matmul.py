@@ -57,15 +57,21 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
 
         def body(index: Any, state: list[Any]) -> list[Any]:
             weights = [
-                b.sext(e.load(b.add(at, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS))
+                b.sext(
+                    e.load(b.add(at, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS)
+                )
                 for at in ws
             ]
-            e.fetch(b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS)
+            e.fetch(
+                b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS
+            )
             new = []
             for row in range(rows):
                 inputs = e.load(e.at(xs[row], index, 2), ir.VectorType(I16, _INTS))
                 for output in range(outputs):
-                    new.append(b.add(state[row * outputs + output], _pairs(e, inputs, weights[output])))
+                    new.append(
+                        b.add(state[row * outputs + output], _pairs(e, inputs, weights[output]))
+                    )
             return new
 
         zero = ir.Constant(sums, [0] * (_INTS // 2))

@@ -92,7 +92,9 @@ class Buffers(NamedTuple):
     attended: int  # [rows, attended_width]
     gate_up: int  # [rows, 2 * inner_width]
     branch: int  # [rows, hidden_width]
-    scores: int  # [threads, thread_room]: four heads' scores, [4, score_room], and what they attend to
+    scores: (
+        int  # [threads, thread_room]: four heads' scores, [4, score_room], and what they attend to
+    )
     score_room: int
     thread_room: int
     ranks: int  # [threads, rank_room]

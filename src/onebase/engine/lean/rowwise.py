@@ -15,7 +15,11 @@ def dot(e: Emit, x: Any, y: Any, n: Any) -> Any:
     """The inner product of two rows."""
 
     def body(index: Any, state: list[Any]) -> list[Any]:
-        return [e.fma(e.load(e.at(x, index, 4), e.floats), e.load(e.at(y, index, 4), e.floats), state[0])]
+        return [
+            e.fma(
+                e.load(e.at(x, index, 4), e.floats), e.load(e.at(y, index, 4), e.floats), state[0]
+            )
+        ]
 
     return e.summed(e.loop(n, LANES, body, [e.splat(0.0)])[0])
 

@@ -142,7 +142,9 @@ class LeanRunner:
         pieces = [unpacked(self._pool.read(block, shape), model) for block in table.blocks]
         self._pool.close(table)
         keys, values = (
-            torch.from_numpy(np.concatenate([pair[at] for pair in pieces], axis=2)[:, :, :tokens].copy())
+            torch.from_numpy(
+                np.concatenate([pair[at] for pair in pieces], axis=2)[:, :, :tokens].copy()
+            )
             for at in range(2)
         )
         return keys, values
@@ -172,7 +174,9 @@ class LeanRunner:
         """What tells the adapters of one request from others, for keys and values to be reused."""
         if tasks not in self._roots:
             names = [
-                task.hash if task.hash or task.contribution is NOTHING else f"-{next(self._unnamed)}"
+                task.hash
+                if task.hash or task.contribution is NOTHING
+                else f"-{next(self._unnamed)}"
                 for task in tasks
             ]
             self._roots[tasks] = hashlib.sha256("\n".join(names).encode()).digest()
@@ -226,8 +230,12 @@ class LeanRunner:
         own = list(adapters.values())
         tables = plan.Adapters(
             half=self.weights.quantized,
-            deltas=_stacked([adapter.deltas for adapter in own], model, (plan.MODULES, 4), np.int64),
-            scales=_stacked([adapter.scales for adapter in own], model, (plan.MODULES,), np.float32),
+            deltas=_stacked(
+                [adapter.deltas for adapter in own], model, (plan.MODULES, 4), np.int64
+            ),
+            scales=_stacked(
+                [adapter.scales for adapter in own], model, (plan.MODULES,), np.float32
+            ),
             inputs=_stacked([adapter.inputs for adapter in own], model, (4,), np.int64),
             unseen=_stacked([adapter.unseen for adapter in own], model, (), np.int64),
         )

@@ -41,7 +41,15 @@ def _enter(m: Any, b: Any, row: int, x: int, width: int, top: int) -> None:
 
 @compiled
 def _change(
-    a: Any, adapter: int, layer: int, module: int, x: int, width: int, out: int, outputs: int, ranks: int
+    a: Any,
+    adapter: int,
+    layer: int,
+    module: int,
+    x: int,
+    width: int,
+    out: int,
+    outputs: int,
+    ranks: int,
 ) -> None:
     """out = out * factors + scale b (a x): what an adapter changes in one module's output for one row."""
     own = a.deltas[adapter, layer, module]
@@ -68,7 +76,16 @@ def _change(
 
 @compiled
 def _join(
-    m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, module: int, x: int, width: int, ranks: int
+    m: Any,
+    a: Any,
+    b: Any,
+    adapter: int,
+    layer: int,
+    row: int,
+    module: int,
+    x: int,
+    width: int,
+    ranks: int,
 ) -> None:
     """Add what attention (`module` OUT) or the feed-forward (DOWN_PROJ) of a layer computed from `x` to the
     residual stream.
@@ -88,10 +105,14 @@ def _join(
 
 
 @compiled
-def _norm(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, norm: int, product_: int) -> None:
+def _norm(
+    m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, norm: int, product_: int
+) -> None:
     """The residual stream of a row, normed and ready for a product."""
     x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * row * m.hidden_width
-    r.scaled(x, norm, _inverse_length(x, m.hidden, m.hidden_width, m.epsilon), target, m.hidden_width)
+    r.scaled(
+        x, norm, _inverse_length(x, m.hidden, m.hidden_width, m.epsilon), target, m.hidden_width
+    )
     if adapter >= 0 and a.inputs[adapter, layer, product_] != 0:
         r.multiply(target, a.inputs[adapter, layer, product_], m.hidden_width)
     _enter(m, b, row, target, m.hidden_width, m.hidden_top)
@@ -139,13 +160,18 @@ def _keys_and_values(
     cos, sin = m.ropes[table, 0, position], m.ropes[table, 1, position]
     query = b.query + 4 * row * m.heads * m.head_width
     for head in range(m.heads):
-        _head(m, at + 4 * head * m.head, query + 4 * head * m.head_width, own[p.QUERY_NORM], cos, sin)
+        _head(
+            m, at + 4 * head * m.head, query + 4 * head * m.head_width, own[p.QUERY_NORM], cos, sin
+        )
     # A block holds [layers, keys and values, heads]: keys as [head_width, BLOCK], values the other way round.
     part = 4 * BLOCK * m.head_width
     cached = rows[row, p.BLOCK_AT] + part * m.kv_heads * 2 * layer
     slot = rows[row, p.SLOT]
     for head in range(m.kv_heads):
-        key, value = cached + part * head, cached + part * (m.kv_heads + head) + 4 * slot * m.head_width
+        key, value = (
+            cached + part * head,
+            cached + part * (m.kv_heads + head) + 4 * slot * m.head_width,
+        )
         r.fill(single, m.head_width, np.float32(0.0))
         _head(m, at + 4 * (m.key_at + head * m.head), single, own[p.KEY_NORM], cos, sin)
         for index in range(m.head):
@@ -240,7 +266,9 @@ def _attend(
 
 
 @compiled
-def _attention(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scores: int) -> None:
+def _attention(
+    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scores: int
+) -> None:
     """The query heads of one row that share a key head; what they attend to goes beside each other."""
     rows = s.rows
     adapter, sequence = rows[row, p.ADAPTER], rows[row, p.SEQUENCE]

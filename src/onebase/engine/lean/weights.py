@@ -61,8 +61,12 @@ class LeanWeights:
             self._norms(layers[at], layer)
             qkv = _qkv(layer, heads, keys)
             gate_up = _gate_up(layer, inner)
-            layers[at, plan.BIAS_QKV] = self._bias(qkv, (0, key_at, value_at), value_at + padded(keys))
-            layers[at, plan.BIAS_GATE_UP] = self._bias(gate_up, (0, padded(inner)), 2 * padded(inner))
+            layers[at, plan.BIAS_QKV] = self._bias(
+                qkv, (0, key_at, value_at), value_at + padded(keys)
+            )
+            layers[at, plan.BIAS_GATE_UP] = self._bias(
+                gate_up, (0, padded(inner)), 2 * padded(inner)
+            )
             out, down = _part(layer.self_attn.o_proj), _part(layer.mlp.down_proj)
             layers[at, plan.BIAS_OUT] = self._bias([out], (0,), padded(shape.hidden))
             layers[at, plan.BIAS_DOWN] = self._bias([down], (0,), padded(shape.hidden))
@@ -106,7 +110,9 @@ class LeanWeights:
             layers=layers,
             panels=panels,
             counts=np.array(counts, np.int64),
-            head_panels=np.array(self._panels([_part(base.model.get_output_embeddings())], (0,)), np.int64),
+            head_panels=np.array(
+                self._panels([_part(base.model.get_output_embeddings())], (0,)), np.int64
+            ),
             final_norm=norm[0],
             ropes=self._ropes(1024),
         )
@@ -178,12 +184,16 @@ class LeanWeights:
                 wider[:, : weight.shape[1]] = weight
                 weight = wider
             start = self._keep(weight)
-            scales = 0 if part.scale is None else self._keep(part.scale.float().flatten().contiguous())
+            scales = (
+                0 if part.scale is None else self._keep(part.scale.float().flatten().contiguous())
+            )
             row = weight.shape[1] * weight.element_size()
             step = max(12, _PANEL // row // 12 * 12)  # 12: no tile is left half empty
             for at in range(0, len(weight), step):
                 count = min(step, len(weight) - at)
-                panels.append((start + at * row, scales + 4 * at if scales else 0, count, place + at))
+                panels.append(
+                    (start + at * row, scales + 4 * at if scales else 0, count, place + at)
+                )
         return panels
 
     def _cosines(self, positions: int) -> list[Tensor]:

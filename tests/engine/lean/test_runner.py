@@ -1,0 +1,174 @@
+"""The lean pass: equal to the generic pass, and bit for bit the same whatever else is computed."""
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import Contribution, Scaling
+from onebase.adapters.methods import build_adapter
+from onebase.engine.compiled import compiled
+from onebase.engine.lean.runner import LeanRunner, supports
+from onebase.engine.request import Chunk, Request
+from onebase.engine.sampling import Sampling
+from onebase.errors import UsageError
+from onebase.model.base import Base
+from onebase.model.precision import choose
+from tests.engine.conftest import Twin
+from tests.engine.lean.conftest import Reader, Text, texts, through_the_generic_pass
+from tests.engine.test_composite import METHODS, PLACED, shaken
+from tests.engine.test_prefix_layers import VARIANTS
+
+TOLERANCE = 1e-4  # logits reach 5
+
+
+def test_every_method_in_one_batch_as_the_generic_pass(
+    base: Base, served: dict[str, Contribution]
+) -> None:
+    many = texts([*served, None, *served])
+    expected = through_the_generic_pass(base, served, many)
+    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(own - other).max() < TOLERANCE
+
+
+def test_every_method_as_peft(
+    base: Base, adapters: Mapping[str, Adapter], served: dict[str, Contribution],
+    twin_of: Callable[..., Twin],
+) -> None:  # fmt: skip
+    many = texts(list(served))
+    for own, text in zip(Reader(base, served).read(many), many, strict=True):
+        assert text.adapter is not None
+        twin = twin_of(adapters[text.adapter])
+        with torch.inference_mode():
+            logits = twin.model(input_ids=torch.tensor([text.ids])).logits[0, -len(text.ids) :]
+        assert np.abs(own - logits.numpy()).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_a_row_is_the_same_alone_and_in_any_company(
+    base: Base, served: dict[str, Contribution], precision: str
+) -> None:
+    base.hold_in(choose(precision, device="cpu", stored=torch.float32), "cpu")
+    chance = Random(3)
+    names = [chance.choice([*served, None]) for _ in range(24)]
+    many = texts(names, seed=1)
+    alone = [Reader(base, served, threads=1).read([text])[0] for text in many]
+    for threads in (1, 2):
+        for size in (1, 3, 16, 64):
+            together = Reader(base, served, threads=threads).read(many, lambda _, n=size: n)
+            for own, other in zip(alone, together, strict=True):
+                assert np.array_equal(own, other), (threads, size)
+        ragged = Reader(base, served, threads=threads)
+        for own, other in zip(
+            alone, ragged.read(many, lambda _: chance.randint(1, 20)), strict=True
+        ):
+            assert np.array_equal(own, other), threads
+
+
+def test_w8a8_is_the_base_with_its_weights_in_8_bits(
+    architecture: str, make_base: Callable[..., Base]
+) -> None:
+    quantized, plain = make_base(architecture), make_base(architecture)
+    quantized.hold_in(choose("w8a8", device="cpu", stored=torch.float32), "cpu")
+    with torch.no_grad():
+        for name in quantized.shape.linears:
+            restored = quantized.model.get_submodule(name).restored()
+            plain.model.get_submodule(name).weight.copy_(restored)
+        embedding = plain.model.get_input_embeddings()
+        embedding.weight.copy_(restored_rows(quantized.model.get_input_embeddings()))
+        head = plain.model.get_output_embeddings()
+        head.weight.copy_(quantized.model.get_output_embeddings().restored())
+    many = texts([None] * 4)
+    for own, other in zip(
+        Reader(quantized, {}).read(many), through_the_generic_pass(plain, {}, many), strict=True
+    ):
+        assert 0 < np.abs(own - other).max() < 3e-3  # what rounding activations adds
+
+
+def restored_rows(embedding: Any) -> torch.Tensor:
+    rows: torch.Tensor = embedding.weight.data * embedding.scale
+    return rows
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_several_methods_in_one_adapter(base: Base, method: str) -> None:
+    if "ia3" in method and base.model.config.model_type == "phi3":
+        pytest.skip("IA3 is refused on Phi 3")
+    served = {"it": compiled(base, shaken(base, method))}
+    many = texts(["it", None, "it"])
+    expected = through_the_generic_pass(base, served, many)
+    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(own - other).max() < TOLERANCE
+
+
+def test_placed_tokens_and_prefixes_of_some_layers(base: Base) -> None:
+    placed = shaken(base, "lora+p-tuning", leading=2, placed=3)
+    served = {"placed": compiled(base, placed)}
+    for name, (method, settings, _) in VARIANTS.items():
+        served[name] = compiled(base, build_adapter(base, method, settings, init_text="hi", seed=2))
+    many = [
+        Text("placed", tuple(PLACED)),
+        *texts(list(VARIANTS)),
+        Text("placed", tuple(PLACED[2:])),
+    ]
+    expected = through_the_generic_pass(base, served, many)
+    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(own - other).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", ["prompt-tuning-text", "p-tuning-mlp"])
+def test_compiled_prefix_is_that_of_the_generic_pass(
+    base: Base, make_adapter: Callable[[str], Adapter], variant: str
+) -> None:
+    adapter = make_adapter(variant)
+    with torch.no_grad():
+        own = LeanRunner(base, cache_bytes=1 << 22).compile(adapter.contribution())
+    expected = compiled(base, adapter).prefix
+    assert expected is not None
+    for part, other in zip(own, expected, strict=True):
+        assert part.shape == other.shape
+        assert (part - other).abs().max() < 1e-5
+
+
+def test_a_beginning_is_reused_bit_for_bit_and_by_its_adapter_alone(
+    make_base: Callable[..., Base],
+) -> None:
+    base = make_base("qwen3")
+    adapter = build_adapter(base, "lora", {"rank": 2}, init_text="hi", seed=2)
+    served = {"one": compiled(base, adapter), "two": compiled(base, shaken(base, "lora+ia3"))}
+    long = texts(["one"], seed=5, shortest=60)[0]
+    whole = Reader(base, served).read([long])[0]
+    reader = Reader(base, served)
+    reader.read([Text("one", long.ids[:50])])
+    for name, kept in (("one", 48), ("two", 0), (None, 0)):
+        task = reader.bare if name is None else reader.tasks[name]
+        request = Request((task,), long.ids, Sampling(), limit=1)
+        reader.runner.admit(request)
+        assert request.computed == kept
+        if kept:
+            rest = len(long.ids) - kept
+            logits = reader.runner.run([Chunk(request, rest, rest)]).numpy()
+            assert np.array_equal(logits, whole[kept:])
+        reader.runner.release(request)
+
+
+def test_inputs_scaled_for_one_of_several_readers_are_refused(
+    make_base: Callable[..., Base],
+) -> None:
+    base = make_base()
+    name = "model.layers.1.self_attn.k_proj"
+    alone = Contribution(scalings={name: Scaling(torch.full((32,), 2.0), on_inputs=True)})
+    with pytest.raises(UsageError, match="k_proj"):
+        Reader(base, {"it": alone}).read(texts(["it"]))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_other_precisions_keep_the_generic_pass(make_base: Callable[..., Base], kind: str) -> None:
+    base = make_base()
+    assert supports(base)
+    base.hold_in(choose(kind, device="cpu", stored=torch.float32), "cpu")
+    assert not supports(base)
