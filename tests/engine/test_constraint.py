@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentencepiece import SentencePieceTrainer
+from tests.conftest import tiny_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +22,6 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError
 from onebase.language import set_language
 from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
-from tests.conftest import tiny_tokenizer
 
 VOCABULARY = 320  # padded beyond the tokenizer's
 END = 2
