@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.engine.conftest import Twin
+from tests.engine.lean.conftest import Reader, Text, texts, through_the_generic_pass
+from tests.engine.test_composite import METHODS, PLACED, shaken
+from tests.engine.test_prefix_layers import VARIANTS
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution, Scaling
@@ -18,10 +22,6 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
-from tests.engine.conftest import Twin
-from tests.engine.lean.conftest import Reader, Text, texts, through_the_generic_pass
-from tests.engine.test_composite import METHODS, PLACED, shaken
-from tests.engine.test_prefix_layers import VARIANTS
 
 TOLERANCE = 1e-4  # logits reach 5
 

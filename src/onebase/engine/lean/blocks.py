@@ -50,7 +50,7 @@ class BlockPool:
         self._reserved = 0
 
     @property
-    def bytes(self) -> int:
+    def allocated(self) -> int:
         """What is allocated."""
         return sum(int(slab.nbytes) for slab in self._slabs)
 

@@ -42,5 +42,6 @@ def compiled_and_kept(function: Callable[..., Any]) -> Any:
     folder = cache_folder()
     if folder is None:
         return numba.njit(nogil=True)(function)
-    numba.config.CACHE_DIR = str(folder)
+    config: Any = numba.config  # its settings are made when it is imported
+    config.CACHE_DIR = str(folder)
     return numba.njit(nogil=True, cache=True)(function)

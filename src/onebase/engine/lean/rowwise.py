@@ -3,6 +3,7 @@
 Counts are multiples of PAD and at least PAD; addresses are of float32 unless said otherwise.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -181,7 +182,9 @@ dots_4, dots_1 = _dots(4, half=False), _dots(1, half=False)
 half_dots_4, half_dots_1 = _dots(4, half=True), _dots(1, half=True)
 
 
-def _together(e: Emit, at: Any, inner: Any, count: Any, n: Any) -> None:
+def _together(
+    e: Emit, at: Any, inner: Callable[[Any, list[Any], list[Any]], list[Any]], count: Any, n: Any
+) -> None:
     """For each vector of the `n` numbers at `at`: itself plus what `inner(row, index, sum)` adds for every
     row below `count`, in order. PAD numbers at a time, so that sums do not wait for each other.
     """

@@ -155,7 +155,7 @@ class LeanRunner:
             "cache_tokens_used": self._pool.used * BLOCK,
             "cache_tokens_kept": self._pool.cached * BLOCK,
             "cache_tokens_capacity": self._pool.capacity * BLOCK,
-            "cache_bytes": self._pool.bytes,
+            "cache_bytes": self._pool.allocated,
             "adapter_bytes": sum(adapter.bytes for adapter in self._adapters.values()),
             "weight_bytes": self.weights.bytes,
         }
@@ -202,7 +202,10 @@ class LeanRunner:
 
     def _step(self, works: Sequence[_Work], logits: NDArray[np.float32]) -> None:
         """Some rows, at most _ROWS, through the base."""
-        rows, entries, starts, keep = [], [], [0], []
+        rows: list[tuple[int, ...]] = []
+        entries: list[tuple[int, int]] = []
+        keep: list[int] = []
+        starts = [0]
         adapters: dict[int, LeanAdapter] = {}
         numbers: dict[int, int] = {}
         keys = ranks = 0

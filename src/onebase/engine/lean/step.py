@@ -10,12 +10,13 @@ import numpy as np
 
 from onebase.engine.lean import plan as p
 from onebase.engine.lean import rowwise as r
+from onebase.engine.lean.attention import attend
 from onebase.engine.lean.jit import compiled, compiled_and_kept
 from onebase.engine.lean.matmul import product
 from onebase.engine.lean.team import claim, done, wait
-from onebase.engine.lean.vector import BLOCK, LANES, PAD
+from onebase.engine.lean.vector import BLOCK, LANES
 
-_NOTHING = np.float32(-3.0e38)  # a score whose exponential is 0
+_PHASES = 10  # of a layer
 
 
 @compiled
@@ -182,115 +183,6 @@ def _keys_and_values(
 
 
 @compiled
-def _scores(m: Any, heads: int, query: int, keys: int, out: int, room: int, ahead: int) -> None:
-    """Scores of some query heads, 4 at most, over one block."""
-    scale, width = np.float32(m.attention_scale), m.head_width
-    if heads == 4:
-        r.scores_4(query, keys, width, out, room, scale, ahead)
-    elif heads == 3:
-        r.scores_3(query, keys, width, out, room, scale, ahead)
-    elif heads == 2:
-        r.scores_2(query, keys, width, out, room, scale, ahead)
-    else:
-        r.scores_1(query, keys, width, out, room, scale, ahead)
-
-
-@compiled
-def _weigh(
-    m: Any, heads: int, weights: int, room: int, values: int, tokens: int, out: int, ahead: int
-) -> None:
-    """Add a block's values by the weights of some query heads, 4 at most."""
-    width = m.head_width
-    if heads == 4:
-        r.weigh_4(weights, room, values, tokens, out, width, ahead)
-    elif heads == 3:
-        r.weigh_3(weights, room, values, tokens, out, width, ahead)
-    elif heads == 2:
-        r.weigh_2(weights, room, values, tokens, out, width, ahead)
-    else:
-        r.weigh_1(weights, room, values, tokens, out, width, ahead)
-
-
-@compiled
-def _attend(
-    m: Any, s: Any, heads: int, query: int, layer: int, head: int, sequence: int, low: int, high: int,
-    scores: int, room: int, out: int,
-) -> None:  # fmt: skip
-    """Softmax attention of some query heads that share key head `head`, over the keys from `low` to `high` of
-    their sequence. Blocks before `low` are left out.
-    """
-    width = m.head_width
-    part = 4 * BLOCK * width
-    keys = part * (m.kv_heads * 2 * layer + head)
-    first, last = s.starts[sequence], s.starts[sequence + 1]
-    at, key = 0, 0
-    begin = first
-    for entry in range(first, last):
-        held = s.entries[entry, 1]
-        if key + held <= low:
-            key += held
-            begin = entry + 1
-            continue
-        if key >= high:
-            last = entry
-            break
-        ahead = s.entries[min(entry + 1, last - 1), 0] + keys
-        _scores(m, heads, query, s.entries[entry, 0] + keys, scores + 4 * at, room, ahead)
-        if key < low or key + held > high or held < BLOCK:
-            for slot in range(BLOCK):
-                if slot >= held or key + slot < low or key + slot >= high:
-                    for number in range(heads):
-                        r.write(scores, number * room + at + slot, _NOTHING)
-        key += held
-        at += BLOCK
-    filled = (at + PAD - 1) // PAD * PAD
-    for number in range(heads):
-        own = scores + 4 * number * room
-        for slot in range(at, filled):
-            r.write(own, slot, _NOTHING)
-        total = r.exponentials(own, r.maximum(own, filled), filled)
-        r.write(out, heads * width + number, np.float32(1.0) / total)
-    r.fill(out, heads * width, np.float32(0.0))
-    values = keys + part * m.kv_heads
-    at = 0
-    for entry in range(begin, last):
-        # Behind the last token that is seen a block may hold anything.
-        held = s.entries[entry, 1]
-        ahead = s.entries[min(entry + 1, last - 1), 0] + values
-        _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, held, out, ahead)
-        at += BLOCK
-    for number in range(heads):
-        inverse = r.read(out, heads * width + number)
-        for index in range(m.head):
-            r.write(out, number * width + index, r.read(out, number * width + index) * inverse)
-
-
-@compiled
-def _attention(
-    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scores: int
-) -> None:
-    """The query heads of one row that share a key head; what they attend to goes beside each other."""
-    rows = s.rows
-    adapter, sequence = rows[row, p.ADAPTER], rows[row, p.SEQUENCE]
-    high = rows[row, p.POSITION] + 1
-    low = 0 if adapter < 0 else a.unseen[adapter, layer]
-    window = m.layers[layer, p.WINDOW]
-    if window > 0:
-        low = max(low, high - window)
-    group = m.heads // m.kv_heads
-    own = scores + 16 * b.score_room  # behind four heads' scores
-    for number in range(head * group, (head + 1) * group, 4):
-        heads = min(4, (head + 1) * group - number)
-        query = b.query + 4 * (row * m.heads + number) * m.head_width
-        _attend(m, s, heads, query, layer, head, sequence, low, high, scores, b.score_room, own)
-        for index in range(heads):
-            source = own + 4 * index * m.head_width
-            target = b.attended + 4 * (row * m.attended_width + (number + index) * m.head)
-            for place in range(m.head):
-                r.write(target, place, r.read(source, place))
-
-
-@compiled
 def _gate(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, ranks: int) -> None:
     """The inside of the feed-forward of a row: gate and up to what the down projection reads."""
     at, x = b.gate_up + 8 * row * m.inner_width, b.normed + 4 * row * m.hidden_width
@@ -329,117 +221,164 @@ def _panels(
     wait(counters, phase, count)
 
 
+@compiled
+def _begin_layer(
+    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
+) -> None:
+    """A phase, row by row: the last layer's feed-forward joins the residual stream, which is normed."""
+    count = len(s.rows)
+    while True:
+        row = claim(counters, phase, count)
+        if row < 0:
+            break
+        adapter = s.rows[row, p.ADAPTER]
+        if layer > 0:
+            x = b.gate_up + 8 * row * m.inner_width
+            _join(m, a, b, adapter, layer - 1, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+        _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_1], p.QKV)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _fill_cache(
+    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int, scores: int
+) -> None:
+    """A phase, row by row: queries are made ready, keys and values go to the cache."""
+    count = len(s.rows)
+    while True:
+        row = claim(counters, phase, count)
+        if row < 0:
+            break
+        _keys_and_values(m, a, b, s.rows, layer, row, ranks, scores)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _attend_all(
+    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, scores: int
+) -> None:
+    """A phase, by rows and key heads."""
+    count = len(s.rows) * m.kv_heads
+    while True:
+        piece = claim(counters, phase, count)
+        if piece < 0:
+            break
+        attend(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _leave_attention(m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int) -> None:
+    """A phase, row by row: what was attended to is made ready for its product."""
+    count = len(s.rows)
+    while True:
+        row = claim(counters, phase, count)
+        if row < 0:
+            break
+        adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+        if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
+            r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
+        _enter(m, b, row, x, m.attended_width, m.attended_top)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _begin_feed_forward(
+    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
+) -> None:
+    """A phase, row by row: attention joins the residual stream, which is normed."""
+    count = len(s.rows)
+    while True:
+        row = claim(counters, phase, count)
+        if row < 0:
+            break
+        adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+        _join(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
+        _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_2], p.GATE_UP)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _gate_all(
+    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
+) -> None:
+    """A phase, row by row: the inside of the feed-forward."""
+    count = len(s.rows)
+    while True:
+        row = claim(counters, phase, count)
+        if row < 0:
+            break
+        _gate(m, a, b, s.rows[row, p.ADAPTER], layer, row, ranks)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
+@compiled
+def _begin_head(m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, ranks: int) -> None:
+    """A phase, by kept rows: the last layer's feed-forward joins, the final norm."""
+    count, last = len(s.keep), len(m.layers) - 1
+    while True:
+        place = claim(counters, phase, count)
+        if place < 0:
+            break
+        row = s.keep[place]
+        x = b.gate_up + 8 * row * m.inner_width
+        _join(m, a, b, s.rows[row, p.ADAPTER], last, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+        x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * place * m.hidden_width
+        inverse = _inverse_length(x, m.hidden, m.hidden_width, m.epsilon)
+        r.scaled(x, m.final_norm, inverse, target, m.hidden_width)
+        _enter(m, b, place, target, m.hidden_width, m.hidden_top)
+        done(counters, phase)
+    wait(counters, phase, count)
+
+
 @compiled_and_kept
 def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
     """Run the rows of `s` through all layers, and its kept rows through the head into the logits.
 
     Every thread of a team calls it with the same arguments but for `thread`; `counters` are the team's.
     """
-    rows = s.rows
-    count, kept = len(rows), len(s.keep)
+    count, kept = len(s.rows), len(s.keep)
     scores, ranks = b.scores + 4 * thread * b.thread_room, b.ranks + 4 * thread * b.rank_room
-    last = len(m.layers) - 1
+    hidden, inner = m.hidden_width, m.inner_width
     phase = 0
-    for layer in range(last + 1):
-        own = m.layers[layer]
-        while True:
-            row = claim(counters, phase, count)
-            if row < 0:
-                break
-            adapter = rows[row, p.ADAPTER]
-            if layer > 0:
-                x = b.gate_up + 8 * row * m.inner_width
-                _join(m, a, b, adapter, layer - 1, row, p.DOWN_PROJ, x, m.inner_width, ranks)
-            _norm(m, a, b, adapter, layer, row, own[p.NORM_1], p.QKV)
-            done(counters, phase)
-        wait(counters, phase, count)
-        phase += 1
+    for layer in range(len(m.layers)):
+        panels = m.panels[layer]
+        _begin_layer(m, a, b, s, counters, phase, layer, ranks)
         _panels(
-            m, b, counters, phase, m.panels[layer, p.QKV], m.counts[p.QKV], count, b.normed,
-            m.hidden_width, m.hidden_width, b.qkv, m.qkv_width,
+            m, b, counters, phase + 1, panels[p.QKV], m.counts[p.QKV], count, b.normed, hidden, hidden,
+            b.qkv, m.qkv_width,
         )  # fmt: skip
-        phase += 1
-        while True:
-            row = claim(counters, phase, count)
-            if row < 0:
-                break
-            _keys_and_values(m, a, b, rows, layer, row, ranks, scores)
-            done(counters, phase)
-        wait(counters, phase, count)
-        phase += 1
-        pieces = count * m.kv_heads
-        while True:
-            piece = claim(counters, phase, pieces)
-            if piece < 0:
-                break
-            _attention(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
-            done(counters, phase)
-        wait(counters, phase, pieces)
-        phase += 1
-        while True:
-            row = claim(counters, phase, count)
-            if row < 0:
-                break
-            adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
-            if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
-                r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
-            _enter(m, b, row, x, m.attended_width, m.attended_top)
-            done(counters, phase)
-        wait(counters, phase, count)
-        phase += 1
+        _fill_cache(m, a, b, s, counters, phase + 2, layer, ranks, scores)
+        _attend_all(m, a, b, s, counters, phase + 3, layer, scores)
+        _leave_attention(m, a, b, s, counters, phase + 4, layer)
         _panels(
-            m, b, counters, phase, m.panels[layer, p.OUTPUT], m.counts[p.OUTPUT], count, b.attended,
-            m.attended_width, m.attended_width, b.branch, m.hidden_width,
+            m, b, counters, phase + 5, panels[p.OUTPUT], m.counts[p.OUTPUT], count, b.attended,
+            m.attended_width, m.attended_width, b.branch, hidden,
         )  # fmt: skip
-        phase += 1
-        while True:
-            row = claim(counters, phase, count)
-            if row < 0:
-                break
-            adapter, x = rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
-            _join(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
-            _norm(m, a, b, adapter, layer, row, own[p.NORM_2], p.GATE_UP)
-            done(counters, phase)
-        wait(counters, phase, count)
-        phase += 1
+        _begin_feed_forward(m, a, b, s, counters, phase + 6, layer, ranks)
         _panels(
-            m, b, counters, phase, m.panels[layer, p.GATE_UP], m.counts[p.GATE_UP], count, b.normed,
-            m.hidden_width, m.hidden_width, b.gate_up, 2 * m.inner_width,
+            m, b, counters, phase + 7, panels[p.GATE_UP], m.counts[p.GATE_UP], count, b.normed, hidden,
+            hidden, b.gate_up, 2 * inner,
         )  # fmt: skip
-        phase += 1
-        while True:
-            row = claim(counters, phase, count)
-            if row < 0:
-                break
-            _gate(m, a, b, rows[row, p.ADAPTER], layer, row, ranks)
-            done(counters, phase)
-        wait(counters, phase, count)
-        phase += 1
+        _gate_all(m, a, b, s, counters, phase + 8, layer, ranks)
         _panels(
-            m, b, counters, phase, m.panels[layer, p.DOWN], m.counts[p.DOWN], count, b.gate_up,
-            2 * m.inner_width, m.inner_width, b.branch, m.hidden_width,
+            m, b, counters, phase + 9, panels[p.DOWN], m.counts[p.DOWN], count, b.gate_up, 2 * inner,
+            inner, b.branch, hidden,
         )  # fmt: skip
-        phase += 1
-    while True:
-        place = claim(counters, phase, kept)
-        if place < 0:
-            break
-        row = s.keep[place]
-        x = b.gate_up + 8 * row * m.inner_width
-        _join(m, a, b, rows[row, p.ADAPTER], last, row, p.DOWN_PROJ, x, m.inner_width, ranks)
-        x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * place * m.hidden_width
-        inverse = _inverse_length(x, m.hidden, m.hidden_width, m.epsilon)
-        r.scaled(x, m.final_norm, inverse, target, m.hidden_width)
-        _enter(m, b, place, target, m.hidden_width, m.hidden_top)
-        done(counters, phase)
-    wait(counters, phase, kept)
-    phase += 1
+        phase += _PHASES
+    _begin_head(m, a, b, s, counters, phase, ranks)
     _panels(
-        m, b, counters, phase, m.head_panels, len(m.head_panels), kept, b.normed, m.hidden_width,
-        m.hidden_width, b.logits, m.vocabulary,
+        m, b, counters, phase + 1, m.head_panels, len(m.head_panels), kept, b.normed, hidden, hidden,
+        b.logits, m.vocabulary,
     )  # fmt: skip
 
 
 def phases(layers: int) -> int:
     """How many phases a step over so many layers has."""
-    return 10 * layers + 2
+    return _PHASES * layers + 2

@@ -48,6 +48,7 @@ class Emit:
         self.ints = ir.VectorType(I32, lanes)
 
     def const(self, value: int) -> Any:
+        """An int64."""
         return ir.Constant(I64, value)
 
     def call(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
@@ -62,11 +63,13 @@ class Emit:
         return self.b.add(base, self.b.mul(index, self.const(width)))
 
     def load(self, address: Any, kind: Any) -> Any:
+        """What is at an address, of a kind."""
         value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
         value.align = 1 if kind is not F32 else 4
         return value
 
     def store(self, value: Any, address: Any) -> None:
+        """Put a value at an address."""
         stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         stored.align = 1
 
@@ -90,12 +93,15 @@ class Emit:
         return self.b.shuffle_vector(one, empty, mask)
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z, rounded once."""
         return self.call(f"llvm.fma.v{self.lanes}f32", self.floats, [x, y, z])
 
     def unary(self, name: str, x: Any) -> Any:
+        """LLVM's function of one vector."""
         return self.call(f"llvm.{name}.v{self.lanes}f32", self.floats, [x])
 
     def largest(self, x: Any, y: Any) -> Any:
+        """The larger of each pair."""
         return self.call(f"llvm.maxnum.v{self.lanes}f32", self.floats, [x, y])
 
     def folded(self, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -114,6 +120,7 @@ class Emit:
         return self.b.extract_element(vector, ir.Constant(I32, 0))
 
     def summed(self, vector: Any) -> Any:
+        """The sum of a vector, by halves."""
         return self.folded(vector, self.b.fadd)
 
     def exp(self, x: Any) -> Any:
@@ -191,7 +198,7 @@ def vector_function(
         names = ", ".join(f"a{index}" for index in range(len(arguments)))
         # numba reads an intrinsic's parameters from its signature, so it must have just as many.
         space: dict[str, Any] = {"typed": lambda: (signature, generate)}
-        exec(f"def function(typingctx, {names}):\n    return typed()", space)  # noqa: S102
+        exec(f"def function(typingctx, {names}):\n    return typed()", space)
         space["function"].__name__ = emit.__name__
         made: Callable[..., Any] = intrinsic(space["function"])
         return made

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onebase.engine.lean import plan
 from onebase.engine.lean.matmul import largest_activation
-from onebase.engine.lean.vector import BLOCK, PAD, padded
+from onebase.engine.lean.vector import PAD, padded
 from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
 from onebase.model.precision import Int8Linear
@@ -46,7 +46,7 @@ class LeanWeights:
         config = base.model.config
         self._family = config.model_type
         shape = base.shape
-        first = base.layers[0]
+        first: Any = base.layers[0]
         self.quantized = base.precision.name == "w8a8"
         heads, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         key_at, inner = padded(heads), _inner(first)
@@ -55,6 +55,7 @@ class LeanWeights:
         tables: list[list[list[tuple[int, int, int, int]]]] = []
         self._rotary = _module(base).rotary_emb
         self._rope_types = sorted({_rope_type(base, at) for at in range(shape.layers)})
+        layer: Any
         for at, layer in enumerate(base.layers):
             layers[at, plan.ROPE] = self._rope_types.index(_rope_type(base, at))
             layers[at, plan.WINDOW] = _window(base, layer)
