@@ -24,6 +24,7 @@ from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 
@@ -49,7 +50,7 @@ def seconds(engine: Engine, tasks: list[str]) -> float:
 def write(base: Base, adapter: Adapter, folder: Path) -> None:
     """As training does."""
     save_adapter(adapter, folder, base)
-    compiled(base, adapter, folder)
+    compiled(GenericRunner(base), adapter, folder)
 
 
 def loading_times(base: Base, engine: Engine, folder: Path) -> dict[str, list[float]]:

@@ -26,6 +26,7 @@ from onebase.align.ppo_training import train_ppo
 from onebase.align.task import AlignJob
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
 from onebase.model.base import Base
@@ -76,7 +77,7 @@ def distributions(base: Base, stored: StoredAdapter | None) -> Tensor:
     template = Template(base.tokenizer, kind="{input}")
     contributions = {}
     if stored is not None:
-        contributions["a"] = compiled(base, load_adapter(stored.path, base))
+        contributions["a"] = compiled(GenericRunner(base), load_adapter(stored.path, base))
     rows = []
     for prompt in PROMPTS:
         pack = Pack(contributions)
@@ -192,7 +193,7 @@ def test_dpo_reaches_the_optimum(base: Base, tmp_path: Path) -> None:
     shares = []
     for item in (None, stored):
         template = Template(base.tokenizer, kind="{input}")
-        contributions = {"a": compiled(base, load_adapter(item.path, base))} if item else {}
+        contributions = {"a": compiled(GenericRunner(base), load_adapter(item.path, base))} if item else {}
         rows_of = []
         for prompt in PROMPTS:
             pack = Pack(contributions)

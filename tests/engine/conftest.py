@@ -11,9 +11,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.methods import build_adapter
+from onebase.data.template import Template
+from onebase.engine.batch import Batch
+from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Request
 from onebase.engine.rows import TokenRow
+from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
+from onebase.model.ends import end_tokens
 
 # The prefixes and prompts are shorter and longer than Gemma's sliding window of 8.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -272,3 +280,26 @@ def make_rows() -> Callable[..., list[TokenRow]]:
         return rows[::-1]
 
     return make
+
+
+def task_of(base: Base, contribution: Contribution = NOTHING) -> LoadedTask:
+    """A task that contributes this."""
+    return LoadedTask("it", 0, Template(base.tokenizer), contribution, base)
+
+
+def request_of(task: LoadedTask, ids: Sequence[int], sampling: Sampling, **more: Any) -> Request:
+    """A request that ends where its task's answers do."""
+    ends = end_tokens(task.base, task.template)
+    return Request(
+        (task,), tuple(ids), sampling, **{"limit": sampling.max_tokens, "ends": ends, **more}
+    )
+
+
+def answered(requests: Sequence[Request], slots: int = 64) -> list[Request]:
+    """`requests` when they have ended, from one batch over the transformers modules."""
+    batch = Batch(GenericRunner(requests[0].base, slots=slots), slots=slots)
+    for request in requests:
+        batch.add(request)
+    while not batch.idle:
+        batch.step()
+    return list(requests)

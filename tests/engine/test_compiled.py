@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import onebase.engine.compiled as module
+import onebase.engine.generic_runner as module
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.contribution import Contribution
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
-from onebase.engine.compiled import COMPILED, compiled
+from onebase.engine.compiled import compiled, compiled_file
+from onebase.engine.generic_runner import GenericRunner
 from onebase.model.base import Base
 
 VIRTUAL = ["prompt-tuning", "p-tuning"]
@@ -43,7 +45,7 @@ def fresh(base: Base, method: str = "prompt-tuning", seed: int = 0) -> Adapter:
 
 
 def prefix_of(base: Base, adapter: Adapter, folder: Path | None) -> tuple[Tensor, Tensor]:
-    contribution = compiled(base, adapter, folder)
+    contribution = compiled(GenericRunner(base), adapter, folder)
     assert contribution.virtual is None
     assert contribution.prefix is not None
     return contribution.prefix
@@ -70,8 +72,8 @@ def test_a_prefix_that_does_not_fit_is_made_anew(
 ) -> None:
     base, adapter = make_base(), fresh(make_base())
     save_adapter(adapter, tmp_path, base)
-    compiled(base, adapter, tmp_path)
-    file = tmp_path / COMPILED
+    compiled(GenericRunner(base), adapter, tmp_path)
+    file = tmp_path / compiled_file(GenericRunner(base).kernel)
     content = file.read_bytes()
     if damage == "other weights":
         adapter = fresh(base, seed=1)
@@ -99,7 +101,7 @@ def test_a_folder_that_cant_hold_it_still_loads(
     base = make_base()
     adapter = fresh(base)
     save_adapter(adapter, tmp_path, base)
-    (tmp_path / COMPILED).mkdir()
+    (tmp_path / compiled_file(GenericRunner(base).kernel)).mkdir()
     for count in (1, 2):
         assert prefix_of(base, adapter, tmp_path)[0].shape[2] == 5
         assert runs.count == count
@@ -110,8 +112,40 @@ def test_peft_takes_no_notice_of_it(tmp_path: Path, make_base: Callable[..., Bas
     base = make_base()
     adapter = fresh(base)
     save_adapter(adapter, tmp_path, base)
-    compiled(base, adapter, tmp_path)
+    compiled(GenericRunner(base), adapter, tmp_path)
     model = make_base().model
     theirs = peft.PeftModel.from_pretrained(model, str(tmp_path))
     assert adapter.prompt is not None
     torch.testing.assert_close(theirs.get_prompt(1)[0], adapter.prompt().detach())
+
+
+class Halved:
+    """A kernel with other numbers."""
+
+    kernel = "half / 8-bit"
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+
+    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+        keys, values = GenericRunner(self.base).compile(contribution)
+        return keys / 2, values / 2
+
+
+def test_each_kernel_keeps_its_own(
+    tmp_path: Path, make_base: Callable[..., Base], runs: Runs
+) -> None:
+    base = make_base()
+    adapter = fresh(base)
+    save_adapter(adapter, tmp_path, base)
+    for _ in range(2):
+        whole, half = (compiled(one(base), adapter, tmp_path) for one in (GenericRunner, Halved))
+        assert whole.prefix is not None
+        assert half.prefix is not None
+        assert torch.equal(whole.prefix[0] / 2, half.prefix[0])
+        assert runs.count == 2, "the second time both are read"
+    files = sorted(file.name for file in tmp_path.glob("compiled*"))
+    assert files == [
+        "compiled-half-8-bit.safetensors",
+        "compiled-transformers-fp32-cpu.safetensors",
+    ]

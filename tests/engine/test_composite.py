@@ -6,6 +6,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.engine.conftest import answered, request_of, task_of
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
@@ -14,7 +15,7 @@ from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
-from onebase.engine.generation import Batch, Stream
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.engine.sampling import Sampling
@@ -142,7 +143,7 @@ def test_placed_tokens_stand_where_the_text_says(
     torch.testing.assert_close(
         ours(base, adapter.contribution(), PLACED), reference, atol=1e-5, rtol=0
     )
-    served = compiled(base, adapter)
+    served = compiled(GenericRunner(base), adapter)
     assert (served.virtual, served.prefix_tokens) == (None, 2)
     torch.testing.assert_close(ours(base, served, PLACED), reference, atol=1e-5, rtol=0)
 
@@ -157,7 +158,9 @@ def test_saved_and_read_as_one(
     assert (read.method, read.trainable() > 0) == (adapter.method, True)
     expected = ours(base, adapter.eval().contribution())
     assert torch.equal(ours(base, read.contribution()), expected)
-    torch.testing.assert_close(ours(base, compiled(base, read)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours(base, compiled(GenericRunner(base), read)), expected, atol=1e-5, rtol=0
+    )
     with pytest.raises((ValueError, KeyError, TypeError)):  # refused, not misread
         peft.PeftModel.from_pretrained(plain_model("llama"), str(tmp_path))
 
@@ -193,13 +196,9 @@ def test_generation_reads_placed_tokens(make_base: Callable[..., Base]) -> None:
     template = Template(base.tokenizer, kind="{v:1}{v:5}hello {input}{v:3}")
     assert (template.leading, template.placed) == (6, 3)
     ids = tuple(template.prompt("you"))
-    served = compiled(base, adapter)
-    stream = Stream("it", ids, Sampling(max_tokens=4))
-    batch = Batch(base, {"it": served})
-    batch.submit(stream)
-    while not batch.idle:
-        batch.step()
+    served = compiled(GenericRunner(base), adapter)
+    (request,) = answered([request_of(task_of(base, served), ids, Sampling(max_tokens=4))])
     text = list(ids)
-    for token in stream.tokens:
+    for token in request.tokens:
         assert int(ours(base, adapter.contribution(), text)[-1].argmax()) == token
         text.append(token)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.conftest import answered, request_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-import onebase.engine.compiled as compiling
+import onebase.engine.generic_runner as generic
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
@@ -21,8 +22,9 @@ from onebase.engine.attention import PackedAttention
 from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
 from onebase.engine.forward import run_pack
-from onebase.engine.generation import Batch, Stream
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
+from onebase.engine.request import Request
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -211,16 +213,16 @@ def engine(base: Base, mixed: dict[str, Adapter]) -> Engine:
 
 
 def generated(
-    engine: Engine, asked: Sequence[tuple[str | None, Sequence[int], int]], slots: int
-) -> list[Stream]:
-    streams = [Stream(name, tuple(ids), Sampling(max_tokens=most)) for name, ids, most in asked]
-    batch = Batch(engine.base, engine.tasks.contributions(), slots=slots)
-    batch._ends = set()  # random models end anywhere
-    for stream in streams:
-        batch.submit(stream)
-    while not batch.idle:
-        batch.step()
-    return streams
+    engine: Engine, asked: Sequence[tuple[str, Sequence[int], int]], slots: int
+) -> list[Request]:
+    nothing: frozenset[int] = frozenset()  # random models end anywhere
+    return answered(
+        [
+            request_of(engine.tasks[name], ids, Sampling(max_tokens=most), ends=nothing)
+            for name, ids, most in asked
+        ],
+        slots,
+    )
 
 
 def test_answers_are_those_of_reading_everything_anew(
@@ -239,7 +241,7 @@ def test_answers_are_those_of_reading_everything_anew(
 
 @pytest.mark.parametrize("slots", [2, 16])
 def test_a_mixed_batch_answers_as_each_alone(slots: int, engine: Engine) -> None:
-    names = [*VARIANTS, *OTHERS, None]
+    names = [*VARIANTS, *OTHERS, "base"]
     asked = [(name, IDS[: 3 + at % 7], (4, 15, 9)[at % 3]) for at, name in enumerate(names * 2)]
     together = generated(engine, asked, slots)
     for one, stream in zip(asked, together, strict=True):
@@ -255,13 +257,14 @@ def test_virtual_tokens_compile_behind_it(
     adapter = make(base, "composite")
     save_adapter(adapter, tmp_path, base)
     expected = logits_of(base, adapter.contribution())
-    made = compiled(base, adapter, tmp_path)
+    runner = GenericRunner(base)
+    made = compiled(runner, adapter, tmp_path)
     assert (made.virtual, made.prefix_tokens, made.unseen) == (None, 11, (7, 0, 0))
     torch.testing.assert_close(logits_of(base, made), expected, atol=1e-5, rtol=0)
     read_adapter = load_adapter(tmp_path, base)
     with monkeypatch.context() as patched:
-        patched.setattr(compiling, "compile_virtual", None)  # not run again
-        read = compiled(base, read_adapter, tmp_path)
+        patched.setattr(generic, "compile_virtual", None)  # not run again
+        read = compiled(runner, read_adapter, tmp_path)
     assert read.unseen == made.unseen
     assert torch.equal(logits_of(base, read), logits_of(base, made))
     config = tmp_path / "adapter_config.json"
@@ -269,7 +272,7 @@ def test_virtual_tokens_compile_behind_it(
     told["parts"]["p-tuning-v2"]["layers"] = [0, 2]  # the weights file stays
     config.write_text(json.dumps(told), encoding="utf-8")
     moved = load_adapter(tmp_path, base)
-    anew, fresh = compiled(base, moved, tmp_path), compiled(base, moved)
+    anew, fresh = compiled(runner, moved, tmp_path), compiled(runner, moved)
     assert anew.prefix is not None
     assert fresh.prefix is not None
     assert torch.equal(anew.prefix[0], fresh.prefix[0])

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.conftest import answered, request_of, task_of
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import METHODS, build_adapter
-from onebase.engine.generation import Batch, Stream
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError
@@ -79,17 +79,14 @@ def test_requests_keep_to_themselves(base: Base, adapters: dict[str, Adapter]) -
     }  # those that need no compiling
     prompts = [(name, tuple(range(20 + at, 26 + at))) for at, name in enumerate(contributions)]
 
-    def answered(some: list[tuple[str, tuple[int, ...]]]) -> list[list[int]]:
-        batch = Batch(base, contributions)
-        streams = [Stream(name, ids, Sampling(max_tokens=6)) for name, ids in some]
-        for stream in streams:
-            batch.submit(stream)
-        while not batch.idle:
-            batch.step()
-        return [stream.tokens for stream in streams]
+    tasks = {name: task_of(base, item) for name, item in contributions.items()}
 
-    together = answered(prompts)
-    assert together == [answered([prompt])[0] for prompt in prompts]
+    def tokens(some: list[tuple[str, tuple[int, ...]]]) -> list[list[int]]:
+        requests = [request_of(tasks[name], ids, Sampling(max_tokens=6)) for name, ids in some]
+        return [request.tokens for request in answered(requests)]
+
+    together = tokens(prompts)
+    assert together == [tokens([prompt])[0] for prompt in prompts]
 
 
 def test_qlora_is_lora_on_a_4_bit_base_and_refused_elsewhere(

@@ -266,3 +266,15 @@ def test_logits_of_any_type_are_taken() -> None:
     logits = random_logits(2).bfloat16()
     drawn = Sampler().sample(logits, [request(), request(logprobs=1)])
     assert [draw.token for draw in drawn] == logits.float().argmax(-1).tolist()
+
+
+def test_what_has_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the random number, at both ends of a distribution and where it has holes."""
+    logits = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 0.0]).log()
+    found = []
+    for number in (0.0, 0.33, 0.34, 1 - 2**-53, 1.0):
+        monkeypatch.setattr(
+            torch, "rand", lambda *_, at=number, **__: torch.tensor(at, dtype=torch.float64)
+        )
+        found.append(draw_one(logits, request(temperature=1.0)).token)
+    assert found == [1, 1, 3, 3, 3]

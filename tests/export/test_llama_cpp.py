@@ -21,7 +21,7 @@ import pytest
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.engine.engine import Engine
-from onebase.engine.generation import Batch, Stream
+from onebase.engine.request import Request
 from onebase.engine.sampling import Sampling
 from onebase.export.export import export
 from onebase.model.base import Base
@@ -91,17 +91,16 @@ def completion(prompt: Sequence[int], tokens: int, lora: float | None = None) ->
 
 def answered_by_onebase(
     engine: Engine, task: str | None, prompts: Sequence[Sequence[int]], tokens: int
-) -> list[Stream]:
-    streams = [Stream(task, tuple(ids), Sampling(max_tokens=tokens)) for ids in prompts]
-    for stream in streams:  # one at a time, as the server does
-        batch = Batch(engine.base, engine.tasks.contributions())
-        batch.submit(stream)
-        while not batch.idle:
-            batch.step()
-    return streams
+) -> list[Request]:
+    requests = []
+    for ids in prompts:  # one at a time, as the server does
+        requests.append(engine.add_request(task or "base", ids, Sampling(max_tokens=tokens)))
+        while not engine.idle:
+            engine.step()
+    return requests
 
 
-def compare(streams: Sequence[Stream], answers: Sequence[Any], margin: float) -> Comparison:
+def compare(streams: Sequence[Request], answers: Sequence[Any], margin: float) -> Comparison:
     """Hold llama.cpp's tokens against onebase's; they may part only where onebase's two best
     logits are no further apart than `margin`.
     """

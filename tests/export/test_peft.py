@@ -32,7 +32,7 @@ def test_peft_loads_it(
 ) -> None:
     base = make_family("llama")
     stored = keep(base, make_lora(base, method))
-    (stored.path / "compiled.safetensors").touch()
+    (stored.path / "compiled-transformers-fp32-cpu.safetensors").touch()
     exported = export(store, "support", "peft", tmp_path / "out")
     assert [file.name for file in exported.files] == [
         "adapter_config.json",

@@ -65,6 +65,15 @@ class Contribution:
         """How many virtual tokens stand before the text."""
         return 0 if self.virtual is None else self.virtual.shape[0]
 
+    @property
+    def bytes(self) -> int:
+        """The memory that its tensors take."""
+        tensors = [self.virtual, self.placed, *(self.prefix or ())]
+        for delta in self.deltas.values():
+            tensors += [delta.a, delta.b, delta.factor]
+        tensors += [scaling.vector for scaling in self.scalings.values()]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def digest(self) -> str:
         """A hash of all of its content, in hexadecimal digits."""
         digest = hashlib.sha256()

@@ -19,6 +19,7 @@ from onebase.align.answers import Answered, answered
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
+from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -144,7 +145,7 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
     return LearnedReward(
         name=stored.name,
         adapter=adapter,
-        contribution=compiled(base, adapter, stored.path),
+        contribution=compiled(GenericRunner(base), adapter, stored.path),
         head=adapter.head.requires_grad_(False),
         template=Template.from_config(base.tokenizer, stored.record["template"]),
         mean=float(metrics["score_mean"]),

@@ -7,8 +7,11 @@ from onebase.adapters.adapter import Adapter
 from onebase.align.answers import Answered
 from onebase.align.rewards import Prompt
 from onebase.data.template import Template
+from onebase.engine.batch import Batch
 from onebase.engine.compiled import compiled
-from onebase.engine.generation import Batch, Stream
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Request
+from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 from onebase.model.ends import end_tokens
@@ -43,34 +46,44 @@ def roll_out(
     `template` taught it. With a seed, the draws depend on it and the prompt's place alone.
     """
     mode = policy.training
+    batch = Batch(runner_for(base, slots=SLOTS), slots=SLOTS)
+    task = LoadedTask(POLICY, 0, template, compiled(batch.runner, policy), base)
     ends = end_tokens(base, template)
-    batch = Batch(base, {POLICY: compiled(base, policy)}, slots=SLOTS, ends=ends)
-    sampling = sampling.model_copy(update={"stop": (*sampling.stop, *template.stops)})
-    streams = []
+    requests = []
     for index, prompt in enumerate(prompts):
         own = sampling
         if sampling.seed is not None:
             seed = (sampling.seed + index) % (1 << 62)
             own = sampling.model_copy(update={"seed": seed})
-        stream = Stream(POLICY, prompt.ids, own, measured=True)
-        streams.append(stream)
-        batch.submit(stream)
+        requests.append(
+            Request(
+                (task,),
+                prompt.ids,
+                own,
+                limit=own.max_tokens,
+                ends=ends,
+                steady=False,
+                reported=False,
+                measured=True,
+            )
+        )
+        batch.add(requests[-1])
     while not batch.idle:
         batch.step()
     policy.train(mode)
     return [
         Rollout(
             prompt,
-            _tokens(stream),
-            stream.text,
-            stream.finish_reason == "stop",
-            tuple(stream.logprobs),
-            tuple(stream.entropies),
+            _tokens(request),
+            request.text,
+            request.finish_reason == "stop",
+            tuple(request.logprobs),
+            tuple(request.entropies),
         )
-        for prompt, stream in zip(prompts, streams, strict=True)
+        for prompt, request in zip(prompts, requests, strict=True)
     ]
 
 
-def _tokens(stream: Stream) -> Answered:
-    end = () if stream.ended_by is None else (stream.ended_by,)
-    return Answered(stream.prompt, (*stream.tokens, *end))
+def _tokens(request: Request) -> Answered:
+    end = () if request.ended_by is None else (request.ended_by,)
+    return Answered(request.prompt, (*request.tokens, *end))

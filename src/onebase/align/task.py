@@ -33,6 +33,7 @@ from onebase.data.preferences import (
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
+from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
@@ -313,7 +314,7 @@ def store_aligned(
 
     def write(folder: Path) -> None:
         save_adapter(adapter, folder, base)
-        compiled(base, adapter, folder)  # kept beside the weights, so loading is quick
+        compiled(GenericRunner(base), adapter, folder)  # kept beside the weights, so loading is quick
 
     store = AdapterStore(workspace)
     return already_stored(store, run, task) or store.add(

@@ -12,6 +12,7 @@ from onebase.adapters.store import StoredAdapter
 from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
+from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -136,7 +137,7 @@ def import_command(
     def write(target: Path) -> None:
         for file in (CONFIG, WEIGHTS):
             shutil.copyfile(folder / file, target / file)
-        compiled(loaded, adapter, target)
+        compiled(GenericRunner(loaded), adapter, target)
 
     item = session.store.add(
         task,

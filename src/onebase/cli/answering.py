@@ -34,6 +34,20 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest answer
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling.")]
 TopK = Annotated[int, typer.Option("--top-k", help="0 cuts nothing.")]
+MinP = Annotated[
+    float, typer.Option("--min-p", help="Cut tokens less likely than this share of the best one.")
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option("--repetition-penalty", help="Above 1, tokens of prompt and answer come less."),
+]
+FrequencyPenalty = Annotated[
+    float,
+    typer.Option("--frequency-penalty", help="Taken off for each time a token has been said."),
+]
+PresencePenalty = Annotated[
+    float, typer.Option("--presence-penalty", help="Taken off once a token has been said.")
+]
 Seed = Annotated[int | None, typer.Option(help="For repeatable draws.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")]
 
@@ -48,6 +62,10 @@ def generate_command(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
     seed: Seed = None,
     stop: Stop = None,
     workspace: WorkspaceOption = None,
@@ -56,7 +74,18 @@ def generate_command(
 ) -> None:
     """Answer a prompt, or a file of requests in mixed batches."""
     session = begin(workspace, as_json, lang)
-    sampling = sampling_of(max_tokens, temperature, top_p, top_k, seed, stop)
+    sampling = sampling_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
     if (prompt is None) == (file is None):
         raise UsageError(
             say("Give either --prompt or --file.", "请给出 --prompt 或 --file 之一。"),
@@ -115,6 +144,10 @@ def chat_command(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
     seed: Seed = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
@@ -122,7 +155,17 @@ def chat_command(
 ) -> None:
     """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
     session = begin(workspace, as_json, lang)
-    sampling = sampling_of(max_tokens, temperature, top_p, top_k, seed, None)
+    sampling = sampling_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+    )
     engine = engine_for(session, [task], base, precision)
     note(
         say(
@@ -146,13 +189,35 @@ def chat_command(
                 note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
             continue
         turns.append(Turn("user", line))
-        answer = engine.generate([(task, turns)], sampling)[0]
-        turns.append(Turn("assistant", answer.text or " "))
-        said.append({"task": answer.task, "prompt": line, "text": answer.text})
+        text = ""
+        for part in _streamed(engine, task, turns, sampling):
+            text += part
+            if not session.json:
+                print(part, end="", flush=True)
         if not session.json:
-            print(answer.text, flush=True)
+            print(flush=True)
+        turns.append(Turn("assistant", text or " "))
+        said.append({"task": engine.tasks[task].task, "prompt": line, "text": text})
     if session.json:
         session.show({"answers": said})
+
+
+def _streamed(
+    engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling
+) -> Iterator[str]:
+    """The parts of an answer as they come, without white space around the whole."""
+    request = engine.add_request(task, turns, sampling)
+    waiting, begun = "", False  # white space that more text has to follow
+    try:
+        while request.finish_reason is None:
+            for event in engine.step():
+                text = waiting + event.text if begun else event.text.lstrip()
+                waiting = text[len(text.rstrip()) :]
+                if part := text.rstrip():
+                    begun = True
+                    yield part
+    finally:
+        engine.abort(request)
 
 
 def _lines() -> Iterator[str]:
@@ -272,23 +337,6 @@ def _bad_request(file: Path, line: int, reason: str) -> DataError:
     )
 
 
-def sampling_of(
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    seed: int | None,
-    stop: Sequence[str] | None,
-) -> Sampling:
+def sampling_of(**settings: Any) -> Sampling:
     """The sampling options as one value. Raises UsageError."""
-    return parse_options(
-        Sampling,
-        {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "seed": seed,
-            "stop": tuple(stop or ()),
-        },
-    )
+    return parse_options(Sampling, settings)

@@ -1,14 +1,17 @@
 """Adapters compiled for answering: leading virtual tokens become a KV prefix.
 
-That takes one pass through the base, so the prefix is kept beside the adapter's weights
-(`compiled.safetensors`) and read from there the next time. It is kept for one base, one precision and
-one state of the weights; a file that belongs to others, or that is damaged, is made anew.
+That takes one pass through the base, so the prefix is kept beside the adapter's weights and read from
+there the next time. Each kernel, and so each precision, has a file of its own
+(`compiled-<kernel>.safetensors`). A file that was made from another base or from other weights, or that
+is damaged, is made anew.
 """
 
 import hashlib
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,14 +21,20 @@ from torch import Tensor
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.peft_format import WEIGHTS
-from onebase.engine.forward import compile_virtual
-from onebase.engine.pack import Pack
 from onebase.model.base import Base
 
-COMPILED = "compiled.safetensors"
+
+class Compiler(Protocol):
+    """What runs virtual tokens through a base: the part of a Runner that this takes."""
+
+    base: Base
+    kernel: str
+
+    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+        """As Runner.compile."""
 
 
-def compiled(base: Base, adapter: Adapter, folder: Path | None = None) -> Contribution:
+def compiled(compiler: Compiler, adapter: Adapter, folder: Path | None = None) -> Contribution:
     """An adapter's contribution for answering: leading virtual tokens run through the base once,
     with the adapter's own deltas active, and join its KV prefix.
 
@@ -37,32 +46,29 @@ def compiled(base: Base, adapter: Adapter, folder: Path | None = None) -> Contri
         contribution = adapter.contribution()
     if contribution.virtual is None:
         return contribution
-    made_from = None if folder is None else _made_from(base, contribution, folder)
-    prefix = None if folder is None or made_from is None else _read(folder, made_from, base)
+    made_from = None if folder is None else _made_from(compiler, contribution, folder)
+    file = None if folder is None or made_from is None else folder / compiled_file(compiler.kernel)
+    prefix = None if file is None else _read(file, str(made_from), compiler.base)
     if prefix is None:
-        prefix = _through_the_base(base, contribution)
-        if folder is not None and made_from is not None:
-            _keep(folder, made_from, prefix)
+        prefix = compiler.compile(contribution)
+        if contribution.prefix is not None:
+            before, own = contribution.prefix, prefix
+            prefix = _joined(before[0], own[0]), _joined(before[1], own[1])
+        if file is not None:
+            _keep(file, str(made_from), prefix)
     return replace(contribution, virtual=None, prefix=prefix)
 
 
-def _through_the_base(base: Base, contribution: Contribution) -> tuple[Tensor, Tensor]:
-    """The KV prefix that stands for the virtual tokens, behind the prefix already there."""
-    assert contribution.virtual is not None
-    pack = Pack({"adapter": replace(contribution, virtual=contribution.virtual.detach())})
-    node = pack.virtual_node("adapter")
-    assert node is not None
-    keys, values = compile_virtual(base, pack, node)
-    if contribution.prefix is None:
-        return keys, values
-    return _joined(contribution.prefix[0], keys), _joined(contribution.prefix[1], values)
+def compiled_file(kernel: str) -> str:
+    """The name of the file in which a kernel's prefix is kept."""
+    return f"compiled-{re.sub(r'[^a-z0-9]+', '-', kernel.lower())}.safetensors"
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first.to(second.dtype), second], dim=2)
 
 
-def _made_from(base: Base, contribution: Contribution, folder: Path) -> str | None:
+def _made_from(compiler: Compiler, contribution: Contribution, folder: Path) -> str | None:
     """What a compiled prefix depends on; None where the adapter's weights can't be read."""
     try:
         with (folder / WEIGHTS).open("rb") as stream:
@@ -70,16 +76,16 @@ def _made_from(base: Base, contribution: Contribution, folder: Path) -> str | No
     except OSError:
         return None
     unseen = "".join(f" {count}" for count in contribution.unseen)  # the weights don't say where
-    return f"{base.fingerprint} {base.embedding.weight.dtype} {weights}{unseen}"
+    return f"{compiler.base.fingerprint} {compiler.kernel} {weights}{unseen}"
 
 
-def _read(folder: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | None:
+def _read(file: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | None:
     try:
-        with safe_open(folder / COMPILED, "pt") as file:
-            facts = file.metadata() or {}
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata() or {}
             if facts.get("made_from") != made_from:
                 return None
-            keys, values = file.get_tensor("keys"), file.get_tensor("values")
+            keys, values = opened.get_tensor("keys"), opened.get_tensor("values")
     except (OSError, SafetensorError):
         return None
     if facts.get("sha256") != _digest(keys, values):
@@ -87,14 +93,14 @@ def _read(folder: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | N
     return keys.to(base.device), values.to(base.device)
 
 
-def _keep(folder: Path, made_from: str, prefix: tuple[Tensor, Tensor]) -> None:
+def _keep(file: Path, made_from: str, prefix: tuple[Tensor, Tensor]) -> None:
     """Write the prefix beside the weights; a folder that can't be written to does without."""
     keys, values = (part.detach().cpu().contiguous() for part in prefix)
     facts = {"made_from": made_from, "sha256": _digest(keys, values)}
-    partial = folder / f".{COMPILED}.partial"
+    partial = file.with_name(f".{file.name}.partial")
     with suppress(OSError, SafetensorError):
         save_file({"keys": keys, "values": values}, partial, metadata=facts)
-        partial.replace(folder / COMPILED)
+        partial.replace(file)
     partial.unlink(missing_ok=True)
 
 

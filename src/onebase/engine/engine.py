@@ -1,26 +1,35 @@
-"""The engine: one base in memory answering for every loaded task, mixed in any batch."""
+"""The engine: one base in memory answering for every loaded task, mixed in any batch.
 
-from collections.abc import Iterable, Sequence
+Requests come and go: `add_request` queues one, `step` adds a token to all that run, `abort` drops
+one. `generate` and `classify` are loops over them. All may be called from several threads.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from threading import Lock
 
-import torch
-
-from onebase.adapters.full import FULL
-from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
-from onebase.data.example import Turn
-from onebase.data.template import Template
-from onebase.engine.generation import Batch, FinishReason, Stream
-from onebase.engine.pool import BASE_TASK, AdapterPool, LoadedTask
-from onebase.engine.rows import TokenRow, by_budget, token_losses
+from onebase.engine.batch import Batch
+from onebase.engine.classification import (
+    LabelScore,
+    logprob,
+    ranked,
+    scoring_packs,
+    scoring_requests,
+)
+from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.pool import AdapterPool, LoadedTask
+from onebase.engine.prompt import Ids, Prompt, prompt_ids, request_for
+from onebase.engine.request import Event, FinishReason, Request
+from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
-from onebase.errors import UsageError
+from onebase.engine.turns import Turns
+from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 
-Prompt = str | Sequence[Turn]
-SCORING_TOKENS = 2048
+_TEXTS = 16  # are classified side by side
 
 
 @dataclass(frozen=True)
@@ -38,18 +47,9 @@ class Answer:
     margin: float
 
 
-@dataclass(frozen=True)
-class LabelScore:
-    """A label's log-probability (nats, the end token included) and its share among the labels."""
-
-    label: str
-    logprob: float
-    probability: float
-
-
 class Engine:
     """Answers for the tasks of `adapters`, and for `base`. A task of full fine-tuning brings a
-    base of its own into memory.
+    base of its own into memory. Up to `slots` requests of a base run at once.
 
     Raises UsageError when an adapter was trained on another base, CorruptFileError when its
     files are damaged.
@@ -59,56 +59,101 @@ class Engine:
         self, base: Base, adapters: Iterable[StoredAdapter] = (), *, slots: int = 64
     ) -> None:
         self.base = base
-        self.tasks = AdapterPool(base)
         self._slots = slots
+        self._turns = Turns()  # held by whoever runs a model or changes the tasks
+        self._making = Lock()
+        self._batches: dict[Base, Batch] = {}
+        self._added: deque[Request] = deque()
+        self._events: list[Event] = []
+        self.tasks = AdapterPool(self._batch(base).runner, self._turns, self._forget)
         for adapter in adapters:
             self.load(adapter)
 
     def load(self, adapter: StoredAdapter, *, name: str | None = None) -> LoadedTask:
-        """Load a stored adapter into the running engine under its task's name, or `name`."""
-        record = adapter.record
-        trained_on = record.get("base_fingerprint")
-        if adapter.method != FULL and trained_on and trained_on != self.base.fingerprint:
-            raise UsageError(
-                say(
-                    f"{adapter.task}@{adapter.version} was trained on {record.get('base')}, "
-                    f"not on {self.base.name}.",
-                    f"{adapter.task}@{adapter.version} 是在 {record.get('base')} 上训练的，"
-                    f"而不是 {self.base.name}。",
-                ),
-                say(
-                    f"Load it with --base {record.get('base')}, or train the task on this base.",
-                    f"请用 --base {record.get('base')} 加载，或在该基座上重新训练。",
-                ),
-            )
-        if record.get("head"):
-            raise UsageError(
-                say(
-                    f"{adapter.name} is a reward model: it scores answers and gives none.",
-                    f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
-                ),
-                say(
-                    f"Score answers with: onebase align score --task {adapter.task}.",
-                    f"请用它打分：onebase align score --task {adapter.task}。",
-                ),
-            )
-        template = Template.from_config(self.base.tokenizer, record.get("template") or {})
-        labels = tuple(record.get("labels") or ())
-        if adapter.method == FULL:
-            own = self.base
-            if own.path != adapter.path:
-                own = Base.load(str(adapter.path), device=str(self.base.device))
-            return self.tasks.load_full(
-                name or adapter.task, own, template, version=adapter.version, labels=labels
-            )
-        return self.tasks.load(
-            name or adapter.task,
-            load_adapter(Path(adapter.path), self.base),
-            template,
-            version=adapter.version,
-            labels=labels,
-            folder=Path(adapter.path),
+        """Load a stored adapter into the running engine under its task's name, or `name`. Requests
+        that began with what answered to it before finish with that.
+        """
+        return self.tasks.load_stored(adapter, name or adapter.task)
+
+    def unload(self, name: str) -> None:
+        """Forget a task; requests that began with it finish. Raises UsageError when it is not
+        loaded or is the base.
+        """
+        self.tasks.unload(name)
+
+    def add_request(
+        self,
+        task: str,
+        prompt: Prompt | Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        also: Sequence[str] = (),
+        score_from: int | None = None,
+        score_only: bool = False,
+        steady: bool = True,
+    ) -> Request:
+        """Queue a request: a user's text, turns, or token ids. `also` names adapters that answer
+        together with the task, behind it.
+
+        With `score_from` the log-probabilities of the prompt's tokens from that index on are noted,
+        and with `score_only` nothing is generated. `steady`: somebody watches its tokens come, so
+        long prompts of others are read a little at a time.
+        Raises UsageError for an unknown task, for adapters that can't be combined, and for a prompt
+        that is empty or too long.
+        """
+        tasks = tuple(self.tasks[name] for name in (task, *also))
+        request = request_for(
+            tasks, prompt, sampling or Sampling(), score_from=score_from, score_only=score_only
         )
+        request.steady = steady
+        self._batch(request.base).prepare(request)
+        self._added.append(request)
+        return request
+
+    def step(self) -> list[Event]:
+        """Add a token to every sequence that runs and read some of the prompts that wait; what
+        happened since the last call. Where the pass fails, the requests in it end with "error".
+        """
+        with self._turns:
+            self._advance()
+            events, self._events = self._events, []
+            return events
+
+    def abort(self, request: Request) -> None:
+        """Drop a request between two steps, whatever it has come to; its place in the KV cache is
+        free. Nothing happens where it has ended.
+        """
+        with self._turns:
+            self._take_in()
+            self._batch(request.base).abort(request)
+            self._collect()
+
+    def abort_all(self) -> None:
+        """Drop every request."""
+        with self._turns:
+            self._take_in()
+            for batch in list(self._batches.values()):
+                for request in batch.requests:
+                    batch.abort(request)
+            self._collect()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do and nothing to report."""
+        batches = list(self._batches.values())
+        return not self._added and not self._events and all(batch.idle for batch in batches)
+
+    def kernel_of(self, base: Base) -> str:
+        """What runs a base, as Runner.kernel names it."""
+        return self._batch(base).runner.kernel
+
+    def stats(self) -> dict[str, int]:
+        """Numbers to watch: how many requests wait and run, and the sums of Runner.stats."""
+        sums = {"waiting": len(self._added), "running": 0}
+        for batch in list(self._batches.values()):
+            for key, number in batch.stats().items():
+                sums[key] = sums.get(key, 0) + number
+        return sums
 
     def generate(
         self,
@@ -121,65 +166,41 @@ class Engine:
         Raises UsageError for an unknown task or an empty prompt.
         """
         sampling = sampling or Sampling()
-        loaded = [self.tasks[task] for task, _ in requests]
-        streams = []
-        batches: dict[Base, Batch] = {}
-        for index, ((name, prompt), task) in enumerate(zip(requests, loaded, strict=True)):
-            own = (
-                sampling
-                if sampling.seed is None
-                else sampling.model_copy(update={"seed": sampling.seed + index})
-            )
-            ids = tuple(task.template.prompt(_checked(prompt)))
-            own = self._within_context(task, len(ids), own)
-            stream = Stream(None if name == BASE_TASK else name, ids, own)
-            streams.append(stream)
-            if task.base not in batches:
-                batches[task.base] = Batch(task.base, self.tasks.contributions(), slots=self._slots)
-            batches[task.base].submit(stream)
-        for batch in batches.values():
-            while not batch.idle:
-                batch.step()
+        made = []
+        for index, (name, prompt) in enumerate(requests):
+            own = sampling
+            if sampling.seed is not None:
+                own = sampling.model_copy(update={"seed": (sampling.seed + index) % (1 << 63)})
+            made.append(request_for((self.tasks[name],), prompt, own))
+        self.run(made)
         return [
             Answer(
-                task=task.task,
-                version=task.version,
-                prompt=task.template.prompt_text(prompt),
-                text=stream.text.strip(),
-                tokens=len(stream.tokens),
-                finish_reason=stream.finish_reason or "length",
-                margin=min(stream.margins, default=0.0),
+                task=request.tasks[0].task,
+                version=request.tasks[0].version,
+                prompt=request.tasks[0].template.prompt_text(prompt),
+                text=request.text.strip(),
+                tokens=len(request.tokens),
+                finish_reason=request.finish_reason or "length",
+                margin=min(request.margins, default=0.0),
             )
-            for stream, task, (_, prompt) in zip(streams, loaded, requests, strict=True)
+            for request, (_, prompt) in zip(made, requests, strict=True)
         ]
 
-    def _within_context(self, task: LoadedTask, tokens: int, sampling: Sampling) -> Sampling:
-        """`sampling` with no more tokens than the base's context has room for after a prompt."""
-        context = self.base.context
-        room = sampling.max_tokens
-        if context is not None:
-            room = context - task.contribution.prefix_tokens - tokens
-        if room < 1:
-            raise UsageError(
-                say(
-                    f"The prompt has {tokens} tokens, more than {self.base.context_text} leaves room "
-                    "for.",
-                    f"提示有 {tokens} 个词元，超出 {self.base.context_text}。",
-                ),
-                say("Shorten the prompt.", "请缩短提示。"),
-            )
-        return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
-
     def classify(
-        self, task: str, texts: Sequence[str], labels: Sequence[str] | None = None
+        self,
+        task: str,
+        texts: Sequence[str],
+        labels: Sequence[str] | None = None,
+        *,
+        also: Sequence[str] = (),
     ) -> list[list[LabelScore]]:
         """Every label's log-probability for each text, best first; nothing is sampled.
 
         `labels` defaults to those the task was trained with. Raises UsageError where there are
         none.
         """
-        loaded = self.tasks[task]
-        names = tuple(labels or loaded.labels)
+        tasks = tuple(self.tasks[name] for name in (task, *also))
+        names = tuple(labels or tasks[0].labels)
         if not names:
             raise UsageError(
                 say(f"The task {task!r} has no labels.", f"任务 {task!r} 没有标签。"),
@@ -188,44 +209,115 @@ class Engine:
                     "请用含 text 与 label 的数据训练，或给出标签。",
                 ),
             )
-        adapter = None if task == BASE_TASK else task
-        rows = []
-        for text in texts:
-            prompt = tuple(loaded.template.prompt(_checked(text)))
-            for label in names:
-                answer = tuple(loaded.template.answer_ids(label))
-                learned = (False,) * len(prompt) + (True,) * len(answer)
-                rows.append(TokenRow(adapter, prompt + answer, learned))
-        sums = self._sums(loaded.base, rows)
+        prompts = [prompt_ids(tasks, text) for text in texts]
+        answers = [tuple(tasks[0].template.answer_ids(label)) for label in names]
+        logprobs = self._logprobs(tasks, prompts, answers)
         return [
-            _ranked(names, sums[at : at + len(names)]) for at in range(0, len(sums), len(names))
+            ranked(names, logprobs[at : at + len(names)])
+            for at in range(0, len(logprobs), len(names))
         ]
 
-    def _sums(self, base: Base, rows: Sequence[TokenRow]) -> list[float]:
-        """The log-probability of each row's labelled tokens."""
-        contributions = self.tasks.contributions()
-        sums: list[float] = []
-        for group in by_budget(rows, SCORING_TOKENS):
-            with torch.inference_mode():
-                losses, row_of = token_losses(base, group, contributions)
-                total = torch.zeros(len(group), device=losses.device)
-                sums += (-total.index_add_(0, row_of, losses)).tolist()
-        return sums
+    def run(self, requests: Sequence[Request]) -> None:
+        """Queue requests and step until all of them have ended, reporting no events of theirs."""
+        for request in requests:
+            request.reported = request.steady = False
+        self._added.extend(requests)
+        try:
+            while any(request.finish_reason is None for request in requests):
+                with self._turns:
+                    if any(request.finish_reason is None for request in requests):
+                        self._advance()
+        finally:
+            for request in requests:
+                if request.finish_reason is None:
+                    self.abort(request)
+        for request in requests:
+            if request.finish_reason == "error":
+                raise _failed(request)
+
+    def _logprobs(
+        self, tasks: tuple[LoadedTask, ...], prompts: Sequence[Ids], answers: Sequence[Ids]
+    ) -> list[float]:
+        """The log-probability of every answer behind every prompt, all of the first prompt's
+        before all of the second's.
+        """
+        if isinstance(self._batch(tasks[0].base).runner, GenericRunner):
+            found: list[float] = []
+            for score in scoring_packs(tasks, prompts, answers):
+                with self._turns:
+                    found += score()
+            return found
+        scored = [scoring_requests(tasks, prompt, answers) for prompt in prompts]
+        for at in range(0, len(scored), _TEXTS):
+            # One of each text's first: the others reuse what it has computed of the prompt.
+            self.run([requests[0] for requests in scored[at : at + _TEXTS]])
+            self.run([item for requests in scored[at : at + _TEXTS] for item in requests[1:]])
+        return [logprob(request) for requests in scored for request in requests]
+
+    def _batch(self, base: Base) -> Batch:
+        """The batch of a base, made when it is first asked for."""
+        with self._making:
+            if base not in self._batches:
+                runner = runner_for(base, slots=self._slots)
+                self._batches[base] = Batch(runner, slots=self._slots)
+            return self._batches[base]
+
+    def _advance(self) -> None:
+        """A step of every base."""
+        self._take_in()
+        try:
+            for batch in list(self._batches.values()):
+                if not batch.idle:
+                    batch.step()
+        finally:
+            self._collect()
+
+    def _take_in(self) -> None:
+        while self._added:
+            request = self._added.popleft()
+            self._batch(request.base).add(request)
+
+    def _collect(self) -> None:
+        """Take the batches' events, and forget the tasks of the requests that ended."""
+        for batch in list(self._batches.values()):
+            self._events += batch.events
+            batch.events.clear()
+            ended = {task for request in batch.ended for task in request.tasks}
+            batch.ended.clear()
+            for task in ended:
+                self._forget(task)
+
+    def _forget(self, task: LoadedTask) -> None:
+        """Free what is kept of a task that no name answers to and no request uses any more."""
+        if self.tasks.holds(task) or any(task in request.tasks for request in self._live()):
+            return
+        batch = self._batches.get(task.base)
+        if batch is None:
+            return
+        batch.runner.forget(task)
+        bases = {self.base, *(other.base for other in self.tasks.values())}
+        if task.base not in bases and batch.idle:
+            del self._batches[task.base]
+
+    def _live(self) -> Iterator[Request]:
+        for batch in self._batches.values():
+            yield from batch.requests
+        yield from self._added
 
 
-def _checked(prompt: Prompt) -> Prompt:
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise UsageError(
-            say("The prompt is empty.", "提示内容为空。"),
-            say("Give a text to answer.", "请给出要回答的文本。"),
+def _failed(request: Request) -> OnebaseError:
+    if request.error:
+        return OnebaseError(
+            say(
+                f"No answer could be drawn: {request.error}.",
+                f"无法生成回答：{request.error}。",
+            ),
+            say("Change the request, or use another base.", "请修改请求，或换用其他基座。"),
         )
-    return prompt
-
-
-def _ranked(labels: Sequence[str], sums: Sequence[float]) -> list[LabelScore]:
-    shares = torch.tensor(sums, dtype=torch.float64).softmax(0).tolist()
-    scores = [
-        LabelScore(label, logprob, share)
-        for label, logprob, share in zip(labels, sums, shares, strict=True)
-    ]
-    return sorted(scores, key=lambda score: score.logprob, reverse=True)
+    return OnebaseError(
+        say(
+            "The pass over the model failed in another thread.",
+            "模型的前向计算在另一个线程中失败。",
+        ),
+        say("See that thread's error, and ask again.", "请查看该线程的错误后重试。"),
+    )

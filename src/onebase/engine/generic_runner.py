@@ -28,8 +28,7 @@ class GenericRunner:
 
     def __init__(self, base: Base, *, slots: int = 64) -> None:
         self.base = base
-        kind = str(base.embedding.weight.dtype).removeprefix("torch.")
-        self.kernel = f"transformers {base.precision.text} {kind} {base.device.type}"
+        self.kernel = f"transformers {base.precision.text} {base.device.type}"
         self._cache = KVCache(base.shape, slots, base.device, base.embedding.weight.dtype)
         self._begun: dict[Request, KeysValues | None] = {}  # prompts that are not read yet
         self._decoding: list[Request] = []  # the others, in the order of their slots
@@ -60,7 +59,8 @@ class GenericRunner:
             del self._begun[request]
             return
         slot = self._decoding.index(request)
-        self._cache.release(slot)
+        with torch.inference_mode():
+            self._cache.release(slot)
         last = self._decoding.pop()
         if last is not request:
             self._decoding[slot] = last

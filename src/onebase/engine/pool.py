@@ -1,15 +1,24 @@
 """The adapters at hand in a running engine, each compiled once when it is loaded."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
+from onebase.adapters.full import FULL
+from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.store import StoredAdapter
 from onebase.data.places import without_marks
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
-from onebase.errors import unknown
+from onebase.engine.compiled import Compiler, compiled
+from onebase.errors import UsageError, unknown
+from onebase.language import say
 from onebase.model.base import Base
 
 BASE_TASK = "base"
@@ -33,14 +42,52 @@ class LoadedTask:
     labels: tuple[str, ...] = ()
     hash: str = ""
 
+    @property
+    def bytes(self) -> int:
+        """The memory that its adapter takes."""
+        return self.contribution.bytes
+
 
 class AdapterPool(Mapping[str, LoadedTask]):
-    """Loaded tasks by name; `base` is the bare base and always there."""
+    """Loaded tasks by name; `base` is the bare base and always there.
 
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        bare = LoadedTask(BASE_TASK, 0, Template(base.tokenizer), NOTHING, base)
+    What runs the base is used, and the tasks are changed, while `turn` is held; `removed` is then
+    told of a task that no name answers to any more.
+    """
+
+    def __init__(
+        self,
+        compiler: Compiler,
+        turn: AbstractContextManager[None],
+        removed: Callable[[LoadedTask], None],
+    ) -> None:
+        self._compiler = compiler
+        self._base = compiler.base
+        self._turn = turn
+        self._removed = removed
+        bare = LoadedTask(BASE_TASK, 0, Template(self._base.tokenizer), NOTHING, self._base)
         self._tasks: dict[str, LoadedTask] = {BASE_TASK: bare}
+        self._held = {bare}
+
+    def load_stored(self, adapter: StoredAdapter, name: str) -> LoadedTask:
+        """Make a stored adapter answer to `name`, replacing what did."""
+        record = adapter.record
+        self._check(adapter)
+        template = Template.from_config(self._base.tokenizer, record.get("template") or {})
+        labels = tuple(record.get("labels") or ())
+        if adapter.method == FULL:
+            own = self._base
+            if own.path != adapter.path:
+                own = Base.load(str(adapter.path), device=str(self._base.device))
+            return self.load_full(name, own, template, version=adapter.version, labels=labels)
+        return self.load(
+            name,
+            load_adapter(adapter.path, self._base),
+            template,
+            version=adapter.version,
+            labels=labels,
+            folder=adapter.path,
+        )
 
     def load(
         self,
@@ -55,10 +102,14 @@ class AdapterPool(Mapping[str, LoadedTask]):
         """Compile `adapter`, saved in `folder` if anywhere, and make it answer to `name`,
         replacing what did.
         """
-        task = name.split("@", maxsplit=1)[0]
-        contribution = compiled(self._base, adapter, folder)
-        self._tasks[name] = LoadedTask(task, version, template, contribution, self._base, labels)
-        return self._tasks[name]
+        with torch.no_grad():
+            found = _hash(adapter.eval().contribution().digest(), template)
+        with self._turn:
+            contribution = compiled(self._compiler, adapter, folder)
+        task = LoadedTask(
+            _task_of(name), version, template, contribution, self._base, labels, found
+        )
+        return self._put(name, task)
 
     def load_full(
         self,
@@ -70,22 +121,36 @@ class AdapterPool(Mapping[str, LoadedTask]):
         labels: tuple[str, ...] = (),
     ) -> LoadedTask:
         """Make `name` answer from a base of its own."""
-        task = name.split("@", maxsplit=1)[0]
-        self._tasks[name] = LoadedTask(task, version, template, NOTHING, base, labels)
-        return self._tasks[name]
+        found = _hash(base.fingerprint, template)
+        task = LoadedTask(_task_of(name), version, template, NOTHING, base, labels, found)
+        return self._put(name, task)
 
     def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
         """Make `name` the bare base with an instruction."""
         text = None if instruction is None else without_marks(instruction)
         template = Template(self._base.tokenizer, instruction=text)
-        self._tasks[name] = LoadedTask(name, 0, template, NOTHING, self._base)
-        return self._tasks[name]
+        return self._put(name, LoadedTask(name, 0, template, NOTHING, self._base))
 
     def unload(self, name: str) -> None:
         """Forget a task. Raises UsageError when it is not loaded or is the base."""
-        if name == BASE_TASK or name not in self._tasks:
-            raise unknown("task", "任务", name, [task for task in self._tasks if task != BASE_TASK])
-        del self._tasks[name]
+        with self._turn:
+            if name == BASE_TASK or name not in self._tasks:
+                others = [task for task in self._tasks if task != BASE_TASK]
+                raise unknown("task", "任务", name, others)
+            self._take_away(name)
+
+    def _put(self, name: str, task: LoadedTask) -> LoadedTask:
+        with self._turn:
+            if name in self._tasks:
+                self._take_away(name)
+            self._tasks[name] = task
+            self._held.add(task)
+        return task
+
+    def _take_away(self, name: str) -> None:
+        task = self._tasks.pop(name)
+        self._held.remove(task)
+        self._removed(task)
 
     def __getitem__(self, name: str) -> LoadedTask:
         if name not in self._tasks:
@@ -101,6 +166,48 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def holds(self, task: LoadedTask) -> bool:
+        """Whether a name answers with this very task."""
+        return task in self._held
+
     def contributions(self) -> dict[str, Contribution]:
         """What each loaded task contributes, by name."""
         return {name: task.contribution for name, task in self._tasks.items()}
+
+    def _check(self, adapter: StoredAdapter) -> None:
+        """Raise UsageError for an adapter that can't answer on this base."""
+        trained_on = adapter.record.get("base_fingerprint")
+        if adapter.method != FULL and trained_on and trained_on != self._base.fingerprint:
+            name = adapter.record.get("base")
+            raise UsageError(
+                say(
+                    f"{adapter.task}@{adapter.version} was trained on {name}, "
+                    f"not on {self._base.name}.",
+                    f"{adapter.task}@{adapter.version} 是在 {name} 上训练的，"
+                    f"而不是 {self._base.name}。",
+                ),
+                say(
+                    f"Load it with --base {name}, or train the task on this base.",
+                    f"请用 --base {name} 加载，或在该基座上重新训练。",
+                ),
+            )
+        if adapter.record.get("head"):
+            raise UsageError(
+                say(
+                    f"{adapter.name} is a reward model: it scores answers and gives none.",
+                    f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
+                ),
+                say(
+                    f"Score answers with: onebase align score --task {adapter.task}.",
+                    f"请用它打分：onebase align score --task {adapter.task}。",
+                ),
+            )
+
+
+def _task_of(name: str) -> str:
+    return name.split("@", maxsplit=1)[0]
+
+
+def _hash(content: str, template: Template) -> str:
+    settings = json.dumps(template.config(), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(f"{content} {settings}".encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from onebase.adapters.contribution import Contribution, merged
+from onebase.engine.detokenizer import Detokenizer
 from onebase.engine.pool import LoadedTask
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -58,10 +59,12 @@ class Request:
     tokens: list[int] = field(default_factory=list, init=False)
     ended_by: int | None = field(default=None, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
+    error: str = field(default="", init=False)  # why it ended with "error", where that is known
     # How many of the ids, prompt and tokens, have keys and values in the cache.
     computed: int = field(default=0, init=False)
     # The text in the parts in which it was given out.
     pieces: list[str] = field(default_factory=list, init=False)
+    detokenizer: Detokenizer | None = field(default=None, init=False)
     # The distance between the two best logits at every draw.
     margins: list[float] = field(default_factory=list, init=False)
     # Where it is measured, of every draw (that of the end token too) its log-probability and the

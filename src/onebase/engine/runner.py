@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from onebase.adapters.contribution import Contribution
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
 from onebase.model.base import Base
@@ -14,13 +15,11 @@ from onebase.model.base import Base
 class Runner(Protocol):
     """One base with a KV cache. Not for two threads at once: the engine sees to that.
 
-    `kernel` names everything that changes numbers ("transformers fp32"); `whole_prompts` says that
-    a prompt has to come as one chunk. (Runners import Chunk from request: this file imports them.)
+    `kernel` names everything that changes numbers ("transformers fp32").
     """
 
     base: Base
     kernel: str
-    whole_prompts: bool
 
     def can_admit(self, request: Request) -> bool:
         """Whether there is room now for `request.max_length` ids. A runner that holds no request
@@ -50,3 +49,8 @@ class Runner(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Numbers to watch: cache tokens used and their capacity, bytes."""
+
+
+def runner_for(base: Base, *, slots: int = 64) -> Runner:
+    """The runner to use for a base."""
+    return GenericRunner(base, slots=slots)

@@ -1,11 +1,8 @@
 """How an answer is drawn: what a request may choose."""
 
-import math
 from typing import Annotated
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from onebase.engine.constraint import Constraint
 
@@ -50,36 +47,3 @@ class Sampling(BaseModel):
     def penalized(self) -> bool:
         """Whether what was said changes what comes."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
-
-
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
-    """The next token for one sequence from its logits, [vocabulary].
-
-    Top-k first, then top-p (nucleus sampling, Holtzman et al. 2020) on what is left.
-    """
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    # The best logit is zero first, so that no temperature, however small, overflows.
-    scaled = (logits.float() - logits.max()) / sampling.temperature
-    if not sampling.top_k and sampling.top_p == 1:  # nothing to cut, nothing to sort
-        return _drawn(scaled.softmax(-1), generator)
-    count = sampling.top_k or len(scaled)
-    values, tokens = scaled.topk(min(count, len(scaled)))
-    probabilities = values.softmax(-1)
-    if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    return int(tokens[_drawn(probabilities, generator)])
-
-
-def _drawn(probabilities: Tensor, generator: torch.Generator | None) -> int:
-    """An index drawn with the probability that stands there, by one random number.
-
-    (torch.multinomial draws one for each of them, which took a tenth of the time of sampling.)
-    """
-    reached = probabilities.cpu().cumsum(-1, dtype=torch.float64)
-    whole = float(reached[-1])
-    random = float(torch.rand((), dtype=torch.float64, generator=generator))
-    # Below the whole, whatever rounding does: an index without probability is never drawn.
-    place = min(random * whole, math.nextafter(whole, 0.0))
-    return int(torch.searchsorted(reached, place, right=True))

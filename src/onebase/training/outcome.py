@@ -9,6 +9,7 @@ from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.engine.compiled import compiled
+from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import CorruptFileError
 from onebase.model.base import Base
 from onebase.training.learner import Learner
@@ -62,7 +63,7 @@ def _store(
             save_full(learner.base, folder)
             return
         save_adapter(learner.adapter, folder, base)
-        compiled(base, learner.adapter, folder)  # kept beside the weights, so loading is quick
+        compiled(GenericRunner(base), learner.adapter, folder)  # kept beside the weights, so loading is quick
 
     return store.add(
         job.task,

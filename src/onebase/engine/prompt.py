@@ -1,0 +1,110 @@
+"""From what a caller asks to a request: text to token ids, and whether it fits."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from onebase.adapters.contribution import require_combinable
+from onebase.data.example import Turn
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Request
+from onebase.engine.sampling import Sampling
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.ends import end_tokens
+
+Prompt = str | Sequence[Turn]
+Ids = tuple[int, ...]
+
+
+def request_for(
+    tasks: tuple[LoadedTask, ...],
+    prompt: Prompt | Sequence[int],
+    sampling: Sampling,
+    *,
+    score_from: int | None = None,
+    score_only: bool = False,
+) -> Request:
+    """A request for `tasks`, the first of which lays out the prompt.
+
+    Raises UsageError for an empty prompt, for one that leaves no room in the base's context, and for
+    tasks that can't answer together.
+    """
+    ids = prompt_ids(tasks, prompt)
+    if score_from is not None and not 0 <= score_from < len(ids):
+        raise UsageError(
+            say(
+                f"score_from is {score_from}; the prompt has {len(ids)} tokens.",
+                f"score_from 为 {score_from}，而提示有 {len(ids)} 个词元。",
+            ),
+            say("Give the index of one of its tokens.", "请给出其中某个词元的下标。"),
+        )
+    most = sampling.max_tokens
+    room = _room(tasks, len(ids), most)
+    if room < (0 if score_only else 1):
+        context = tasks[0].base.context_text
+        raise UsageError(
+            say(
+                f"The prompt has {len(ids)} tokens, more than {context} leaves room for.",
+                f"提示有 {len(ids)} 个词元，超出 {context}。",
+            ),
+            say("Shorten the prompt.", "请缩短提示。"),
+        )
+    return Request(
+        tasks,
+        ids,
+        sampling,
+        limit=0 if score_only else min(most, room),
+        ends=end_tokens(tasks[0].base, tasks[0].template),
+        score_from=score_from,
+    )
+
+
+def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) -> Ids:
+    """The token ids of a prompt. Raises UsageError where it is empty or has an id that the base does
+    not know, and for tasks that can't answer together.
+    """
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise UsageError(
+            say("The prompt is empty.", "提示内容为空。"),
+            say("Give a text to answer.", "请给出要回答的文本。"),
+        )
+    _require_together(tasks)
+    if isinstance(prompt, str) or isinstance(prompt[0], Turn):
+        return tuple(tasks[0].template.prompt(cast(Prompt, prompt)))
+    ids = tuple(cast(Sequence[int], prompt))
+    placed = next((t.contribution.placed for t in tasks if t.contribution.placed is not None), ())
+    vocabulary = tasks[0].base.shape.vocabulary
+    for token in ids:
+        if not -len(placed) <= token < vocabulary:
+            raise UsageError(
+                say(f"{token} is no token id of this base.", f"{token} 不是该基座的词元编号。"),
+                say(
+                    f"Token ids go from 0 to {vocabulary - 1}.",
+                    f"词元编号的范围是 0 到 {vocabulary - 1}。",
+                ),
+            )
+    return ids
+
+
+def _require_together(tasks: tuple[LoadedTask, ...]) -> None:
+    """Raise UsageError for tasks that can't answer one request together."""
+    if len({id(task.base) for task in tasks}) > 1:
+        raise UsageError(
+            say(
+                f"{', '.join(task.task for task in tasks)} have different bases.",
+                f"{'、'.join(task.task for task in tasks)} 的基座不同。",
+            ),
+            say("Name tasks of one base.", "请指定同一基座上的任务。"),
+        )
+    if len(tasks) > 1:
+        require_combinable([task.contribution for task in tasks])
+
+
+def _room(tasks: tuple[LoadedTask, ...], tokens: int, wanted: int) -> int:
+    """How many tokens the base's context has room for behind a prompt; `wanted` where it names no
+    context.
+    """
+    context = tasks[0].base.context
+    if context is None:
+        return wanted
+    return context - sum(task.contribution.prefix_tokens for task in tasks) - tokens
