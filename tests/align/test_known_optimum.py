@@ -26,8 +26,8 @@ from onebase.align.ppo_training import train_ppo
 from onebase.align.task import AlignJob
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
-from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.forward import run_pack
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
 from onebase.model.base import Base
 
@@ -193,7 +193,9 @@ def test_dpo_reaches_the_optimum(base: Base, tmp_path: Path) -> None:
     shares = []
     for item in (None, stored):
         template = Template(base.tokenizer, kind="{input}")
-        contributions = {"a": compiled(GenericRunner(base), load_adapter(item.path, base))} if item else {}
+        contributions = (
+            {"a": compiled(GenericRunner(base), load_adapter(item.path, base))} if item else {}
+        )
         rows_of = []
         for prompt in PROMPTS:
             pack = Pack(contributions)

@@ -52,7 +52,8 @@ def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
     folder = Path(adapter["path"])
     assert folder == Path("ws/adapters/support/1")
     files = {"adapter_config.json", "adapter_model.safetensors", "onebase.json"}
-    kept = {"compiled-transformers-fp32-cpu.safetensors"} if method in ("prompt-tuning", "p-tuning") else set()
+    compiled = "compiled-transformers-fp32-cpu.safetensors"
+    kept = {compiled} if method in ("prompt-tuning", "p-tuning") else set()
     there = {file.name for file in folder.iterdir()}
     if method == "full":  # a base of its own
         assert {"config.json", "model.safetensors", "tokenizer.json", "onebase.json"} <= there

@@ -314,7 +314,8 @@ def store_aligned(
 
     def write(folder: Path) -> None:
         save_adapter(adapter, folder, base)
-        compiled(GenericRunner(base), adapter, folder)  # kept beside the weights, so loading is quick
+        # Kept beside the weights, so loading is quick.
+        compiled(GenericRunner(base), adapter, folder)
 
     store = AdapterStore(workspace)
     return already_stored(store, run, task) or store.add(

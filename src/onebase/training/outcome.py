@@ -63,7 +63,8 @@ def _store(
             save_full(learner.base, folder)
             return
         save_adapter(learner.adapter, folder, base)
-        compiled(GenericRunner(base), learner.adapter, folder)  # kept beside the weights, so loading is quick
+        # Kept beside the weights, so loading is quick.
+        compiled(GenericRunner(base), learner.adapter, folder)
 
     return store.add(
         job.task,
