@@ -1,0 +1,161 @@
+"""200 clients for ten minutes, three in ten leaving early: nothing hangs, memory stays flat.
+
+    python bench/serving/load.py --threads 2 --minutes 10 --out FILE.jsonl
+
+Each client asks one of 16 tasks again and again, by a stream, for 8 to 32 tokens; one that leaves goes away
+right after its request or after a few tokens. A 429 waits as Retry-After says. Exit code 1 where an answer
+hangs (no end within --hang seconds), is a 5xx or lacks tokens, where the server still holds requests when
+all are gone or does not end on SIGTERM, or where memory grows by more than 5 % from the second quarter of the
+time to the last.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clients import get, stream
+from prompts import prompt_ids, store_adapters
+from results import machine, options, percentile, tell, versions
+from servers import COMPLETIONS, OurServer, completion
+from start import resident
+
+from onebase.model.base import Base
+
+GROWTH = 1.05
+SAMPLE_SECONDS = 2.0
+
+
+@dataclass
+class Seen:
+    """What the clients saw: how requests ended, waits for the first token and whole times of those
+    that stayed (s), and the server's resident set over time (bytes).
+    """
+
+    ends: Counter[str] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+async def client(
+    server: OurServer,
+    number: int,
+    arguments: argparse.Namespace,
+    asked: list[tuple[str, list[int]]],
+    until: float,
+    seen: Seen,
+) -> None:
+    drawn = random.Random(number)
+    while time.perf_counter() < until:
+        task, ids = drawn.choice(asked)
+        tokens = drawn.randint(8, 32)
+        leave = drawn.randint(0, 6) if drawn.random() < arguments.leaving else None
+        body = completion(task, ids, tokens)
+        try:
+            reply = await stream(
+                server.address, COMPLETIONS, body, leave_after=leave, seconds=arguments.hang
+            )
+        except TimeoutError:
+            seen.ends["hung"] += 1
+            continue
+        except (OSError, asyncio.IncompleteReadError) as error:
+            seen.ends[type(error).__name__] += 1
+            continue
+        if leave is not None:
+            seen.ends["left"] += 1
+        elif reply.status == 429:
+            seen.ends["429"] += 1
+            await asyncio.sleep(1)
+        elif reply.status == 200 and reply.tokens == tokens:
+            seen.ends["answered"] += 1
+            seen.tokens += tokens
+            seen.first.append(reply.times[0] if reply.times else reply.seconds)
+            seen.whole.append(reply.seconds)
+        else:
+            seen.ends[f"status {reply.status}, {reply.tokens} of {tokens} tokens"] += 1
+
+
+async def watch_memory(server: OurServer, until: float, seen: Seen) -> None:
+    while time.perf_counter() < until:
+        seen.memory.append(resident(server.process.pid))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+async def held(server: OurServer) -> float:
+    """How many sequences the server still has, by its metrics."""
+    _, raw = await get(server.address, "/metrics")
+    wanted = ("onebase_sequences", "onebase_running", "onebase_waiting", "onebase_queue")
+    rows = [line.rsplit(" ", 1) for line in raw.decode().splitlines() if line.startswith(wanted)]
+    return sum(float(value) for _, value in rows)
+
+
+async def run(
+    server: OurServer, arguments: argparse.Namespace, asked: list[tuple[str, list[int]]]
+) -> tuple[Seen, float]:
+    seen = Seen()
+    until = time.perf_counter() + 60 * arguments.minutes
+    clients = [
+        client(server, number, arguments, asked, until, seen) for number in range(arguments.clients)
+    ]
+    await asyncio.gather(watch_memory(server, until, seen), *clients)
+    await asyncio.sleep(2)
+    return seen, await held(server)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--leaving", type=float, default=0.3)
+    parser.add_argument("--hang", type=float, default=180.0)
+    arguments = parser.parse_args()
+    base = Base.load(arguments.base)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = store_adapters(base, Path(folder), 16)
+        prompts = prompt_ids(base.tokenizer, 64)
+        names = ["base", *(task for task, _ in stored)]
+        asked = [(names[at % len(names)], ids) for at, ids in enumerate(prompts)]
+        server = OurServer(
+            arguments.base, arguments.precision, arguments.threads, workspace=Path(folder)
+        )
+        with server:
+            seen, left = asyncio.run(run(server, arguments, asked))
+            began = time.perf_counter()
+            server.close()
+            ended = time.perf_counter() - began
+    quarter = max(1, len(seen.memory) // 4)
+    early = statistics.median(seen.memory[quarter : 2 * quarter] or seen.memory)
+    growth = statistics.median(seen.memory[-quarter:]) / early
+    bad = sum(seen.ends.values()) - sum(seen.ends[end] for end in ("answered", "left", "429"))
+    met = not bad and not left and growth <= GROWTH and ended < 20
+    line: dict[str, Any] = {
+        "what": f"{arguments.clients} clients for {arguments.minutes:g} min",
+        "ends": dict(seen.ends),
+        "tokens/s": seen.tokens / (60 * arguments.minutes),
+        "first token p50, s": percentile(seen.first, 0.5),
+        "p95": percentile(seen.first, 0.95),
+        "whole p50, s": percentile(seen.whole, 0.5),
+        "whole p95, s": percentile(seen.whole, 0.95),
+        "whole, most, s": max(seen.whole),
+        "memory, MB": [early / 1e6, max(seen.memory) / 1e6],
+        "growth (1.05)": growth,
+        "held at the end": left,
+        "ended in, s": ended,
+        "met": met,
+    }
+    facts = {"threads": arguments.threads, "precision": arguments.precision}
+    tell([line], {**facts, **machine(), **versions()}, arguments.out)
+    sys.exit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What `w8a8` costs: loss and KL against fp32 on four kinds of text, llama.cpp's Q8_0 beside it.
+
+    python bench/serving/quality.py --data DIR --workspace DIR --llamacpp VENV/bin/python --gguf FILE \\
+        --out FILE.jsonl
+
+fp32 is the pass over the transformers modules, `w8a8` the lean pass. Reported for the base, and with a
+LoRA, a prefix and IA3 vectors loaded that are trained on the demo's rows first (kept in the workspace):
+change of the loss (nats a token), mean KL(fp32, other), share of greedy tokens that agree. llama.cpp gives the
+log-probabilities of its `--top` likeliest tokens, one position a request; its KL counts all others as one
+token, which makes it no larger, and a next token that is not among them is asked for with the whole vocabulary.
+"""
+
+import argparse
+import asyncio
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from clients import post
+from results import machine, options, tell, versions
+from servers import LlamaServer
+from texts import segments
+from torch import Tensor
+
+import onebase
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.engine.engine import Engine
+from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.lean.runner import LeanRunner
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Chunk, Request
+from onebase.engine.runner import Runner
+from onebase.engine.sampling import Sampling
+from onebase.training.train import train
+
+LOSS, KL = 0.015, 0.01
+DEMO = Path(onebase.__file__).parent / "demo" / "en"
+ADAPTERS = {"lora": "summary", "p-tuning-v2": "social", "ia3": "support"}
+
+
+@dataclass
+class Distance:
+    """How far a pass is from fp32, token by token: loss minus fp32's loss, KL, the same best token."""
+
+    loss: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agree: list[float] = field(default_factory=list)
+
+    def line(self, what: str, side: str) -> dict[str, Any]:
+        loss, kl = statistics.mean(self.loss), statistics.mean(self.kl)
+        return {
+            "text": what,
+            "side": side,
+            "tokens": len(self.loss),
+            "loss worse by": loss,
+            "KL": kl,
+            "agree": statistics.mean(self.agree),
+            "met": loss <= LOSS and kl <= KL,
+        }
+
+
+def trained(base: onebase.Base, folder: Path) -> list[StoredAdapter]:
+    """One adapter of each kind on the demo's rows, from the workspace where they are there."""
+    workspace = onebase.Workspace(folder)
+    store = AdapterStore(workspace)
+    missing = [method for method in ADAPTERS if method not in store.tasks()]
+    if missing:
+        jobs = [
+            onebase.Job(
+                method,
+                DEMO / f"{ADAPTERS[method]}.jsonl",
+                method,
+                "Answer as it is done here.",
+                held_out=DEMO / f"{ADAPTERS[method]}.heldout.jsonl",
+                set={"batch_size": 4, "epochs": 1},
+            )
+            for method in missing
+        ]
+        train(jobs, base=base, workspace=workspace)
+    return [store.get(method) for method in ADAPTERS]
+
+
+def logits(runner: Runner, task: LoadedTask, ids: Sequence[int]) -> Tensor:
+    """The logits at every token of a text, [tokens, vocabulary]."""
+    request = Request((task,), tuple(ids), Sampling(max_tokens=1), limit=1, score_from=0)
+    runner.admit(request)
+    found = runner.run([Chunk(request, len(ids), len(ids))])
+    runner.release(request)
+    return found.clone()
+
+
+def add_text(distance: Distance, reference: Tensor, other: Tensor, ids: Sequence[int]) -> None:
+    """Compare two passes' logits, [tokens, vocabulary], over one text."""
+    p, q = (part[:-1].double().log_softmax(-1) for part in (reference, other))
+    target = torch.tensor(ids[1:])[:, None]
+    distance.loss += (p - q).gather(1, target)[:, 0].tolist()
+    distance.kl += (p.exp() * (p - q)).sum(-1).tolist()
+    distance.agree += (p.argmax(-1) == q.argmax(-1)).double().tolist()
+
+
+@dataclass(frozen=True)
+class LlamaReader:
+    """Log-probabilities from llama.cpp's server, of the `top` likeliest tokens. `plain` is a token of
+    one whole character: drawn in place of any other, so that the server always tells them (it does not
+    where an answer ends, or stands inside a character). The bias is not in what it tells.
+    """
+
+    address: str
+    top: int
+    plain: int
+
+    async def compare(self, distance: Distance, reference: Tensor, ids: list[int]) -> None:
+        """Add one text; the prompt's cache makes each request one token's work."""
+        for at, (row, target) in enumerate(zip(reference[:-1], ids[1:], strict=True), start=1):
+            p = row.double().log_softmax(-1)
+            told = await self.likeliest(ids[:at], self.top)
+            if target not in told:
+                told = await self.likeliest(ids[:at], len(p))
+            tokens = torch.tensor(list(told))
+            q = torch.tensor(list(told.values())).double()
+            shared = p[tokens]
+            kl = float((shared.exp() * (shared - q)).sum())
+            rest_p, rest_q = (max(1.0 - float(part.exp().sum()), 1e-12) for part in (shared, q))
+            distance.kl.append(kl + rest_p * math.log(rest_p / rest_q))
+            distance.loss.append(float(p[target]) - told[target])
+            distance.agree.append(float(int(p.argmax()) == next(iter(told))))
+
+    async def likeliest(self, ids: list[int], top: int) -> dict[int, float]:
+        """The log-probabilities of the likeliest next tokens, the best first."""
+        body = {
+            "prompt": ids,
+            "n_predict": 1,
+            "temperature": 0,
+            "n_probs": top,
+            "logit_bias": [[self.plain, 1000.0]],
+            "cache_prompt": True,
+        }
+        reply = await post(self.address, "/completion", body)
+        (only,) = reply.body["completion_probabilities"]
+        return {one["id"]: one["logprob"] for one in only["top_logprobs"]}
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--workspace", type=Path, required=True, help="for the trained adapters")
+    parser.add_argument("--tokens", type=int, default=2000, help="of each kind of text, at least")
+    parser.add_argument("--top", type=int, default=4000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    exact = onebase.Base.load(arguments.base)
+    stored = trained(exact, arguments.workspace)
+    quantized = onebase.Base.load(arguments.base, precision=arguments.precision)
+    runners: list[Runner] = [GenericRunner(exact), LeanRunner(quantized)]
+    engines = [Engine(base, stored) for base in (exact, quantized)]
+    kinds = segments(exact.tokenizer, arguments.data, arguments.tokens)
+    lines = []
+    for name in ("base", *ADAPTERS):
+        tasks = [engine.tasks[name] for engine in engines]
+        for kind, texts in kinds.items():
+            distance = Distance()
+            for ids in texts:
+                both = [
+                    logits(runner, task, ids) for runner, task in zip(runners, tasks, strict=True)
+                ]
+                add_text(distance, *both, ids)
+            lines.append(distance.line(kind, f"{arguments.precision}, {name}"))
+    facts = {"kernels": [runner.kernel for runner in runners], "threads": arguments.threads}
+    tell(lines, {**facts, **machine(), **versions()}, arguments.out)
+    if arguments.llamacpp:
+        bare = engines[0].tasks["base"]
+        plain = exact.tokenizer("a", add_special_tokens=False)["input_ids"][0]
+        lines = llama_lines(arguments, kinds, plain, lambda ids: logits(runners[0], bare, ids))
+        tell(lines, {**facts, **machine(), **versions()}, arguments.out)
+
+
+def llama_lines(
+    arguments: argparse.Namespace,
+    kinds: dict[str, list[list[int]]],
+    plain: int,
+    reference: Callable[[list[int]], Tensor],
+) -> list[dict[str, Any]]:
+    lines = []
+    with LlamaServer(arguments.llamacpp, arguments.gguf, 1, arguments.threads) as server:
+        server.wake()
+        reader = LlamaReader(server.address, arguments.top, plain)
+        for kind, texts in kinds.items():
+            distance = Distance()
+            for ids in texts:
+                asyncio.run(reader.compare(distance, reference(ids), ids))
+            lines.append(distance.line(kind, "llama.cpp Q8_0, base"))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

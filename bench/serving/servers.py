@@ -1,0 +1,135 @@
+"""The servers of a comparison, `onebase serve` and llama.cpp's, asked in the same way."""
+
+import asyncio
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clients import Reply, get, post, together
+from sides import Process, Worker, environment, script
+
+COMPLETIONS = "/v1/completions"
+
+
+class OurServer(Process):
+    """`onebase serve` on a free port of the loopback; ready when it is made.
+
+    `first_answer` is the seconds from the start of the process to its first token.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        precision: str,
+        threads: int,
+        *,
+        workspace: Path | None = None,
+        more: Sequence[str] = (),
+        start_seconds: float = 300,
+    ) -> None:
+        self._empty = tempfile.TemporaryDirectory()
+        folder = workspace or Path(self._empty.name)
+        self.address = f"http://127.0.0.1:{free_port()}"
+        port = self.address.rpartition(":")[2]
+        command = [sys.executable, "-c", "from onebase.cli.app import main; main()", "serve"]
+        command += ["--host", "127.0.0.1", "--port", port, "--base", base]
+        command += ["--precision", precision, "--workspace", str(folder), *more]
+        began = time.perf_counter()
+        super().__init__("onebase serve", command, environment(threads))
+        self._wait(began + start_seconds)
+        self.ready_seconds = time.perf_counter() - began
+        self.ask(completion("base", [1, 2, 3], 1))
+        self.first_answer = time.perf_counter() - began
+
+    def _wait(self, until: float) -> None:
+        while time.perf_counter() < until:
+            if self.process.poll() is not None:
+                raise SystemExit(f"onebase serve ended:\n{self.log()}")
+            try:
+                status, _ = asyncio.run(get(self.address, "/readyz", 5))
+                if status == 200:
+                    return
+            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                pass
+            time.sleep(0.05)
+        self.kill()
+        raise SystemExit(f"onebase serve did not get ready:\n{self.log()}")
+
+    def ask(self, body: dict[str, Any]) -> Reply:
+        """One whole answer. Raises SystemExit for an error."""
+        reply = asyncio.run(post(self.address, COMPLETIONS, body))
+        if reply.status != 200:
+            raise SystemExit(f"onebase serve: {reply.status} {reply.body}\n{self.log()}")
+        return reply
+
+    def end(self) -> None:
+        """Ask it to drain and end."""
+        self.process.send_signal(signal.SIGTERM)
+
+
+class LlamaServer(Worker):
+    """llama.cpp's server, with so many slots."""
+
+    def __init__(self, python: str, gguf: Path, slots: int, threads: int, *more: object) -> None:
+        command = script(
+            "worker_llamacpp.py",
+            *("--gguf", gguf, "--slots", slots, "--threads", threads, *more),
+            python=python,
+        )
+        super().__init__("llama.cpp", command, environment(threads))
+        self.address = str(self.facts["address"])
+
+
+def completion(task: str, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
+    """A greedy answer of exactly so many tokens, of any of the servers: each knows one of the two
+    fields that keep an answer from ending early, and llama.cpp alone `cache_prompt`.
+    """
+    return {
+        "model": task,
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "min_tokens": tokens,
+        "temperature": 0,
+    }
+
+
+def llama_completion(task: str, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
+    """The same for llama.cpp: it has other names for two fields."""
+    body = completion(task, prompt, tokens)
+    del body["min_tokens"]
+    return {**body, "ignore_eos": True, "cache_prompt": False}
+
+
+def speed(
+    server: OurServer | LlamaServer,
+    requests: Sequence[tuple[str, Sequence[int]]],
+    tokens: int,
+    *,
+    stop: bool = True,
+) -> float:
+    """Generated tokens a second over HTTP, all of `requests` at once as streams, prompts included.
+
+    Raises SystemExit where an answer is an error or has not all of its tokens.
+    """
+    make = llama_completion if isinstance(server, LlamaServer) else completion
+    server.wake()
+    bodies = [make(task, prompt, tokens) for task, prompt in requests]
+    replies, seconds = together(server.address, COMPLETIONS, bodies)
+    if stop:
+        server.stop()
+    for reply in replies:
+        if reply.status != 200 or reply.tokens != tokens:
+            raise SystemExit(f"{server.name}: {reply.status}, {reply.tokens} tokens, {reply.body}")
+    return sum(reply.tokens for reply in replies) / seconds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

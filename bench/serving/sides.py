@@ -1,0 +1,137 @@
+"""The sides of a comparison: processes that stay loaded and are measured in turn.
+
+Each side is a worker that reads one JSON job a line and answers with one JSON line. While one is
+measured the others are stopped (SIGSTOP): some of them poll when they have nothing to do.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+BENCH = Path(__file__).parent
+# What importing onebase sets for this process; a peer has OpenMP's own default.
+CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+
+
+def environment(threads: int, **more: str) -> dict[str, str]:
+    """The environment of a side that may use so many threads."""
+    own = {key: value for key, value in os.environ.items() if key not in CHOSEN}
+    counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return {**own, **dict.fromkeys(counts, str(threads)), **more}
+
+
+class Process:
+    """A process with a group of its own, which is stopped, woken and ended as one."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
+        self.name = name
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", encoding="utf-8")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=variables,
+            start_new_session=True,
+        )
+
+    def wake(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        """Ask it to end, by the end of its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def kill(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        """End it, by force where asking does not help within 20 s."""
+        if self.process.poll() is None:
+            self.wake()
+            self.end()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                print(f"{self.name} does not end by itself", file=sys.stderr)
+        self.kill()
+        self.process.wait()
+        self._log.close()
+
+    def log(self) -> str:
+        """The end of what it wrote to stderr."""
+        return Path(self._log.name).read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Worker(Process):
+    """A process that answers jobs. `facts` is the first line that it prints, once it is ready."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: dict[str, str],
+        *,
+        start_seconds: float = 300,
+        seconds: float = 900,
+    ) -> None:
+        super().__init__(name, command, variables)
+        self._seconds = seconds
+        self.facts: dict[str, Any] = self._read(start_seconds)
+        self.stop()
+
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one job, with the process awake for it."""
+        assert self.process.stdin is not None
+        self.wake()
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        answer = self._read(self._seconds)
+        self.stop()
+        return answer
+
+    def speed(self, requests: Sequence[tuple[str, Sequence[int]]], tokens: int) -> float:
+        """Generated tokens a second, prompts included in the time."""
+        answer = self.ask({"requests": requests, "tokens": tokens})
+        return float(answer["tokens"] / answer["seconds"])
+
+    def _read(self, seconds: float) -> dict[str, Any]:
+        """The next line that is a JSON object: libraries print to stdout now and then."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(seconds, self.kill)
+        timer.start()
+        line = self.process.stdout.readline()
+        while line and not line.startswith("{"):
+            line = self.process.stdout.readline()
+        timer.cancel()
+        if not line:
+            self.kill()
+            raise SystemExit(f"{self.name} gave no answer within {seconds} s:\n{self.log()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def script(name: str, *arguments: object, python: str | None = None) -> list[str]:
+    """The command that runs a worker of this folder."""
+    return [python or sys.executable, str(BENCH / name), *map(str, arguments)]
