@@ -71,6 +71,7 @@ def test_each_kind_of_layer_has_a_border(length_bound_model: Callable[..., Any])
     expected = model(ids(BORDER)).logits
     model(ids(BORDER + 8))
     assert hold_rotary(model) == RotaryLimit("dynamic", BORDER)
+    model(ids(BORDER + 16))
     assert torch.equal(model(ids(BORDER)).logits, expected)
     assert model.config.rope_parameters["full_attention"]["rope_type"] == "dynamic"
 

@@ -29,16 +29,17 @@ def test_a_row_beyond_the_border_is_refused_before_anything_is_written(
     settings: dict[str, object] = {"epochs": 1, "held_out": 0.25}
     if method == "p-tuning-v2":
         settings["virtual_tokens"] = 4
-    long = onebase.Job(
-        "t", write(tmp_path, 60), method, template="{input} ", set=settings | {"max_tokens": 64}
-    )
-    with pytest.raises(UsageError, match=f"type {kind}: beyond 40 tokens"):
-        onebase.train([long], base=base, workspace=workspace)
+    rows = write(tmp_path, 60)
+
+    def job(max_tokens: int) -> onebase.Job:
+        own = {**settings, "max_tokens": max_tokens}
+        return onebase.Job("t", rows, method, template="{input} ", set=own)
+
+    room = 36 if method == "p-tuning-v2" else 40
+    for longer in (64, room + 1):
+        with pytest.raises(UsageError, match=f"type {kind}: beyond 40 tokens"):
+            onebase.train([job(longer)], base=base, workspace=workspace)
     assert RunStore(workspace).list() == []
     # Cut to what the base takes, it learns.
-    room = 36 if method == "p-tuning-v2" else 40
-    cut = onebase.Job(
-        "t", write(tmp_path, 60), method, template="{input} ", set=settings | {"max_tokens": room}
-    )
-    (stored,) = onebase.train([cut], base=base, workspace=workspace)
+    (stored,) = onebase.train([job(room)], base=base, workspace=workspace)
     assert stored.version == 1
