@@ -6,8 +6,8 @@ admitted before one that came earlier, so a request waits for those before it an
 What is left of a prompt goes before the prompts that came later.
 
 While somebody watches the running answers, a step that reads is kept to 1.4 times a step that only
-decodes. Where that is too little room to read anything, or a prompt has waited for a second, one step
-in three may take 2.5 times the usual one. So the gaps between tokens stay under three times their
+decodes. Where reading so little is not worth its start, or a prompt has waited for a second, two steps
+in five may take 2.5 times the usual one. So the gaps between tokens stay under three times their
 median, and the median under one and a half times that of decoding alone.
 """
 
@@ -23,9 +23,10 @@ PACK_TOKENS = 1024  # read at once where nobody waits for a next token
 LOGIT_BYTES = 64 << 20  # of scored prompts in one step: each token's logits are a whole vocabulary
 _FEWEST_LOGITS = 16
 _SHORT, _LONG = 1.4, 2.5
-_LONG_EVERY = 3
+_STEPS, _LONG_STEPS = 5, (2, 4)
 _PATIENCE = 1.0  # seconds
-_LEAST = 16  # tokens worth a place in a step
+_WASTE = 0.5  # of the time for reading, what may go into its start
+_LEAST = 4  # tokens
 _PROBE = 64  # tokens read while nothing is known of their cost
 _DECODE_ONLY_EVERY = 16  # so that what decoding alone costs stays known
 
@@ -41,7 +42,7 @@ class Scheduler:
         self.running: list[Request] = []
         self._max_running = max_running
         self._cost = StepCost()
-        self._since_long = self._since_decode_only = 0
+        self._reading_steps = self._since_decode_only = 0
 
     @property
     def idle(self) -> bool:
@@ -110,18 +111,16 @@ class Scheduler:
         if alone is None or self._since_decode_only > _DECODE_ONLY_EVERY:
             self._since_decode_only = 0
             return 0
-        short = self._tokens_in((_SHORT - 1) * alone)
-        self._since_long += 1
-        hurried = short < _LEAST or now - oldest.arrived > _PATIENCE
-        if hurried and self._since_long >= _LONG_EVERY:
-            self._since_long = 0
-            usual = self._cost.usual or alone
-            return max(_LEAST, self._tokens_in(_LONG * usual - alone))
-        return short if short >= _LEAST else 0
-
-    def _tokens_in(self, seconds: float) -> int:
+        self._reading_steps += 1
+        seconds = (_SHORT - 1) * alone
+        worth = self._cost.prefill_start <= _WASTE * seconds
+        hurried = not worth or now - oldest.arrived > _PATIENCE
+        if hurried and self._reading_steps % _STEPS in _LONG_STEPS:
+            seconds = _LONG * (self._cost.usual or alone) - alone
+        elif not worth:
+            return 0
         tokens = self._cost.prefill_tokens(seconds)
-        return _PROBE if tokens is None else min(tokens, PACK_TOKENS)
+        return _PROBE if tokens is None else max(_LEAST, min(tokens, PACK_TOKENS))
 
 
 def _part(request: Request, room: int, logits: int) -> Chunk:

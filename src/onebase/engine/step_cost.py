@@ -38,6 +38,11 @@ class StepCost:
         return self._prefill.reach(seconds)
 
     @property
+    def prefill_start(self) -> float:
+        """The seconds that reading takes before its first token, as far as is known."""
+        return self._prefill.fixed
+
+    @property
     def usual(self) -> float | None:
         """The median of the recent steps that decoded."""
         return median(self._gaps) if self._gaps else None
@@ -68,6 +73,11 @@ class _Line:
             return None
         fixed, each = self._fitted()
         return fixed + each * size
+
+    @property
+    def fixed(self) -> float:
+        """What a size of nothing takes; nothing before anything was observed."""
+        return self._fitted()[0] if self._count else 0.0
 
     def reach(self, seconds: float) -> int | None:
         """The largest size that takes `seconds` at most."""
