@@ -20,7 +20,7 @@ from onebase.engine.classification import (
 )
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pool import AdapterPool, LoadedTask
-from onebase.engine.prompt import Ids, Prompt, prompt_ids, request_for
+from onebase.engine.prompt import Ids, Prompt, prompt_ids, request_for, require_scorable
 from onebase.engine.request import Event, FinishReason, Request
 from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
@@ -211,6 +211,8 @@ class Engine:
             )
         prompts = [prompt_ids(tasks, text) for text in texts]
         answers = [tuple(tasks[0].template.answer_ids(label)) for label in names]
+        if prompts:
+            require_scorable(tasks, prompts, answers)
         logprobs = self._logprobs(tasks, prompts, answers)
         return [
             ranked(names, logprobs[at : at + len(names)])

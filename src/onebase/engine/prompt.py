@@ -41,14 +41,7 @@ def request_for(
     most = sampling.max_tokens
     room = _room(tasks, len(ids), most)
     if room < (0 if score_only else 1):
-        context = tasks[0].base.context_text
-        raise UsageError(
-            say(
-                f"The prompt has {len(ids)} tokens, more than {context} leaves room for.",
-                f"提示有 {len(ids)} 个词元，超出 {context}。",
-            ),
-            say("Shorten the prompt.", "请缩短提示。"),
-        )
+        raise _too_long(tasks, len(ids))
     return Request(
         tasks,
         ids,
@@ -84,6 +77,26 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
                 ),
             )
     return ids
+
+
+def require_scorable(
+    tasks: tuple[LoadedTask, ...], prompts: Sequence[Ids], answers: Sequence[Ids]
+) -> None:
+    """Raise UsageError where an answer behind a prompt does not fit into the base's context."""
+    longest = max(len(prompt) for prompt in prompts) + max(len(answer) for answer in answers)
+    if _room(tasks, longest, 0) < 0:
+        raise _too_long(tasks, longest)
+
+
+def _too_long(tasks: tuple[LoadedTask, ...], tokens: int) -> UsageError:
+    context = tasks[0].base.context_text
+    return UsageError(
+        say(
+            f"The prompt has {tokens} tokens, more than {context} leaves room for.",
+            f"提示有 {tokens} 个词元，超出 {context}。",
+        ),
+        say("Shorten the prompt.", "请缩短提示。"),
+    )
 
 
 def _require_together(tasks: tuple[LoadedTask, ...]) -> None:

@@ -9,6 +9,8 @@ from onebase.adapters.contribution import Contribution
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
+from onebase.errors import UsageError
+from onebase.language import say
 from onebase.model.base import Base
 
 
@@ -52,5 +54,22 @@ class Runner(Protocol):
 
 
 def runner_for(base: Base, *, slots: int = 64) -> Runner:
-    """The runner to use for a base."""
+    """The runner to use for a base: the lean pass where it applies, else the transformers modules.
+
+    Raises UsageError for a base in w8a8 that only the modules can run.
+    """
+    # Imported late: it loads numba, which training has no use for.
+    from onebase.engine.lean.runner import LeanRunner, supports
+
+    if supports(base):
+        return LeanRunner(base)
+    if base.precision.name == "w8a8":
+        kind = base.model.config.model_type
+        raise UsageError(
+            say(
+                f"{base.name} is of type {kind}, for which there is no w8a8.",
+                f"{base.name} 的类型为 {kind}，不支持 w8a8。",
+            ),
+            say("Use --precision fp32 or int8.", "请使用 --precision fp32 或 int8。"),
+        )
     return GenericRunner(base, slots=slots)

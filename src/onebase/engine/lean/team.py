@@ -5,6 +5,7 @@ threads have come: beside a busy core the calling thread does the work alone.
 """
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -61,38 +62,49 @@ def wait(counters, phase, pieces):  # type: ignore[no-untyped-def]
 
 
 class Team:
-    """`threads` - 1 helpers of the thread that calls `run`."""
+    """`threads` - 1 helpers of the thread that calls `run`. They end with the team."""
 
     def __init__(self, threads: int, phases: int) -> None:
         self.threads = threads
-        self._counters = np.zeros(phases * _LINE, np.int64)
-        self._work: Callable[[int, int], None] | None = None
-        self._begin = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._finished = threading.Semaphore(0)
+        self._shared = _Shared(threads, phases)
         for index in range(threads - 1):
-            threading.Thread(target=self._help, args=(index,), daemon=True).start()
+            threading.Thread(target=_help, args=(self._shared, index), daemon=True).start()
+        weakref.finalize(self, self._shared.close)
 
     def run(self, work: Callable[[int, int], None]) -> None:
         """Call `work(thread, counters)` in every thread; returns when all have returned."""
-        self._counters[:] = 0
-        self._work = work
-        for begin in self._begin:
+        shared = self._shared
+        shared.counters[:] = 0
+        shared.work = work
+        for begin in shared.begin:
             begin.release()
-        work(0, self._counters.ctypes.data)
-        for _ in self._begin:
-            self._finished.acquire()
-        self._work = None
+        work(0, shared.counters.ctypes.data)
+        for _ in shared.begin:
+            shared.finished.acquire()
+        shared.work = None
+
+
+class _Shared:
+    """What a team's threads hold: not the team itself, which would never end then."""
+
+    def __init__(self, threads: int, phases: int) -> None:
+        self.counters = np.zeros(phases * _LINE, np.int64)
+        self.work: Callable[[int, int], None] | None = None
+        self.begin = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self.finished = threading.Semaphore(0)
 
     def close(self) -> None:
         """End the helpers."""
-        for begin in self._begin:
+        for begin in self.begin:
             begin.release()
 
-    def _help(self, index: int) -> None:
-        while True:
-            self._begin[index].acquire()
-            work = self._work
-            if work is None:
-                return
-            work(index + 1, self._counters.ctypes.data)
-            self._finished.release()
+
+def _help(shared: _Shared, index: int) -> None:
+    while True:
+        shared.begin[index].acquire()
+        work = shared.work
+        if work is None:
+            return
+        work(index + 1, shared.counters.ctypes.data)
+        del work  # it holds what the step worked on
+        shared.finished.release()
