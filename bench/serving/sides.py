@@ -4,6 +4,7 @@ Each side is a worker that reads one JSON job a line and answers with one JSON l
 measured the others are stopped (SIGSTOP): some of them poll when they have nothing to do.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,10 +30,14 @@ def environment(threads: int, **more: str) -> dict[str, str]:
 
 
 class Process:
-    """A process with a group of its own, which is stopped, woken and ended as one."""
+    """A process with a group of its own, which is stopped, woken and ended as one. It does not outlive
+    this process, however that ends (but for SIGKILL).
+    """
 
     def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
         self.name = name
+        signal.signal(signal.SIGTERM, _leave)
+        atexit.register(self.kill)
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
@@ -55,10 +61,10 @@ class Process:
         self.process.stdin.close()
 
     def kill(self) -> None:
-        try:
+        """End it by force, with all of its children."""
+        atexit.unregister(self.kill)
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
     def close(self) -> None:
         """End it, by force where asking does not help within 20 s."""
@@ -130,6 +136,10 @@ class Worker(Process):
             raise SystemExit(f"{self.name} gave no answer within {seconds} s:\n{self.log()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def script(name: str, *arguments: object, python: str | None = None) -> list[str]:
