@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class _Current:
     value: Pass | None = None
 
 
-_prepared: "WeakSet[nn.Module]" = WeakSet()
+_prepared: "WeakKeyDictionary[nn.Module, _Current]" = WeakKeyDictionary()
 _linears: "WeakKeyDictionary[nn.Module, dict[str, Linear]]" = WeakKeyDictionary()
 _refused: "WeakKeyDictionary[nn.Module, OnebaseError]" = WeakKeyDictionary()
 
@@ -175,7 +175,7 @@ def _attach(base: Base) -> None:
     for module in base.model.modules():
         if (quick := quick_norm(module)) is not None:
             module.forward = quick
-    _prepared.add(base.model)
+    _prepared[base.model] = current
 
 
 def _layer_forward(
@@ -255,6 +255,7 @@ def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tens
         logits_to_keep=keep.to(embeddings.device),
         onebase_pass=now,
     )
+    _prepared[base.model].value = None  # or the pass, and its adapters, would stay in memory
     logits: Tensor = output.logits[0]
     return logits
 
