@@ -28,7 +28,7 @@ def test_part_of_a_character(make_base: Callable[..., Base]) -> None:
 
 
 def test_sentencepiece_like_tokens() -> None:
-    vocabulary = {"<unk>": 0, "▁the": 1, "é": 2, "<0xE4>": 3}
+    vocabulary = {"<unk>": 0, "▁the": 1, "é": 2, "<0xE4>": 3, "a": 4}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     texts = TokenText(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))

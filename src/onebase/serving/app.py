@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from onebase.adapters.store import AdapterStore
@@ -20,6 +21,13 @@ from onebase.serving.routes import responses as responses_route
 from onebase.serving.service import Service
 from onebase.serving.settings import ServerSettings
 
+# Requests are counted and logged here; nothing is sent anywhere.
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 _API = (
     chat.router,
     completions.router,
@@ -67,7 +75,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         max_body_size=settings.limits.body_bytes,
-        telemetry={"tracing": False, "metrics": False, "logging": False},
+        telemetry=_NO_TELEMETRY,
     )
     install_error_handlers(app)
     # The last one added is the outermost.

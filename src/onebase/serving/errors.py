@@ -138,6 +138,18 @@ def internal_error() -> ApiError:
     )
 
 
+def failed_pass(reason: str) -> ApiError:
+    """An answer that came to no end. `reason` is set where the request itself is at fault."""
+    if not reason:
+        return internal_error()
+    return ApiError(
+        400,
+        "unusable_request",
+        say(f"No answer could be drawn: {reason}.", f"无法生成回答：{reason}。"),
+        say("Change the request.", "请修改请求。"),
+    )
+
+
 def as_api_error(error: OnebaseError) -> ApiError:
     """An error of the library as a client may see it."""
     if isinstance(error, ApiError):

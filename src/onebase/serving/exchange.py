@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from onebase.engine.request import Event, Request
 from onebase.engine.sampling import Sampling
 from onebase.engine.thread import EngineThread
-from onebase.serving.errors import internal_error
+from onebase.serving.errors import failed_pass
 from onebase.serving.metrics import Metrics
 
 Piece = tuple[int, Event]
@@ -22,14 +22,13 @@ Piece = tuple[int, Event]
 
 @dataclass(frozen=True)
 class Wanted:
-    """One sequence that a request asks for. `score_from` as of a Request; with `score_only` nothing
-    is generated.
-    """
+    """One sequence that a request asks for; the options are those of Engine.add_request."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     score_from: int | None = None
     score_only: bool = False
+    steady: bool = True
 
 
 class Exchange:
@@ -102,7 +101,7 @@ class Exchange:
             arrived, self._arrived = self._arrived, []
             for _, event in arrived:
                 if event.finish_reason == "error":
-                    raise internal_error()
+                    raise failed_pass(event.request.error)
             yield arrived
 
     async def whole(self) -> list[Event]:
@@ -189,6 +188,8 @@ def _submitted(thread: EngineThread, task: str, wanted: Wanted) -> "Future[Reque
         wanted.prompt,
         wanted.sampling,
         score_from=wanted.score_from,
+        score_only=wanted.score_only,
+        steady=wanted.steady,
     )
 
 

@@ -1,5 +1,6 @@
 """Log-probabilities in the shapes of the two APIs."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,26 +30,38 @@ def _entry(token: int, logprob: float, texts: TokenText) -> dict[str, Any]:
     }
 
 
+class TextOffsets:
+    """Where in a text each of its tokens begins, in characters. Parts of one character begin where
+    it does.
+    """
+
+    def __init__(self, texts: TokenText) -> None:
+        self._texts = texts
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def of(self, token: int) -> int:
+        """The place of the next token."""
+        place = self._length
+        self._length += len(self._decoder.decode(self._texts.bytes_of(token)))
+        return place
+
+
 def completion_logprobs(
-    tokens: Sequence[Token], texts: TokenText, offset: int = 0
+    tokens: Sequence[Token], texts: TokenText, offsets: TextOffsets
 ) -> dict[str, Any]:
-    """The `logprobs` of a completion's choice, whose first token stands at `offset` of its text.
+    """The `logprobs` of a completion's choice; `offsets` knows of the tokens before these.
 
     As in OpenAI's API the likely tokens hold the token itself too. One that nothing predicts (the
     first of an echoed prompt) has null.
     """
-    names = [texts.of(token.id) for token in tokens]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(texts.bytes_of(token.id).decode(errors="ignore"))
     return {
-        "tokens": names,
+        "tokens": [texts.of(token.id) for token in tokens],
         "token_logprobs": [
             None if token.logprob is None else max(token.logprob, _LOWEST) for token in tokens
         ],
         "top_logprobs": [_likely(token, texts) for token in tokens],
-        "text_offset": offsets,
+        "text_offset": [offsets.of(token.id) for token in tokens],
     }
 
 

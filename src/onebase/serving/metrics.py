@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+_APIS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/classify")
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 30, 60)
 _BETWEEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 _WHOLE = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -37,6 +38,11 @@ class Metrics:
         self.adapter_evictions = self._counter(
             "adapter_evictions", "Adapters that left memory for others.", []
         )
+
+    def count_request(self, path: str, status: int, task: str) -> None:
+        """Count a request by its path, where that is one of the APIs."""
+        if path in _APIS:
+            self.requests.labels(task, path, str(status)).inc()
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

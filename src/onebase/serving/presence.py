@@ -73,15 +73,14 @@ def lower_priority() -> None:
     """
     if not hasattr(os, "setpriority"):
         return
-    # On Linux a niceness belongs to a thread, and counts within a terminal's group alone.
+    # On Linux a niceness belongs to a thread. It counts among the processes of one session; between
+    # two sessions the kernel shares evenly, whatever it is (and a session's own niceness would stay
+    # behind in the user's terminal).
     threads = [int(name) for name in os.listdir("/proc/self/task")] if _LINUX else [0]
     for thread in threads:
         with suppress(OSError):  # it has ended, or is nicer already
             if os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
                 os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
-    if _LINUX:
-        with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
 
 
 def _lock(workspace: Workspace) -> FileLock:

@@ -41,10 +41,9 @@ async def text_prompt(task: LoadedTask, prompt: str | Sequence[int], param: str)
 
     Raises ApiError for an empty text and for ids beyond the vocabulary.
     """
-    tokenizer = task.base.tokenizer
     if isinstance(prompt, str):
-        encode = lambda: tokenizer(prompt, verbose=False)["input_ids"]  # noqa: E731
-        ids = await asyncio.to_thread(encode) if len(prompt) > _LONG else encode()
+        long = len(prompt) > _LONG
+        ids = await asyncio.to_thread(_ids, task, prompt) if long else _ids(task, prompt)
     else:
         ids = list(prompt)
         check_ids(task, ids, param)
@@ -55,6 +54,11 @@ async def text_prompt(task: LoadedTask, prompt: str | Sequence[int], param: str)
             say("Give a text or token ids.", "请给出文本或词元编号。"),
         )
     return tuple(ids)
+
+
+def _ids(task: LoadedTask, text: str) -> list[int]:
+    ids: list[int] = task.base.tokenizer(text, verbose=False)["input_ids"]
+    return ids
 
 
 def check_ids(task: LoadedTask, ids: Sequence[int], param: str) -> None:

@@ -1,4 +1,4 @@
-"""The server's log: one JSON object a line on stderr, one line a request.
+"""The server's log: one JSON object a line on stderr, one line a request, which is counted too.
 
 Prompts and answers stand there only where the settings say so.
 """
@@ -75,6 +75,8 @@ class RequestLogMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            task = str(known.get("model", "")).partition("@")[0]
+            scope["app"].state.service.metrics.count_request(scope["path"], status, task)
             level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
             if log.isEnabledFor(level):
                 fields = {

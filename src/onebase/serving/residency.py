@@ -51,7 +51,11 @@ class Residency:
 
     @property
     def bytes(self) -> int:
-        """What the adapters in memory take."""
+        """What the adapters in memory take, with what the pass keeps of them in a form of its own."""
+        return self._own_bytes + self.engine.stats().get("adapter_bytes", 0)
+
+    @property
+    def _own_bytes(self) -> int:
         return sum(resident.bytes for resident in self._residents.values())
 
     def __contains__(self, name: object) -> bool:
@@ -114,15 +118,19 @@ class Residency:
         return resident
 
     async def _read(self, offer: Offer, name: str) -> LoadedTask:
-        await asyncio.to_thread(self.store.verify, offer.adapter)
-        return await asyncio.wrap_future(
-            self.thread.call(lambda: self.engine.load(offer.adapter, name=name))
-        )
+        def read() -> LoadedTask:
+            self.store.verify(offer.adapter)
+            return self.engine.load(offer.adapter, name=name)
+
+        return await asyncio.to_thread(read)
 
     def _make_room(self) -> None:
         """Let the least recently used go until the rest is within the limit."""
+        own = self._own_bytes
+        # What the pass keeps is freed a step later: until then each adapter stands for its share.
+        share = self.bytes / own if own else 1.0
         for name, resident in list(self._residents.items()):
-            if self.bytes <= self.limit:
+            if self._own_bytes * share <= self.limit:
                 return
             if not resident.users:
                 self.metrics.adapter_evictions.inc()

@@ -10,6 +10,7 @@ from typing import Any
 from onebase.adapters.store import AdapterStore
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK, LoadedTask
+from onebase.engine.sampling import Sampling
 from onebase.engine.thread import EngineThread
 from onebase.language import say
 from onebase.serving.admission import Admission
@@ -69,6 +70,20 @@ class Service:
                     lease.close()
                     self.admission.took(time.perf_counter() - began)
 
+    async def warm_up(self) -> None:
+        """Have a first answer drawn, which compiles what answers need, and load the tasks that the
+        settings name.
+        """
+        sampling = Sampling(max_tokens=2)
+        request = await asyncio.wrap_future(
+            self.thread.submit(BASE_TASK, "Hello", sampling, steady=False)
+        )
+        while request.finish_reason is None:
+            await asyncio.sleep(0.01)
+        for task in self.settings.tasks:
+            async with self.residency.hold(self.catalog.find(task)):
+                pass
+
     def log_text(self, log: dict[str, Any], name: str, text: object) -> None:
         """Put a prompt or an answer into a request's log line, where the settings say so."""
         if self.settings.log_prompts:
@@ -95,15 +110,20 @@ class Service:
         watch("requests_waiting", "Sequences in the queue.", lambda: self._stats("waiting"))
         watch("adapters_loaded", "Adapters in memory.", lambda: len(self.residency))
         watch("adapter_bytes", "Bytes of adapters in memory.", lambda: self.residency.bytes)
-        for name, text in (
-            ("cache_tokens", "Tokens in the KV cache."),
-            ("cache_capacity", "Tokens that the KV cache has room for."),
-            ("cache_bytes", "Bytes of the KV cache."),
+        for name, text, keys in (
+            ("cache_tokens", "Tokens in the KV cache.", ("cache_tokens", "cache_tokens_used")),
+            (
+                "cache_capacity",
+                "Tokens that the KV cache has room for.",
+                ("cache_capacity", "cache_tokens_capacity"),
+            ),
+            ("cache_bytes", "Bytes of the KV cache.", ("cache_bytes",)),
         ):
-            watch(name, text, lambda name=name: self._stats(name))  # type: ignore[misc]
+            watch(name, text, lambda keys=keys: self._stats(*keys))  # type: ignore[misc]
 
-    def _stats(self, name: str) -> float:
-        return float(self.engine.stats().get(name, 0))
+    def _stats(self, *names: str) -> float:
+        stats = self.engine.stats()
+        return float(sum(stats.get(name, 0) for name in names))
 
 
 @dataclass

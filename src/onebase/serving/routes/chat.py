@@ -67,7 +67,10 @@ class _Chat:
         constraint = constraint_of(body.response_format, "response_format")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
-        wanted = [Wanted(prompt, seeded(sampling, choice)) for choice in range(self._choices)]
+        wanted = [
+            Wanted(prompt, seeded(sampling, choice), steady=bool(body.stream))
+            for choice in range(self._choices)
+        ]
         return await lease.ask(wanted, "messages")
 
     async def _whole(self, lease: Lease, exchange: Exchange) -> dict[str, Any]:

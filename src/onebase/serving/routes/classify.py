@@ -83,7 +83,9 @@ async def _scored(
         prompt = await chat_prompt(lease.task, [Turn("user", text)], f"input.{place}")
         for label in labels:
             ids = (*prompt, *template.answer_ids(label))
-            wanted.append(Wanted(ids, Sampling(), score_from=len(prompt), score_only=True))
+            wanted.append(
+                Wanted(ids, Sampling(), score_from=len(prompt), score_only=True, steady=False)
+            )
     exchange = await lease.ask(wanted, "input")
     await exchange.whole()
     sums = [logprob(request) for request in exchange.requests]

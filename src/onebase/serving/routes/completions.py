@@ -14,7 +14,7 @@ from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
-from onebase.serving.logprobs import completion_logprobs
+from onebase.serving.logprobs import TextOffsets, completion_logprobs
 from onebase.serving.prompts import check_ids, text_prompt
 from onebase.serving.sampling_fields import seeded
 from onebase.serving.service import Lease, Service
@@ -69,7 +69,15 @@ class _Completion:
             self._echoed.append(self._echo(lease, given))
             for choice in range(self._choices):
                 own = seeded(sampling, place * self._choices + choice)
-                wanted.append(Wanted(prompt, own, 0 if scored else None, score_only=longest == 0))
+                wanted.append(
+                    Wanted(
+                        prompt,
+                        own,
+                        0 if scored else None,
+                        score_only=longest == 0,
+                        steady=bool(body.stream),
+                    )
+                )
         self._service.log_text(self._log, "prompt", self._echoed or self._prompts)
         return await lease.ask(wanted, "prompt")
 
@@ -93,7 +101,9 @@ class _Completion:
                 {
                     "index": index,
                     "text": text,
-                    "logprobs": self._logprobs([*self._scored(event), *event.tokens], 0),
+                    "logprobs": self._logprobs(
+                        [*self._scored(event), *event.tokens], self._offsets()
+                    ),
                     "finish_reason": event.finish_reason,
                 }
                 for index, (event, text) in enumerate(zip(answers, texts, strict=True))
@@ -113,7 +123,7 @@ class _Completion:
 
         sequences = len(exchange.requests)
         plain = [ChunkFrames(chunk(i, ChunkFrames.MARK, None, None)) for i in range(sequences)]
-        lengths = [0] * sequences
+        offsets = [self._offsets() for _ in range(sequences)]
         begun = [not self._body.echo] * sequences
         reasons: list[FinishReason | None] = [None] * sequences
         try:
@@ -125,8 +135,7 @@ class _Completion:
                         begun[index] = True
                         text = self._echo_of(index) + text
                         tokens = [*self._scored(event), *tokens]
-                    logprobs = self._logprobs(tokens, lengths[index])
-                    lengths[index] += len(text)
+                    logprobs = self._logprobs(tokens, offsets[index])
                     reasons[index] = event.finish_reason
                     if event.finish_reason is None and logprobs is None:
                         if text:
@@ -152,10 +161,13 @@ class _Completion:
         """The prompt's tokens where it is echoed with log-probabilities."""
         return event.request.prompt_logprobs if self._body.echo else []
 
-    def _logprobs(self, tokens: list[Token], offset: int) -> dict[str, Any] | None:
+    def _offsets(self) -> TextOffsets:
+        return TextOffsets(self._service.token_text)
+
+    def _logprobs(self, tokens: list[Token], offsets: TextOffsets) -> dict[str, Any] | None:
         if self._body.logprobs is None:
             return None
-        return completion_logprobs(tokens, self._service.token_text, offset)
+        return completion_logprobs(tokens, self._service.token_text, offsets)
 
     def _head(self, lease: Lease) -> dict[str, Any]:
         return {

@@ -70,7 +70,8 @@ class _Response:
         constraint = constraint_of(body.response_format(), "text.format")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
-        return await lease.ask([Wanted(prompt, sampling)], "input")
+        wanted = Wanted(prompt, sampling, steady=bool(body.stream))
+        return await lease.ask([wanted], "input")
 
     async def _frames(self, lease: Lease, exchange: Exchange) -> AsyncIterator[bytes]:
         """The events of a stream in their order, numbered."""

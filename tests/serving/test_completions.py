@@ -1,0 +1,148 @@
+"""POST /v1/completions: prompts of every form, echo, log-probabilities, streams."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from onebase.model.base import Base
+
+PATH = "/v1/completions"
+TEXT = "the parcel is"
+
+
+def complete(server: Any, **fields: Any) -> Any:
+    asked = {"model": "base", "prompt": TEXT, "max_tokens": 6, "temperature": 0, **fields}
+    answer = server.http.post(PATH, json=asked)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def texts(body: Any) -> list[str]:
+    return [choice["text"] for choice in body["choices"]]
+
+
+def test_every_form_of_a_prompt(server: Any, base: Base) -> None:
+    ids = base.tokenizer(TEXT)["input_ids"]
+    (expected,) = texts(complete(server))
+    assert texts(complete(server, prompt=ids)) == [expected]
+    other = texts(complete(server, prompt="hello"))
+    assert texts(complete(server, prompt=[TEXT, "hello"])) == [expected, *other]
+    hello = base.tokenizer("hello")["input_ids"]
+    body = complete(server, prompt=[ids, hello])
+    assert texts(body) == [expected, *other]
+    assert body["usage"]["prompt_tokens"] == len(ids) + len(hello)
+    assert body["object"] == "text_completion"
+    assert body["model"] == "base"
+
+
+def test_no_template_is_around_a_completion(server: Any, base: Base) -> None:
+    ids = torch.tensor([base.tokenizer(TEXT)["input_ids"]])
+    body = complete(server, max_tokens=1)
+    expected = int(base.model(input_ids=ids).logits[0, -1].argmax())
+    assert texts(body) == [base.tokenizer.decode([expected])]
+
+
+def test_choices_of_several_prompts(server: Any) -> None:
+    body = complete(server, prompt=[TEXT, "hello"], n=2, temperature=1.0, seed=3)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert texts(complete(server, n=2, temperature=1.0, seed=3)) == texts(body)[:2]
+
+
+def test_sixteen_tokens_by_default(server: Any) -> None:
+    body = complete(server, max_tokens=None)
+    assert body["usage"]["completion_tokens"] <= 16
+    assert body["choices"][0]["finish_reason"] in ("length", "stop")
+
+
+def test_loglikelihood_of_a_prompt(server: Any, base: Base) -> None:
+    """As lm-evaluation-harness asks for it, held against the model's own pass."""
+    ids = base.tokenizer(TEXT + " on its way")["input_ids"]
+    body = complete(server, prompt=[ids], max_tokens=0, echo=True, logprobs=1)
+    (choice,) = body["choices"]
+    found = choice["logprobs"]
+    logits = base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
+    assert found["token_logprobs"][0] is None
+    assert found["top_logprobs"][0] is None
+    assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
+    best = [float(row.max()) for row in logits[:-1]]
+    top = [max(entry.values()) for entry in found["top_logprobs"][1:]]
+    assert top == pytest.approx(best, abs=1e-4)
+    assert choice["text"] == TEXT + " on its way"
+    assert "".join(found["tokens"]) == choice["text"]
+    assert len(ids) == len(found["tokens"]) == len(found["text_offset"])
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        assert choice["text"][offset:].startswith(token)
+    assert body["usage"]["completion_tokens"] == 0
+
+
+def test_an_adapter_scores_too(server: Any) -> None:
+    asked = {"max_tokens": 0, "echo": True, "logprobs": 0}
+    scores = {
+        task: tuple(
+            complete(server, model=task, **asked)["choices"][0]["logprobs"]["token_logprobs"]
+        )
+        for task in ("base", "support", "mood", "reply")
+    }
+    assert len(set(scores.values())) == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_and_logprobs_go_on_into_the_answer(stream: bool, server: Any) -> None:
+    asked = {"echo": True, "logprobs": 2, "max_tokens": 4}
+    whole = complete(server, **asked)["choices"][0]
+    assert whole["text"] == TEXT + texts(complete(server, max_tokens=4))[0]
+    if stream:
+        events = server.events(PATH, model="base", prompt=TEXT, temperature=0, **asked)
+        assert events[-1] == "[DONE]"
+        parts = [chunk["choices"][0] for chunk in events[:-1]]
+        assert "".join(part["text"] for part in parts) == whole["text"]
+        assert parts[-1]["finish_reason"] == whole["finish_reason"]
+        for name in ("tokens", "token_logprobs", "text_offset"):
+            joined = [
+                entry for part in parts if part["logprobs"] for entry in part["logprobs"][name]
+            ]
+            assert joined == whole["logprobs"][name]
+    else:
+        entries = whole["logprobs"]["top_logprobs"]
+        assert all(2 <= len(entry) <= 3 for entry in entries[1:])
+
+
+def test_echo_alone(server: Any) -> None:
+    body = complete(server, echo=True, max_tokens=0)
+    assert texts(body) == [TEXT]
+    assert body["choices"][0]["logprobs"] is None
+
+
+def test_a_stream_of_several_prompts(server: Any) -> None:
+    whole = texts(complete(server, prompt=[TEXT, "hello"]))
+    events = server.events(PATH, model="base", prompt=[TEXT, "hello"], max_tokens=6, temperature=0)
+    joined = ["", ""]
+    for chunk in events[:-1]:
+        (choice,) = chunk["choices"]
+        joined[choice["index"]] += choice["text"]
+    assert joined == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt.0"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [300]}, "prompt.0"),
+        ({"prompt": [[1], [10**12]]}, "prompt.1"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], param: str, server: Any) -> None:
+    asked = {"model": "base", "prompt": TEXT, "max_tokens": 2, **fields}
+    refused = server.http.post(PATH, json=asked)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["param"].startswith(param)
