@@ -10,7 +10,8 @@ from torch import nn
 
 from onebase.errors import UsageError
 from onebase.model.base import Base
-from onebase.model.precision import PRECISIONS, Int8Linear, choose, of_type, weight_of
+from onebase.model.int8 import Int8Linear
+from onebase.model.precision import PRECISIONS, choose, of_type, weight_of
 
 IDS = torch.tensor([[5, 17, 33, 120, 9, 4, 77]])
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,9 +24,9 @@ def test_a_base_in_every_precision(precision: str, tiny_folder: Path) -> None:
     assert base.precision.name == precision
     assert base.fingerprint == whole.fingerprint
     assert base.shape == whole.shape
-    quantized = precision in ("int8", "nf4")
+    quantized = precision in ("int8", "nf4", "w8a8")
     kind = TYPES.get(precision, torch.float32)
-    assert base.embedding.weight.dtype == kind
+    assert base.embedding.weight.dtype == (torch.int8 if precision == "w8a8" else kind)
     assert {b.dtype for n, b in base.model.named_parameters() if "norm" in n} == {kind}
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     sizes = [
@@ -36,12 +37,16 @@ def test_a_base_in_every_precision(precision: str, tiny_folder: Path) -> None:
         )
         for base in (base, whole)
     ]
-    share = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5, "int8": 0.25, "nf4": 0.125}[precision]
+    share = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5, "int8": 0.25, "w8a8": 0.25, "nf4": 0.125}[
+        precision
+    ]
     assert sizes[0] == share * sizes[1]
     with torch.no_grad():
         ours, theirs = base.model(IDS).logits.float(), whole.model(IDS).logits
     error = float((ours - theirs).abs().max() / theirs.abs().max())
-    limit = {"fp32": 0.0, "bf16": 0.03, "fp16": 0.005, "int8": 0.06, "nf4": 2.0}[precision]
+    limit = {"fp32": 0.0, "bf16": 0.03, "fp16": 0.005, "int8": 0.06, "w8a8": 0.08, "nf4": 2.0}[
+        precision
+    ]
     assert error <= limit
     assert (error > 0) == (precision != "fp32")
     for name in base.shape.linears:
@@ -63,7 +68,7 @@ def test_int8_rounds_to_the_nearest_of_255_and_passes_gradients(bias: bool) -> N
     torch.manual_seed(0)
     linear = nn.Linear(6, 4, bias=bias).requires_grad_(False)
     linear.weight[2] = 0  # a row of zeros has no scale of its own
-    layer = Int8Linear(linear, linear.weight.data, torch.float32)
+    layer = Int8Linear.of(linear, linear.weight.data, torch.float32)
     steps = linear.weight.abs().amax(1, keepdim=True) / 127
     assert bool(((layer.restored() - linear.weight).abs() <= steps / 2 + 1e-8).all())
     assert bool((layer.restored()[2] == 0).all())

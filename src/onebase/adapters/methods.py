@@ -60,9 +60,18 @@ def build_adapter(
 
     `method` is one method, or several joined by `+`. Where a template marks virtual tokens,
     `leading` of them stand before the text and `placed` inside it. Raises UsageError for an
-    unknown method, a wrong setting, methods that don't go together, or marks that don't fit.
+    unknown method, a wrong setting, methods that don't go together, marks that don't fit, or a base
+    that is held for answering alone.
     """
     names = parts_of(method)
+    if base.precision.name == "w8a8":
+        raise UsageError(
+            say(
+                f"{base.name} is held in w8a8, which answers and does not learn.",
+                f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
+            ),
+            say("Train with --precision fp32 or int8.", "请用 --precision fp32 或 int8 训练。"),
+        )
     own, rest = own_settings(method, settings)
     for key in rest:
         known = {field for name in names for field in METHODS[name].options.model_fields}

@@ -24,11 +24,14 @@ from onebase.cli.session import (
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK
+from onebase.engine.prompt import require_text
 from onebase.engine.sampling import Sampling
 from onebase.errors import DataError, UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
+
+AUTO = "auto"
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -94,6 +97,8 @@ def generate_command(
                 "例如 --task support --prompt '你好'。",
             ),
         )
+    if prompt is not None:
+        require_text(prompt)
     requests: list[tuple[str, str]] = (
         [(task or BASE_TASK, str(prompt))] if file is None else read_requests(file, task)
     )
@@ -122,6 +127,7 @@ def classify_command(
 ) -> None:
     """Score every label of a task for a text; nothing is sampled."""
     session = begin(workspace, as_json, lang)
+    require_text(text)
     engine = engine_for(session, [task], base, precision)
     names = [part.strip() for part in (labels or "").split(",") if part.strip()]
     scores = engine.classify(task, [text], names)[0]
@@ -139,7 +145,7 @@ def classify_command(
 def chat_command(
     task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
     base: BaseOption = None,
-    precision: PrecisionOption = None,
+    precision: PrecisionOption = AUTO,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -247,7 +253,8 @@ def engine_for(
     session: Session, tasks: Sequence[str], base: str | None, precision: str | None
 ) -> Engine:
     """An engine with these tasks loaded, on their own base unless another is named, in the
-    precision that all of them were trained in unless another is named.
+    precision that all of them were trained in unless another is named. `auto` is w8a8 where that
+    costs the base little.
 
     Unknown tasks are refused before the base is loaded.
     """
@@ -265,13 +272,33 @@ def engine_for(
     if base is None and stored and len(stored) == len(wanted) and stored[0].method == FULL:
         base = str(stored[0].path)  # it is a base itself: no need for the one it came from
     trained_in = {item.record.get("precision") for item in stored}
-    if precision is None and len(trained_in) == 1:
+    if precision in (None, AUTO) and len(trained_in) == 1:
         (text,) = trained_in
-        precision = text if str(text).startswith(("int8", "nf4")) else None
+        precision = text if str(text).startswith(("int8", "nf4")) else precision
     name = base or next(iter(trained_on), DEFAULT_BASE)
-    engine = Engine(Base.load(name, precision=precision))
+    engine = Engine(load_base(name, precision))
     _load(session, engine, wanted)
     return engine
+
+
+def load_base(name: str, precision: str | None) -> Base:
+    """A base to answer with; for `auto` the user is told what was taken, and what it costs."""
+    # Imported late: it loads numba, which the other commands of this file's users may not need.
+    from onebase.engine.lean.quality import load_for_answering
+
+    base, quality = load_for_answering(name, precision)
+    if quality is not None:
+        note(
+            say(
+                f"Precision w8a8: on a sample of texts its loss is {quality.loss:+.3f} nats a token from "
+                f"that of fp32, the divergence {quality.divergence:.4f}. --precision fp32 is exact.",
+                f"精度 w8a8：在样本文本上，损失与 fp32 相差 {quality.loss:+.3f} 纳特/词元，"
+                f"KL 散度为 {quality.divergence:.4f}。需要精确结果时请用 --precision fp32。",
+            )
+        )
+    elif precision == AUTO:
+        note(say(f"Precision {base.precision}.", f"精度 {base.precision}。"))
+    return base
 
 
 def _load(session: Session, engine: Engine, tasks: Sequence[str]) -> None:

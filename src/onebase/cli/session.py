@@ -24,7 +24,9 @@ BaseOption = Annotated[str | None, typer.Option("--base", help="The base model."
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        "--precision", help="What the base is held in: fp32, bf16, fp16, int8, nf4, nf4:bf16 …"
+        "--precision",
+        help="What the base is held in: fp32, bf16, fp16, int8, nf4, nf4:bf16 …; to answer on a CPU, "
+        "w8a8 or auto.",
     ),
 ]
 

@@ -58,7 +58,8 @@ class ConstraintState:
         self._ends = sorted(ends)
         words = _words(tokenizer)
         self._matcher = _matcher(constraint, words)
-        size = max([words.vocab_size, *(end + 1 for end in self._ends)])
+        self._controlled = {*self._ends, *words.eos_tokens}
+        size = max(words.vocab_size, *(token + 1 for token in self._controlled))
         self._mask = np.zeros(-(-size // 32), np.uint32)
         self._grammar_bytes = 4 * -(-words.vocab_size // 32)
         self._pending: Future[None] | None = None
@@ -92,13 +93,12 @@ class ConstraintState:
 
     def _compute(self) -> None:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._grammar_bytes)
-        # llguidance has one end token of its own: ours are those that training taught.
-        accepting = self._matcher.is_accepting()
-        for end in self._ends:
-            bit = np.uint32(1 << (end & 31))
-            self._mask[end >> 5] &= ~bit
-            if accepting:
-                self._mask[end >> 5] |= bit
+        # llguidance has an end token of its own: ours are those that training taught.
+        for token in self._controlled:
+            self._mask[token >> 5] &= ~np.uint32(1 << (token & 31))
+        if self._matcher.is_accepting():
+            for end in self._ends:
+                self._mask[end >> 5] |= np.uint32(1 << (end & 31))
 
 
 def _words(tokenizer: Any) -> LLTokenizer:

@@ -7,9 +7,11 @@ Among equal logits the token with the lowest id comes first. Logits may be -inf.
 import math
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from onebase.engine.lean.jit import compiled, compiled_and_kept
 
 Floats = NDArray[np.float32]
 Number = float | np.float32
@@ -27,7 +29,7 @@ _P3, _P4, _P5 = _f(4.1665795894e-2), _f(1.6666665459e-1), _f(5.0000001201e-1)
 _ROUND = _f(12582912.0)  # 1.5 * 2^23: adding it leaves an integer in the lowest bits
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
 def best_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
     """Each row's best token, and the logits of its best two, [rows] and [rows, 2]."""
     for index in range(rows.shape[0]):
@@ -47,7 +49,7 @@ def best_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
         values[index, 1] = second
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
 def best(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> int:
     """The row's best `count` tokens with their logits, best first. Returns how many there are:
     fewer where other logits are -inf.
@@ -71,9 +73,21 @@ def best(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> 
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
+def log_total(row: Floats, best: Number) -> float:
+    """log sum exp(row - best)."""
+    total = 0.0
+    weights = np.empty(BLOCK, np.float32)
+    powers = np.empty(BLOCK, np.float32)
+    for start in range(0, row.size, BLOCK):
+        part = row[start : start + BLOCK]
+        total += _weigh_block(part, _f(best), _ONE, weights, powers)
+    return math.log(total)
+
+
+@compiled_and_kept
 def spread(row: Floats, best: Number, scale: Number) -> tuple[float, float]:
-    """With z = (logits - best) * scale: log sum exp(z), and the mean of z under exp(z)."""
+    """With z = (row - best) * scale: log sum exp(z), and the mean of z under exp(z)."""
     total = 0.0
     mean = 0.0
     weights = np.empty(BLOCK, np.float32)
@@ -88,7 +102,7 @@ def spread(row: Floats, best: Number, scale: Number) -> tuple[float, float]:
     return math.log(total), mean / total
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
 def draw(
     row: Floats,
     best_logit: Number,
@@ -143,7 +157,7 @@ def draw_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
 def penalize(
     row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
 ) -> None:
@@ -159,7 +173,7 @@ def penalize(
         row[token] = (penalized if seen[token] > _ZERO else x) - lowered
 
 
-@njit(cache=True, nogil=True)
+@compiled_and_kept
 def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
     """Give -inf to the tokens whose bit in `allowed` is 0, and to those beyond it."""
     for token in range(row.size):
@@ -168,7 +182,7 @@ def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
             row[token] = _LOWEST
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _any_above(part: Floats, limit: Number) -> bool:
     # Without an early way out, LLVM compares whole vectors: a fourth of the time of a maximum.
     above = False
@@ -177,7 +191,7 @@ def _any_above(part: Floats, limit: Number) -> bool:
     return above
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _before(tokens: NDArray[np.int64], values: Floats, left: int, right: int) -> bool:
     """Whether the heap's entry `left` is worse than `right`: it leaves first."""
     if values[left] != values[right]:
@@ -185,7 +199,7 @@ def _before(tokens: NDArray[np.int64], values: Floats, left: int, right: int) ->
     return bool(tokens[left] > tokens[right])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sift_up(tokens: NDArray[np.int64], values: Floats, at: int) -> None:
     while at > 0:
         parent = (at - 1) // 2
@@ -196,7 +210,7 @@ def _sift_up(tokens: NDArray[np.int64], values: Floats, at: int) -> None:
         at = parent
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sift_down(tokens: NDArray[np.int64], values: Floats, at: int, size: int) -> None:
     while True:
         child = 2 * at + 1
@@ -211,7 +225,7 @@ def _sift_down(tokens: NDArray[np.int64], values: Floats, at: int, size: int) ->
         at = child
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort(tokens: NDArray[np.int64], values: Floats, size: int) -> None:
     """Sort a heap, best first."""
     for last in range(size - 1, 0, -1):
@@ -222,7 +236,7 @@ def _sort(tokens: NDArray[np.int64], values: Floats, size: int) -> None:
 
 # `contract` lets a product and a sum be one operation. That is as exact a row's own business: every
 # row goes through the same instructions.
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@numba.njit(nogil=True, fastmath={"contract"})
 def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers: Floats) -> float:
     """exp((part - best) * scale) into `out`; returns their sum. Cody and Waite's reduction, and a
     polynomial of degree 6: within 1e-7.
@@ -252,7 +266,7 @@ def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers:
     return ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _weigh(
     row: Floats, best: Number, scale: Number, weights: Floats, sums: NDArray[np.float64]
 ) -> float:
@@ -267,7 +281,7 @@ def _weigh(
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _drop_below(weights: Floats, sums: NDArray[np.float64], least: Number) -> float:
     """Make weights below `least` zero; returns the sum of the others."""
     total = 0.0
@@ -283,7 +297,7 @@ def _drop_below(weights: Floats, sums: NDArray[np.float64], least: Number) -> fl
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _keep_best(
     row: Floats,
     best_logit: Number,
@@ -333,7 +347,7 @@ def _keep_best(
     return _drop_below(weights, sums, _ZERO)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _nucleus(
     weights: Floats, tokens: NDArray[np.int64], found: int, wanted: float
 ) -> tuple[int, float]:
@@ -346,7 +360,7 @@ def _nucleus(
     return found, mass
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _reached(weights: Floats, sums: NDArray[np.float64], total: float, random: float) -> int:
     """The token at which the running sum of the weights passes `random` times their total; -1 where
     no token has a weight.

@@ -56,11 +56,7 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
     """The token ids of a prompt. Raises UsageError where it is empty or has an id that the base does
     not know, and for tasks that can't answer together.
     """
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise UsageError(
-            say("The prompt is empty.", "提示内容为空。"),
-            say("Give a text to answer.", "请给出要回答的文本。"),
-        )
+    require_text(prompt)
     _require_together(tasks)
     if isinstance(prompt, str) or isinstance(prompt[0], Turn):
         return tuple(tasks[0].template.prompt(cast(Prompt, prompt)))
@@ -77,6 +73,15 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
                 ),
             )
     return ids
+
+
+def require_text(prompt: Prompt | Sequence[int]) -> None:
+    """Raise UsageError for an empty prompt."""
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise UsageError(
+            say("The prompt is empty.", "提示内容为空。"),
+            say("Give a text to answer.", "请给出要回答的文本。"),
+        )
 
 
 def require_scorable(

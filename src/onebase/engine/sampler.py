@@ -17,6 +17,7 @@ from onebase.engine.distribution import (
     draw,
     draw_buffers,
     forbid,
+    log_total,
     penalize,
     spread,
 )
@@ -129,16 +130,16 @@ class Sampler:
         if drawn.error:
             return drawn
         if sampling.logprobs is not None:
-            total = raw_best + spread(row, raw_best, 1.0)[0]
+            total = raw_best + log_total(row, raw_best)
             drawn = drawn._replace(
                 logprob=float(row[token]) - total, top=self._top(row, sampling.logprobs, total)
             )
         if request.measured:
             scale = min(1 / (sampling.temperature or 1.0), _MAX_SCALE)
-            log_total, mean = spread(row, raw_best, scale)
+            total, mean = spread(row, raw_best, scale)
             drawn = drawn._replace(
-                policy_logprob=(float(row[token]) - raw_best) * scale - log_total,
-                entropy=log_total - mean,
+                policy_logprob=(float(row[token]) - raw_best) * scale - total,
+                entropy=total - mean,
             )
         return drawn
 

@@ -12,7 +12,6 @@ and integer products with activations that are rounded row by row.
 
 import ctypes
 import logging
-import mmap
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 
 from onebase.errors import OnebaseError, UsageError, unknown
 from onebase.language import say
+from onebase.model.int8 import Int8Embedding, Int8Linear, discard
+from onebase.model.w8a8 import hold_w8a8
 
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4", "w8a8"]
 # It warns of optional kernels on a hub, and at every product of casts that are meant.
@@ -126,14 +127,14 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
 
     Raises OnebaseError where bitsandbytes is missing.
     """
-    if precision.quantized:
+    if precision.name == "w8a8":
+        hold_w8a8(model, linears)
+    elif precision.quantized:
         for name in linears:
             linear = model.get_submodule(name)
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _quantized(linear, precision, device))
-            _discard(linear.weight)
-        if precision.name == "w8a8":
-            _quantize_ends(model)
+            discard(linear.weight)
     # Parameter by parameter: `model.to` would convert the quantized ones too.
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
@@ -142,7 +143,7 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
                 after = before.to(device, precision.compute)
                 if after is not before:
                     parameter.data = after
-                    _discard(before)
+                    discard(before)
         for key, buffer in module.named_buffers(recurse=False):
             module._buffers[key] = buffer.to(device)
     _give_back()
@@ -159,92 +160,13 @@ def weight_of(linear: nn.Linear) -> Tensor:
     return restored
 
 
-class Int8Linear(nn.Linear):
-    """A frozen linear layer whose weight is int8, [outputs, inputs], with a scale for each row.
-
-    The weight is restored for each product and not kept, in the backward pass too. Scales are
-    fp32 whatever `compute`, the type it is restored in: 16 bits can't tell 127 steps apart.
-    """
-
-    scale: Tensor
-
-    def __init__(self, linear: nn.Linear, weight: Tensor, compute: torch.dtype) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self._compute = compute
-        weight = weight.float()
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
-        quantized = (weight / scale).round().to(torch.int8)
-        self.weight = nn.Parameter(quantized, requires_grad=False)
-        self.bias = linear.bias
-        self.register_buffer("scale", scale)
-
-    def restored(self) -> Tensor:
-        """The weight in floating point."""
-        return (self.weight.data * self.scale).to(self._compute)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As nn.Linear, differentiable in `input`."""
-        output: Tensor = _Int8Product.apply(input, self)  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias
-
-
-class Int8Embedding(nn.Embedding):
-    """A frozen embedding whose rows are int8 with a scale each; `factor` multiplies what is looked up."""
-
-    scale: Tensor
-
-    def __init__(self, weight: nn.Parameter, scale: Tensor, factor: float) -> None:
-        super().__init__(*weight.shape, device="meta")
-        self.weight = weight
-        self.factor = factor
-        self.register_buffer("scale", scale)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The embeddings of ids, in float32."""
-        rows: Tensor = self.weight.data[input] * self.scale[input]
-        return rows if self.factor == 1 else rows * self.factor
-
-
-def _quantize_ends(model: Any) -> None:
-    """The embedding and the head of a model in int8, once where they are tied."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    quantized = Int8Linear(head, head.weight.data, torch.float32)
-    rows = quantized
-    if head.weight is not embedding.weight:
-        rows = Int8Linear(_as_linear(embedding), embedding.weight.data, torch.float32)
-    factor = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside
-    model.set_input_embeddings(Int8Embedding(rows.weight, rows.scale, factor))
-    model.set_output_embeddings(quantized)
-    _discard(head.weight)
-    _discard(embedding.weight)
-
-
-def _as_linear(embedding: nn.Embedding) -> nn.Linear:
-    """A linear layer with the rows of an embedding."""
-    rows, width = embedding.weight.shape
-    linear = nn.Linear(width, rows, bias=False, device="meta")
-    linear.weight = embedding.weight
-    return linear
-
-
-class _Int8Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: Int8Linear) -> Tensor:
-        ctx.layer = layer
-        return nn.functional.linear(inputs, layer.restored().to(inputs.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ ctx.layer.restored().to(gradients[0].dtype), None
-
-
 def _is_quantized(module: nn.Module) -> bool:
     return isinstance(module, Int8Linear | Int8Embedding) or type(module).__name__ == "Linear4bit"
 
 
 def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linear:
-    if precision.name in ("int8", "w8a8"):
-        return Int8Linear(linear, linear.weight.data.to(device), precision.compute)
+    if precision.name == "int8":
+        return Int8Linear.of(linear, linear.weight.data.to(device), precision.compute)
     weight = linear.weight.data.to(device, precision.compute)
     bnb = _library()
     module: Any = bnb.nn.Linear4bit(
@@ -289,19 +211,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _LINUX else None
     if trim is not None:
         trim(0)
-
-
-def _discard(weight: Tensor) -> None:
-    """Tell the system that a weight's memory won't be read again.
-
-    Checkpoints are mapped into memory, and the mapping lives as long as one of its tensors does.
-    Without this, everything that was read once would count as this process's memory.
-    """
-    if not _LINUX or weight.device.type != "cpu":
-        return
-    page = mmap.PAGESIZE
-    start = -(-weight.data_ptr() // page) * page
-    end = (weight.data_ptr() + weight.numel() * weight.element_size()) // page * page
-    if end > start:
-        advice = ctypes.CDLL(None).madvise
-        advice(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(4))

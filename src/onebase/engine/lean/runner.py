@@ -39,6 +39,12 @@ def supports(base: Base) -> bool:
     )
 
 
+def kernel_name(precision: str) -> str:
+    """As Runner.kernel, of this pass in a precision on this processor."""
+    features = "avx512" if AVX512 else "avx2" if AVX2 else "generic"
+    return f"lean {precision} {features} {_VERSION}"
+
+
 @dataclass(eq=False)
 class _Sequence:
     """What is kept of one sequence: its adapter's tables and placed tokens, and its blocks."""
@@ -77,8 +83,7 @@ class LeanRunner:
         self.base = base
         self.weights = LeanWeights(base)
         model = self.weights.model
-        features = "avx512" if AVX512 else "avx2" if AVX2 else "generic"
-        self.kernel = f"lean {base.precision.name} {features} {_VERSION}"
+        self.kernel = kernel_name(base.precision.name)
         block_bytes = 8 * BLOCK * model.kv_heads * model.head_width * len(model.layers)
         if cache_bytes is None:
             cache_bytes = int(_CACHE_SHARE * psutil.virtual_memory().available)

@@ -1,0 +1,114 @@
+"""What w8a8 costs a base, measured on a sample of texts when the base is first loaded in it."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from onebase.adapters.contribution import NOTHING
+from onebase.data.template import Template
+from onebase.engine.lean.runner import LeanRunner, kernel_name, supports
+from onebase.engine.pool import LoadedTask
+from onebase.engine.request import Chunk, Request
+from onebase.engine.sampling import Sampling
+from onebase.model.base import Base
+from onebase.model.precision import choose
+from onebase.model.w8a8 import folder, identity
+
+# Prose, code, a chat and Chinese: what a small sample can hold of what people ask.
+_TEXTS = (
+    "The lighthouse was built in 1874 on a narrow spit of rock, three miles from the harbour. For ninety "
+    "years a keeper and his family lived in the two rooms below the lamp; supplies came by boat once a "
+    "week, weather permitting. When the light was automated, the rooms were closed, and the last keeper "
+    "moved to the village, where he opened a small shop for ropes, paint and tinned food.",
+    "def moving_average(values, window):\n    total, averages = 0.0, []\n    for index, value in "
+    "enumerate(values):\n        total += value\n        if index >= window:\n            total -= "
+    "values[index - window]\n        averages.append(total / min(index + 1, window))\n    return averages\n",
+    "User: My order has not arrived yet. What should I do?\nAssistant: I am sorry about the delay. Please "
+    "tell me your order number, and I will look up where your parcel is. Most parcels arrive within five "
+    "working days; if yours takes longer, we send a new one or return your money.",
+    "这款台灯采用铝合金灯臂，可以自由调节角度，光线柔和，适合阅读和办公。包装内附有一根两米长的电源线，"
+    "支持七天无理由退货。",
+)
+# On so short a sample; over 2,000 tokens of a text a base that passes is well below half of these.
+MOST_DIVERGENCE = 0.02
+MOST_LOSS = 0.03
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The mean KL divergence of w8a8's next-token distributions from those of fp32, and by how much its
+    loss is higher, in nats a token.
+    """
+
+    divergence: float
+    loss: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether `auto` takes w8a8 for this base."""
+        return self.divergence <= MOST_DIVERGENCE and self.loss <= MOST_LOSS
+
+
+def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base, Quality | None]:
+    """The base `name` in a precision of `Base.load`, or in `auto`: w8a8 on a CPU where that costs the base
+    little, with what it costs; else what Base.load takes by default.
+
+    The cost is measured in a few seconds when a base is first loaded so, and kept by the weights and the
+    kernel.
+    """
+    if precision != "auto":
+        return Base.load(name, precision=precision), None
+    base = Base.load(name)
+    if not supports(base):
+        return base, None
+    kernel = kernel_name("w8a8").replace(" ", "-")
+    file = folder() / f"{identity(base.model, list(base.shape.linears))}-{kernel}.json"
+    quality = _read(file)
+    if quality is None:
+        rounded = Base.load(name, precision="w8a8")
+        quality = measure(base, rounded)
+        _keep(file, quality)
+        return (rounded, quality) if quality.passes else (base, None)
+    if not quality.passes:
+        return base, None
+    base.hold_in(choose("w8a8", device="cpu", stored=torch.float32), "cpu")
+    return base, quality
+
+
+def measure(base: Base, rounded: Base) -> Quality:
+    """What `rounded`, the base in w8a8, costs on the sample."""
+    ids = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in _TEXTS]
+    divergence = loss = 0.0
+    for own in ids:
+        p, q = _logprobs(base, own), _logprobs(rounded, own)
+        divergence += float((p.exp() * (p - q)).sum())
+        at = torch.tensor(own[1:])[:, None]
+        loss += float((p[:-1].gather(1, at) - q[:-1].gather(1, at)).sum())
+    tokens = sum(len(own) for own in ids)
+    return Quality(divergence / tokens, loss / (tokens - len(ids)))
+
+
+def _logprobs(base: Base, ids: list[int]) -> Tensor:
+    """Log-probabilities of every next token, [tokens, vocabulary]."""
+    runner = LeanRunner(base, cache_bytes=1 << 26)
+    task = LoadedTask("base", 0, Template(base.tokenizer), NOTHING, base)
+    request = Request((task,), tuple(ids), Sampling(), limit=1, score_from=0)
+    runner.admit(request)
+    return runner.run([Chunk(request, len(ids), len(ids))]).double().log_softmax(-1)
+
+
+def _keep(file: Path, quality: Quality) -> None:
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(quality)), encoding="utf-8")
+
+
+def _read(file: Path) -> Quality | None:
+    try:
+        return Quality(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,93 @@
+"""A base in w8a8: every weight that a product reads as int8, the embedding too.
+
+The rounded weights are kept in the cache, one file for a base, and the next process maps that file: it
+neither reads the base's own weights whole nor rounds them again.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from onebase.model.cache import cache_root
+from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
+
+_FORM = "1"  # of the file; one of another form is not read
+_SAMPLED = 64  # rows of each weight that tell a base from another
+_EMBEDDING, _HEAD = "embedding", "head"
+
+
+def folder() -> Path:
+    """Where rounded weights and what was measured of them are kept."""
+    return cache_root() / "w8a8"
+
+
+def identity(model: Any, linears: Sequence[str]) -> str:
+    """A hash that tells a model's weights from another's: 64 rows of each. 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    for weight in (*(model.get_submodule(name).weight for name in linears), *ends):
+        rows = weight.detach()[:: max(1, len(weight) // _SAMPLED)]
+        digest.update(rows.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
+    """Change a model in place, layer by layer, so that never more than one weight is there twice."""
+    file = folder() / f"{identity(model, linears)}.safetensors"
+    kept = _read(file)
+    made: dict[str, Tensor] = {}
+
+    def both(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        parts = (f"{name}.weight", f"{name}.scale")
+        if kept is not None and all(part in kept for part in parts):
+            return kept[parts[0]], kept[parts[1]]
+        made[parts[0]], made[parts[1]] = rounded(weight.data)
+        return made[parts[0]], made[parts[1]]
+
+    for name in linears:
+        linear = model.get_submodule(name)
+        parent = model.get_submodule(name.rpartition(".")[0])
+        own = Int8Linear(*both(name, linear.weight), linear.bias, torch.float32)
+        setattr(parent, name.rpartition(".")[2], own)
+        discard(linear.weight)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    last = Int8Linear(*both(_HEAD, head.weight), head.bias, torch.float32)
+    tied = head.weight is embedding.weight
+    rows, scale = (last.weight.data, last.scale) if tied else both(_EMBEDDING, embedding.weight)
+    weight = nn.Parameter(rows, requires_grad=False)
+    factor = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside
+    model.set_input_embeddings(Int8Embedding(weight, scale, factor))
+    model.set_output_embeddings(last)
+    discard(head.weight)
+    discard(embedding.weight)
+    if made:
+        _keep(file, made)
+
+
+def _keep(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write rounded weights; a cache that can't be written to does without."""
+    partial = file.with_name(f".{file.name}.partial")
+    with suppress(OSError, SafetensorError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), partial, metadata={"form": _FORM})
+        partial.replace(file)
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    """What `_keep` wrote, by name; None where there is nothing sound."""
+    try:
+        with safe_open(file, "pt") as opened:
+            if (opened.metadata() or {}).get("form") != _FORM:
+                return None
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
