@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from onebase.adapters.methods import METHODS
+from onebase.cli.answering import streamed
+from onebase.data.example import Turn
+from onebase.engine.engine import Engine
+from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 
 CHINESE = re.compile(r"[一-鿿]")
@@ -203,6 +207,24 @@ def test_a_seed_repeats_a_draw(onebase) -> None:
 
 
 @pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_min_p_and_the_penalties_reach_the_draw(onebase, command: str) -> None:
+    def said(*flags: str) -> str:
+        ask = ("--prompt", "Hi, lamp, lamp!") if command == "generate" else ()
+        flags = ("--task", "support", "--max-tokens", "24", *ask, *flags, "--json")
+        result = onebase(command, *flags, stdin="Hi, lamp, lamp!\n")
+        assert result.code == 0, result.err
+        return str(result.json["answers"][0]["text"])
+
+    greedy = said()
+    assert said("--temperature", "1.5", "--min-p", "1", "--seed", "1") == greedy
+    assert said("--temperature", "1.5", "--seed", "1") != greedy
+    penalties = ("repetition", "5"), ("frequency", "2"), ("presence", "2")
+    texts = {said(f"--{name}-penalty", value) for name, value in penalties}
+    assert greedy not in texts
+
+
+@pytest.mark.usefixtures("trained")
 def test_classify(onebase) -> None:
     result = onebase("classify", "--task", "mood", "--text", "The lamp is broken.", "--json")
     assert result.code == 0, result.err
@@ -246,6 +268,21 @@ def test_chat_from_stdin(onebase) -> None:
     plain = onebase("chat", "--task", "support", *SHORT, stdin=CHAT)
     texts = [item["text"] for item in result.json["answers"]]
     assert plain.out == "".join(f"{text}\n" for text in texts)
+
+
+def test_an_answer_comes_in_parts_without_white_space_around_it(base: str) -> None:
+    engine = Engine(Base.load(base))
+    for prompt in ("Hi", "Where is my parcel?", "The rug is broken."):
+        sampling = Sampling(max_tokens=40, temperature=1.0, seed=3)
+        whole = engine.generate([("base", prompt)], sampling)[0].text
+        parts = list(streamed(engine, "base", [Turn("user", prompt)], sampling))
+        assert len(parts) > 5
+        assert "".join(parts) == whole
+    coming = streamed(engine, "base", [Turn("user", "Hi")], Sampling(max_tokens=400))
+    next(coming)
+    coming.close()  # as Ctrl-C does
+    engine.step()
+    assert engine.idle
 
 
 @pytest.mark.usefixtures("trained")

@@ -196,7 +196,7 @@ def chat_command(
             continue
         turns.append(Turn("user", line))
         text = ""
-        for part in _streamed(engine, task, turns, sampling):
+        for part in streamed(engine, task, turns, sampling):
             text += part
             if not session.json:
                 print(part, end="", flush=True)
@@ -208,9 +208,7 @@ def chat_command(
         session.show({"answers": said})
 
 
-def _streamed(
-    engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling
-) -> Iterator[str]:
+def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
     """The parts of an answer as they come, without white space around the whole."""
     request = engine.add_request(task, turns, sampling)
     waiting, begun = "", False  # white space that more text has to follow
