@@ -23,7 +23,7 @@ from onebase.errors import UsageError
 from onebase.language import set_language
 from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
 
-VOCABULARY = 320  # padded beyond the tokenizer's
+VOCABULARY = 400  # padded beyond the tokenizer's
 END = 2
 OBJECT = Constraint("json_object")
 PERSON = {
@@ -128,6 +128,18 @@ def test_an_answer_ends_where_the_grammar_accepts_and_nowhere_else(
         state.advance(token)
     assert allowed(state) == {END}
     assert state.complete
+
+
+def test_ends_are_the_ones_that_training_taught(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Not llguidance's own, which is the tokenizer's; and one that is text is no text any more."""
+    (space,) = tokenizer.encode(" ")
+    state = ConstraintState(OBJECT, tokenizer, {space})
+    for token in tokenizer.encode("{}"):
+        assert space not in allowed(state)
+        state.advance(token)
+    assert allowed(state) == {space}
+    state.advance(space)
+    assert (state.complete, state.error) == (True, "")
 
 
 def test_an_answer_without_an_end_token_is_complete(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceTrainer
+from tests.conftest import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,6 @@ from onebase.engine.token_bytes import TokenBytes, token_bytes
 from onebase.model.cache import is_model_folder, models_folder
 from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
 from onebase.model.tokenizer import read_tokenizer
-from tests.conftest import tiny_tokenizer
 
 TEXTS = [
     "hello, how are you today? the parcel is on its way.",
@@ -327,6 +327,22 @@ def test_control_tokens_are_hidden_and_words_are_not() -> None:
 def test_a_stop_may_name_special_tokens(said: str, stop: str, expected: str) -> None:
     tokenizer = byte_level()
     assert "".join(pieces(tokenizer, tokenizer.encode(said), [stop, "never"])) == expected
+
+
+def test_a_stop_is_found_behind_a_hidden_token_that_another_stop_names() -> None:
+    tokenizer = byte_level()
+    tokens = [t for part in ("a", CONTROL, "b", "c", "d") for t in tokenizer.encode(part)]
+    assert pieces(tokenizer, tokens, [f"{CONTROL}bcdx", "cd"]) == ["a", "", "", "", "b", ""]
+
+
+def test_a_hidden_token_may_be_spelt_as_a_part_of_another() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<x>", "ab<x>"]})
+    short, long = tokenizer.convert_tokens_to_ids(["<x>", "ab<x>"])
+    for hidden in ([short, long], [long, short]):
+        detokenizer = Detokenizer(tokenizer, frozenset(hidden), ("ab<x>",))
+        assert [detokenizer.add(token) for token in (short, long)] == ["", ""]
+        assert detokenizer.stopped
 
 
 def test_a_control_token_that_is_spelt_out_is_a_stop_too() -> None:

@@ -146,13 +146,13 @@ def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any])
     kept = kept[: int(np.searchsorted(held, settings.get("top_p", 1) * held[-1])) + 1]
 
     asked = request(temperature=2.0, seed=0, **settings)
-    draws = Sampler().sample(logits.expand(20000, -1), [asked] * 20000)
+    draws = Sampler().sample(logits.expand(8000, -1), [asked] * 8000)
     drawn = Counter(draw.token for draw in draws)
     assert set(drawn) <= set(kept)
-    assert len(drawn) > 0.9 * len(kept)
+    assert len(drawn) > 0.8 * len(kept)
     for token in kept[:5]:
         share = float(probabilities[token] / probabilities[kept].sum())
-        assert drawn[token] / 20000 == pytest.approx(share, abs=4 * (share / 20000) ** 0.5)
+        assert drawn[token] / 8000 == pytest.approx(share, abs=4 * (share / 8000) ** 0.5)
 
 
 def test_a_seed_gives_the_same_draws() -> None:

@@ -126,7 +126,7 @@ def draw(
         total = _keep_best(row, _f(best_logit), top_k, np.inf, buffers)
         top_k = 0
     if top_k == 0 and top_p == 1:
-        return _reached(weights, sums, total, random)
+        return int(_reached(weights, sums, total, random))
     # Sorting a few tokens is enough as a rule.
     found = best(row, min(top_k or _FEW, row.size), tokens, values)
     mass = 0.0
@@ -135,7 +135,7 @@ def draw(
     wanted = top_p * (mass if top_k else total)
     if mass < wanted:
         total = _keep_best(row, _f(best_logit), row.size, wanted, buffers)
-        return _reached(weights, sums, total, random)
+        return int(_reached(weights, sums, total, random))
     kept, mass = _nucleus(weights, tokens, found, wanted)
     place, token, reached = random * mass, -1, 0.0
     for at in range(kept):
@@ -344,7 +344,7 @@ def _keep_best(
         if at >= count or reached >= mass:
             weights[tokens[at]] = _ZERO
         reached += weights[tokens[at]]
-    return _drop_below(weights, sums, _ZERO)
+    return float(_drop_below(weights, sums, _ZERO))
 
 
 @compiled
