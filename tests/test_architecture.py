@@ -27,7 +27,13 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 GRAB_BAGS = {"common", "helper", "helpers", "misc", "util", "utils"}
 # Where a broad `except` is right, and says why in the code: at the outermost edge (of a thread, too),
 # around a library that raises nothing narrower, and around a function of the user's.
-BROAD = {"cli/app.py", "model/tokenizer.py", "align/rewards.py", "engine/thread.py"}
+BROAD = {
+    "cli/app.py",
+    "model/tokenizer.py",
+    "align/rewards.py",
+    "engine/thread.py",
+    "serving/request_log.py",
+}
 
 
 def modules() -> list[Path]:

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -188,8 +189,8 @@ def test_unloading_frees_the_memory(start: Start, store_task: StoreTask) -> None
     for name in ("one", "two"):
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.text, name, max_tokens=40)
-            while not (found := [key for key in server.service.engine.tasks if key != "base"]):
-                pass
+            while not (found := [key for key in [*server.service.engine.tasks] if key != "base"]):
+                time.sleep(0.001)
             tasks.append(weakref.ref(server.service.engine.tasks[found[0]]))
             answer.result()
     server.http.get("/healthz")

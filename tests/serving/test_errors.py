@@ -78,7 +78,7 @@ def test_a_fault_of_the_server(own_server: Any, monkeypatch: pytest.MonkeyPatch)
 def test_a_pass_that_fails(stream: bool, own_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request gets an error, the next one an answer."""
     expected = own_server.text()
-    runner = own_server.service.engine.runners[0]
+    runner = next(iter(own_server.service.engine._batches.values())).runner
 
     def broken(_: Any) -> Any:
         monkeypatch.undo()

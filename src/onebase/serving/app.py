@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from onebase.adapters.store import AdapterStore
 from onebase.engine.engine import Engine
 from onebase.serving.access import AccessMiddleware
+from onebase.serving.body_limit import BodyLimitMiddleware
 from onebase.serving.errors import install_error_handlers
 from onebase.serving.fields import IGNORED_HEADER
 from onebase.serving.keys import KeyStore
@@ -74,11 +75,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=settings.limits.body_bytes,
         telemetry=_NO_TELEMETRY,
     )
     install_error_handlers(app)
     # The last one added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, limit=settings.limits.body_bytes)
     app.add_middleware(AccessMiddleware, settings=settings, keys=keys)
     if settings.allow_origins:
         app.add_middleware(

@@ -8,6 +8,7 @@ from onebase.data.example import Turn
 from onebase.language import say
 from onebase.serving.errors import ApiError, bad_field, unsupported
 from onebase.serving.sampling_fields import ResponseFormat, SamplingFields
+from onebase.serving.text_field import Text
 
 
 class ContentPart(BaseModel):
@@ -15,8 +16,8 @@ class ContentPart(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    type: str
-    text: str | None = None
+    type: Text
+    text: Text | None = None
 
 
 class ChatMessage(BaseModel):
@@ -25,7 +26,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: Text | list[ContentPart] | None = None
 
 
 class ChatRequest(SamplingFields):

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from onebase.serving.sampling_fields import SamplingFields
+from onebase.serving.text_field import Text
 
 TokenId = Annotated[int, Field(ge=0)]
-Text = str
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 DEFAULT_TOKENS = 16  # OpenAI's

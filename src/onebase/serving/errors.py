@@ -128,6 +128,16 @@ def broken_adapter(name: str) -> ApiError:
     )
 
 
+def body_too_large() -> ApiError:
+    """A body beyond the limit."""
+    return ApiError(
+        413,
+        "body_too_large",
+        say("The body is too large.", "请求体过大。"),
+        say("Send less at a time.", "请减小请求的大小。"),
+    )
+
+
 def internal_error() -> ApiError:
     """A failure of the server itself."""
     return ApiError(
@@ -163,7 +173,7 @@ def as_api_error(error: OnebaseError) -> ApiError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer every failure in this shape."""
+    """Have `app` answer every refusal in this shape. (Failures: see request_log.)"""
 
     async def of_library(_: Request, error: Exception) -> Response:
         assert isinstance(error, OnebaseError)
@@ -177,13 +187,9 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return _of_http(error).response()
 
-    async def of_anything(_: Request, error: Exception) -> Response:
-        return internal_error().response()
-
     app.add_exception_handler(OnebaseError, of_library)
     app.add_exception_handler(RequestValidationError, of_fields)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, of_anything)
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:
@@ -204,6 +210,8 @@ def _of_validation(error: RequestValidationError) -> ApiError:
 
 
 def _of_http(error: HTTPException) -> ApiError:
+    if error.status_code == 413:
+        return body_too_large()
     known = {
         400: ("invalid_body", say("The body can't be read.", "无法读取请求体。")),
         404: ("not_found", say("There is nothing at this path.", "该路径不存在。")),
@@ -211,7 +219,6 @@ def _of_http(error: HTTPException) -> ApiError:
             "method_not_allowed",
             say("This path has no such method.", "该路径不支持此方法。"),
         ),
-        413: ("body_too_large", say("The body is too large.", "请求体过大。")),
     }
     reason, message = known.get(error.status_code, ("http_error", str(error.detail)))
     made = ApiError(error.status_code, reason, message, say("See /docs.", "请查看 /docs。"))

@@ -1,4 +1,5 @@
-"""The server's log: one JSON object a line on stderr, one line a request, which is counted too.
+"""The server's log: one JSON object a line on stderr, one line a request, which is counted too. An
+exception that nothing expected ends here, with its traceback in the log.
 
 Prompts and answers stand there only where the settings say so.
 """
@@ -12,6 +13,8 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onebase.serving.errors import internal_error
 
 log = logging.getLogger("onebase.serving")
 _QUIET = ("/healthz", "/readyz", "/metrics")
@@ -74,6 +77,11 @@ class RequestLogMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed", extra={"fields": {"request": request_id}})
+            if status:
+                raise  # the answer had begun: the connection is closed
+            await internal_error().response()(scope, receive, send_with_id)
         finally:
             task = str(known.get("model", "")).partition("@")[0]
             scope["app"].state.service.metrics.count_request(scope["path"], status, task)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from onebase.serving.chat_schema import ChatMessage, ContentPart
 from onebase.serving.errors import unsupported
 from onebase.serving.sampling_fields import ResponseFormat, SamplingFields
+from onebase.serving.text_field import Text
 
 
 class InputItem(BaseModel):
@@ -14,9 +15,9 @@ class InputItem(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    type: str = "message"
+    type: Text = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[ContentPart] | None = None
+    content: Text | list[ContentPart] | None = None
 
 
 class TextFormat(BaseModel):
@@ -25,7 +26,7 @@ class TextFormat(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str | None = None
+    name: Text | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
@@ -41,8 +42,8 @@ class TextOptions(BaseModel):
 class ResponsesRequest(SamplingFields):
     """`input` is a text or messages; `instructions` a system message before them."""
 
-    input: str | list[InputItem]
-    instructions: str | None = None
+    input: Text | list[InputItem]
+    instructions: Text | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from onebase.engine.sampling import Sampling
 from onebase.language import say
 from onebase.serving.errors import bad_field
+from onebase.serving.text_field import Text
 
 SEEDS = 1 << 63
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+StopText = Annotated[Text, Field(min_length=1, max_length=1000)]
 
 
 class StreamOptions(BaseModel):
@@ -25,7 +26,7 @@ class SamplingFields(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    model: str = Field(description="A task, task@version, or base.")
+    model: Text = Field(description="A task, task@version, or base.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 by default.")
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1 cut nothing.")
@@ -40,7 +41,7 @@ class SamplingFields(BaseModel):
     n: int | None = Field(None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: Text | None = None
     metadata: dict[str, Any] | None = None
 
     def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:

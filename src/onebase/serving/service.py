@@ -12,10 +12,11 @@ from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK, LoadedTask
 from onebase.engine.sampling import Sampling
 from onebase.engine.thread import EngineThread
+from onebase.errors import UsageError
 from onebase.language import say
 from onebase.serving.admission import Admission
 from onebase.serving.catalog import Catalog
-from onebase.serving.errors import ApiError
+from onebase.serving.errors import ApiError, bad_field
 from onebase.serving.exchange import Dispatcher, Exchange, Wanted
 from onebase.serving.metrics import Metrics
 from onebase.serving.residency import Residency
@@ -144,17 +145,23 @@ class Lease:
         """The reply's system_fingerprint."""
         return self.service.fingerprint(self.task)
 
-    async def ask(self, sequences: Sequence[Wanted], param: str) -> Exchange:
-        """Have the engine answer. `param` is the field that the prompts stand in.
+    async def ask(
+        self, sequences: Sequence[Wanted], param: str, *, form: str | None = None
+    ) -> Exchange:
+        """Have the engine answer. `param` is the field that the prompts stand in, `form` the one
+        with the answer's form.
 
-        Raises ApiError where a prompt is too long.
+        Raises ApiError where a prompt is too long or a form can't be used.
         """
         for sequence in sequences:
             self._check_length(len(sequence.prompt), param)
         exchange = Exchange(self.task.task, self.service.metrics, self.began)
         self._exchange = exchange
         service = self.service
-        await service.dispatcher.submit(exchange, service.thread, self.engine_name, sequences)
+        try:
+            await service.dispatcher.submit(exchange, service.thread, self.engine_name, sequences)
+        except UsageError as error:
+            raise bad_field(form or param, error.message, error.remedy) from error
         left = service.settings.limits.seconds - (time.perf_counter() - self.began)
         exchange.cut_off_after(left)
         return exchange

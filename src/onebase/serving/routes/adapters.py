@@ -12,6 +12,7 @@ from onebase.language import say
 from onebase.serving.errors import ApiError, bad_field, broken_adapter, unknown_model
 from onebase.serving.routes.models import described_offer
 from onebase.serving.service import Service
+from onebase.serving.text_field import Text
 
 router = APIRouter()
 
@@ -21,7 +22,7 @@ class TaskName(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    task: str
+    task: Text
 
 
 class Version(BaseModel):
@@ -36,6 +37,7 @@ class Version(BaseModel):
 async def list_adapters(request: Request) -> dict[str, Any]:
     """Every version of every task."""
     service: Service = request.app.state.service
+    await asyncio.to_thread(service.catalog.refresh)
     return {"adapters": [described_offer(service, offer) for offer in service.catalog.offers()]}
 
 

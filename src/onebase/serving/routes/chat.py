@@ -71,7 +71,8 @@ class _Chat:
             Wanted(prompt, seeded(sampling, choice), steady=bool(body.stream))
             for choice in range(self._choices)
         ]
-        return await lease.ask(wanted, "messages")
+        form = "response_format" if constraint else None
+        return await lease.ask(wanted, "messages", form=form)
 
     async def _whole(self, lease: Lease, exchange: Exchange) -> dict[str, Any]:
         answers = await exchange.whole()

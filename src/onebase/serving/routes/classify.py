@@ -17,9 +17,10 @@ from onebase.serving.exchange import Wanted
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.prompts import chat_prompt
 from onebase.serving.service import Lease, Service
+from onebase.serving.text_field import Text
 
 router = APIRouter()
-Label = Annotated[str, Field(min_length=1)]
+Label = Annotated[Text, Field(min_length=1)]
 
 
 class ClassifyRequest(BaseModel):
@@ -27,10 +28,10 @@ class ClassifyRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: str = Field(description="A task, task@version, or base.")
-    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    model: Text = Field(description="A task, task@version, or base.")
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
     labels: Annotated[list[Label], Field(max_length=1000)] | None = None
-    user: str | None = None
+    user: Text | None = None
 
 
 @router.post("/v1/classify")

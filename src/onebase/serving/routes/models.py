@@ -1,5 +1,6 @@
 """GET /v1/models: what a request's `model` may name."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,20 +18,21 @@ router = APIRouter()
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
     """The base, every task and every version of it; those that do not answer here say why."""
-    return {"object": "list", "data": models_of(request.app.state.service)}
+    return {"object": "list", "data": await models_of(request.app.state.service)}
 
 
 @router.get("/v1/models/{model}")
 async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
     """One of them."""
-    known = {item["id"]: item for item in models_of(request.app.state.service)}
+    known = {item["id"]: item for item in await models_of(request.app.state.service)}
     if model not in known:
         raise unknown_model(model, list(known)[:50])
     return known[model]
 
 
-def models_of(service: Service) -> list[dict[str, Any]]:
+async def models_of(service: Service) -> list[dict[str, Any]]:
     """Every name with what is known of it."""
+    await asyncio.to_thread(service.catalog.refresh)
     base = service.engine.base
     models = [
         {

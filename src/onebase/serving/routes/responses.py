@@ -71,7 +71,8 @@ class _Response:
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
         wanted = Wanted(prompt, sampling, steady=bool(body.stream))
-        return await lease.ask([wanted], "input")
+        form = "text.format" if constraint else None
+        return await lease.ask([wanted], "input", form=form)
 
     async def _frames(self, lease: Lease, exchange: Exchange) -> AsyncIterator[bytes]:
         """The events of a stream in their order, numbered."""
