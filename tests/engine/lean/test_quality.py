@@ -18,6 +18,7 @@ def test_a_base_that_loses_little_is_held_in_w8a8(tiny_folder: Path) -> None:
     assert found is not None
     assert base.precision.name == "w8a8"
     assert 0 < found.divergence < quality.MOST_DIVERGENCE
+    assert found.isolated
 
 
 def test_what_was_measured_is_kept(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +44,14 @@ def test_another_precision_is_taken_as_it_is(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("divergence", "loss", "passes"),
-    [(0.004, 0.01, True), (0.03, 0.01, False), (0.004, 0.04, False), (0.004, -0.5, True)],
+    ("divergence", "loss", "isolated", "passes"),
+    [
+        (0.004, 0.01, True, True),
+        (0.03, 0.01, True, False),
+        (0.004, 0.04, True, False),
+        (0.004, -0.5, True, True),
+        (0.004, 0.01, False, False),
+    ],
 )
-def test_both_bounds_count(divergence: float, loss: float, passes: bool) -> None:
-    assert Quality(divergence, loss).passes is passes
+def test_every_bound_counts(divergence: float, loss: float, isolated: bool, passes: bool) -> None:
+    assert Quality(divergence, loss, isolated).passes is passes
