@@ -109,7 +109,7 @@ def _logits(base: Base, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         request = Request((task,), ids, Sampling(), limit=1, score_from=0)
         runner.admit(request)
         chunks.append(Chunk(request, len(ids), len(ids)))
-    return list(runner.run(chunks).split([len(ids) for ids in texts]))
+    return list(torch.split(runner.run(chunks), [len(ids) for ids in texts]))
 
 
 def _keep(file: Path, quality: Quality) -> None:
