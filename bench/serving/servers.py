@@ -14,6 +14,7 @@ from clients import Reply, get, post, together
 from sides import Process, Worker, environment, script
 
 COMPLETIONS = "/v1/completions"
+ONEBASE = "from onebase.cli.app import main; main()"
 
 
 class OurServer(Process):
@@ -36,7 +37,7 @@ class OurServer(Process):
         folder = workspace or Path(self._empty.name)
         self.address = f"http://127.0.0.1:{free_port()}"
         port = self.address.rpartition(":")[2]
-        command = [sys.executable, "-c", "from onebase.cli.app import main; main()", "serve"]
+        command = [sys.executable, "-c", ONEBASE, "serve"]
         command += ["--host", "127.0.0.1", "--port", port, "--base", base]
         command += ["--precision", precision, "--workspace", str(folder), *more]
         began = time.perf_counter()
