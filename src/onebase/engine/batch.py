@@ -77,20 +77,23 @@ class Batch:
         Where this fails, the requests that take part end with "error".
         """
         begun = time.perf_counter()
-        taking_part = self.requests
+        chunks: list[Chunk] = []
         done = False
         try:
             chunks = self._scheduler.schedule(begun)
             assert chunks, "a runner that holds no request has room for any"
-            taking_part = [chunk.request for chunk in chunks]
             self._sampler.prepare([chunk.request for chunk in chunks if _draws(chunk)])
             self._take_in(chunks, self.runner.run(chunks))
             done = True
         finally:
-            for request in () if done else taking_part:
-                if request.finish_reason is None:
-                    self._finish(request, "error")
+            if not done:
+                self._fail([chunk.request for chunk in chunks] or self.requests)
         self._scheduler.observe(chunks, time.perf_counter() - begun)
+
+    def _fail(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.finish_reason is None:
+                self._finish(request, "error")
 
     def _take_in(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
         """Advance the requests of a step by its `logits`, which its chunks' rows have in order."""

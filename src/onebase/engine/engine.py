@@ -224,10 +224,13 @@ class Engine:
         for request in requests:
             request.reported = request.steady = False
         self._added.extend(requests)
+        left = list(reversed(requests))
         try:
-            while any(request.finish_reason is None for request in requests):
+            while left:
                 with self._turns:
-                    if any(request.finish_reason is None for request in requests):
+                    while left and left[-1].finish_reason is not None:
+                        left.pop()
+                    if left:
                         self._advance()
         finally:
             for request in requests:
