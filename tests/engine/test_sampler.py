@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebase.engine.request import Request
-from onebase.engine.sampler import Draw, Sampler
+from onebase.engine.sampler import Draw, Sampler, _greedy_on_device
 from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError
 
@@ -60,6 +60,14 @@ def test_the_lowest_of_equal_tokens_is_best() -> None:
     assert [token for token, _ in drawn.top] == [300, 301, 700, 999]
     assert draw_one(logits, request(temperature=1.0, top_k=1)).token == 300
     assert draw_one(logits, request(temperature=1.0, top_p=1e-6)).token == 300
+
+
+def test_a_device_of_its_own_draws_alike() -> None:
+    """What is done on a GPU, where the logits stay; here on the CPU, against the kernels."""
+    logits = random_logits(9)
+    logits[::2] = (2 * logits[::2]).round() / 2
+    logits[4] = torch.nan
+    assert _greedy_on_device(logits) == Sampler().sample(logits, [request()] * 9)
 
 
 SETTINGS: list[dict[str, Any]] = [

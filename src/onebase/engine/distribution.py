@@ -119,29 +119,35 @@ def draw(
     """
     top_k, top_p, min_p = cut
     weights, sums, tokens, values = buffers
-    total = _weigh(row, _f(best_logit), _f(scale), weights, sums)
-    if min_p > 0:
-        total = _drop_below(weights, sums, _f(min_p))
-    if top_k > _FEW:
-        total = _keep_best(row, _f(best_logit), top_k, np.inf, buffers)
-        top_k = 0
-    if top_k == 0 and top_p == 1:
-        return int(_reached(weights, sums, total, random))
+    few = 0 < top_k <= _FEW
+    total = 0.0
+    if not few:
+        total = _weigh(row, _f(best_logit), _f(scale), _f(min_p), weights, sums)
+        if top_k > 0:
+            total = _keep_best(row, _f(best_logit), top_k, np.inf, buffers)
+        if top_p == 1:
+            return int(_reached(weights, sums, total, random))
     # Sorting a few tokens is enough as a rule.
-    found = best(row, min(top_k or _FEW, row.size), tokens, values)
+    found = best(row, min(top_k if few else _FEW, row.size), tokens, values)
     mass = 0.0
     for at in range(found):
-        mass += weights[tokens[at]]
-    wanted = top_p * (mass if top_k else total)
+        if few:
+            values[at] = math.exp((values[at] - _f(best_logit)) * scale)
+            if values[at] < min_p:
+                values[at] = _ZERO
+        else:
+            values[at] = weights[tokens[at]]
+        mass += values[at]
+    wanted = top_p * (mass if few else total)
     if mass < wanted:
         total = _keep_best(row, _f(best_logit), row.size, wanted, buffers)
         return int(_reached(weights, sums, total, random))
-    kept, mass = _nucleus(weights, tokens, found, wanted)
+    kept, mass = _nucleus(values, found, wanted)
     place, token, reached = random * mass, -1, 0.0
     for at in range(kept):
-        if weights[tokens[at]] > _ZERO:
+        if values[at] > _ZERO:
             token = int(tokens[at])
-            reached += weights[token]
+            reached += values[at]
             if place < reached:
                 break
     return token
@@ -155,31 +161,6 @@ def draw_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
         np.empty(vocabulary, np.int64),
         np.empty(vocabulary, np.float32),
     )
-
-
-@compiled_and_kept
-def penalize(
-    row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
-) -> None:
-    """Apply the three penalties in place. `seen` is 1 for the tokens of prompt and answer, `counts`
-    says how often each is in the answer.
-    """
-    for token in range(row.size):
-        x = row[token]
-        # CTRL (Keskar et al. 2019), section 4.1; a negative logit is multiplied instead.
-        penalized = x / _f(repetition) if x > _ZERO else x * _f(repetition)
-        count = counts[token]
-        lowered = count * _f(frequency) + (_f(presence) if count > _ZERO else _ZERO)
-        row[token] = (penalized if seen[token] > _ZERO else x) - lowered
-
-
-@compiled_and_kept
-def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
-    """Give -inf to the tokens whose bit in `allowed` is 0, and to those beyond it."""
-    for token in range(row.size):
-        word = token >> 5
-        if word >= allowed.size or not (allowed[word] >> np.uint32(token & 31)) & np.uint32(1):
-            row[token] = _LOWEST
 
 
 @compiled
@@ -268,33 +249,45 @@ def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers:
 
 @compiled
 def _weigh(
-    row: Floats, best: Number, scale: Number, weights: Floats, sums: NDArray[np.float64]
+    row: Floats,
+    best: Number,
+    scale: Number,
+    least: Number,
+    weights: Floats,
+    sums: NDArray[np.float64],
 ) -> float:
-    """exp((row - best) * scale) into `weights`, their sums by block into `sums`; returns the sum."""
+    """exp((row - best) * scale) into `weights`, 0 where it is below `least`; their sums by block into
+    `sums`. Returns the sum.
+    """
     powers = np.empty(BLOCK, np.float32)
+    # A little lower than `least` itself: what it lets pass is looked at again.
+    limit = best + _f((math.log(least) - 0.01) / scale) if least > _ZERO else _LOWEST
     total = 0.0
     for block in range(sums.size):
         start = block * BLOCK
         stop = min(start + BLOCK, row.size)
-        sums[block] = _weigh_block(row[start:stop], best, scale, weights[start:stop], powers)
+        part = weights[start:stop]
+        if least > _ZERO and not _any_above(row[start:stop], limit):
+            part[:] = _ZERO
+            sums[block] = 0.0
+            continue
+        sums[block] = _weigh_block(row[start:stop], best, scale, part, powers)
+        if least > _ZERO:
+            sums[block] = _drop_below(part, least)
         total += sums[block]
     return total
 
 
 @compiled
-def _drop_below(weights: Floats, sums: NDArray[np.float64], least: Number) -> float:
+def _drop_below(part: Floats, least: Number) -> float:
     """Make weights below `least` zero; returns the sum of the others."""
-    total = 0.0
-    for block in range(sums.size):
-        kept = 0.0
-        for at in range(block * BLOCK, min((block + 1) * BLOCK, weights.size)):
-            if weights[at] < least:
-                weights[at] = _ZERO
-            else:
-                kept += weights[at]
-        sums[block] = kept
-        total += kept
-    return total
+    kept = 0.0
+    for at in range(part.size):
+        if part[at] < least:
+            part[at] = _ZERO
+        else:
+            kept += part[at]
+    return kept
 
 
 @compiled
@@ -344,19 +337,21 @@ def _keep_best(
         if at >= count or reached >= mass:
             weights[tokens[at]] = _ZERO
         reached += weights[tokens[at]]
-    return float(_drop_below(weights, sums, _ZERO))
+    total = 0.0
+    for block in range(sums.size):
+        sums[block] = _drop_below(weights[block * BLOCK : (block + 1) * BLOCK], _ZERO)
+        total += sums[block]
+    return total
 
 
 @compiled
-def _nucleus(
-    weights: Floats, tokens: NDArray[np.int64], found: int, wanted: float
-) -> tuple[int, float]:
-    """How many of the best `found` tokens it takes to hold the mass `wanted`, and their mass."""
+def _nucleus(weights: Floats, found: int, wanted: float) -> tuple[int, float]:
+    """How many of the first `found` weights it takes to hold the mass `wanted`, and their mass."""
     mass = 0.0
     for at in range(found):
         if mass >= wanted:
             return at, mass
-        mass += weights[tokens[at]]
+        mass += weights[at]
     return found, mass
 
 

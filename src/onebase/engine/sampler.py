@@ -16,11 +16,10 @@ from onebase.engine.distribution import (
     best_two,
     draw,
     draw_buffers,
-    forbid,
     log_total,
-    penalize,
     spread,
 )
+from onebase.engine.logits_processors import forbid, penalize
 from onebase.engine.request import Request
 from onebase.errors import UsageError
 from onebase.language import say
