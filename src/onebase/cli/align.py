@@ -39,6 +39,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.serving.presence import making_way
 from onebase.training.execution import summary
 
 align_app = typer.Typer(
@@ -93,7 +94,7 @@ def reward_command(
         skip_bad,
     )
     loaded = load_base(base or DEFAULT_BASE, precision)
-    with align_display() as display:
+    with making_way(session.workspace), align_display() as display:
         stored = train_reward(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
         )
@@ -136,7 +137,7 @@ def dpo_command(
         skip_bad,
     )
     loaded = load_base(base or DEFAULT_BASE, precision)
-    with align_display() as display:
+    with making_way(session.workspace), align_display() as display:
         stored = train_dpo(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
         )
@@ -179,7 +180,7 @@ def kto_command(
         skip_bad,
     )
     loaded = load_base(base or DEFAULT_BASE, precision)
-    with align_display() as display:
+    with making_way(session.workspace), align_display() as display:
         stored = train_kto(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
         )
@@ -229,7 +230,7 @@ def ppo_command(
         skip_bad,
     )
     loaded = load_base(base or DEFAULT_BASE, precision)
-    with align_display() as display:
+    with making_way(session.workspace), align_display() as display:
         stored = train_ppo(
             job,
             reward,
@@ -279,7 +280,7 @@ def _job(
 
 def resume_align(session: Session, run: str, base: Base) -> None:
     """Go on with an interrupted run of this kind, for `onebase resume`."""
-    with align_display() as display:
+    with making_way(session.workspace), align_display() as display:
         stored = resume_aligned(run, base=base, workspace=session.workspace, watcher=display)
     show_aligned(session, stored)
 

@@ -20,6 +20,7 @@ from onebase.cli.plan import plan_command
 from onebase.cli.race import race_command
 from onebase.cli.resume import resume_command
 from onebase.cli.runs import runs_app
+from onebase.cli.serve import serve_command
 from onebase.cli.session import note, print_error
 from onebase.cli.training import train_command
 from onebase.errors import OnebaseError, UsageError
@@ -40,6 +41,7 @@ app.command("resume")(resume_command)
 app.command("generate")(generate_command)
 app.command("classify")(classify_command)
 app.command("chat")(chat_command)
+app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("doctor")(doctor_command)
 app.add_typer(align_app, name="align")
@@ -61,12 +63,14 @@ def welcome(context: typer.Context) -> None:
                 "  onebase data check FILE                        what is in your data\n"
                 "  onebase train --task T --data F --method lora  learn a task\n"
                 "  onebase generate --task T --prompt …           answer with it\n"
+                "  onebase serve                                  answer for every task over HTTP\n"
                 "  onebase --help                                 every command",
                 "onebase：一个基座模型，多个任务。\n"
                 "  onebase demo                                   在一个基座上完整演示五个任务\n"
                 "  onebase data check 文件                        检查你的数据\n"
                 "  onebase train --task T --data F --method lora  学习一个任务\n"
                 "  onebase generate --task T --prompt …           用它回答\n"
+                "  onebase serve                                  通过 HTTP 为所有任务作答\n"
                 "  onebase --help                                 所有命令",
             )
         )

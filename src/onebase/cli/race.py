@@ -34,6 +34,7 @@ from onebase.cli.training import (
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.serving.presence import making_way
 from onebase.training.budget import Budget
 from onebase.training.course import entrant_job
 from onebase.training.execution import summary
@@ -111,7 +112,7 @@ def race_command(
         item.options()
     loaded = load_base(base or DEFAULT_BASE, precision_for(jobs, precision))
     try:
-        with RaceDisplay() as display:
+        with making_way(session.workspace), RaceDisplay() as display:
             raced = race(
                 job,
                 base=loaded,

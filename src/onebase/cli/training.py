@@ -24,6 +24,7 @@ from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.serving.presence import making_way
 from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
 from onebase.training.train import check_jobs, precision_for, summary, train
@@ -179,7 +180,7 @@ def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
     """Train the jobs with the live display, from where an interrupted run of them stopped."""
-    with live_display() as display:
+    with making_way(session.workspace), live_display() as display:
         return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
 
 
