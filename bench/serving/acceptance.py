@@ -35,7 +35,7 @@ FULL = [
 TENTH = [
     ("isolation.py", "--requests", "200", "--clients", "8", "--kinds", "34", "--threads", "2"),
     ("isolation_peers.py", "--prompts", "2"),
-    ("load.py", "--clients", "20", "--minutes", "0.5", "--threads", "2"),
+    ("load.py", "--clients", "20", "--minutes", "0.5", "--growth", "1.2", "--threads", "2"),
 ]
 
 

@@ -3,7 +3,7 @@
     python bench/serving/cold.py --threads 2 --out FILE.jsonl
 
 The server answers for tasks that it has not read yet, one request at a time, a stream each; then for the same
-tasks again, warm. The prompt has some 50 tokens, whose reading counts.
+tasks again, `warm`, with other prompts. A prompt has some 50 tokens, whose reading counts.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=40, help="tasks of every method")
     arguments = parser.parse_args()
     base = Base.load(arguments.base)
-    prompts = prompt_ids(base.tokenizer, 1 + arguments.asked)
+    prompts = prompt_ids(base.tokenizer, 1 + 2 * arguments.asked)
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         stored = dict(store_adapters(base, Path(folder), arguments.registered))
@@ -54,9 +54,9 @@ def main() -> None:
                 cold, warm = (
                     [
                         first_token(server, task, ids)
-                        for task, ids in zip(tasks, prompts[1:], strict=False)
+                        for task, ids in zip(tasks, prompts[start:], strict=False)
                     ]
-                    for _ in range(2)
+                    for start in (1, 1 + arguments.asked)
                 )
                 size = max(
                     sum(file.stat().st_size for file in Path(stored[task]).iterdir())

@@ -97,19 +97,21 @@ async def churn(server: OurServer, number: int, ends: Counter[str]) -> None:
     """Withdraw and offer a task, change its version, and ask for it meanwhile."""
     task, path = f"c{number}", "/v1/adapters"
     body = {"model": task, "prompt": [1, 2, 3, 4 + number], "max_tokens": 4, "temperature": 0}
+    calls = [
+        ("ask", "POST", COMPLETIONS, body),
+        ("withdraw", "DELETE", f"{path}/{task}", {}),
+        ("ask withdrawn", "POST", COMPLETIONS, body),
+        ("offer", "POST", path, {"task": task}),
+        ("promote", "POST", f"{path}/{task}/promote", {"version": 1}),
+        ("ask", "POST", COMPLETIONS, body),
+        ("roll back", "POST", f"{path}/{task}/rollback", {}),
+    ]
     while True:
-        calls = [
-            post(server.address, COMPLETIONS, body),
-            post(server.address, f"{path}/{task}", {}, method="DELETE"),
-            post(server.address, COMPLETIONS, body),
-            post(server.address, path, {"task": task}),
-            post(server.address, f"{path}/{task}/promote", {"version": 1}),
-            post(server.address, COMPLETIONS, body),
-            post(server.address, f"{path}/{task}/rollback", {}),
-        ]
-        for call in calls:
-            reply = await call
-            ends[f"churn {reply.status}"] += 1
+        for name, method, where, given in calls:
+            reply = await post(server.address, where, given, method=method)
+            ends[f"churn, {name}: {reply.status}"] += 1
+            if reply.status >= 500:
+                print(name, reply.status, reply.body, file=sys.stderr)
             await asyncio.sleep(0.05)
 
 
@@ -137,7 +139,7 @@ def main() -> None:
             expected = asyncio.run(alone(server, requests))
             ends, different = asyncio.run(crowd(server, arguments, requests, expected))
             again = asyncio.run(alone(server, requests))
-    errors = sum(count for end, count in ends.items() if end.startswith(("5", "churn 5")))
+    errors = sum(count for end, count in ends.items() if end.startswith("5") or ": 5" in end)
     met = not different and not errors and again == expected
     for request, before, after in different[:3]:
         print(json.dumps(request), before, after, sep="\n", file=sys.stderr)
