@@ -140,6 +140,8 @@ def test_draws_follow_the_probabilities() -> None:
         {"min_p": 0.01},
         {"min_p": 0.003, "top_p": 0.7},
         {"min_p": 0.003, "top_k": 90, "top_p": 0.7},
+        {"min_p": 0.3, "top_k": 50},
+        {"min_p": 0.9, "top_p": 0.99},
     ],
 )
 def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any]) -> None:
@@ -154,7 +156,9 @@ def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any])
     kept = kept[: int(np.searchsorted(held, settings.get("top_p", 1) * held[-1])) + 1]
 
     asked = request(temperature=2.0, seed=0, **settings)
-    draws = Sampler().sample(logits.expand(8000, -1), [asked] * 8000)
+    sampler = Sampler()
+    sampler.sample(logits[None], [request(temperature=9.0)])  # it leaves its numbers in the buffers
+    draws = sampler.sample(logits.expand(8000, -1), [asked] * 8000)
     drawn = Counter(draw.token for draw in draws)
     assert set(drawn) <= set(kept)
     assert len(drawn) > 0.8 * len(kept)
