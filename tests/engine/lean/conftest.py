@@ -13,6 +13,7 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
+from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.lean.runner import LeanRunner
 from onebase.engine.pack import Pack
 from onebase.engine.pool import LoadedTask
@@ -100,7 +101,12 @@ def through_the_generic_pass(
     return [logits[pack.nodes[node].start :][: pack.nodes[node].length] for node in nodes]
 
 
+def served_by(base: Base, adapter: Adapter) -> Contribution:
+    """What an adapter contributes when it answers, its virtual tokens run through the generic pass."""
+    return compiled(GenericRunner(base), adapter)
+
+
 @pytest.fixture
 def served(base: Base, adapters: Mapping[str, Adapter]) -> dict[str, Contribution]:
     """What every variant's adapter contributes when it answers."""
-    return {name: compiled(base, adapter) for name, adapter in adapters.items()}
+    return {name: served_by(base, adapter) for name, adapter in adapters.items()}

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.conftest import Twin
-from tests.engine.lean.conftest import Reader, Text, texts, through_the_generic_pass
+from tests.engine.lean.conftest import (
+    Reader,
+    Text,
+    served_by,
+    texts,
+    through_the_generic_pass,
+)
 from tests.engine.test_composite import METHODS, PLACED, shaken
 from tests.engine.test_prefix_layers import VARIANTS
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution, Scaling
 from onebase.adapters.methods import build_adapter
-from onebase.engine.compiled import compiled
 from onebase.engine.lean.runner import LeanRunner, supports
 from onebase.engine.request import Chunk, Request
 from onebase.engine.sampling import Sampling
@@ -98,7 +103,7 @@ def restored_rows(embedding: Any) -> torch.Tensor:
 def test_several_methods_in_one_adapter(base: Base, method: str) -> None:
     if "ia3" in method and base.model.config.model_type == "phi3":
         pytest.skip("IA3 is refused on Phi 3")
-    served = {"it": compiled(base, shaken(base, method))}
+    served = {"it": served_by(base, shaken(base, method))}
     many = texts(["it", None, "it"])
     expected = through_the_generic_pass(base, served, many)
     for own, other in zip(Reader(base, served).read(many), expected, strict=True):
@@ -107,9 +112,11 @@ def test_several_methods_in_one_adapter(base: Base, method: str) -> None:
 
 def test_placed_tokens_and_prefixes_of_some_layers(base: Base) -> None:
     placed = shaken(base, "lora+p-tuning", leading=2, placed=3)
-    served = {"placed": compiled(base, placed)}
+    served = {"placed": served_by(base, placed)}
     for name, (method, settings, _) in VARIANTS.items():
-        served[name] = compiled(base, build_adapter(base, method, settings, init_text="hi", seed=2))
+        served[name] = served_by(
+            base, build_adapter(base, method, settings, init_text="hi", seed=2)
+        )
     many = [
         Text("placed", tuple(PLACED)),
         *texts(list(VARIANTS)),
@@ -127,7 +134,7 @@ def test_compiled_prefix_is_that_of_the_generic_pass(
     adapter = make_adapter(variant)
     with torch.no_grad():
         own = LeanRunner(base, cache_bytes=1 << 22).compile(adapter.contribution())
-    expected = compiled(base, adapter).prefix
+    expected = served_by(base, adapter).prefix
     assert expected is not None
     for part, other in zip(own, expected, strict=True):
         assert part.shape == other.shape
@@ -139,7 +146,7 @@ def test_a_beginning_is_reused_bit_for_bit_and_by_its_adapter_alone(
 ) -> None:
     base = make_base("qwen3")
     adapter = build_adapter(base, "lora", {"rank": 2}, init_text="hi", seed=2)
-    served = {"one": compiled(base, adapter), "two": compiled(base, shaken(base, "lora+ia3"))}
+    served = {"one": served_by(base, adapter), "two": served_by(base, shaken(base, "lora+ia3"))}
     long = texts(["one"], seed=5, shortest=60)[0]
     whole = Reader(base, served).read([long])[0]
     reader = Reader(base, served)
