@@ -141,7 +141,7 @@ def test_draws_follow_the_probabilities() -> None:
         {"min_p": 0.003, "top_p": 0.7},
         {"min_p": 0.003, "top_k": 90, "top_p": 0.7},
         {"min_p": 0.3, "top_k": 50},
-        {"min_p": 0.9, "top_p": 0.99},
+        {"min_p": 0.9, "top_k": 90},
     ],
 )
 def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any]) -> None:
