@@ -139,6 +139,7 @@ def main() -> None:
             expected = asyncio.run(alone(server, requests))
             ends, different = asyncio.run(crowd(server, arguments, requests, expected))
             again = asyncio.run(alone(server, requests))
+            print(*server.failures()[:3], sep="\n", file=sys.stderr)
     errors = sum(count for end, count in ends.items() if end.startswith("5") or ": 5" in end)
     met = not different and not errors and again == expected
     for request, before, after in different[:3]:

@@ -93,7 +93,7 @@ async def watch_memory(server: OurServer, until: float, seen: Seen) -> None:
 async def held(server: OurServer) -> float:
     """How many sequences the server still has, by its metrics."""
     _, raw = await get(server.address, "/metrics")
-    wanted = ("onebase_sequences", "onebase_running", "onebase_waiting", "onebase_queue")
+    wanted = ("onebase_requests_running", "onebase_requests_waiting")
     rows = [line.rsplit(" ", 1) for line in raw.decode().splitlines() if line.startswith(wanted)]
     return sum(float(value) for _, value in rows)
 

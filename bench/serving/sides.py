@@ -79,9 +79,14 @@ class Process:
         self.process.wait()
         self._log.close()
 
-    def log(self) -> str:
+    def log(self, characters: int = 4000) -> str:
         """The end of what it wrote to stderr."""
-        return Path(self._log.name).read_text(encoding="utf-8", errors="replace")[-4000:]
+        return Path(self._log.name).read_text(encoding="utf-8", errors="replace")[-characters:]
+
+    def failures(self) -> list[str]:
+        """The ends of the tracebacks that it wrote, each once."""
+        lines = self.log(1 << 24).splitlines()
+        return list(dict.fromkeys(line[-1500:] for line in lines if "Traceback" in line))
 
     def __enter__(self) -> Self:
         return self
