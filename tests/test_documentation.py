@@ -1,10 +1,12 @@
 """Both READMEs and the examples run, on a tiny base in place of the embedded one."""
 
 import io
+import json
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.MULTILINE | re.DOTALL)
+ADDRESS = "http://127.0.0.1:8000"
 COMMENT = re.compile(r"(^|[ \t]+)# .*$", re.MULTILINE)
 
 
@@ -63,27 +66,68 @@ def desk(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     torch.set_num_threads(threads)
 
 
-def run_bash(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write the here-documents and run the `onebase` lines; any other line is an error."""
+@pytest.fixture
+def servers() -> Iterator[list[subprocess.Popen[str]]]:
+    """The servers that a text starts; each must end cleanly when it is told to."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for server in started:
+        server.terminate()
+        server.communicate(timeout=60)
+        assert server.returncode == 0
+
+
+def serve(words: list[str], servers: list[subprocess.Popen[str]]) -> str:
+    """Start `onebase serve …` at a free port; returns its address."""
+    code = "from onebase.cli.app import main; main()"
+    command = [sys.executable, "-c", code, *words[1:], "--port", "0", "--json"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    servers.append(server)
+    assert server.stdout is not None
+    url: str = json.loads(server.stdout.readline())["url"]
+    return url
+
+
+def run_bash(
+    text: str, monkeypatch: pytest.MonkeyPatch, servers: list[subprocess.Popen[str]], url: str
+) -> str:
+    """Write the here-documents and run the `onebase` and `curl` lines; any other line is an error.
+
+    Returns the address of the server, which the text calls ADDRESS.
+    """
     for name, content in HERE_DOCUMENT.findall(text):
         Path(name).write_text(content, encoding="utf-8")
     for line in HERE_DOCUMENT.sub("", text).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words or words[0] == "make":  # test_make_targets_exist looks at those
             continue
+        if words[0] == "curl":
+            command = [word.replace(ADDRESS, url) for word in words]
+            subprocess.run([*command, "--fail"], check=True, stdout=subprocess.DEVNULL)
+            continue
         assert words[0] == "onebase", f"a line that nothing checks: {line}"
+        if words[1] == "serve":
+            url = serve(words, servers)
+            continue
         monkeypatch.setattr(sys, "stdin", io.StringIO("Where is my lamp?\n/quit\n"))
         with pytest.raises(SystemExit) as ended:
             main(words[1:])
         assert ended.value.code == 0, line
+    return url
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_every_block_runs(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_runs(
+    name: str,
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    servers: list[subprocess.Popen[str]],
+) -> None:
     namespace: dict[str, object] = {}
+    url = ADDRESS
     for number, block in enumerate(blocks(name)):
         if block.language == "bash":
-            run_bash(block.text, monkeypatch)
+            url = run_bash(block.text, monkeypatch, servers, url)
         elif block.language == "yaml":
             (desk / "tasks.yaml").write_text(block.text, encoding="utf-8")
             tasks = read_jobs(desk / "tasks.yaml")
@@ -92,7 +136,8 @@ def test_every_block_runs(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch
                 job.options()
         else:
             assert block.language == "python", f"block {number} is in no language that is checked"
-            exec(compile(block.text, f"{name}, block {number}", "exec"), namespace)
+            text = block.text.replace(ADDRESS, url)
+            exec(compile(text, f"{name}, block {number}", "exec"), namespace)
 
 
 def test_make_targets_exist() -> None:
