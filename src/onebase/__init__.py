@@ -18,6 +18,7 @@ from onebase.align.reward_model import train_reward
 from onebase.align.scoring import score_answers
 from onebase.align.task import AlignJob
 from onebase.engine.engine import Answer, Engine
+from onebase.engine.request import Request
 from onebase.engine.sampling import Sampling
 from onebase.errors import OnebaseError
 from onebase.model.base import Base
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "Job",
     "OnebaseError",
+    "Request",
     "Sampling",
     "StoredAdapter",
     "Workspace",
