@@ -1,7 +1,7 @@
 """An answer's text from its tokens, one token at a time, with no work that grows with the answer."""
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onebase.engine.token_bytes import token_bytes
@@ -102,8 +102,11 @@ class _Stops:
     def add(self, new: str) -> str:
         """Take in what comes next; returns what can be given out."""
         text = self._held + new
-        places = [at for at, letter in enumerate(text) if letter not in self._invisible]
-        visible = "".join(text[at] for at in places)
+        visible = text
+        places: Sequence[int] = range(len(text))
+        if not self._invisible.isdisjoint(text):
+            places = [at for at, letter in enumerate(text) if letter not in self._invisible]
+            visible = self._shown(text)
         matches = [places[at] for stop in self._plain if (at := visible.find(stop)) >= 0]
         matches += [at for stop in self._naming if (at := text.find(stop)) >= 0]
         if matches:
@@ -120,6 +123,8 @@ class _Stops:
         return self._shown(self._held)
 
     def _shown(self, text: str) -> str:
+        if self._invisible.isdisjoint(text):
+            return text
         return "".join(letter for letter in text if letter not in self._invisible)
 
 
