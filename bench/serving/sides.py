@@ -131,6 +131,7 @@ class Worker(Process):
         """The next line that is a JSON object: libraries print to stdout now and then."""
         assert self.process.stdout is not None
         timer = threading.Timer(seconds, self.kill)
+        timer.daemon = True  # or it would hold up the end of this process
         timer.start()
         line = self.process.stdout.readline()
         while line and not line.startswith("{"):
