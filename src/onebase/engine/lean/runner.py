@@ -155,13 +155,14 @@ class LeanRunner:
         return keys, values
 
     def stats(self) -> dict[str, int]:
-        """Numbers to watch, in tokens and bytes."""
+        """Numbers to watch, in tokens and bytes. May be asked from another thread than the runner's."""
+        adapters = tuple(self._adapters.values())  # not the dictionary: it may change meanwhile
         return {
             "cache_tokens_used": self._pool.used * BLOCK,
             "cache_tokens_kept": self._pool.cached * BLOCK,
             "cache_tokens_capacity": self._pool.capacity * BLOCK,
             "cache_bytes": self._pool.allocated,
-            "adapter_bytes": sum(adapter.bytes for adapter in self._adapters.values()),
+            "adapter_bytes": sum(adapter.bytes for adapter in adapters),
             "weight_bytes": self.weights.bytes,
         }
 
