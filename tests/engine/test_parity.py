@@ -13,6 +13,8 @@ from onebase.engine.rows import TokenRow, token_losses
 from onebase.model.base import Base
 
 Rows = Callable[..., list[TokenRow]]
+# Roundings of logits up to 5: 1.07e-5 has been seen on a processor with AVX2 alone.
+LOGITS = 2e-5
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
@@ -48,7 +50,7 @@ def test_logits_equal_pefts(
         with torch.no_grad():
             theirs = twin.logits([row])[0]
             assert float((theirs - plain.logits([row])[0]).abs().max()) > 1e-2  # it does something
-        close(logits, theirs, 1e-5)
+        close(logits, theirs, LOGITS)
 
 
 def test_base_rows_equal_the_plain_model(
@@ -57,7 +59,7 @@ def test_base_rows_equal_the_plain_model(
     plain = twin_of(None)
     with torch.no_grad():
         for row, logits in mixed[None]:
-            close(logits, plain.logits([row])[0], 1e-5)
+            close(logits, plain.logits([row])[0], LOGITS)
 
 
 def test_gradients_equal_pefts(
@@ -81,7 +83,7 @@ def test_gradients_equal_pefts(
     twin = twin_of(adapters[variant])
     loss = twin.mean_loss([row for row in rows if row.adapter == variant])
     loss.backward()
-    close(losses[own].mean(), loss, 1e-5)
+    close(losses[own].mean(), loss, LOGITS)
     gradients = twin.gradients()
     assert len(gradients) == len(list(adapters[variant].parameters()))
     for parameter, theirs in gradients:
