@@ -83,7 +83,7 @@ def test_gradients_equal_pefts(
     twin = twin_of(adapters[variant])
     loss = twin.mean_loss([row for row in rows if row.adapter == variant])
     loss.backward()
-    close(losses[own].mean(), loss, LOGITS)
+    close(losses[own].mean(), loss, 1e-5)
     gradients = twin.gradients()
     assert len(gradients) == len(list(adapters[variant].parameters()))
     for parameter, theirs in gradients:
