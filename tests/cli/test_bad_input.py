@@ -250,9 +250,10 @@ def check(onebase, arguments: tuple[str, ...], code: int, *words: str, forms=FOR
         assert len(remedy) > len("Remedy: ")
         assert sum(line.startswith("Error: ") for line in result.err.splitlines()) == 1
         notes = result.err.splitlines()[:-2]
-        assert all(line.startswith(("Loading", "Loaded", "Getting", "/task", "Precision")) for line in notes), (
-            notes
-        )
+        assert all(
+            line.startswith(("Loading", "Loaded", "Getting", "/task", "Precision"))
+            for line in notes
+        ), notes
         for word in words:
             assert word in f"{cause}\n{remedy}"
         if form:
