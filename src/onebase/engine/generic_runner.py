@@ -79,7 +79,7 @@ class GenericRunner:
 
     def stats(self) -> dict[str, int]:
         """As Runner.stats."""
-        begun = [part for part in self._begun.values() if part is not None]
+        begun = [part for part in tuple(self._begun.values()) if part is not None]
         return {
             "cache_tokens": sum(self._cache.lengths) + sum(keys.shape[2] for keys, _ in begun),
             "cache_capacity": self._cache.capacity,

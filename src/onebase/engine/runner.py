@@ -50,7 +50,9 @@ class Runner(Protocol):
         """Free what is kept of a task that was unloaded and that no request uses any more."""
 
     def stats(self) -> dict[str, int]:
-        """Numbers to watch: cache tokens used and their capacity, bytes."""
+        """Numbers to watch: `cache_tokens` that requests hold, the `cache_capacity` in tokens,
+        `cache_bytes` that are allocated; a runner may add others. Any thread may ask.
+        """
 
 
 def runner_for(base: Base, *, slots: int = 64) -> Runner:

@@ -111,20 +111,15 @@ class Service:
         watch("requests_waiting", "Sequences in the queue.", lambda: self._stats("waiting"))
         watch("adapters_loaded", "Adapters in memory.", lambda: len(self.residency))
         watch("adapter_bytes", "Bytes of adapters in memory.", lambda: self.residency.bytes)
-        for name, text, keys in (
-            ("cache_tokens", "Tokens in the KV cache.", ("cache_tokens", "cache_tokens_used")),
-            (
-                "cache_capacity",
-                "Tokens that the KV cache has room for.",
-                ("cache_capacity", "cache_tokens_capacity"),
-            ),
-            ("cache_bytes", "Bytes of the KV cache.", ("cache_bytes",)),
+        for name, text in (
+            ("cache_tokens", "Tokens in the KV cache."),
+            ("cache_capacity", "Tokens that the KV cache has room for."),
+            ("cache_bytes", "Bytes of the KV cache."),
         ):
-            watch(name, text, lambda keys=keys: self._stats(*keys))  # type: ignore[misc]
+            watch(name, text, lambda name=name: self._stats(name))  # type: ignore[misc]
 
-    def _stats(self, *names: str) -> float:
-        stats = self.engine.stats()
-        return float(sum(stats.get(name, 0) for name in names))
+    def _stats(self, name: str) -> float:
+        return float(self.engine.stats()[name])
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The lean pass: equal to the generic pass, and bit for bit the same whatever else is computed."""
 
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
@@ -179,3 +181,34 @@ def test_other_precisions_keep_the_generic_pass(make_base: Callable[..., Base], 
     assert supports(base)
     base.hold_in(choose(kind, device="cpu", stored=torch.float32), "cpu")
     assert not supports(base)
+
+
+def test_stats_may_be_asked_while_adapters_come_and_go(make_base: Callable[..., Base]) -> None:
+    base = make_base()
+    contribution = served_by(base, build_adapter(base, "lora", {"rank": 2}, init_text="x", seed=1))
+    reader = Reader(base, {f"task{number}": contribution for number in range(40)})
+    failures: list[RuntimeError] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            try:
+                reader.runner.stats()
+            except RuntimeError as error:
+                failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(20):
+            for name, task in reader.tasks.items():
+                reader.runner.release(reader.request(Text(name, (5, 6, 7))))
+                if name.endswith("9"):
+                    reader.runner.forget(task)
+        done.set()
+        watcher.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures

@@ -75,8 +75,6 @@ class LeanRunner:
     prompt was cut.
     """
 
-    whole_prompts = False
-
     def __init__(
         self, base: Base, *, threads: int | None = None, cache_bytes: int | None = None
     ) -> None:
@@ -158,9 +156,9 @@ class LeanRunner:
         """Numbers to watch, in tokens and bytes. May be asked from another thread than the runner's."""
         adapters = tuple(self._adapters.values())  # not the dictionary: it may change meanwhile
         return {
-            "cache_tokens_used": self._pool.used * BLOCK,
+            "cache_tokens": self._pool.used * BLOCK,
             "cache_tokens_kept": self._pool.cached * BLOCK,
-            "cache_tokens_capacity": self._pool.capacity * BLOCK,
+            "cache_capacity": self._pool.capacity * BLOCK,
             "cache_bytes": self._pool.allocated,
             "adapter_bytes": sum(adapter.bytes for adapter in adapters),
             "weight_bytes": self.weights.bytes,
