@@ -248,7 +248,7 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
         minloglevel=2,
     )
     tokenizer = ChatGLMTokenizer(tmp_path / "tokenizer.model", generation=3)
-    with pytest.raises(UsageError, match="held to a form: it has no fast tokenizer"):
+    with pytest.raises(UsageError, match="constrained: it has no fast tokenizer"):
         ConstraintState(OBJECT, tokenizer, tokenizer.ends)
 
 

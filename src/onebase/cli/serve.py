@@ -195,7 +195,7 @@ def _bytes(option: str, text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if not found:
         raise UsageError(
-            say(f"--{option} {text!r} is no size.", f"--{option} {text!r} 不是大小。"),
+            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是大小。"),
             say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
         )
     return int(float(found[1]) * _UNITS[found[2].upper()])

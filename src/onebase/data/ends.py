@@ -19,7 +19,7 @@ class Ends:
 def ends_of(tokenizer: Any, ending: str) -> Ends:
     """The ends of a layout that writes `ending` after an answer, and the tokenizer's own end.
 
-    What follows the first control token of an ending is never reached. White space alone is no end:
+    What follows the first control token of an ending is never reached. White space alone is not an end:
     an answer may have lines.
     """
     tokens = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}

@@ -92,7 +92,7 @@ class Template:
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer, where the layout writes more than one token after it.
 
-        They are spelt with their control tokens, and are no part of the answer.
+        They are spelt with their control tokens, and are not part of the answer.
         """
         return self._ends.texts
 

@@ -113,7 +113,7 @@ def _words(tokenizer: Any) -> LLTokenizer:
             except ValueError as error:
                 raise UsageError(
                     say(
-                        f"Answers of this base can't be held to a form: {_reason(error)}.",
+                        f"Answers of this base can't be constrained: {_reason(error)}.",
                         f"无法约束该基座模型的输出格式：{_reason(error)}。",
                     ),
                     say(

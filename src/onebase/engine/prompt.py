@@ -66,7 +66,7 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
     for token in ids:
         if not -len(placed) <= token < vocabulary:
             raise UsageError(
-                say(f"{token} is no token id of this base.", f"{token} 不是该基座的词元编号。"),
+                say(f"{token} is not a token id of this base.", f"{token} 不是该基座的词元编号。"),
                 say(
                     f"Token ids go from 0 to {vocabulary - 1}.",
                     f"词元编号的范围是 0 到 {vocabulary - 1}。",

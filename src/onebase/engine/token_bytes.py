@@ -25,7 +25,7 @@ def token_bytes(tokenizer: Any) -> "TokenBytes":
 class TokenBytes:
     """Bytes by token id. A token that the tokenizer does not have stands for nothing.
 
-    `errors` names how bytes that are no UTF-8 are read. A byte-level tokenizer gives U+FFFD for each
+    `errors` names how bytes that are not valid UTF-8 are read. A byte-level tokenizer gives U+FFFD for each
     part of a character that is broken off, one that falls back to byte tokens for each such byte
     (SentencePiece's rule; the tokenizers library would lose the valid characters beside them).
     """

@@ -20,7 +20,7 @@ def constraint_of(wanted: ResponseFormat | None, param: str) -> Constraint | Non
     if not isinstance(schema, dict):
         raise bad_field(
             f"{param}.json_schema.schema",
-            say("There is no schema.", "缺少 schema。"),
+            say("The schema is missing.", "缺少 schema。"),
             say("Give a JSON schema as an object.", "请以对象形式给出 JSON schema。"),
         )
     text = json.dumps(schema)

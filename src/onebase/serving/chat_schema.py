@@ -61,7 +61,7 @@ class ChatRequest(SamplingFields):
 
 
 def turns_of(messages: list[ChatMessage]) -> list[Turn]:
-    """The messages as turns. Raises ApiError for tools, images and anything else that is no text."""
+    """The messages as turns. Raises ApiError for tools, images and anything else that is not text."""
     return [
         Turn(_role(message, place), _text(message, place)) for place, message in enumerate(messages)
     ]

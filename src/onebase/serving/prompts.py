@@ -27,7 +27,7 @@ async def chat_prompt(task: LoadedTask, turns: Sequence[Turn], param: str) -> tu
     if not any(turn.content.strip() for turn in turns if turn.role == "user"):
         raise bad_field(
             param,
-            say("There is no user's message with text.", "没有包含文本的用户消息。"),
+            say("No user message has text.", "没有包含文本的用户消息。"),
             say("End with one.", "请以用户消息结尾。"),
         )
     turns = _with_instruction(task.template, turns, param)

@@ -50,7 +50,7 @@ class ResponsesRequest(SamplingFields):
     store: bool | None = None
 
     def messages(self) -> list[ChatMessage]:
-        """The input as a chat's messages. Raises ApiError for an item that is no message."""
+        """The input as a chat's messages. Raises ApiError for an item that is not a message."""
         first = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
         if isinstance(self.input, str):
             return [*first, ChatMessage(role="user", content=self.input)]

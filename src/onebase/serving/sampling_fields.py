@@ -45,7 +45,7 @@ class SamplingFields(BaseModel):
     metadata: dict[str, Any] | None = None
 
     def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
-        """How the first of the answers is drawn. Raises ApiError for a token id that is none."""
+        """How the first of the answers is drawn. Raises ApiError for a text that is not a token id."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         top_k = max(self.top_k or 0, 0)
         top_p = 1.0 if self.top_p is None else self.top_p
@@ -81,7 +81,7 @@ def _bias(given: dict[str, float]) -> dict[int, float]:
         if not text.isascii() or not text.isdigit() or len(text) > 9:
             raise bad_field(
                 "logit_bias",
-                say(f"{text!r} is no token id.", f"{text!r} 不是词元编号。"),
+                say(f"{text!r} is not a token id.", f"{text!r} 不是词元编号。"),
                 say("Give token ids as keys.", "请以词元编号为键。"),
             )
         biased[int(text)] = value

@@ -1,4 +1,4 @@
-"""A single token as the APIs report it: its text, and its bytes where it is no whole character."""
+"""A single token as the APIs report it: its text, and its bytes where it is not a whole character."""
 
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ class TokenText:
         return self._bytes.inside(token)
 
     def _of(self, token: int) -> str:
-        """Its text; `bytes:\\xe4\\xbd` where it is no whole character, as OpenAI has it."""
+        """Its text; `bytes:\\xe4\\xbd` where it is not a whole character, as OpenAI has it."""
         raw = self.bytes_of(token)
         try:
             return raw.decode()

@@ -45,7 +45,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
 
 async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) -> dict[str, Any]:
     texts = [body.input] if isinstance(body.input, str) else body.input
-    # The labels are the task's, so how many sequences there are shows only with it at hand.
+    # The labels are the task's, so how many sequences there are shows only once it is loaded.
     async with service.lease(body.model, len(texts), log) as lease:
         labels = tuple(dict.fromkeys(body.labels or lease.task.labels))
         if not labels:
