@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from onebase.errors import CorruptFileError, MissingBaseError, OnebaseError, UsageError
-from onebase.model import fetch
+from onebase.model import gguf
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, EmbeddedModel, file_sha256, resolve
 
@@ -118,7 +118,7 @@ def test_a_gguf_file_is_converted_once(
     file = write_gguf(tmp_path / "tiny.gguf")
     folder = resolve(str(file))
     assert folder.parent == cache
-    monkeypatch.setattr(fetch, "convert_gguf", None)
+    monkeypatch.setattr(gguf, "convert_gguf", None)
     assert resolve(str(file)) == folder
 
 
@@ -212,7 +212,7 @@ def test_a_killed_fetch_would_leave_only_what_the_next_one_clears(
         seen.extend(path.name for path in cache.iterdir() if path.is_dir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch, "convert_gguf", look)
+    monkeypatch.setattr(gguf, "convert_gguf", look)
     with pytest.raises(KeyboardInterrupt):
         resolve(DEFAULT_BASE)
     assert seen == [f".{DEFAULT_BASE}.partial"]

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.full import FULL, FullOptions
@@ -293,6 +292,8 @@ def _virtual_start(
 
 def _keys_values_of(base: Base, ids: list[int], layers: Sequence[int]) -> Tensor:
     """The keys and values of a text in some layers, as DeepPrefix's rows."""
+    from transformers import DynamicCache  # late, as in read_model
+
     cache = DynamicCache()
     with torch.no_grad():
         base.model(

@@ -6,16 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from onebase.adapters.peft_config import CONFIG, read_peft_config
-from onebase.adapters.peft_format import WEIGHTS, load_adapter
-from onebase.adapters.store import StoredAdapter
+from onebase.adapters.store import CONFIG, WEIGHTS, StoredAdapter
 from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin
-from onebase.data.template import Template
-from onebase.engine.compiled import compiled
-from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 
 adapters_app = typer.Typer(help="The tasks and their versions.")
@@ -124,6 +118,14 @@ def import_command(
     lang: LangOption = None,
 ) -> None:
     """Take in an adapter in PEFT's format, checked against its base."""
+    # Late: only this command of the group needs the engine.
+    from onebase.adapters.peft_config import read_peft_config
+    from onebase.adapters.peft_format import load_adapter
+    from onebase.data.template import Template
+    from onebase.engine.compiled import compiled
+    from onebase.engine.generic_runner import GenericRunner
+    from onebase.model.base import Base
+
     session = begin(workspace, as_json, lang)
     if not folder.is_dir():
         raise UsageError(

@@ -1,55 +1,26 @@
 """The `onebase` command: its commands, and what a failure looks like."""
 
+import os
 import sys
 import traceback
 import warnings
 
-import transformers
 import typer
 from typer.exceptions import TyperException
 
-from onebase.cli.adapters import adapters_app
-from onebase.cli.align import align_app
-from onebase.cli.answering import chat_command, classify_command, generate_command
-from onebase.cli.checking import data_app, doctor_command
-from onebase.cli.demo import demo_command
-from onebase.cli.export import export_command
-from onebase.cli.keys import keys_app
-from onebase.cli.models import model_app
-from onebase.cli.plan import plan_command
-from onebase.cli.race import race_command
-from onebase.cli.resume import resume_command
-from onebase.cli.runs import runs_app
-from onebase.cli.serve import serve_command
+from onebase.cli.commands import CommandGroup
 from onebase.cli.session import note, print_error
-from onebase.cli.training import train_command
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 
 app = typer.Typer(
+    cls=CommandGroup,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="One base model, many tasks: train, compare and switch adapters of any method.",
 )
-app.command("demo")(demo_command)
-app.command("plan")(plan_command)
-app.command("train")(train_command)
-app.command("race")(race_command)
-app.command("resume")(resume_command)
-app.command("generate")(generate_command)
-app.command("classify")(classify_command)
-app.command("chat")(chat_command)
-app.command("serve")(serve_command)
-app.command("export")(export_command)
-app.command("doctor")(doctor_command)
-app.add_typer(align_app, name="align")
-app.add_typer(adapters_app, name="adapters")
-app.add_typer(keys_app, name="keys")
-app.add_typer(model_app, name="model")
-app.add_typer(data_app, name="data")
-app.add_typer(runs_app, name="runs")
 
 
 @app.callback()
@@ -79,8 +50,7 @@ def welcome(context: typer.Context) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the contract's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported, which is late
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     debug = "--debug" in arguments
     sys.exit(_run([item for item in arguments if item != "--debug"], debug=debug))

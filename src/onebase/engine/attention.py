@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from onebase.engine.pack import Pack
 
@@ -262,7 +261,7 @@ def _padded(
     return index.flatten().to(device), position.to(device)
 
 
-def _attention_function(
+def attention_function(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -294,6 +293,3 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     seen = ago >= 0 if rule.window is None else (ago >= 0) & (ago < rule.window)
     mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill(~seen, float("-inf"))
     return rule.apply(query, key, value, mask.to(query.device)).transpose(1, 2).contiguous()
-
-
-AttentionInterface.register(ATTENTION, _attention_function)

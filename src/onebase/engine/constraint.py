@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 
 from onebase.errors import UsageError
@@ -109,7 +108,9 @@ def _words(tokenizer: Any) -> LLTokenizer:
             try:
                 if not tokenizer.is_fast:
                     raise ValueError(reason)
-                _tokenizers[tokenizer] = from_tokenizer(tokenizer)
+                _tokenizers[tokenizer] = LLTokenizer(
+                    _pipeline(tokenizer.backend_tokenizer), eos_token=tokenizer.eos_token_id
+                )
             except ValueError as error:
                 raise UsageError(
                     say(
@@ -122,6 +123,15 @@ def _words(tokenizer: Any) -> LLTokenizer:
                     ),
                 ) from error
         return _tokenizers[tokenizer]
+
+
+def _pipeline(tokenizer: Any) -> str:
+    """A tokenizer of the tokenizers library as JSON, without what pads and cuts texts."""
+    bare = type(tokenizer).from_str(tokenizer.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    text: str = bare.to_str()
+    return text
 
 
 def _matcher(constraint: Constraint, words: LLTokenizer) -> LLMatcher:

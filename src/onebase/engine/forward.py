@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from onebase.adapters.contribution import Contribution
-from onebase.engine.attention import ATTENTION, Attention, PackedAttention
+from onebase.engine.attention import ATTENTION, Attention, PackedAttention, attention_function
 from onebase.engine.deltas import Deltas, Stacks
 from onebase.engine.head import head_losses, is_frozen_linear
 from onebase.engine.linear import Linear, linears_of
@@ -163,6 +163,9 @@ def _by_parts(base: Base, ids: list[int]) -> Tensor:
 
 
 def _attach(base: Base) -> None:
+    from transformers import AttentionInterface  # late, as in read_model
+
+    AttentionInterface.register(ATTENTION, attention_function)
     base.model.set_attn_implementation(ATTENTION)
     current = _Current()
     for index, decoder in enumerate(base.layers):

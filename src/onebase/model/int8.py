@@ -59,7 +59,8 @@ class Int8Embedding(nn.Embedding):
 
     def __init__(self, weight: nn.Parameter, scale: Tensor, factor: float) -> None:
         rows, width = weight.shape
-        super().__init__(rows, width, device="meta")
+        # With its weight given, or torch would draw one, for which it imports its compiler.
+        super().__init__(rows, width, _weight=weight.data, _freeze=True)
         self.weight = weight
         self.factor = factor
         self.register_buffer("scale", scale)

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from onebase.model.chatglm_config import generation, is_chatglm
-from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
+
+if TYPE_CHECKING:
+    from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
 
 
 def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
@@ -15,6 +15,11 @@ def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
 
     Raises one of `weights.READ_ERRORS` when its files are damaged.
     """
+    # Late, as in read_model.
+    from transformers import AutoTokenizer
+
+    from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
+
     if gguf_file is None and is_chatglm(folder):
         return ChatGLMTokenizer(folder / "tokenizer.model", generation=generation(folder) or 2)
     if gguf_file is None and (own := _saved_chatglm(folder)) is not None:
@@ -29,12 +34,14 @@ def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
         raise
 
 
-def _saved_chatglm(folder: Path) -> ChatGLMTokenizer | None:
+def _saved_chatglm(folder: Path) -> "ChatGLMTokenizer | None":
     """ChatGLM's tokenizer beside a model that full fine-tuning saved in transformers' layout."""
     config, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.model"
     if not (config.is_file() and vocabulary.is_file()):
         return None
     settings = json.loads(config.read_text(encoding="utf-8"))
+    from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
+
     if settings.get("tokenizer_class") != ChatGLMTokenizer.__name__:
         return None
     return ChatGLMTokenizer(vocabulary, generation=3 if settings.get("generation") == 3 else 2)

@@ -20,7 +20,7 @@ from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
 
 _FORM = "1"  # of the file; one of another form is not read
 _SAMPLED = 64  # rows of each weight that tell a base from another
-_EMBEDDING, _HEAD = "embedding", "head"
+EMBEDDING, HEAD = "embedding", "head"
 
 
 def folder() -> Path:
@@ -40,8 +40,8 @@ def identity(model: Any, linears: Sequence[str]) -> str:
 
 def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
     """Change a model in place, layer by layer, so that never more than one weight is there twice."""
-    file = folder() / f"{identity(model, linears)}.safetensors"
-    kept = _read(file)
+    weights = identity(model, linears)
+    kept = read_rounded(weights)
     made: dict[str, Tensor] = {}
 
     def both(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +58,9 @@ def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
         setattr(parent, name.rpartition(".")[2], own)
         discard(linear.weight)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    last = Int8Linear(*both(_HEAD, head.weight), head.bias, torch.float32)
+    last = Int8Linear(*both(HEAD, head.weight), head.bias, torch.float32)
     tied = head.weight is embedding.weight
-    rows, scale = (last.weight.data, last.scale) if tied else both(_EMBEDDING, embedding.weight)
+    rows, scale = (last.weight.data, last.scale) if tied else both(EMBEDDING, embedding.weight)
     weight = nn.Parameter(rows, requires_grad=False)
     factor = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside
     model.set_input_embeddings(Int8Embedding(weight, scale, factor))
@@ -68,11 +68,16 @@ def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
     discard(head.weight)
     discard(embedding.weight)
     if made:
-        _keep(file, made)
+        _keep(weights, made)
 
 
-def _keep(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def _file(weights: str) -> Path:
+    return folder() / f"{weights}.safetensors"
+
+
+def _keep(weights: str, tensors: Mapping[str, Tensor]) -> None:
     """Write rounded weights; a cache that can't be written to does without."""
+    file = _file(weights)
     partial = file.with_name(f".{file.name}.partial")
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +87,9 @@ def _keep(file: Path, tensors: Mapping[str, Tensor]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict[str, Tensor] | None:
-    """What `_keep` wrote, by name; None where there is nothing sound."""
+def read_rounded(weights: str) -> dict[str, Tensor] | None:
+    """The rounded weights of that identity, by name; None where there is nothing sound."""
+    file = _file(weights)
     try:
         with safe_open(file, "pt") as opened:
             if (opened.metadata() or {}).get("form") != _FORM:

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
 
 from onebase.language import say
-from onebase.model.chatglm import read_chatglm
 from onebase.model.chatglm_config import is_chatglm
 
 # What transformers and the readers under it raise for files that are damaged or don't belong.
@@ -30,9 +28,17 @@ def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None 
     transformers fills a weight that the files lack with random numbers; here that is a ValueError.
     Raises one of READ_ERRORS for any other damage.
     """
+    # Late: transformers' models take seconds to import, and much that knows of bases needs none.
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from onebase.model.chatglm import read_chatglm
+
     if gguf_file is None and is_chatglm(folder):
         return read_chatglm(folder, dtype=dtype)
     source = {"gguf_file": gguf_file} if gguf_file else {}
+    if logging.get_verbosity() >= logging.ERROR:
+        logging.disable_progress_bar()  # who wants errors alone wants no bar
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, **source
     )

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
 from onebase.data.template import Template
+from onebase.engine.lean.kept import keep, kept
 from onebase.engine.lean.runner import LeanRunner, kernel_name, supports
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
+from onebase.model.fetch import resolve
 from onebase.model.precision import choose
 from onebase.model.w8a8 import folder, identity
 
@@ -64,22 +66,26 @@ def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base,
     The cost is measured in a few seconds when a base is first loaded so, and kept by the weights and the
     kernel.
     """
-    if precision != "auto":
-        return Base.load(name, precision=precision), None
+    if precision not in ("auto", "w8a8") or torch.cuda.is_available():
+        return Base.load(name, precision=None if precision == "auto" else precision), None
+    path = resolve(name)
+    if (found := kept(path)) is not None:
+        quality = None if precision == "w8a8" else _read(found.weights)
+        wanted = precision == "w8a8" or (quality is not None and quality.passes)
+        if wanted and (base := found.base(name, path)) is not None:
+            return base, quality
     base = Base.load(name)
-    if not supports(base):
-        return base, None
-    kernel = kernel_name("w8a8").replace(" ", "-")
-    file = folder() / f"{identity(base.model, list(base.shape.linears))}-{kernel}.json"
-    quality = _read(file)
-    if quality is None:
-        rounded = Base.load(name, precision="w8a8")
-        quality = measure(base, rounded)
-        _keep(file, quality)
-        return (rounded, quality) if quality.passes else (base, None)
-    if not quality.passes:
-        return base, None
+    weights = identity(base.model, list(base.shape.linears))
+    quality = None
+    if precision == "auto":
+        if not supports(base):
+            return base, None
+        quality = _read(weights) or _measured(base, name, weights)
+        if not quality.passes:
+            return base, None
     base.hold_in(choose("w8a8", device="cpu", stored=torch.float32), "cpu")
+    if supports(base):
+        keep(base, path, weights)
     return base, quality
 
 
@@ -112,14 +118,22 @@ def _logits(base: Base, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return list(torch.split(runner.run(chunks), [len(ids) for ids in texts]))
 
 
-def _keep(file: Path, quality: Quality) -> None:
+def _measured(base: Base, name: str, weights: str) -> Quality:
+    quality = measure(base, Base.load(name, precision="w8a8"))
+    file = _file(weights)
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(quality)), encoding="utf-8")
+    return quality
 
 
-def _read(file: Path) -> Quality | None:
+def _read(weights: str) -> Quality | None:
     try:
-        return Quality(**json.loads(file.read_text(encoding="utf-8")))
+        return Quality(**json.loads(_file(weights).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _file(weights: str) -> Path:
+    kernel = kernel_name("w8a8").replace(" ", "-")
+    return folder() / f"{weights}-{kernel}.json"
