@@ -42,6 +42,9 @@ class GenericRunner:
         """As Runner.admit; nothing is reused."""
         self._begun[request] = None
 
+    def expect(self, chunk: Chunk) -> None:
+        """As Runner.expect; nothing is shared."""
+
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """As Runner.run. Either all requests whose prompts are read have a chunk, or none has."""
         reading = [chunk for chunk in chunks if chunk.request in self._begun]

@@ -33,6 +33,11 @@ class Runner(Protocol):
         values are reused, `request.reusable` at most.
         """
 
+    def expect(self, chunk: Chunk) -> None:
+        """Hear of a chunk of the next run. Requests admitted from here on may share the keys and values
+        that it will compute.
+        """
+
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """The logits that the chunks want, in their order, float32 [sum of `chunk.logits`,
         vocabulary]. The engine advances `request.computed` afterwards.

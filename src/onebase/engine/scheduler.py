@@ -83,6 +83,7 @@ class Scheduler:
             chunk = _part(request, room, logits)
             room -= chunk.length
             logits -= chunk.logits
+            self.runner.expect(chunk)
             yield chunk
 
     def _unread(self, now: float) -> Iterator[Request]:

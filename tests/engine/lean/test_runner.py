@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.engine.conftest import Twin
 from tests.engine.lean.conftest import (
+    Logits,
     Reader,
     Text,
     served_by,
@@ -163,6 +164,62 @@ def test_a_beginning_is_reused_bit_for_bit_and_by_its_adapter_alone(
             logits = reader.runner.run([Chunk(request, rest, rest)]).numpy()
             assert np.array_equal(logits, whole[kept:])
         reader.runner.release(request)
+
+
+def shared_in_one_step(
+    reader: Reader, many: list[Text], size: int
+) -> tuple[list[Request], list[Logits]]:
+    """Requests that come together, the first `size` tokens of each prompt read in one step: its logits."""
+    requests, chunks = [], []
+    for text in many:
+        task = reader.bare if text.adapter is None else reader.tasks[text.adapter]
+        request = Request((task,), text.ids, Sampling(), limit=1)
+        reader.runner.admit(request)
+        requests.append(request)
+        length = min(size, len(text.ids)) - request.computed
+        chunks.append(Chunk(request, length, length))
+        reader.runner.expect(chunks[-1])
+    logits = reader.runner.run(chunks)
+    return requests, [part.numpy() for part in torch.split(logits, [one.length for one in chunks])]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_requests_that_come_together_compute_their_common_beginning_once(
+    make_base: Callable[..., Base], threads: int
+) -> None:
+    base = make_base("gemma3")
+    adapters = {"one": shaken(base, "lora+ia3"), "two": shaken(base, "p-tuning-v2")}
+    served = {name: served_by(base, adapter) for name, adapter in adapters.items()}
+    common = texts(["one"], seed=5, shortest=300)[0].ids  # more than one group of rows
+    ends = texts([None] * 4, seed=6, shortest=9)
+    many = [
+        Text(name, common[:cut] + ends[at].ids)
+        for at, (name, cut) in enumerate([("one", 300), ("one", 300), ("two", 40), ("one", 37)])
+    ]
+    alone = [Reader(base, served).read([text])[0] for text in many]
+    reader = Reader(base, served, threads=threads)
+    requests, found = shared_in_one_step(reader, many, 1000)
+    assert [request.computed for request in requests] == [0, 288, 0, 32]
+    for request, expected, own in zip(requests, alone, found, strict=True):
+        assert np.array_equal(own, expected[request.computed :])
+
+
+def test_a_step_that_fails_leaves_no_keys_and_values_behind(
+    make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base()
+    text = texts([None], seed=5, shortest=60)[0]
+    whole = Reader(base, {}).read([text])[0]
+    reader = Reader(base, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(type(reader.runner), "_through", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shared_in_one_step(reader, [text], 40)
+    (failed,) = reader.runner._sequences
+    reader.runner.release(failed)
+    (request,), (found,) = shared_in_one_step(reader, [text], 1000)
+    assert request.computed == 0
+    assert np.array_equal(found, whole)
 
 
 def test_inputs_scaled_for_one_of_several_readers_are_refused(

@@ -94,10 +94,11 @@ class BlockPool:
         while len(table.blocks) < self.blocks_for(tokens):
             table.blocks.append(self._take())
 
-    def note(self, table: BlockTable, ids: Sequence[int], start: int) -> None:
-        """Make blocks known that are full now: `ids` are a sequence's computed tokens from `start`, the
-        first that no known block of it holds.
+    def note(self, table: BlockTable, ids: Sequence[int], start: int) -> list[Block]:
+        """Make blocks known that are full: `ids` are a sequence's tokens from `start`, the first that no
+        known block of it holds. Returns those that nobody knew.
         """
+        new = []
         for at in range(0, len(ids) - self.size + 1, self.size):
             number = (start + at) // self.size
             key = _key(table.keys[-1] if table.keys else table.root, ids[at : at + self.size])
@@ -106,6 +107,15 @@ class BlockPool:
             if key not in self._known and block.key is None:
                 block.key = key
                 self._known[key] = block
+                new.append(block)
+        return new
+
+    def disown(self, blocks: Sequence[Block]) -> None:
+        """Make blocks unknown that are held and were noted, but not filled."""
+        for block in blocks:
+            assert block.key is not None
+            del self._known[block.key]
+            block.key = None
 
     def close(self, table: BlockTable) -> None:
         """Take a sequence's blocks back; known ones stay for reuse while there is room."""

@@ -15,7 +15,7 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.forward import PROVEN
 from onebase.engine.lean import plan, step
 from onebase.engine.lean.adapter import LeanAdapter, unpacked
-from onebase.engine.lean.blocks import BlockPool, BlockTable
+from onebase.engine.lean.blocks import Block, BlockPool, BlockTable
 from onebase.engine.lean.buffers import StepBuffers
 from onebase.engine.lean.team import Team
 from onebase.engine.lean.vector import AVX2, AVX512, BLOCK
@@ -92,6 +92,7 @@ class LeanRunner:
         self._adapters: dict[tuple[LoadedTask, ...], LeanAdapter] = {}
         self._roots: dict[tuple[LoadedTask, ...], bytes] = {}
         self._unnamed = count()
+        self._expected: list[Block] = []  # known, and filled by the next run
 
     def can_admit(self, request: Request) -> bool:
         """Whether there is room now for all of its tokens."""
@@ -109,6 +110,9 @@ class LeanRunner:
 
     def release(self, request: Request) -> None:
         """Free its blocks; full ones stay for reuse while there is room."""
+        if self._expected:  # a step that failed
+            self._pool.disown(self._expected)
+            self._expected = []
         sequence = self._sequences.pop(request, None)
         if sequence is not None:
             self._pool.close(sequence.table)
@@ -119,16 +123,26 @@ class LeanRunner:
             self._adapters.pop(tasks, None)
             del self._roots[tasks]
 
+    def expect(self, chunk: Chunk) -> None:
+        """Make the blocks known that a chunk of the next run will fill: in a pass keys and values are
+        written, layer by layer, before any row attends.
+        """
+        table = self._sequences[chunk.request].table
+        end = chunk.request.computed + chunk.length
+        self._pool.extend(table, end)
+        start = len(table.keys) * BLOCK
+        if end - start >= BLOCK:
+            self._expected += self._pool.note(table, chunk.request.between(start, end), start)
+
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """The logits that the chunks want, float32 [rows wanted, vocabulary]."""
         works = []
         for chunk in chunks:
             sequence = self._sequences[chunk.request]
-            self._pool.extend(sequence.table, chunk.request.computed + chunk.length)
+            self.expect(chunk)
             works.append(_Work(sequence, chunk.request.computed, chunk.ids, chunk.logits))
         logits = self._through(works)
-        for chunk in chunks:
-            self._note(chunk)
+        self._expected = []
         return torch.from_numpy(logits)
 
     def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
@@ -185,14 +199,6 @@ class LeanRunner:
             ]
             self._roots[tasks] = hashlib.sha256("\n".join(names).encode()).digest()
         return self._roots[tasks]
-
-    def _note(self, chunk: Chunk) -> None:
-        """Make the blocks known that a chunk has filled."""
-        table = self._sequences[chunk.request].table
-        start = len(table.keys) * BLOCK
-        end = chunk.request.computed + chunk.length
-        if end - start >= BLOCK:
-            self._pool.note(table, chunk.request.between(start, end), start)
 
     def _through(self, works: Sequence[_Work]) -> NDArray[np.float32]:
         wanted = sum(work.logits for work in works)
