@@ -5,7 +5,7 @@ one order, whatever the tile, so a row's product does not depend on the other ro
 integer product are exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -43,6 +43,34 @@ def _pairs(e: Emit, x: Any, w: Any) -> Any:
     return e.b.add(even, odd)
 
 
+_Place = tuple[int, int]
+
+
+def _four(places: Sequence[_Place], sums: Sequence[Any]) -> list[tuple[_Place, Any]]:
+    """The first four sums of a tile with their rows and outputs; the last is repeated where there are less."""
+    own = list(zip(places, sums, strict=True))[:4]
+    return own + [own[-1]] * (4 - len(own))
+
+
+def _put(e: Emit, four: Any, places: Sequence[_Place], out: Any, stride: Any) -> None:
+    """Store four numbers of a tile, those side by side together."""
+    at = 0
+    while at < 4:
+        row, output = places[at]
+        count = 1
+        while at + count < 4 and places[at + count] == (row, output + count):
+            count += 1
+        if count == 3:
+            count = 2
+        target = e.at(out, e.b.add(e.b.mul(e.const(row), stride), e.const(output)), 4)
+        if count == 1:
+            value = e.b.extract_element(four, ir.Constant(I32, at))
+            e.b.store(value, e.b.inttoptr(target, F32.as_pointer()))
+        else:
+            e.store(e.picked(four, four, range(at, at + count)), target)
+        at += count
+
+
 def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
     """out[r, o] = (x[r] . w[o]) sx[r] sw[o]; `x` 16-bit rows of `k` numbers, `w` 8-bit rows; `k` is a
     multiple of PAD, `stride` how many numbers lie between rows of `out`.
@@ -51,7 +79,7 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
     @vector_function("iiiiiii")
     def tile(e: Emit, x: Any, w: Any, k: Any, out: Any, stride: Any, sx: Any, sw: Any) -> None:
         b = e.b
-        sums = ir.VectorType(I32, _INTS // 2)
+        sums, four = ir.VectorType(I32, _INTS // 2), ir.VectorType(F32, 4)
         xs = [e.at(x, b.mul(e.const(row), k), 2) for row in range(rows)]
         ws = [e.at(w, b.mul(e.const(output), k), 1) for output in range(outputs)]
 
@@ -76,16 +104,17 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
 
         zero = ir.Constant(sums, [0] * (_INTS // 2))
         state = e.loop(k, _INTS, body, [zero] * (rows * outputs))
-        scales = [e.load(e.at(sw, e.const(output), 4), F32) for output in range(outputs)]
-        for row in range(rows):
-            own = e.load(e.at(sx, e.const(row), 4), F32)
-            for output in range(outputs):
-                total = e.call(
-                    f"llvm.vector.reduce.add.v{_INTS // 2}i32", I32, [state[row * outputs + output]]
-                )
-                value = b.fmul(b.fmul(b.sitofp(total, F32), own), scales[output])
-                place = b.add(b.mul(e.const(row), stride), e.const(output))
-                b.store(value, b.inttoptr(e.at(out, place, 4), F32.as_pointer()))
+        places = [(row, output) for row in range(rows) for output in range(outputs)]
+        for first in range(0, len(places), 4):
+            own = _four(places[first:], state[first:])
+            totals = b.sitofp(e.totals_4([total for _, total in own], _INTS // 2), four)
+            for at, index in ((sx, 0), (sw, 1)):
+                scales: Any = ir.Constant(four, ir.Undefined)
+                for number, (place, _) in enumerate(own):
+                    scale = e.load(e.at(at, e.const(place[index]), 4), F32)
+                    scales = b.insert_element(scales, scale, ir.Constant(I32, number))
+                totals = b.fmul(totals, scales)
+            _put(e, totals, [place for place, _ in own], out, stride)
 
     return tile
 
@@ -111,11 +140,12 @@ def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
             return new
 
         state = e.loop(k, LANES, body, [e.splat(0.0)] * (rows * outputs))
-        for row in range(rows):
-            for output in range(outputs):
-                place = b.add(b.mul(e.const(row), stride), e.const(output))
-                value = e.summed(state[row * outputs + output])
-                b.store(value, b.inttoptr(e.at(out, place, 4), F32.as_pointer()))
+        places = [(row, output) for row in range(rows) for output in range(outputs)]
+        for first in range(0, len(places), 4):
+            own = _four(places[first:], state[first:])
+            _put(
+                e, e.summed_4([total for _, total in own]), [place for place, _ in own], out, stride
+            )
 
     return tile
 
