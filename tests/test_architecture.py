@@ -32,6 +32,7 @@ BROAD = {
     "model/tokenizer.py",
     "align/rewards.py",
     "engine/thread.py",
+    "engine/lean/team.py",
     "serving/request_log.py",
 }
 

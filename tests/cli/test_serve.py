@@ -125,6 +125,7 @@ def test_a_port_that_is_taken(onebase, trained: Path) -> None:
     ("arguments", "words"),
     [
         (("--tasks", "suport"), "suport"),
+        (("--tasks", "support@1"), "--tasks support"),
         (("--adapter-memory", "much"), "500MB"),
         (("--port", "70000"), "port"),
         (("--concurrent", "0"), "concurrent"),
@@ -140,6 +141,15 @@ def test_wrong_usage(onebase, trained: Path, arguments: tuple[str, ...], words: 
     refused = onebase("serve", *arguments)
     assert refused.code == 2
     assert words in refused.err
+
+
+def test_a_task_to_offer_that_cannot_be_loaded_ends_the_start(onebase, trained: Path) -> None:
+    weights = trained / "adapters" / "mood" / "1" / "adapter_model.safetensors"
+    weights.write_bytes(b"no weights")
+    refused = onebase("serve", "--tasks", "mood", "--port", "0")
+    assert refused.code == 1
+    assert "mood@1" in refused.err
+    assert "Ready" not in refused.err
 
 
 def test_tasks_of_several_bases(onebase, trained: Path, base: str) -> None:

@@ -127,6 +127,9 @@ class Halved:
     def __init__(self, base: Base) -> None:
         self.base = base
 
+    def check(self, contribution: Contribution) -> None:
+        """It applies everything."""
+
     def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
         keys, values = GenericRunner(self.base).compile(contribution)
         return keys / 2, values / 2

@@ -15,6 +15,7 @@ from onebase.data.template import Template
 from onebase.engine.engine import Engine
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.kv_cache import KVCache
 from onebase.engine.pack import Pack
 from onebase.engine.request import Event, Request
 from onebase.engine.sampling import Sampling
@@ -315,6 +316,30 @@ def test_a_pass_that_fails_ends_its_requests_alone(
     assert reasons == ["error"] * 6 + ["length"] * 2
     assert [events[request][-1].finish_reason for request in waiting] == reasons
     assert engine.stats()["cache_tokens"] == 0
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_where_memory_is_full_the_others_are_served_again_later(
+    call: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = [engine.add_request("base", "hello", Sampling(max_tokens=3)) for _ in range(3)]
+    calls = []
+    block = KVCache._block
+
+    def full(cache: KVCache, *sizes: int) -> torch.Tensor:
+        calls.append(sizes)
+        if len(calls) == call:
+            raise MemoryError
+        return block(cache, *sizes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KVCache, "_block", full)
+        with pytest.raises(MemoryError):
+            finish(engine)
+    events = finish(engine)
+    assert all(events[request][-1].finish_reason == "error" for request in waiting)
+    (answer,) = engine.generate([("base", "hello")], Sampling(max_tokens=70))
+    assert answer.tokens == 70
 
 
 def test_a_failure_in_another_thread_is_told(

@@ -182,6 +182,8 @@ def test_any_temperature_is_finite() -> None:
     hot = request(temperature=1e30, seed=0)
     drawn = {draw_one(logits, hot).token for _ in range(200)}
     assert drawn == {0, 1, 2, 3}
+    hottest = request(temperature=1e60, seed=0, min_p=0.5)  # whose inverse is 0 in 32 bits
+    assert {draw_one(logits, hottest).token for _ in range(200)} == {0, 1, 2, 3}
 
 
 def test_penalties_by_hand() -> None:

@@ -157,6 +157,29 @@ def test_an_unknown_task_to_offer(store: AdapterStore, base: Base, store_task: S
         catalog_of(store, base, tasks=["suport"])
 
 
+@pytest.mark.parametrize(
+    ("task", "record", "words"),
+    [
+        ("support@1", {}, "--tasks support"),
+        ("support", {"head": True}, "reward model"),
+        ("support", {"method": "full"}, "--allow-full"),
+        ("support", {"base_fingerprint": "0" * 16, "base": "other"}, "another base"),
+    ],
+)
+def test_a_task_to_offer_that_cannot_answer(
+    store: AdapterStore,
+    base: Base,
+    store_task: StoreTask,
+    task: str,
+    record: dict[str, Any],
+    words: str,
+) -> None:
+    store_task("support", record=record)
+    with pytest.raises(UsageError) as refused:
+        catalog_of(store, base, tasks=[task])
+    assert words in str(refused.value)
+
+
 def test_a_damaged_record(store: AdapterStore, base: Base, store_task: StoreTask) -> None:
     stored = store_task("support")
     (stored.path / RECORD).write_text("{", encoding="utf-8")

@@ -1,5 +1,6 @@
 """POST /v1/classify gives the engine's scores."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from onebase.engine.engine import Engine
+from onebase.engine.scoring import score_prompt
 from onebase.model.base import Base
 
 
@@ -32,6 +34,29 @@ def test_other_labels(server: Any) -> None:
     labels = classify(server, labels=["yes", "no", "maybe", "no"]).json()["labels"]
     assert {item["label"] for item in labels} == {"yes", "no", "maybe"}
     assert classify(server, model="base", labels=["yes", "no"]).status_code == 200
+
+
+def test_scores_that_are_cut_off_are_an_error(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(limits={"seconds": 0.5})
+
+    def slow(*given: Any) -> bool:
+        time.sleep(0.1)
+        return score_prompt(*given)
+
+    monkeypatch.setattr("onebase.engine.batch.score_prompt", slow)
+    labels = ["yes", "no"]
+    assert classify(server, model="base", labels=labels).status_code == 200
+    cut = classify(server, model="base", labels=labels, input=["hello"] * 20)
+    assert cut.status_code == 504
+    assert cut.json()["error"]["code"] == "timed_out"
+    echo = {"model": "base", "prompt": ["hello, how are you"] * 20, "echo": True, "logprobs": 1}
+    for tokens in (0, 4):
+        asked = {**echo, "max_tokens": tokens}
+        assert server.http.post("/v1/completions", json=asked).status_code == 504
+        (*_, last) = server.events("/v1/completions", **asked)
+        assert last["error"]["code"] == "timed_out"
 
 
 @pytest.mark.parametrize(

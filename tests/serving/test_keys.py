@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from onebase.adapters.workspace import Workspace
-from onebase.errors import CorruptFileError, UsageError
+from onebase.errors import CorruptFileError, OnebaseError, UsageError
 from onebase.serving.keys import KeyStore
 
 
@@ -66,6 +66,21 @@ def test_the_environments_key_has_the_scope_use(tmp_path: Path) -> None:
     assert keys.any
     assert keys.all() == []
     assert not keys_in(tmp_path, ONEBASE_API_KEY=" ").any
+
+
+def test_a_file_of_another_user_lets_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = keys_in(tmp_path)
+    _, token = keys.new("use")
+
+    def forbidden(_: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(OnebaseError, match="may not read") as refused:
+        keys.find(token)
+    assert "Delete" not in refused.value.remedy
 
 
 def test_a_damaged_file_lets_nobody_in(tmp_path: Path) -> None:

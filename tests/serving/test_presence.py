@@ -39,6 +39,21 @@ def test_a_server_is_seen_while_it_runs(tmp_path: Path) -> None:
     assert not server_runs(workspace)
 
 
+def test_a_lock_of_another_user_is_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    with present(workspace):
+        pass
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
+    with present(workspace):
+        assert server_runs(workspace)
+
+
 @LINUX
 @pytest.mark.parametrize("when", ["before", "after", "never"])
 def test_every_thread_of_a_training_is_nicer(tmp_path: Path, when: str) -> None:

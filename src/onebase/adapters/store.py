@@ -65,7 +65,8 @@ class StoredAdapter:
     @property
     def metrics(self) -> dict[str, Any]:
         """What was measured of it."""
-        return dict(self.record.get("metrics") or {})
+        found = self.record.get("metrics")
+        return dict(found) if isinstance(found, dict) else {}
 
     @property
     def bytes(self) -> int:

@@ -118,7 +118,7 @@ def serve_command(
 
         log_to(logging.StreamHandler(sys.stderr))
         app = create_app(engine, session.store, settings, keys, on_ready=ready)
-        Server(app, settings.drain_seconds).run(sockets=[listening])
+        Server(app, settings.drain_seconds).serve_until_it_ends(listening)
     note(say("Stopped.", "已停止。"))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from onebase.engine.detokenizer import Detokenizer
 from onebase.engine.request import Chunk, Event, FinishReason, Request, Token
 from onebase.engine.runner import Runner
-from onebase.engine.sampler import Draw, Sampler
+from onebase.engine.sampler import Draw, Sampler, not_finite
 from onebase.engine.scheduler import Scheduler
 from onebase.engine.scoring import score_prompt
 
@@ -44,9 +44,10 @@ class Batch:
         return {"waiting": waiting, "running": running, **self.runner.stats()}
 
     def prepare(self, request: Request) -> None:
-        """Make ready what `add` does otherwise, in any thread. Raises UsageError for a constraint or a
-        bias that can't be applied.
+        """Make ready what `add` does otherwise, in any thread. Raises UsageError for adapters, a
+        constraint or a bias that can't be applied.
         """
+        self.runner.check(request.contribution)
         template, base = request.tasks[0].template, self.runner.base
         stops = (*request.sampling.stop, *template.stops)
         request.detokenizer = Detokenizer(base.tokenizer, template.hidden, stops)
@@ -106,7 +107,12 @@ class Batch:
             if request.score_from is not None and not request.tokens:
                 first = request.computed - chunk.logits + 1  # the token that the first row predicts
                 scored = min(chunk.logits, len(request.prompt) - first)
-                score_prompt(request, logits[at : at + scored], first)
+                sound = score_prompt(request, logits[at : at + scored], first)
+                if not sound:
+                    at += chunk.logits
+                    request.error = not_finite()
+                    self._finish(request, "error")
+                    continue
             at += chunk.logits
             if request.computed == request.wanted and request.limit:
                 rows.append(at - 1)

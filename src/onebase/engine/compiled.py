@@ -30,6 +30,9 @@ class Compiler(Protocol):
     base: Base
     kernel: str
 
+    def check(self, contribution: Contribution) -> None:
+        """As Runner.check."""
+
     def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
         """As Runner.compile."""
 
@@ -39,11 +42,12 @@ def compiled(compiler: Compiler, adapter: Adapter, folder: Path | None = None) -
     with the adapter's own deltas active, and join its KV prefix.
 
     With the `folder` that `adapter` was saved in, the result of that run is read from there, or
-    kept there.
+    kept there. Raises UsageError for what the pass can't apply.
     """
     adapter.eval()
     with torch.no_grad():
         contribution = adapter.contribution()
+    compiler.check(contribution)
     if contribution.virtual is None:
         return contribution
     made_from = None if folder is None else _made_from(compiler, contribution, folder)
@@ -76,7 +80,7 @@ def _made_from(compiler: Compiler, contribution: Contribution, folder: Path) -> 
     except OSError:
         return None
     unseen = "".join(f" {count}" for count in contribution.unseen)  # the weights don't say where
-    return f"{compiler.base.fingerprint} {compiler.kernel} {weights}{unseen}"
+    return f"{compiler.base.content} {compiler.kernel} {weights}{unseen}"
 
 
 def _read(file: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | None:

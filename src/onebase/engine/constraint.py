@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -135,6 +136,12 @@ def _pipeline(tokenizer: Any) -> str:
 
 
 def _matcher(constraint: Constraint, words: LLTokenizer) -> LLMatcher:
+    return _compiled(constraint, words).deep_copy()
+
+
+@lru_cache(maxsize=32)
+def _compiled(constraint: Constraint, words: LLTokenizer) -> LLMatcher:
+    """A form's grammar at its start, which takes up to a second. Never advanced itself."""
     schema = constraint.schema if constraint.kind == "json_schema" else '{"type": "object"}'
     try:
         grammar = LLMatcher.grammar_from_json_schema(

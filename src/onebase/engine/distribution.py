@@ -261,7 +261,9 @@ def _weigh(
     """
     powers = np.empty(BLOCK, np.float32)
     # A little lower than `least` itself: what it lets pass is looked at again.
-    limit = best + _f((math.log(least) - 0.01) / scale) if least > _ZERO else _LOWEST
+    limit = _LOWEST
+    if least > _ZERO and scale > _ZERO:
+        limit = best + _f((math.log(least) - 0.01) / scale)
     total = 0.0
     for block in range(sums.size):
         start = block * BLOCK

@@ -125,7 +125,9 @@ class Engine:
         """
         with self._turns:
             self._take_in()
-            self._batch(request.base).abort(request)
+            batch = self._batches.get(request.base)
+            if batch is not None:
+                batch.abort(request)
             self._collect()
 
     def abort_all(self) -> None:
@@ -223,6 +225,10 @@ class Engine:
         """Queue requests and step until all of them have ended, reporting no events of theirs."""
         for request in requests:
             request.reported = request.steady = False
+            if request.detokenizer is None:
+                self._batch(request.base).prepare(
+                    request
+                )  # refused here, and not in the midst of others
         self._added.extend(requests)
         left = list(reversed(requests))
         try:
@@ -305,9 +311,9 @@ class Engine:
             del self._batches[task.base]
 
     def _live(self) -> Iterator[Request]:
-        for batch in self._batches.values():
+        for batch in list(self._batches.values()):
             yield from batch.requests
-        yield from self._added
+        yield from list(self._added)
 
 
 def _failed(request: Request) -> OnebaseError:

@@ -34,6 +34,9 @@ class GenericRunner:
         self._decoding: list[Request] = []  # the others, in the order of their slots
         self._deltas: Deltas | None = None
 
+    def check(self, contribution: Contribution) -> None:
+        """As Runner.check: every contribution can be applied."""
+
     def can_admit(self, request: Request) -> bool:
         """Whether a slot is free."""
         return len(self._begun) + len(self._decoding) < self._cache.slots
@@ -61,6 +64,8 @@ class GenericRunner:
         if request in self._begun:
             del self._begun[request]
             return
+        if request not in self._decoding:
+            return  # the step that was to put it there failed
         slot = self._decoding.index(request)
         with torch.inference_mode():
             self._cache.release(slot)
@@ -142,8 +147,8 @@ class GenericRunner:
         if request.computed + chunk.length < len(request.prompt):
             self._begun[request] = (keys.contiguous(), values.contiguous())  # not the whole pack's
             return
-        del self._begun[request]
         self._cache.admit(keys, values, request.contribution.unseen)
+        del self._begun[request]
         self._decoding.append(request)
         self._deltas = None
 

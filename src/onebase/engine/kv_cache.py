@@ -93,10 +93,11 @@ class KVCache:
             rows = min(max(sequences, 2 * rows, 4), self.slots)
         if tokens > capacity:
             capacity = max(tokens, 2 * capacity, 64)
-        for name in ("_keys", "_values"):
-            old, new = getattr(self, name), self._block(rows, capacity)
+        # Both are made before either takes its place: there may be no room for the second.
+        keys, values = self._block(rows, capacity), self._block(rows, capacity)
+        for old, new in ((self._keys, keys), (self._values, values)):
             new[:, : old.shape[1], :, : old.shape[3]] = old
-            setattr(self, name, new)
+        self._keys, self._values = keys, values
 
 
 class DecodeAttention:

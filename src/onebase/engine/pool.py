@@ -41,11 +41,12 @@ class LoadedTask:
     base: Base
     labels: tuple[str, ...] = ()
     hash: str = ""
+    own_base_bytes: int = 0
 
     @property
     def bytes(self) -> int:
-        """The memory that its adapter takes."""
-        return self.contribution.bytes
+        """The memory that its adapter takes, or its own base."""
+        return self.contribution.bytes + self.own_base_bytes
 
 
 class AdapterPool(Mapping[str, LoadedTask]):
@@ -122,7 +123,8 @@ class AdapterPool(Mapping[str, LoadedTask]):
     ) -> LoadedTask:
         """Make `name` answer from a base of its own."""
         found = _hash(base.fingerprint, template)
-        task = LoadedTask(_task_of(name), version, template, NOTHING, base, labels, found)
+        size = 0 if base is self._base else base.bytes
+        task = LoadedTask(_task_of(name), version, template, NOTHING, base, labels, found, size)
         return self._put(name, task)
 
     def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
@@ -141,10 +143,12 @@ class AdapterPool(Mapping[str, LoadedTask]):
 
     def _put(self, name: str, task: LoadedTask) -> LoadedTask:
         with self._turn:
-            if name in self._tasks:
-                self._take_away(name)
-            self._tasks[name] = task
+            before = self._tasks.get(name)
+            self._tasks[name] = task  # the name answers all the while
             self._held.add(task)
+            if before is not None:
+                self._held.remove(before)
+                self._removed(before)
         return task
 
     def _take_away(self, name: str) -> None:
@@ -153,9 +157,10 @@ class AdapterPool(Mapping[str, LoadedTask]):
         self._removed(task)
 
     def __getitem__(self, name: str) -> LoadedTask:
-        if name not in self._tasks:
-            raise unknown("task", "任务", name, self._tasks)
-        return self._tasks[name]
+        task = self._tasks.get(name)
+        if task is None:
+            raise unknown("task", "任务", name, list(self._tasks))
+        return task
 
     def __contains__(self, name: object) -> bool:
         return name in self._tasks

@@ -127,8 +127,8 @@ class Request:
         """How many of the prompt's ids may have their keys and values from elsewhere: all whose
         logits nobody needs.
         """
-        most = len(self.prompt) - 1
-        return most if self.score_from is None else max(0, min(most, self.score_from - 1))
+        most = min(len(self.prompt), self.wanted) - 1
+        return max(0, most if self.score_from is None else min(most, self.score_from - 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,9 @@ class Runner(Protocol):
     base: Base
     kernel: str
 
+    def check(self, contribution: Contribution) -> None:
+        """Raise UsageError for what this pass can't apply."""
+
     def can_admit(self, request: Request) -> bool:
         """Whether there is room now for `request.max_length` ids. A runner that holds no request
         has room for any.

@@ -153,8 +153,8 @@ class Sampler:
         row = row.copy()
         if constraint is not None:
             forbid(row, constraint.mask())
-        for token, bias in sampling.logit_bias.items():
-            row[token] += np.float32(bias)
+        if sampling.logit_bias:
+            row[list(sampling.logit_bias)] += np.array([*sampling.logit_bias.values()], np.float32)
         if sampling.penalized:
             said = self._said.get(request)
             if said is None:
@@ -224,7 +224,12 @@ def _checked(drawn: Draw, best_logit: float) -> Draw:
     """`drawn`, or its error where no logit was finite: there is nothing to choose by."""
     if math.isfinite(best_logit) and drawn.token >= 0:
         return drawn
-    return Draw(-1, 0.0, error=say("the logits are not finite", "模型输出的 logits 不是有限值"))
+    return Draw(-1, 0.0, error=not_finite())
+
+
+def not_finite() -> str:
+    """The error of a request whose logits give nothing to choose by."""
+    return say("the logits are not finite", "模型输出的 logits 不是有限值")
 
 
 def _best(row: Floats) -> tuple[int, float, float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
-from onebase.model.precision import Precision, choose, hold, of_type
+from onebase.model.precision import Precision, choose, hold, of_type, weight_of
 from onebase.model.rotary import hold_rotary
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
@@ -87,7 +87,7 @@ class Base:
                 ),
             ) from error
         base = cls(model, tokenizer, name=name, path=path)
-        _ = base.fingerprint  # of the weights as their files hold them, whatever the precision
+        _ = base.content  # of the weights as their files hold them, whatever the precision
         stored = base.embedding.weight.dtype
         base.hold_in(choose(precision, device=device, stored=stored), device)
         return base
@@ -97,7 +97,7 @@ class Base:
 
         Raises OnebaseError where bitsandbytes is needed and missing.
         """
-        _ = self.fingerprint  # of the weights as they were, whatever the precision
+        _ = self.content  # of the weights as they were, whatever the precision
         hold(self.model, list(self.shape.linears), precision, device)
         self.precision = precision
 
@@ -105,6 +105,15 @@ class Base:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embedding.weight.device
+
+    @property
+    def bytes(self) -> int:
+        """What its weights take."""
+        held = {
+            tensor.data_ptr(): tensor.numel() * tensor.element_size()
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+        }
+        return sum(held.values())
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -165,6 +174,16 @@ class Base:
             if parameter.dim() == 1 or parameter is self.embedding.weight:
                 digest.update(name.encode())
                 digest.update(_sample(parameter))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def content(self) -> str:
+        """A short hash of rows of every linear layer, beside what `fingerprint` has: it tells a base from
+        one with an adapter merged into it. 16 hexadecimal digits.
+        """
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in self.shape.linears:
+            digest.update(_sample(weight_of(self.model.get_submodule(name))))
         return digest.hexdigest()[:16]
 
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from onebase.model.cache import cache_root
 from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
 
-_FORM = "1"  # of the file; one of another form is not read
-_SAMPLED = 64  # rows of each weight that tell a base from another
+_FORM = "2"  # of the file; one of another form is not read
 EMBEDDING, HEAD = "embedding", "head"
 
 
@@ -29,13 +28,13 @@ def folder() -> Path:
 
 
 def identity(model: Any, linears: Sequence[str]) -> str:
-    """A hash that tells a model's weights from another's: 64 rows of each. 16 hexadecimal digits."""
-    digest = hashlib.sha256()
+    """A hash of all that is rounded of a model. 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
     ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     for weight in (*(model.get_submodule(name).weight for name in linears), *ends):
-        rows = weight.detach()[:: max(1, len(weight) // _SAMPLED)]
-        digest.update(rows.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
@@ -68,7 +67,7 @@ def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
     discard(head.weight)
     discard(embedding.weight)
     if made:
-        _keep(weights, made)
+        _keep(weights, {**(kept or {}), **made})
 
 
 def _file(weights: str) -> Path:

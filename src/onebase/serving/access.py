@@ -11,8 +11,9 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from onebase.errors import OnebaseError
 from onebase.language import say
-from onebase.serving.errors import ApiError
+from onebase.serving.errors import ApiError, as_api_error
 from onebase.serving.keys import ApiKey, KeyScope, KeyStore
 from onebase.serving.settings import ServerSettings, is_loopback
 
@@ -43,8 +44,8 @@ class AccessMiddleware:
                 self._check_host(headers)
                 self._check_origin(headers)
                 key = self._key_of(headers, scope["method"], scope["path"])
-            except ApiError as refusal:
-                await refusal.response()(scope, receive, send)
+            except OnebaseError as error:  # keys that can't be read, too
+                await as_api_error(error).response()(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = key.id if key else None
         await self._app(scope, receive, send)

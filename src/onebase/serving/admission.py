@@ -40,8 +40,8 @@ class Admission:
                 400,
                 "too_many_choices",
                 say(
-                    f"The request asks for {sequences} answers; {most} are allowed.",
-                    f"该请求要求 {sequences} 个回答，上限为 {most}。",
+                    f"The request asks for {sequences} sequences (prompts times n); {most} are allowed.",
+                    f"该请求包含 {sequences} 个序列（提示数乘以 n），上限为 {most}。",
                 ),
                 say("Ask for fewer at a time.", "请减少每次请求的数量。"),
                 param="n",

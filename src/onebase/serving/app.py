@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
@@ -13,6 +13,7 @@ from onebase.adapters.store import AdapterStore
 from onebase.engine.engine import Engine
 from onebase.serving.access import AccessMiddleware
 from onebase.serving.body_limit import BodyLimitMiddleware
+from onebase.serving.catalog import Catalog
 from onebase.serving.errors import install_error_handlers
 from onebase.serving.fields import IGNORED_HEADER
 from onebase.serving.keys import KeyStore
@@ -48,22 +49,24 @@ def create_app(
     on_ready: Callable[[Service], None] = lambda _: None,
 ) -> FastAPI:
     """The application. It owns `engine` from its start to its end; `on_ready` is called when the
-    first answer is possible.
+    first answer is possible. Raises UsageError for a task in the settings that can't answer.
     """
+
+    catalog = Catalog(store, engine.base, allow_full=settings.allow_full, tasks=settings.tasks)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(engine, store, settings)
+        service = Service(engine, catalog, settings)
         app.state.service = service
         watching = asyncio.create_task(service.watch_workspace())
         starting = asyncio.create_task(_start(service, on_ready))
+        starting.add_done_callback(service.note_start)
         try:
             yield
         finally:
             for task in (watching, starting):
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(watching, starting, return_exceptions=True)
             service.admission.close()
             service.dispatcher.cut_off_all()
             await asyncio.to_thread(service.thread.stop, 0.0)
@@ -86,7 +89,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(settings.allow_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],
             expose_headers=[IGNORED_HEADER, "x-request-id", "Retry-After"],
         )
     app.add_middleware(RequestLogMiddleware)

@@ -15,6 +15,7 @@ from pathlib import Path
 from onebase.adapters.full import FULL
 from onebase.adapters.store import MODEL, RECORD, WEIGHTS, AdapterStore, StoredAdapter
 from onebase.engine.pool import BASE_TASK
+from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.serving.errors import unavailable_model, unknown_model
@@ -62,7 +63,7 @@ class Catalog:
     """The tasks of a store, which of them answer on `base`, and why the others do not.
 
     `tasks` are offered, or all of them where it is empty. Raises UsageError where one of them is
-    not in the store.
+    not in the store or can't answer.
     """
 
     def __init__(
@@ -76,9 +77,8 @@ class Catalog:
         self._withdrawn: set[str] = set()
         self._folders: dict[str, _Folder] = {}
         self.refresh()
-        for task in self._offered:
-            if task not in self._folders:
-                store.get(task)  # raises: it names the tasks that there are
+        for task in sorted(self._offered):
+            self._require(task)
 
     def refresh(self) -> bool:
         """Read what has changed on disk. Returns whether anything has. Callable in any thread."""
@@ -136,6 +136,31 @@ class Catalog:
         self._withdrawn.discard(task)
         self._offered.add(task)
         return [self._offer(folder, version) for version in sorted(folder.versions)]
+
+    def _require(self, task: str) -> None:
+        """Raise UsageError for a task that was named at the start and does not answer."""
+        if "@" in task:
+            name = task.partition("@")[0]
+            raise UsageError(
+                say(
+                    f"{task} names a version; tasks are offered with all of their versions.",
+                    f"{task} 指定了版本，而任务总是连同所有版本一起提供。",
+                ),
+                say(
+                    f"Write --tasks {name}; a request may then ask for {task}.",
+                    f"请写 --tasks {name}；请求中可指定 {task}。",
+                ),
+            )
+        folder = self._folders.get(task)
+        if folder is None:
+            self.store.get(task)  # raises: it names the tasks that there are
+        elif folder.current is not None and (
+            reason := self._reason(folder.versions[folder.current])
+        ):
+            raise UsageError(
+                say(f"{task} can't be served: {reason}.", f"无法提供 {task}：{reason}。"),
+                say("Leave it out of --tasks.", "请从 --tasks 中去掉它。"),
+            )
 
     def withdraw(self, task: str) -> None:
         """Answer for a task no more, until it is offered again. Raises ApiError, 404."""
@@ -225,7 +250,7 @@ class Catalog:
 def _task_folders(root: Path) -> list[str]:
     try:
         return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-    except FileNotFoundError:
+    except OSError:
         return []
 
 

@@ -60,30 +60,33 @@ class ChatRequest(SamplingFields):
         return self.top_logprobs or 0
 
 
-def turns_of(messages: list[ChatMessage]) -> list[Turn]:
-    """The messages as turns. Raises ApiError for tools, images and anything else that is not text."""
+def turns_of(messages: list[ChatMessage], field: str = "messages", first: int = 0) -> list[Turn]:
+    """The messages as turns. Raises ApiError for tools, images and anything else that is not text; its
+    `param` counts the messages of `field` from the `first`.
+    """
     return [
-        Turn(_role(message, place), _text(message, place)) for place, message in enumerate(messages)
+        Turn(_role(message, place), _text(message, place))
+        for place, message in (
+            (f"{field}.{at - first}", message) for at, message in enumerate(messages)
+        )
     ]
 
 
-def _role(message: ChatMessage, place: int) -> Literal["system", "user", "assistant"]:
+def _role(message: ChatMessage, place: str) -> Literal["system", "user", "assistant"]:
     for field in ("tool_calls", "function_call", "audio"):
         if (message.model_extra or {}).get(field):
-            raise unsupported(f"messages.{place}.{field}")
+            raise unsupported(f"{place}.{field}")
     if message.role in ("tool", "function"):
-        raise unsupported(f"messages.{place}.role={message.role}")
+        raise unsupported(f"{place}.role={message.role}")
     return "system" if message.role == "developer" else message.role  # type: ignore[return-value]
 
 
-def _text(message: ChatMessage, place: int) -> str:
+def _text(message: ChatMessage, place: str) -> str:
     if isinstance(message.content, str):
         return message.content
     if not message.content:
         raise _empty(place)
-    return "".join(
-        _part(part, f"messages.{place}.content.{at}") for at, part in enumerate(message.content)
-    )
+    return "".join(_part(part, f"{place}.content.{at}") for at, part in enumerate(message.content))
 
 
 def _part(part: ContentPart, place: str) -> str:
@@ -98,9 +101,9 @@ def _part(part: ContentPart, place: str) -> str:
     return part.text
 
 
-def _empty(place: int) -> ApiError:
+def _empty(place: str) -> ApiError:
     return bad_field(
-        f"messages.{place}.content",
+        f"{place}.content",
         say("A message has no content.", "消息没有内容。"),
         say("Give it a text.", "请填写文本。"),
     )

@@ -4,6 +4,7 @@ No answer holds a path or a traceback: those are in the log.
 """
 
 import logging
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -17,6 +18,7 @@ from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 
 log = logging.getLogger("onebase.serving")
+_FIELD = re.compile(r"(?!str$|int$|float$|bool$|dict$|list$)[a-z_][a-z0-9_]*")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -160,6 +162,21 @@ def failed_pass(reason: str) -> ApiError:
     )
 
 
+def timed_out() -> ApiError:
+    """Scores that are not complete within the time for one request, or while the server drains: a part
+    of them would be no answer.
+    """
+    return ApiError(
+        504,
+        "timed_out",
+        say("The time for this request is over.", "此请求已超时。"),
+        say(
+            "Send less at a time, or start the server with a longer --timeout.",
+            "请减小请求，或用更长的 --timeout 启动服务。",
+        ),
+    )
+
+
 def as_api_error(error: OnebaseError) -> ApiError:
     """An error of the library as a client may see it."""
     if isinstance(error, ApiError):
@@ -194,7 +211,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    # Of a union, pydantic names the member too, as it is written in the code: those are left out.
+    place = [
+        str(part)
+        for part in first["loc"][1:]
+        if isinstance(part, int) or _FIELD.fullmatch(str(part))
+    ]
     param = ".".join(place) or None
     said = str(first["msg"])
     if first["type"] == "json_invalid":

@@ -1,14 +1,16 @@
 """Server-sent events, framed by hand: a token's event is some hundred bytes of known form."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 from fastapi.sse import EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from onebase.serving.disconnect import ClientLeftError, unless_disconnected
 
+STALLED_SECONDS = 60.0  # a client that reads nothing for so long has left
 DONE = b"data: [DONE]\n\n"
 
 
@@ -36,7 +38,14 @@ class EventStream(EventSourceResponse):
             except ClientLeftError:
                 scope.get("state", {}).get("log", {})["left"] = True
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send_now: Send) -> None:
+        async def send(message: Message) -> None:
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send_now(message)
+            except TimeoutError as error:
+                raise ClientLeftError from error
+
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )

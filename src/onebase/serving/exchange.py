@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from onebase.engine.request import Event, Request
 from onebase.engine.sampling import Sampling
 from onebase.engine.thread import EngineThread
-from onebase.serving.errors import failed_pass
+from onebase.serving.errors import failed_pass, timed_out
 from onebase.serving.metrics import Metrics
 
 Piece = tuple[int, Event]
@@ -116,6 +116,14 @@ class Exchange:
         return joined
 
 
+def require_scores(request: Request) -> None:
+    """Raise ApiError, 504, where a sequence was cut off before all of its prompt was scored."""
+    if request.score_from is None:
+        return
+    if len(request.prompt_logprobs) < len(request.prompt) - request.score_from:
+        raise timed_out()
+
+
 class Dispatcher:
     """Brings the engine's events to their exchanges. Lives in the event loop it is made in."""
 
@@ -144,7 +152,8 @@ class Dispatcher:
                 waiting.pop(0)
         finally:
             for future in waiting:  # one was refused, or the client left
-                future.add_done_callback(lambda done: _abandon(thread, done))
+                if not future.cancel():
+                    future.add_done_callback(lambda done: _abandon(thread, done))
             self._submitting -= 1
             if not self._submitting:
                 self._early.clear()

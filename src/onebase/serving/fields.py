@@ -4,7 +4,7 @@ One that would change the answer is refused by name, unless its value asks for n
 that is not known here is ignored, and named in the response header `x-onebase-ignored`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": ([], ["text"]),
     "previous_response_id": ("",),
     "prompt_template": (),
-    "reasoning": ({}, {"effort": None}, {"effort": "none"}),
+    "reasoning": ({}, {"effort": "none"}),
     "reasoning_effort": ("none",),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
@@ -82,7 +82,20 @@ def check_fields(
             ignored.append(name)
         elif value is not None and not any(_equal(value, item) for item in known[name]):
             raise unsupported(name)
+    for name in type(body).model_fields:
+        ignored += _inside(getattr(body, name), name)
     return ignored
+
+
+def _inside(value: Any, name: str) -> Iterator[str]:
+    """The unknown fields inside a field, by their paths (`messages.0.name`)."""
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _inside(item, f"{name}.{place}")
+    elif isinstance(value, BaseModel):
+        yield from (f"{name}.{key}" for key in value.model_extra or {})
+        for key in type(value).model_fields:
+            yield from _inside(getattr(value, key), f"{name}.{key}")
 
 
 def ignored_header(names: list[str]) -> dict[str, str]:
@@ -97,5 +110,7 @@ def ignored_header(names: list[str]) -> dict[str, str]:
 
 
 def _equal(value: Any, neutral: Any) -> bool:
-    """Whether they are equal; 0 and false are not."""
+    """Whether they are equal; 0 and false are not. Null members of an object ask for nothing."""
+    if isinstance(value, dict):
+        value = {key: item for key, item in value.items() if item is not None}
     return type(value) is type(neutral) and bool(value == neutral)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from onebase.adapters.workspace import Workspace, write_whole
-from onebase.errors import CorruptFileError, UsageError, unknown
+from onebase.errors import CorruptFileError, OnebaseError, UsageError, unknown
 from onebase.language import say
 
 KeyScope = Literal["use", "admin"]
@@ -53,7 +53,8 @@ class KeyStore:
         )
 
     def all(self) -> list[ApiKey]:
-        """The keys of the workspace, oldest first. Raises CorruptFileError for a damaged file."""
+        """The keys of the workspace, oldest first. Raises CorruptFileError for a damaged file,
+        OnebaseError for one that this user may not read."""
         state = _state(self._file)
         if state != self._state:
             self._keys = [] if state is None else self._read()
@@ -111,6 +112,14 @@ class KeyStore:
             return [ApiKey(**row) for row in rows]
         except FileNotFoundError:
             return []
+        except PermissionError as error:
+            raise OnebaseError(
+                say(f"This user may not read {self._file}.", f"当前用户无权读取 {self._file}。"),
+                say(
+                    "Run every command of this workspace as the user who made it.",
+                    "请以创建该工作区的用户身份运行所有命令。",
+                ),
+            ) from error
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptFileError(
                 say(f"{self._file} is damaged: {error}.", f"{self._file} 已损坏：{error}。"),

@@ -25,7 +25,7 @@ def present(workspace: Workspace) -> Iterator[None]:
     """Let trainings know of a server while the block runs. Several servers are one."""
     lock = _lock(workspace)
     workspace.root.mkdir(parents=True, exist_ok=True)
-    with suppress(Timeout):
+    with suppress(Timeout, PermissionError):  # another server has it, or has had it
         lock.acquire(timeout=0)
     try:
         yield
@@ -41,7 +41,7 @@ def server_runs(workspace: Workspace) -> bool:
     try:
         with lock.acquire(timeout=0):
             return False
-    except Timeout:
+    except (Timeout, PermissionError):  # held, or a server's of another user
         return True
 
 

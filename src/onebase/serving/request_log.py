@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 def log_to(handler: logging.Handler) -> None:
     """Send the server's lines, and uvicorn's warnings, to `handler`."""
     handler.setFormatter(JsonFormatter())
-    for name, level in (("onebase.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("onebase", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)

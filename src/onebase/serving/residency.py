@@ -21,6 +21,17 @@ from onebase.serving.errors import broken_adapter
 from onebase.serving.metrics import Metrics
 
 log = logging.getLogger("onebase.serving")
+# What an adapter's files can make the readers raise: a record that was edited by hand, too.
+_UNREADABLE = (
+    OnebaseError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @dataclass
@@ -105,7 +116,7 @@ class Residency:
         name = f"{offer.name}#{next(self._serial)}"
         try:
             task = await self._read(offer, name)
-        except (OnebaseError, OSError) as error:
+        except _UNREADABLE as error:
             fields = {"adapter": offer.name, "error": str(error)}
             log.error("adapter not loadable", extra={"fields": fields})
             raise broken_adapter(offer.name) from error

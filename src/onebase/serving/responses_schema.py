@@ -29,6 +29,7 @@ class TextFormat(BaseModel):
     name: Text | None = None
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
+    description: Text | None = None
 
 
 class TextOptions(BaseModel):
@@ -73,6 +74,9 @@ class ResponsesRequest(SamplingFields):
         form = self.text.format
         if form is None:
             return None
+        for name, value in (form.model_extra or {}).items():
+            if value is not None:
+                raise unsupported(f"text.format.{name}")
         schema = {"name": form.name, "schema": form.json_schema, "strict": form.strict}
         return ResponseFormat(
             type=form.type, json_schema=schema if form.type == "json_schema" else None

@@ -10,6 +10,7 @@ from onebase.serving.errors import bad_field
 from onebase.serving.text_field import Text
 
 SEEDS = 1 << 63
+_MOST = (1 << 31) - 1
 StopText = Annotated[Text, Field(min_length=1, max_length=1000)]
 
 
@@ -26,15 +27,18 @@ class SamplingFields(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    model: Text = Field(description="A task, task@version, or base.")
+    model: Text = Field(max_length=256, description="A task, task@version, or base.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 by default.")
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, description="0 and -1 cut nothing.")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     min_tokens: int | None = Field(None, ge=0)
@@ -42,12 +46,12 @@ class SamplingFields(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: dict[Text, Text] | None = None
 
     def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
         """How the first of the answers is drawn. Raises ApiError for a text that is not a token id."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        top_k = max(self.top_k or 0, 0)
+        top_k = min(max(self.top_k or 0, 0), _MOST)
         top_p = 1.0 if self.top_p is None else self.top_p
         if top_p == 0:  # nothing but the most likely token is left
             top_k, top_p = 1, 1.0

@@ -35,6 +35,13 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._asked: float | None = None
 
+    def serve_until_it_ends(self, listening: socket.socket) -> None:
+        """Serve until a signal. Raises what kept the server from starting."""
+        self.run(sockets=[listening])
+        service: Service | None = getattr(self._app.state, "service", None)
+        if service is not None and service.failure is not None:
+            raise service.failure
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called on a signal."""
         if self._asked is not None:
@@ -49,8 +56,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second: whether to shut down now."""
+        service: Service = self._app.state.service
+        if service.failure is not None:
+            self.should_exit = True
         if self._asked is not None and not self.should_exit:
-            service: Service = self._app.state.service
             late = time.monotonic() - self._asked > self._drain_seconds
             if late:
                 service.dispatcher.cut_off_all()

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from onebase.adapters.store import AdapterStore
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK, LoadedTask
 from onebase.engine.sampling import Sampling
@@ -16,7 +15,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.serving.admission import Admission
 from onebase.serving.catalog import Catalog
-from onebase.serving.errors import ApiError, bad_field
+from onebase.serving.errors import ApiError, bad_field, internal_error, timed_out
 from onebase.serving.exchange import Dispatcher, Exchange, Wanted
 from onebase.serving.metrics import Metrics
 from onebase.serving.residency import Residency
@@ -29,19 +28,20 @@ _WATCH_SECONDS = 1.0
 class Service:
     """One engine, and the requests that are under way. Made in the event loop that it serves."""
 
-    def __init__(self, engine: Engine, store: AdapterStore, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, catalog: Catalog, settings: ServerSettings) -> None:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics()
         self.admission = Admission(settings.limits)
-        self.catalog = Catalog(
-            store, engine.base, allow_full=settings.allow_full, tasks=settings.tasks
-        )
+        self.catalog = catalog
         self.dispatcher = Dispatcher(self.metrics)
         self.thread = EngineThread(engine, self.dispatcher.on_events)
-        self.residency = Residency(engine, self.thread, store, self.metrics, settings.adapter_bytes)
+        self.residency = Residency(
+            engine, self.thread, catalog.store, self.metrics, settings.adapter_bytes
+        )
         self.token_text = TokenText(engine.base.tokenizer)
         self.ready = False
+        self.failure: BaseException | None = None  # why it could not start
         self.created = int(time.time())
         self._watch_metrics()
 
@@ -81,9 +81,16 @@ class Service:
         )
         while request.finish_reason is None:
             await asyncio.sleep(0.01)
+        if request.finish_reason == "error":
+            raise internal_error()
         for task in self.settings.tasks:
             async with self.residency.hold(self.catalog.find(task)):
                 pass
+
+    def note_start(self, started: "asyncio.Task[None]") -> None:
+        """Note how the start ended: a server that can't answer ends, with the reason."""
+        if not started.cancelled():
+            self.failure = started.exception()
 
     def log_text(self, log: dict[str, Any], name: str, text: object) -> None:
         """Put a prompt or an answer into a request's log line, where the settings say so."""
@@ -133,7 +140,7 @@ class Lease:
     began: float
     log: dict[str, Any]
     created: int = field(default_factory=lambda: int(time.time()))
-    _exchange: Exchange | None = None
+    _exchanges: list[Exchange] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -149,33 +156,40 @@ class Lease:
         Raises ApiError where a prompt is too long or a form can't be used.
         """
         for sequence in sequences:
-            self._check_length(len(sequence.prompt), param)
+            self.check_length(len(sequence.prompt), param)
         exchange = Exchange(self.task.task, self.service.metrics, self.began)
-        self._exchange = exchange
+        self._exchanges.append(exchange)
         service = self.service
+        end = service.settings.limits.seconds + self.began
         try:
-            await service.dispatcher.submit(exchange, service.thread, self.engine_name, sequences)
+            async with asyncio.timeout(max(0.0, end - time.perf_counter())):
+                await service.dispatcher.submit(
+                    exchange, service.thread, self.engine_name, sequences
+                )
+        except TimeoutError as error:
+            raise timed_out() from error
         except UsageError as error:
             raise bad_field(form or param, error.message, error.remedy) from error
-        left = service.settings.limits.seconds - (time.perf_counter() - self.began)
-        exchange.cut_off_after(left)
+        exchange.cut_off_after(end - time.perf_counter())
         return exchange
 
     def close(self) -> None:
         """Count what was done, abort what still runs."""
-        exchange = self._exchange
-        if exchange is None:
+        if not self._exchanges:
             return
-        self.service.dispatcher.release(exchange, self.service.thread)
+        for exchange in self._exchanges:
+            self.service.dispatcher.release(exchange, self.service.thread)
         metrics, task = self.service.metrics, self.task.task
-        read = sum(len(request.prompt) for request in exchange.requests)
-        said = sum(len(request.tokens) for request in exchange.requests)
+        requests = [request for exchange in self._exchanges for request in exchange.requests]
+        read = sum(len(request.prompt) for request in requests)
+        said = sum(len(request.tokens) for request in requests)
         metrics.prompt_tokens.labels(task).inc(read)
         metrics.generated_tokens.labels(task).inc(said)
         metrics.whole.labels(task).observe(time.perf_counter() - self.began)
         self.log["prompt_tokens"], self.log["completion_tokens"] = read, said
 
-    def _check_length(self, tokens: int, param: str) -> None:
+    def check_length(self, tokens: int, param: str) -> None:
+        """Raise ApiError for a prompt of so many tokens where that is too long."""
         most = self.service.settings.limits.prompt_tokens
         context = self.task.base.context
         if context is not None:

@@ -57,6 +57,7 @@ class LeanAdapter:
         self._kept: list[Any] = []
         self.prefix_tokens = contribution.prefix_tokens
         self.prefix = self._prefix(contribution)
+        check_inputs(contribution)
         for name, scaling in contribution.scalings.items():
             self._scale(name, scaling)
         for name, delta in contribution.deltas.items():
@@ -108,30 +109,7 @@ class LeanAdapter:
                 self._factors(layer, module, vector[first : first + rows])
                 first += rows
             return
-        product = _PRODUCT[modules[0]]
-        readers = {
-            owner
-            for owner in self.contribution.scalings
-            if _place(owner)[0] == layer
-            and self.contribution.scalings[owner].on_inputs
-            and _PRODUCT[_place(owner)[1][0]] == product
-        }
-        vectors = [self.contribution.scalings[owner].vector for owner in sorted(readers)]
-        modules_there = {module for owner in readers for module in _place(owner)[1]}
-        sharing = {module for module, own in _PRODUCT.items() if own == product}
-        if modules_there != sharing or any(not torch.equal(vectors[0], own) for own in vectors):
-            raise UsageError(
-                say(
-                    f"The adapter scales the inputs of {name}, but not alike those of the layers that "
-                    "read the same tensor.",
-                    f"该适配器缩放了 {name} 的输入，但与读取同一张量的其他层不一致。",
-                ),
-                say(
-                    "Serve it on a GPU or with --precision int8, which apply it layer by layer.",
-                    "请在 GPU 上使用，或改用 --precision int8（逐层应用）。",
-                ),
-            )
-        self.inputs[layer, product] = self._vector(vector)
+        self.inputs[layer, _PRODUCT[modules[0]]] = self._vector(vector)
 
     def _factors(self, layer: int, module: int, vector: Tensor) -> None:
         """Multiply a module's output by `vector`, beside what already does."""
@@ -165,6 +143,33 @@ class LeanAdapter:
         self._kept.append(array)
         address: int = array.ctypes.data
         return address
+
+
+def check_inputs(contribution: Contribution) -> None:
+    """Raise UsageError where the inputs of some layers are scaled, but not alike those of the layers that
+    read the same tensor: a step computes it once for all of them.
+    """
+    shared: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for name, scaling in contribution.scalings.items():
+        if scaling.on_inputs:
+            layer, modules = _place(name)
+            shared.setdefault((layer, _PRODUCT[modules[0]]), {})[name] = scaling.vector
+    for (_, product), vectors in shared.items():
+        first = next(iter(vectors))
+        there = {module for name in vectors for module in _place(name)[1]}
+        sharing = {module for module, own in _PRODUCT.items() if own == product}
+        if there != sharing or not all(torch.equal(vectors[first], v) for v in vectors.values()):
+            raise UsageError(
+                say(
+                    f"The adapter scales the inputs of {first}, but not alike those of the layers that "
+                    "read the same tensor.",
+                    f"该适配器缩放了 {first} 的输入，但与读取同一张量的其他层不一致。",
+                ),
+                say(
+                    "Serve it on a GPU or with --precision int8, which apply it layer by layer.",
+                    "请在 GPU 上使用，或改用 --precision int8（逐层应用）。",
+                ),
+            )
 
 
 def packed(

@@ -57,13 +57,13 @@ def _softmax(
     part = 4 * BLOCK * width
     keys = part * (m.kv_heads * 2 * layer + head)
     first, last = s.starts[sequence], s.starts[sequence + 1]
-    at, key = 0, 0
+    at, key, start = 0, 0, 0
     begin = first
     for entry in range(first, last):
         held = s.entries[entry, 1]
         if key + held <= low:
             key += held
-            begin = entry + 1
+            begin, start = entry + 1, key
             continue
         if key >= high:
             last = entry
@@ -88,8 +88,9 @@ def _softmax(
     values = keys + part * m.kv_heads
     at = 0
     for entry in range(begin, last):
-        # Behind the last token that is seen a block may hold anything.
-        held = s.entries[entry, 1]
+        # Behind the last token that is seen a block may hold anything, infinities too.
+        held = min(s.entries[entry, 1], high - start)
+        start += s.entries[entry, 1]
         ahead = s.entries[min(entry + 1, last - 1), 0] + values
         _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, held, out, ahead)
         at += BLOCK

@@ -30,7 +30,7 @@ from onebase.model.precision import choose
 from onebase.model.rotary import RotaryLimit
 from onebase.model.w8a8 import EMBEDDING, HEAD, folder, read_rounded
 
-_FORM = "1"  # of the file; one of another form is not read
+_FORM = "2"  # of the file; one of another form is not read
 _ATTRIBUTES = ("scaling", "sliding_window")  # of an attention module, where it has them
 _PROBED = 64  # positions at which rotary tables are compared
 
@@ -49,11 +49,14 @@ class KeptBase:
         if rounded is None:
             return None
         record = self._record
-        model = KeptModel(record, {**rounded, **self._tensors})
+        try:
+            model = KeptModel(record, {**rounded, **self._tensors})
+        except KeyError:
+            return None
         base = Base(model, KeptTokenizer(record["tokenizer"]), name=name, path=path)
         base.rotary = None if record["limit"] is None else RotaryLimit(**record["limit"])
         base.precision = choose("w8a8", device="cpu", stored=torch.float32)
-        vars(base)["fingerprint"] = record["fingerprint"]
+        vars(base).update({key: record[key] for key in ("fingerprint", "content")})
         return base
 
 
@@ -129,17 +132,17 @@ class KeptRotary(nn.Module):
         return (both.cos() * factor).to(x.dtype), (both.sin() * factor).to(x.dtype)
 
 
-def keep(base: Base, path: Path, weights: str) -> None:
-    """Write what is kept of a base in w8a8 that the lean pass runs; `weights` names its rounded weights.
+def keep(base: Base, path: Path, file: Path, weights: str) -> None:
+    """Write what is kept of a base in w8a8 that the lean pass runs; `weights` names its rounded weights,
+    `file` is `kept_file` as it was before the base was read from the folder `path`.
 
-    Nothing is written where the tokenizer or the rotary embedding do otherwise without transformers,
-    or where the cache can't be written to.
+    Nothing is written where that folder has changed meanwhile, where the tokenizer or the rotary
+    embedding do otherwise without transformers, or where the cache can't be written to.
     """
     found = _described(base, weights)
-    if found is None:
+    if found is None or kept_file(path) != file:
         return
     record, tensors = found
-    file = _file(path)
     partial = file.with_name(f".{file.name}.partial")
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -149,10 +152,10 @@ def keep(base: Base, path: Path, weights: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def kept(path: Path) -> KeptBase | None:
-    """What `keep` wrote of the base in the folder `path`, as long as its files are what they were."""
+def kept(file: Path) -> KeptBase | None:
+    """What `keep` wrote to the file; None where there is nothing sound."""
     try:
-        with safe_open(_file(path), "pt") as opened:
+        with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("form") != _FORM:
                 return None
@@ -162,8 +165,10 @@ def kept(path: Path) -> KeptBase | None:
         return None
 
 
-def _file(path: Path) -> Path:
-    """Named by the base's files: their names, sizes and times, and what reads them."""
+def kept_file(path: Path) -> Path:
+    """The file for what is kept of the base in the folder `path`. It is named by the base's files: their
+    names, sizes and times, and what reads them.
+    """
     files = sorted(item for item in path.iterdir() if item.is_file())
     states = [(item.name, item.stat().st_size, item.stat().st_mtime_ns) for item in files]
     text = repr((str(path.resolve()), states, version("transformers"), version("tokenizers")))
@@ -194,6 +199,7 @@ def _described(base: Base, weights: str) -> tuple[dict[str, Any], dict[str, Tens
         "weights": weights,
         "tokenizer": tokenizer,
         "fingerprint": base.fingerprint,
+        "content": base.content,
         "limit": None if base.rotary is None else asdict(base.rotary),
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "ends": ends,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
 from onebase.data.template import Template
-from onebase.engine.lean.kept import keep, kept
+from onebase.engine.lean.kept import keep, kept, kept_file
 from onebase.engine.lean.runner import LeanRunner, kernel_name, supports
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
@@ -69,7 +69,8 @@ def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base,
     if precision not in ("auto", "w8a8") or torch.cuda.is_available():
         return Base.load(name, precision=None if precision == "auto" else precision), None
     path = resolve(name)
-    if (found := kept(path)) is not None:
+    file = kept_file(path)
+    if (found := kept(file)) is not None:
         quality = None if precision == "w8a8" else _read(found.weights)
         wanted = precision == "w8a8" or (quality is not None and quality.passes)
         if wanted and (base := found.base(name, path)) is not None:
@@ -85,7 +86,7 @@ def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base,
             return base, None
     base.hold_in(choose("w8a8", device="cpu", stored=torch.float32), "cpu")
     if supports(base):
-        keep(base, path, weights)
+        keep(base, path, file, weights)
     return base, quality
 
 

@@ -27,13 +27,14 @@ def dot(e: Emit, x: Any, y: Any, n: Any) -> Any:
 
 @vector_function("ii", "f")
 def largest(e: Emit, x: Any, n: Any) -> Any:
-    """The largest magnitude in a row."""
+    """The largest magnitude in a row; NaN where a number is not finite."""
 
     def body(index: Any, state: list[Any]) -> list[Any]:
-        return [e.largest(state[0], e.unary("fabs", e.load(e.at(x, index, 4), e.floats)))]
+        own = e.load(e.at(x, index, 4), e.floats)
+        return [e.largest(state[0], e.unary("fabs", own)), e.fma(own, e.splat(0.0), state[1])]
 
-    final = e.loop(n, LANES, body, [e.splat(0.0)])[0]
-    return e.folded(final, lambda low, high: _maximum(e, low, high))
+    most, nothing = e.loop(n, LANES, body, [e.splat(0.0), e.splat(0.0)])
+    return e.b.fadd(e.folded(most, lambda low, high: _maximum(e, low, high)), e.summed(nothing))
 
 
 @vector_function("ii", "f")

@@ -14,7 +14,7 @@ from torch import Tensor
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.engine.forward import PROVEN
 from onebase.engine.lean import plan, step
-from onebase.engine.lean.adapter import LeanAdapter, unpacked
+from onebase.engine.lean.adapter import LeanAdapter, check_inputs, unpacked
 from onebase.engine.lean.blocks import Block, BlockPool, BlockTable
 from onebase.engine.lean.buffers import StepBuffers
 from onebase.engine.lean.team import Team
@@ -94,6 +94,10 @@ class LeanRunner:
         self._unnamed = count()
         self._expected: list[Block] = []  # known, and filled by the next run
 
+    def check(self, contribution: Contribution) -> None:
+        """As Runner.check."""
+        check_inputs(contribution)
+
     def can_admit(self, request: Request) -> bool:
         """Whether there is room now for all of its tokens."""
         return not self._sequences or self._pool.has_room(request.max_length)
@@ -101,11 +105,11 @@ class LeanRunner:
     def admit(self, request: Request) -> None:
         """Give it a place, with what is kept of a sequence that began alike."""
         contribution = request.contribution
+        adapter = self._adapter(request.tasks, contribution)
         table = self._pool.open(
             self._root(request.tasks), request.prompt, request.max_length, request.reusable
         )
         request.computed = len(table.blocks) * BLOCK
-        adapter = self._adapter(request.tasks, contribution)
         self._sequences[request] = _Sequence(adapter, contribution.placed, table)
 
     def release(self, request: Request) -> None:
@@ -175,7 +179,7 @@ class LeanRunner:
             "cache_capacity": self._pool.capacity * BLOCK,
             "cache_bytes": self._pool.allocated,
             "adapter_bytes": sum(adapter.bytes for adapter in adapters),
-            "weight_bytes": self.weights.bytes,
+            "weight_bytes": self.base.bytes,
         }
 
     def _adapter(

@@ -36,8 +36,8 @@ def _enter(m: Any, b: Any, row: int, x: int, width: int, top: int) -> None:
             r.rounded(x, rounded, np.float32(top) / most, width)
             r.write(scale, 0, most / np.float32(top))
         else:
-            r.rounded(x, rounded, np.float32(0.0), width)
-            r.write(scale, 0, np.float32(0.0))
+            r.fill(rounded, width // 2, np.float32(0.0))
+            r.write(scale, 0, most)  # 0, or NaN, which the logits will show
 
 
 @compiled

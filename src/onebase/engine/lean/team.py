@@ -72,16 +72,35 @@ class Team:
         weakref.finalize(self, self._shared.close)
 
     def run(self, work: Callable[[int, int], None]) -> None:
-        """Call `work(thread, counters)` in every thread; returns when all have returned."""
+        """Call `work(thread, counters)` in every thread; returns when all have returned, interrupted or
+        not: a thread that came late to a step would take pieces of the next one.
+        """
         shared = self._shared
         shared.counters[:] = 0
-        shared.work = work
-        for begin in shared.begin:
-            begin.release()
-        work(0, shared.counters.ctypes.data)
-        for _ in shared.begin:
-            shared.finished.acquire()
-        shared.work = None
+        shared.work, shared.error = work, None
+        begun = 0
+        try:
+            for begin in shared.begin:
+                begin.release()
+                begun += 1
+            work(0, shared.counters.ctypes.data)
+        finally:
+            self._gather(begun)
+        if shared.error is not None:
+            raise shared.error
+
+    def _gather(self, begun: int) -> None:
+        """Wait for so many helpers."""
+        interrupted = None
+        while begun:
+            try:
+                self._shared.finished.acquire()
+                begun -= 1
+            except KeyboardInterrupt as error:
+                interrupted = error
+        self._shared.work = None
+        if interrupted is not None:
+            raise interrupted
 
 
 class _Shared:
@@ -90,6 +109,7 @@ class _Shared:
     def __init__(self, threads: int, phases: int) -> None:
         self.counters = np.zeros(phases * _LINE, np.int64)
         self.work: Callable[[int, int], None] | None = None
+        self.error: BaseException | None = None
         self.begin = [threading.Semaphore(0) for _ in range(threads - 1)]
         self.finished = threading.Semaphore(0)
 
@@ -105,6 +125,10 @@ def _help(shared: _Shared, index: int) -> None:
         work = shared.work
         if work is None:
             return
-        work(index + 1, shared.counters.ctypes.data)
-        del work  # it holds what the step worked on
-        shared.finished.release()
+        try:
+            work(index + 1, shared.counters.ctypes.data)
+        except BaseException as error:  # noqa: BLE001  it is raised where the step was begun
+            shared.error = error
+        finally:
+            del work  # it holds what the step worked on
+            shared.finished.release()

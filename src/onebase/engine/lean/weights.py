@@ -124,15 +124,6 @@ class LeanWeights:
         if positions > there:
             self.model = self.model._replace(ropes=self._ropes(max(positions, 2 * there)))
 
-    @property
-    def bytes(self) -> int:
-        """What the weights take."""
-        held = {
-            tensor.data_ptr(): tensor.numel() * tensor.element_size()
-            for tensor in (*self.base.model.parameters(), *self.base.model.buffers())
-        }
-        return sum(held.values())
-
     def _norms(self, row: Any, layer: Any) -> None:
         first, second = _POST.get(self._family, (None, None))
         attention = layer.self_attn

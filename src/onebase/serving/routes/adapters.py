@@ -22,7 +22,7 @@ class TaskName(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    task: Text
+    task: Text = Field(max_length=256)
 
 
 class Version(BaseModel):

@@ -1,5 +1,6 @@
 """POST /v1/classify: how likely each label of a task is; nothing is sampled."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from onebase.engine.sampling import Sampling
 from onebase.language import say
 from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import bad_field
-from onebase.serving.exchange import Wanted
+from onebase.serving.exchange import Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.prompts import chat_prompt
 from onebase.serving.service import Lease, Service
@@ -28,7 +29,7 @@ class ClassifyRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: Text = Field(description="A task, task@version, or base.")
+    model: Text = Field(max_length=256, description="A task, task@version, or base.")
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
     labels: Annotated[list[Label], Field(max_length=1000)] | None = None
     user: Text | None = None
@@ -59,6 +60,7 @@ async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) 
             )
         service.log_text(log, "prompt", texts)
         scores = await _scored(lease, texts, labels)
+        fingerprint = lease.fingerprint
     data = [
         {"index": index, "label": ordered[0].label, "labels": [asdict(item) for item in ordered]}
         for index, ordered in enumerate(scores)
@@ -68,7 +70,7 @@ async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) 
     return {
         "object": "list",
         "model": lease.model,
-        "system_fingerprint": lease.fingerprint,
+        "system_fingerprint": fingerprint,
         **task,
         **first,
         "data": data,
@@ -78,17 +80,28 @@ async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) 
 async def _scored(
     lease: Lease, texts: list[str], labels: tuple[str, ...]
 ) -> list[list[LabelScore]]:
+    """The scores of each text, one text after another: others get their turn between two."""
     template = lease.task.template
-    wanted = []
+    endings = await asyncio.to_thread(lambda: [template.answer_ids(label) for label in labels])
+    longest = max(map(len, endings))
+    scores = []
     for place, text in enumerate(texts):
-        prompt = await chat_prompt(lease.task, [Turn("user", text)], f"input.{place}")
-        for label in labels:
-            ids = (*prompt, *template.answer_ids(label))
-            wanted.append(
-                Wanted(ids, Sampling(), score_from=len(prompt), score_only=True, steady=False)
+        param = f"input.{place}" if len(texts) > 1 else "input"
+        prompt = await chat_prompt(lease.task, [Turn("user", text)], param)
+        lease.check_length(len(prompt) + longest, param)
+        wanted = [
+            Wanted(
+                (*prompt, *ending),
+                Sampling(),
+                score_from=len(prompt),
+                score_only=True,
+                steady=False,
             )
-    exchange = await lease.ask(wanted, "input")
-    await exchange.whole()
-    sums = [logprob(request) for request in exchange.requests]
-    count = len(labels)
-    return [ranked(labels, sums[at : at + count]) for at in range(0, len(sums), count)]
+            for ending in endings
+        ]
+        exchange = await lease.ask(wanted, param)
+        await exchange.whole()
+        for request in exchange.requests:
+            require_scores(request)
+        scores.append(ranked(labels, [logprob(request) for request in exchange.requests]))
+    return scores

@@ -12,7 +12,7 @@ from onebase.serving.completion_schema import DEFAULT_TOKENS, CompletionRequest,
 from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
-from onebase.serving.exchange import Exchange, Wanted
+from onebase.serving.exchange import Exchange, Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.logprobs import TextOffsets, completion_logprobs
 from onebase.serving.prompts import check_ids, text_prompt
@@ -92,6 +92,8 @@ class _Completion:
 
     async def _whole(self, lease: Lease, exchange: Exchange) -> dict[str, Any]:
         answers = await exchange.whole()
+        for own in exchange.requests:
+            require_scores(own)
         self._log["finish_reason"] = [event.finish_reason for event in answers]
         texts = [self._echo_of(index) + event.text for index, event in enumerate(answers)]
         self._service.log_text(self._log, "answer", texts)
@@ -133,6 +135,7 @@ class _Completion:
                     text, tokens = event.text, list(event.tokens)
                     if not begun[index]:
                         begun[index] = True
+                        require_scores(event.request)
                         text = self._echo_of(index) + text
                         tokens = [*self._scored(event), *tokens]
                     logprobs = self._logprobs(tokens, offsets[index])

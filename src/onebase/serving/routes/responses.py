@@ -12,7 +12,7 @@ from onebase.engine.request import FinishReason, Token
 from onebase.serving.answer_format import constraint_of
 from onebase.serving.chat_schema import turns_of
 from onebase.serving.disconnect import unless_disconnected
-from onebase.serving.errors import ApiError
+from onebase.serving.errors import ApiError, unsupported
 from onebase.serving.event_stream import EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
@@ -31,6 +31,8 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer a text or messages, whole or as a stream of events. Nothing is stored."""
     service: Service = request.app.state.service
     headers = ignored_header(check_fields(body, other_fields()))
+    if body.n not in (None, 1):
+        raise unsupported("n")
     made = _Response(service, body, request)
     return await unless_disconnected(request.receive, made.respond(headers))
 
@@ -62,7 +64,7 @@ class _Response:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
-        turns = turns_of(body.messages())
+        turns = turns_of(body.messages(), "input", 1 if body.instructions else 0)
         prompt = await chat_prompt(lease.task, turns, "input")
         longest = body.max_output_tokens or self._service.settings.limits.default_tokens
         sampling = body.sampling(longest, body.top_logprobs or None)
@@ -111,7 +113,8 @@ class _Response:
                 if frames:
                     yield b"".join(frames)
         except ApiError as failure:
-            yield event("error", **failure.body()["error"])
+            told = failure.body()["error"]
+            yield event("error", **{key: told[key] for key in ("code", "message", "param")})
             return
         self._note(text, reason)
         whole = self._response(lease, exchange, text, tokens, reason)

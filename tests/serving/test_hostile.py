@@ -1,0 +1,177 @@
+"""Requests that are odd, huge or never read: an error that names the field, and nobody else notices."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.adapters.store import AdapterStore
+from onebase.serving import event_stream
+from onebase.serving.routes.classify import ClassifyRequest
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def refused(server: Any, path: str = CHAT, **fields: Any) -> tuple[int, str | None]:
+    """The status and the field that the error names."""
+    body = {"model": "base", "max_tokens": 4, **fields}
+    if path == CHAT:
+        body.setdefault("messages", MESSAGES)
+    if path == "/v1/responses":
+        del body["max_tokens"]
+        body.setdefault("input", "hello")
+    # ASCII, so that halves of characters arrive as JSON spells them.
+    answer = server.http.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    return answer.status_code, answer.json().get("error", {}).get("param")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"repetition_penalty": 1e-46}, "repetition_penalty"),
+        (CHAT, {"logit_bias": {str(at): 1 for at in range(1025)}}, "logit_bias"),
+        (CHAT, {"metadata": {"a": "\ud800"}}, "metadata.a"),
+        (CHAT, {"metadata": {"a": 5}}, "metadata.a"),
+        (CHAT, {"model": "m" * 257}, "model"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (CHAT, {"stop": 5}, "stop"),
+        (CHAT, {"stop": [""]}, "stop"),
+        ("/v1/responses", {"n": 2}, "n"),
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "text", "grammar": "x"}}},
+            "text.format.grammar",
+        ),
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "text", "description": "\ud800"}}},
+            "text.format.description",
+        ),
+        (
+            "/v1/responses",
+            {
+                "instructions": "Be kind.",
+                "input": [{"role": "user", "content": [{"type": "image"}]}],
+            },
+            "input.0.content.0.type=image",
+        ),
+    ],
+)
+def test_the_error_names_the_field(
+    path: str, fields: dict[str, Any], param: str, server: Any
+) -> None:
+    assert refused(server, path, **fields) == (400, param)
+
+
+def test_the_largest_top_k_cuts_nothing(server: Any) -> None:
+    assert server.text(top_k=(1 << 64)) == server.text()
+
+
+def test_nulls_inside_reasoning_ask_for_nothing(server: Any) -> None:
+    assert server.chat(reasoning={"effort": None, "summary": None}).status_code == 200
+    assert server.chat(reasoning={"effort": "high"}).status_code == 400
+
+
+def test_unknown_fields_inside_others_are_named(server: Any) -> None:
+    messages = [{"role": "user", "content": "hello", "prefix": True}]
+    answer = server.chat(messages=messages, stream_options={"continuous_usage_stats": True})
+    named = answer.headers["x-onebase-ignored"].split(", ")
+    assert sorted(named) == ["messages.0.prefix", "stream_options.continuous_usage_stats"]
+
+
+def test_an_error_in_a_stream_of_responses_has_the_type_error(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(
+        type(server.service.engine._batch(server.service.engine.base).runner), "run", broken
+    )
+    *_, last = server.events("/v1/responses", model="base", input="hello")
+    assert last["type"] == "error"
+    assert last["code"] == "internal_error"
+
+
+def test_scores_of_one_prompt_come_while_another_is_read(server: Any) -> None:
+    prompts = ["hi", "hello " * 900]
+    events = server.events(
+        "/v1/completions", model="base", prompt=prompts, echo=True, logprobs=0, max_tokens=3
+    )
+    assert events[-1] == "[DONE]"
+    ends = {
+        event["choices"][0]["index"]: event["choices"][0]["finish_reason"]
+        for event in events[:-1]
+        if event["choices"][0]["finish_reason"]
+    }
+    assert set(ends) == {0, 1}
+
+
+def test_many_texts_and_labels_are_asked_one_text_at_a_time(server: Any) -> None:
+    labels = [f"label {at}" for at in range(40)]
+    body = ClassifyRequest(model="base", input=["hello", "you", "there"], labels=labels)
+    answer = server.http.post("/v1/classify", json=body.model_dump())
+    assert answer.status_code == 200
+    assert [len(item["labels"]) for item in answer.json()["data"]] == [40, 40, 40]
+
+
+def test_a_client_that_stops_reading_gives_its_places_back(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "STALLED_SECONDS", 0.5)
+    server = start(slots=16)
+    body = json.dumps(
+        {
+            "model": "base",
+            "messages": MESSAGES,
+            "stream": True,
+            "n": 16,
+            "max_tokens": 4000,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "logit_bias": {"2": -100},
+        }
+    ).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        end = time.monotonic() + 60
+        while server.service.admission.sequences == 0:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        while server.service.admission.sequences:
+            assert time.monotonic() < end, "it holds its places"
+            time.sleep(0.05)
+    assert server.chat().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "damage", [{"labels": 5}, {"template": {"kind": 5}}, {"metrics": [1]}, {"options": 3}]
+)
+def test_a_record_that_was_edited_is_an_error_naming_the_adapter(
+    damage: dict[str, Any], own_server: Any, store: AdapterStore
+) -> None:
+    server = own_server
+    item = store.get("mood")
+    file = Path(item.path) / "onebase.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**record, **damage}), encoding="utf-8")
+    answer = server.chat("mood")
+    if answer.status_code != 200:
+        assert answer.json()["error"]["code"] == "adapter_not_loadable"
+        assert "mood@1" in answer.json()["error"]["message"]
+    for path in ("/v1/models", "/v1/adapters"):
+        assert server.http.get(path).status_code == 200
+    assert server.chat().status_code == 200
