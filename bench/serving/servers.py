@@ -32,6 +32,7 @@ class OurServer(Process):
         workspace: Path | None = None,
         more: Sequence[str] = (),
         start_seconds: float = 300,
+        own_session: bool = True,
     ) -> None:
         self._empty = tempfile.TemporaryDirectory()
         folder = workspace or Path(self._empty.name)
@@ -41,7 +42,7 @@ class OurServer(Process):
         command += ["--host", "127.0.0.1", "--port", port, "--base", base]
         command += ["--precision", precision, "--workspace", str(folder), *more]
         began = time.perf_counter()
-        super().__init__("onebase serve", command, environment(threads))
+        super().__init__("onebase serve", command, environment(threads), own_session=own_session)
         self._wait(began + start_seconds)
         self.ready_seconds = time.perf_counter() - began
         self.ask(completion("base", [1, 2, 3], 1))

@@ -30,11 +30,18 @@ def environment(threads: int, **more: str) -> dict[str, str]:
 
 
 class Process:
-    """A process with a group of its own, which is stopped, woken and ended as one. It does not outlive
-    this process, however that ends (but for SIGKILL).
+    """A process with a group of its own, which is stopped, woken and ended as one, in a session of its
+    own as a rule. It does not outlive this process, however that ends (but for SIGKILL).
     """
 
-    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        variables: dict[str, str],
+        *,
+        own_session: bool = True,
+    ) -> None:
         self.name = name
         signal.signal(signal.SIGTERM, _leave)
         atexit.register(self.kill)
@@ -46,7 +53,8 @@ class Process:
             stderr=self._log,
             text=True,
             env=variables,
-            start_new_session=True,
+            start_new_session=own_session,
+            process_group=None if own_session else 0,
         )
 
     def wake(self) -> None:
