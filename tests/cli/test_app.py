@@ -49,3 +49,11 @@ def test_every_name_of_the_package_is_there() -> None:
     assert {*onebase.__all__} <= set(dir(onebase))
     with pytest.raises(AttributeError, match="nothing"):
         _ = onebase.nothing
+
+
+def test_a_group_of_one_command_is_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith("Usage: onebase data [OPTIONS] COMMAND")
+    assert "\n  check " in told

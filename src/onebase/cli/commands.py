@@ -56,10 +56,13 @@ class _Commands(MutableMapping[str, Any]):
         if name not in self._read:
             module, _, attribute = ENTRIES[name].place.partition(":")
             found = getattr(import_module(f"onebase.cli.{module}"), attribute)
-            if not isinstance(found, typer.Typer):
-                function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
-                found.command(name)(function)
-            self._read[name] = typer.main.get_command(found)
+            if isinstance(found, typer.Typer):
+                found.rich_markup_mode = None  # as the group of all
+                self._read[name] = typer.main.get_group(found)
+            else:
+                alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+                alone.command(name)(found)
+                self._read[name] = typer.main.get_command(alone)
             self._read[name].name = name
         return self._read[name]
 
