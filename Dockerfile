@@ -2,8 +2,10 @@
 # container's port is reached from outside of it:
 #
 #   docker build -t onebase .
-#   docker run -v ./workspace:/workspace -v onebase-cache:/cache onebase keys new
-#   docker run -p 8000:8000 -v ./workspace:/workspace -v onebase-cache:/cache onebase
+#   docker run --rm -v ./workspace:/workspace -v onebase-cache:/cache onebase keys new
+#   docker run -d --stop-timeout 45 -p 8000:8000 -v ./workspace:/workspace -v onebase-cache:/cache onebase
+#
+# docs/deployment.md has the rest.
 FROM python:3.12-slim AS build
 WORKDIR /src
 # On x86 the default wheel of torch brings 3 GB of CUDA libraries. Give PyTorch's index of CPU wheels:

@@ -10,7 +10,7 @@ from torch import Tensor
 from onebase.adapters.contribution import Contribution, LowRank, Scaling
 from onebase.adapters.lora import layer_of
 from onebase.engine.lean import plan
-from onebase.engine.lean.vector import BLOCK, padded
+from onebase.engine.lean.vector import BLOCK, PAD, padded
 from onebase.errors import UsageError
 from onebase.language import say
 
@@ -133,11 +133,13 @@ class LeanAdapter:
 
     def _matrix(self, matrix: Tensor) -> int:
         """A matrix with padded rows, in float32 or as the bits of bfloat16."""
-        wide = torch.zeros(len(matrix), padded(matrix.shape[1]))
-        wide[:, : matrix.shape[1]] = matrix
-        if self._half:
-            return self._keep(wide.bfloat16().view(torch.int16).numpy())
-        return self._keep(wide.numpy())
+        kind = torch.bfloat16 if self._half else torch.float32
+        own = matrix.to(kind).contiguous()
+        if own.shape[1] % PAD:
+            wide = own.new_zeros(len(own), padded(own.shape[1]))
+            wide[:, : own.shape[1]] = own
+            own = wide
+        return self._keep((own.view(torch.int16) if self._half else own).numpy())
 
     def _keep(self, array: Any) -> int:
         self._kept.append(array)
