@@ -63,7 +63,7 @@ def test_the_workspace_is_the_argument_then_the_environment_then_the_working_fol
 def test_reading_creates_nothing(store: AdapterStore) -> None:
     assert store.list() == store.list("support") == []
     assert store.tasks() == []
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     with pytest.raises(UsageError, match="none yet"):
         store.get("support")
     assert not store.workspace.root.exists()
@@ -197,7 +197,7 @@ def test_a_record_that_is_no_json_leaves_no_version(store: AdapterStore) -> None
     with pytest.raises(FileNotFoundError):
         store.add("support", lambda folder: None, RECORD)
     assert store.list() == []
-    assert store.damaged() == []
+    assert store.unlisted() == {}
 
 
 def test_what_a_killed_process_left_is_no_version_and_is_cleared(store: AdapterStore) -> None:
@@ -206,7 +206,7 @@ def test_what_a_killed_process_left_is_no_version_and_is_cleared(store: AdapterS
     left.mkdir()
     (left / "adapter_config.json").write_text("{}")
     assert names(store) == ["support@1"]
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     assert store.add("support", weights(), RECORD).version == 2
     assert not left.exists()
 
@@ -300,14 +300,14 @@ def test_a_damaged_version_stands_apart(store: AdapterStore, text: str) -> None:
     folder = store.workspace.adapters / "support" / "2"
     (folder / "onebase.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert names(store) == ["summary@1", "support@1", "support@3"]
-    assert store.damaged() == [folder]
+    assert list(store.unlisted()) == [folder]
     for use in (store.get, store.promote):
         with pytest.raises(CorruptFileError, match=re.escape(str(folder / "onebase.json"))) as seen:
             use("support@2")
         assert "onebase adapters remove support@2" in seen.value.remedy
     assert store.get("support").version == 3
     assert store.remove("support@2")[0].record == {}
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     assert not folder.exists()
 
 
