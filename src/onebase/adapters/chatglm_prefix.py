@@ -178,7 +178,8 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
         )
         raise folder.damaged(file, reason) from error
     if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        isinstance(name, str) and name.isprintable() and isinstance(value, Tensor)
+        for name, value in content.items()
     ):
         raise folder.damaged(
             file, say("it is no table of tensors by name", "它不是以名称为键的张量表")

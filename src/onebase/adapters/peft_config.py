@@ -151,7 +151,7 @@ _LAYERS = _Kind(
     "层号或层号列表",
     lambda value: _is_whole(value) or _are_wholes(value),
 )
-_LIST = _Kind("a list", "列表", lambda value: isinstance(value, list))
+_NUMBERS = _Kind("a list of layers' numbers", "层号列表", _are_wholes)
 _RANKS = _Kind(
     "a table from regular expressions to whole numbers from 1",
     "以正则表达式为键、值为大于等于 1 的整数的表",
@@ -209,7 +209,7 @@ _FIELDS: dict[str, dict[str, _Kind]] = {
     },
     # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
     "PREFIX_TUNING": _PROMPT_FIELDS
-    | {"encoder_hidden_size": _COUNT, "prefix_projection": _FLAG, "layers": _LIST},
+    | {"encoder_hidden_size": _COUNT, "prefix_projection": _FLAG, "layers": _NUMBERS},
 }
 # Of fields with several values, those that are supported.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
@@ -321,6 +321,7 @@ def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
             )
         text = file.read_text(encoding="utf-8-sig")
         config = json.loads(text, object_pairs_hook=_without_repeats)
+        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate could not be shown
     except OSError as error:
         raise folder.damaged(CONFIG, error.strerror or str(error)) from error
     except RecursionError as error:

@@ -30,6 +30,19 @@ def _is_template(value: object) -> bool:
     )
 
 
+def _is_plain(value: object, depth: int = 3) -> bool:
+    """Whether a value is made of texts and finite numbers, and is no deeper than settings are."""
+    if isinstance(value, dict):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+    return value is None or isinstance(value, bool | str) or _finite(value) is not None
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and _is_plain(value)
+
+
 def _are_labels(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(label, str) and label for label in value)
 
@@ -43,7 +56,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "head": lambda v: v in (None, REWARD_HEAD),
     "template": _is_template,
     "labels": _are_labels,
-    **dict.fromkeys(("options", "metrics"), lambda v: isinstance(v, dict)),
+    **dict.fromkeys(("options", "metrics"), _is_table),
 }
 
 
@@ -68,6 +81,7 @@ def read_portable(folder: AdapterFolder) -> dict[str, Any]:
         if file.stat().st_size > _LARGEST:
             raise folder.damaged(RECORD, say("it is too large", "文件过大"), remedy)
         content = json.loads(file.read_bytes())
+        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate could not be shown
     except OSError as error:
         raise folder.damaged(RECORD, error.strerror or str(error), remedy) from error
     except (ValueError, RecursionError) as error:
