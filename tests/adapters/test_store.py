@@ -367,3 +367,47 @@ def test_verify_sees_one_changed_byte(store: AdapterStore) -> None:
     damage(store, "support", 1, '{"task": "support"}')
     with pytest.raises(CorruptFileError, match="SHA-256"):
         store.verify(adapter)
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "remedy"),
+    [
+        (
+            "adapter_config.json",
+            "holds an adapter without onebase.json",
+            "onebase adapters import ",
+        ),
+        ("config.json", "holds a model without onebase.json", "--base"),
+        ("notes.txt", "onebase.json is damaged", "onebase adapters remove support@2"),
+    ],
+)
+def test_a_version_that_was_copied_in_is_named(
+    store: AdapterStore, file: str, words: str, remedy: str
+) -> None:
+    add(store, "support")
+    folder = store.workspace.adapters / "support" / "2"
+    folder.mkdir()
+    (folder / file).write_text("{}", encoding="utf-8")
+    for use in (store.get, store.promote):
+        with pytest.raises(CorruptFileError, match=words) as caught:
+            use("support@2")
+        assert remedy in caught.value.remedy
+    assert str(store.unlisted()[folder]) == str(caught.value)
+    assert store.get("support").version == 1
+    store.remove("support@1")
+    with pytest.raises(CorruptFileError, match=words):
+        store.get("support")
+
+
+def test_an_adapter_in_place_of_a_task_is_named(store: AdapterStore) -> None:
+    folder = store.workspace.adapters / "support"
+    folder.mkdir(parents=True)
+    config = {"base_model_name_or_path": "owner/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CorruptFileError, match="it was copied there") as caught:
+        store.get("support")
+    command = f"onebase adapters import {folder} --task support --base owner/model ;"
+    assert command in caught.value.remedy
+    assert list(store.unlisted()) == [folder]
+    with pytest.raises(UsageError, match="Unknown task"):
+        store.get("other")

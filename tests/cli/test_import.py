@@ -362,7 +362,7 @@ def test_a_folder_copied_by_hand_is_named_with_a_command_that_takes_it_in(
         assert onebase(*shlex.split(then.partition(": ")[2])[1:]).code == 0
     (now,) = onebase("adapters", "list", "--json").json["adapters"]
     assert (now["task"], now["current"]) == ("copied", True)
-    assert onebase("adapters", "list", "--json").json["unlisted"] == []
+    assert "unlisted" not in onebase("adapters", "list", "--json").json
     assert onebase("generate", "--task", "copied", "--prompt", "Hi", "--max-tokens", "2").code == 0
 
 

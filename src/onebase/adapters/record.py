@@ -12,6 +12,7 @@ from onebase.language import say
 
 RECORD = "onebase.json"
 CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"  # of full fine-tuning, a whole model
 
 
 def read_object(file: Path, name: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        if file.name == RECORD and (file.parent / CONFIG).is_file():
+        if file.name == RECORD and any((file.parent / n).is_file() for n in (CONFIG, MODEL_CONFIG)):
             raise copied(file.parent, name) from error
         raise damaged_file(file, name, error.strerror or str(error)) from error
     except OSError as error:
@@ -47,11 +48,25 @@ def damaged_file(file: Path, name: str, reason: str) -> CorruptFileError:
 
 
 def copied(folder: Path, name: str) -> CorruptFileError:
-    """The error for an adapter of PEFT's in the workspace that onebase did not store there.
+    """The error for an adapter of PEFT's, or a whole model, in the workspace that onebase did not store
+    there.
 
     `name` is the version that the folder stands for, or a task where it stands for none.
     """
     task, at, _ = name.partition("@")
+    if not (folder / CONFIG).is_file():
+        place = shlex.quote(str(folder))
+        return CorruptFileError(
+            say(
+                f"{folder} holds a model without {RECORD}: it was copied there, not trained there.",
+                f"{folder} 中的模型没有 {RECORD}：它是被复制进来的，而不是在此训练的。",
+            ),
+            say(
+                f"Move it out of the workspace and use it as a base: --base and its folder; here it is "
+                f"{place}.",
+                f"请将其移出工作区并作为基座使用（--base 加目录）；它现在位于 {place}。",
+            ),
+        )
     command = f"onebase adapters import {shlex.quote(str(folder))} --task {shlex.quote(task)}"
     if (base := _base_in(folder)) is not None:
         command += f" --base {shlex.quote(base)}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from onebase.adapters.record import CONFIG, RECORD, copied, damaged_file, read_object
+from onebase.adapters.record import CONFIG, MODEL_CONFIG, RECORD, copied, damaged_file, read_object
 from onebase.adapters.workspace import Workspace, write_whole
 from onebase.errors import CorruptFileError, UsageError, unknown
 from onebase.language import say
@@ -25,7 +25,6 @@ from onebase.model.fetch import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 MODEL = "model.safetensors"  # in place of the two, with its config.json, of full fine-tuning
-MODEL_CONFIG = "config.json"
 
 _TASK_NAME = re.compile(r"[\w-][\w.-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")

@@ -24,14 +24,14 @@ def list_command(
     left_out = session.store.unlisted()
     for error in left_out.values():
         note(say(f"Note: {error.message} {error.remedy}", f"注意：{error.message}{error.remedy}"))
+    result: dict[str, Any] = {"adapters": [described(item) for item in items]}
+    if left_out:
+        result["unlisted"] = [
+            {"path": str(path), "message": error.message, "remedy": error.remedy}
+            for path, error in left_out.items()
+        ]
     session.table(
-        {
-            "adapters": [described(item) for item in items],
-            "unlisted": [
-                {"path": str(path), "message": error.message, "remedy": error.remedy}
-                for path, error in left_out.items()
-            ],
-        },
+        result,
         ["task", "version", "current", "method", "base", "bytes", "held-out loss"],
         [
             [
