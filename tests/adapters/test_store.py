@@ -63,7 +63,7 @@ def test_the_workspace_is_the_argument_then_the_environment_then_the_working_fol
 def test_reading_creates_nothing(store: AdapterStore) -> None:
     assert store.list() == store.list("support") == []
     assert store.tasks() == []
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     with pytest.raises(UsageError, match="none yet"):
         store.get("support")
     assert not store.workspace.root.exists()
@@ -197,7 +197,7 @@ def test_a_record_that_is_no_json_leaves_no_version(store: AdapterStore) -> None
     with pytest.raises(FileNotFoundError):
         store.add("support", lambda folder: None, RECORD)
     assert store.list() == []
-    assert store.damaged() == []
+    assert store.unlisted() == {}
 
 
 def test_what_a_killed_process_left_is_no_version_and_is_cleared(store: AdapterStore) -> None:
@@ -206,7 +206,7 @@ def test_what_a_killed_process_left_is_no_version_and_is_cleared(store: AdapterS
     left.mkdir()
     (left / "adapter_config.json").write_text("{}")
     assert names(store) == ["support@1"]
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     assert store.add("support", weights(), RECORD).version == 2
     assert not left.exists()
 
@@ -300,14 +300,14 @@ def test_a_damaged_version_stands_apart(store: AdapterStore, text: str) -> None:
     folder = store.workspace.adapters / "support" / "2"
     (folder / "onebase.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert names(store) == ["summary@1", "support@1", "support@3"]
-    assert store.damaged() == [folder]
+    assert list(store.unlisted()) == [folder]
     for use in (store.get, store.promote):
         with pytest.raises(CorruptFileError, match=re.escape(str(folder / "onebase.json"))) as seen:
             use("support@2")
         assert "onebase adapters remove support@2" in seen.value.remedy
     assert store.get("support").version == 3
     assert store.remove("support@2")[0].record == {}
-    assert store.damaged() == []
+    assert store.unlisted() == {}
     assert not folder.exists()
 
 
@@ -367,3 +367,47 @@ def test_verify_sees_one_changed_byte(store: AdapterStore) -> None:
     damage(store, "support", 1, '{"task": "support"}')
     with pytest.raises(CorruptFileError, match="SHA-256"):
         store.verify(adapter)
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "remedy"),
+    [
+        (
+            "adapter_config.json",
+            "holds an adapter without onebase.json",
+            "onebase adapters import ",
+        ),
+        ("config.json", "holds a model without onebase.json", "--base"),
+        ("notes.txt", "onebase.json is damaged", "onebase adapters remove support@2"),
+    ],
+)
+def test_a_version_that_was_copied_in_is_named(
+    store: AdapterStore, file: str, words: str, remedy: str
+) -> None:
+    add(store, "support")
+    folder = store.workspace.adapters / "support" / "2"
+    folder.mkdir()
+    (folder / file).write_text("{}", encoding="utf-8")
+    for use in (store.get, store.promote):
+        with pytest.raises(CorruptFileError, match=words) as caught:
+            use("support@2")
+        assert remedy in caught.value.remedy
+    assert str(store.unlisted()[folder]) == str(caught.value)
+    assert store.get("support").version == 1
+    store.remove("support@1")
+    with pytest.raises(CorruptFileError, match=words):
+        store.get("support")
+
+
+def test_an_adapter_in_place_of_a_task_is_named(store: AdapterStore) -> None:
+    folder = store.workspace.adapters / "support"
+    folder.mkdir(parents=True)
+    config = {"base_model_name_or_path": "owner/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CorruptFileError, match="it was copied there") as caught:
+        store.get("support")
+    command = f"onebase adapters import {folder} --task support --base owner/model ;"
+    assert command in caught.value.remedy
+    assert list(store.unlisted()) == [folder]
+    with pytest.raises(UsageError, match="Unknown task"):
+        store.get("other")

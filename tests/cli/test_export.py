@@ -10,7 +10,7 @@ from onebase.model.base import Base
 
 Run = Any
 FILES = {
-    "peft": ["adapter_config.json", "adapter_model.safetensors"],
+    "peft": ["adapter_config.json", "adapter_model.safetensors", "onebase.json"],
     "gguf": ["adapter.gguf", "model.gguf"],
 }
 

@@ -37,6 +37,7 @@ def test_peft_loads_it(
     assert [file.name for file in exported.files] == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "onebase.json",
     ]
     # The base is found by what the adapter says.
     model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -161,7 +161,12 @@ def matches(pattern: str, name: str) -> bool:
     """Whether `pattern`, a regular expression, matches the layer's full name or the end of it
     behind a dot (as PEFT reads its patterns).
     """
-    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+    return re.fullmatch(name_pattern(pattern), name) is not None
+
+
+def name_pattern(pattern: str) -> str:
+    """The regular expression that `matches` makes of a pattern."""
+    return rf"(.*\.)?({pattern})"
 
 
 def _matched(

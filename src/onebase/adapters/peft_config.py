@@ -1,102 +1,354 @@
-"""PEFT's configurations: reading one, and which of its fields are honoured; any other is refused by its
-name.
+"""PEFT's configurations: reading one, and which of its fields are honoured. A field of a wrong type or
+out of range, and a field that is not honoured, is refused by its name.
 """
 
 import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
+from onebase.adapters.lora import name_pattern
 from onebase.errors import CorruptFileError, OnebaseError
 from onebase.language import say
 
 CONFIG = "adapter_config.json"
-# PEFT's fields by type: those that this reader honours or that say nothing about the answers. Any
-# other field must be empty, or the adapter would be another than the one that was saved.
-_COMMON = {
-    *("peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "auto_mapping", "exclude_modules", "ensure_weight_tying"),
-}
-_PROMPT_FIELDS = {
-    *("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"),
-    *("num_transformer_submodules", "tokenizer_name_or_path", "tokenizer_kwargs"),
-}
-_FIELDS = {
-    "LORA": {
-        *("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "lora_dropout"),
-        *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
-        *("init_lora_weights", "megatron_core", "qalora_group_size", "loftq_config"),
-        *("runtime_config", "eva_config", "lora_ga_config"),
-    },
-    "IA3": {"target_modules", "feedforward_modules", "init_ia3_weights"},
-    "PROMPT_TUNING": _PROMPT_FIELDS | {"prompt_tuning_init", "prompt_tuning_init_text"},
-    "P_TUNING": _PROMPT_FIELDS
-    | {
-        *("encoder_reparameterization_type", "encoder_hidden_size"),
-        *("encoder_num_layers", "encoder_dropout"),
-    },
-    # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
-    "PREFIX_TUNING": _PROMPT_FIELDS | {"encoder_hidden_size", "prefix_projection", "layers"},
-}
 # The one layer that may be saved whole: the scalar head of a sequence classifier with one label.
 HEAD = "score"
 _HEADS = {HEAD, "classifier"}  # PEFT names both of them, whatever the model has
 # Initialisations that change the base's weights too: the file alone is not the adapter.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_LARGEST_CONFIG = 16 << 20  # bytes
+_LARGEST_ALPHA = 1e6
+_SHORT = Repr()  # of a value, however long or deep
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
-def check_fields(folder: Path, config: dict[str, Any]) -> None:
-    """Raise OnebaseError where a configuration in `folder` says something that can't be honoured."""
+@dataclass(frozen=True)
+class AdapterFolder:
+    """The folder that an adapter is read from; `foreign` if it is being imported."""
+
+    path: Path
+    foreign: bool = False
+
+    def damaged(self, file: str, reason: str, remedy: str | None = None) -> CorruptFileError:
+        """The error for a file of the adapter that can't be used, with `remedy` or the general one."""
+        if remedy is None and self.foreign:
+            remedy = say(
+                "Get the files again from where the adapter was trained: the folder that "
+                "save_pretrained of PEFT wrote.",
+                "请从训练该适配器的地方重新获取文件，即 PEFT 的 save_pretrained 写出的目录。",
+            )
+        return CorruptFileError(
+            say(
+                f"{self.path / file} can't be used: {reason}.",
+                f"无法使用 {self.path / file}：{reason}。",
+            ),
+            remedy
+            or say(
+                "Train the task again, roll back to an earlier version, or import the adapter anew.",
+                "请重新训练该任务、回退到更早的版本，或重新导入适配器。",
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a field may hold, in words, and the test of it."""
+
+    en: str
+    zh: str
+    holds: Callable[[Any], bool]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_alpha(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= _LARGEST_ALPHA
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_wholes(value: object) -> bool:
+    return isinstance(value, list) and all(_is_whole(item) for item in value)
+
+
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def _are_names(value: object) -> bool:
+    return _are_texts(value) or (isinstance(value, str) and _is_pattern(value))
+
+
+def _are_patterns(value: object) -> bool:
+    patterns = [value] if isinstance(value, str) else value
+    return isinstance(patterns, list) and all(
+        isinstance(pattern, str) and _is_pattern(_numbered(pattern)) for pattern in patterns
+    )
+
+
+def _is_table(value: object, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(
+        _is_pattern(name_pattern(pattern)) and holds(item) for pattern, item in value.items()
+    )
+
+
+def _numbered(pattern: str) -> str:
+    """What finds the number of a layer in a full name by one of layers_pattern."""
+    return rf"(?:^|.*?\.){pattern}\.(?P<onebase_layer>\d+)\."
+
+
+_FLAG = _Kind("true or false", "true 或 false", lambda value: isinstance(value, bool))
+_TEXT = _Kind("a text", "文本", lambda value: isinstance(value, str))
+_OBJECT = _Kind("an object", "对象", lambda value: isinstance(value, dict))
+_COUNT = _Kind("a whole number from 1", "大于等于 1 的整数", _is_rank)
+_WHOLE = _Kind("a whole number", "整数", _is_whole)
+_NUMBER = _Kind("a number", "数值", _is_number)
+_SHARE = _Kind("a number from 0, below 1", "大于等于 0 且小于 1 的数值", _is_share)
+_ALPHA = _Kind(
+    f"a number above 0, at most {_LARGEST_ALPHA:g}",
+    f"大于 0 且不超过 {_LARGEST_ALPHA:g} 的数值",
+    _is_alpha,
+)
+_FLAG_OR_TEXT = _Kind(
+    "true, false or a text", "true、false 或文本", lambda value: isinstance(value, bool | str)
+)
+_NAMES = _Kind(
+    "a list of names, or a regular expression",
+    "名称列表或正则表达式",
+    _are_names,
+)
+_PATTERNS = _Kind(
+    "a regular expression, or a list of them",
+    "正则表达式或其列表",
+    _are_patterns,
+)
+_LAYERS = _Kind(
+    "a layer's number, or a list of them",
+    "层号或层号列表",
+    lambda value: _is_whole(value) or _are_wholes(value),
+)
+_NUMBERS = _Kind("a list of layers' numbers", "层号列表", _are_wholes)
+_RANKS = _Kind(
+    "a table from regular expressions to whole numbers from 1",
+    "以正则表达式为键、值为大于等于 1 的整数的表",
+    lambda value: _is_table(value, _is_rank),
+)
+_ALPHAS = _Kind(
+    f"a table from regular expressions to numbers above 0, at most {_LARGEST_ALPHA:g}",
+    f"以正则表达式为键、值为大于 0 且不超过 {_LARGEST_ALPHA:g} 的数值的表",
+    lambda value: _is_table(value, _is_alpha),
+)
+# PEFT's fields by type: those that this reader honours or that say nothing about the answers. Any
+# other field must be empty, or the adapter would be another than the one that was saved.
+_COMMON = {
+    **dict.fromkeys(("peft_type", "task_type", "peft_version"), _TEXT),
+    **dict.fromkeys(("base_model_name_or_path", "revision"), _TEXT),
+    **dict.fromkeys(("inference_mode", "ensure_weight_tying"), _FLAG),
+    "auto_mapping": _OBJECT,
+    "exclude_modules": _NAMES,
+}
+_PROMPT_FIELDS = {
+    "num_virtual_tokens": _COUNT,
+    **dict.fromkeys(("token_dim", "num_attention_heads", "num_layers"), _COUNT),
+    "num_transformer_submodules": _COUNT,
+    "tokenizer_name_or_path": _TEXT,
+    "tokenizer_kwargs": _OBJECT,
+}
+_FIELDS: dict[str, dict[str, _Kind]] = {
+    "LORA": {
+        "r": _COUNT,
+        "lora_alpha": _ALPHA,
+        "target_modules": _NAMES,
+        **dict.fromkeys(("use_rslora", "use_dora"), _FLAG),
+        "lora_dropout": _SHARE,
+        "rank_pattern": _RANKS,
+        "alpha_pattern": _ALPHAS,
+        "layers_to_transform": _LAYERS,
+        "layers_pattern": _PATTERNS,
+        "init_lora_weights": _FLAG_OR_TEXT,
+        "megatron_core": _TEXT,
+        "qalora_group_size": _WHOLE,
+        **dict.fromkeys(("loftq_config", "runtime_config", "eva_config"), _OBJECT),
+        "lora_ga_config": _OBJECT,
+    },
+    "IA3": {
+        **dict.fromkeys(("target_modules", "feedforward_modules"), _NAMES),
+        "init_ia3_weights": _FLAG,
+    },
+    "PROMPT_TUNING": _PROMPT_FIELDS
+    | dict.fromkeys(("prompt_tuning_init", "prompt_tuning_init_text"), _TEXT),
+    "P_TUNING": _PROMPT_FIELDS
+    | {
+        "encoder_reparameterization_type": _TEXT,
+        **dict.fromkeys(("encoder_hidden_size", "encoder_num_layers"), _COUNT),
+        "encoder_dropout": _NUMBER,
+    },
+    # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
+    "PREFIX_TUNING": _PROMPT_FIELDS
+    | {"encoder_hidden_size": _COUNT, "prefix_projection": _FLAG, "layers": _NUMBERS},
+}
+# Of fields with several values, those that are supported.
+_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "task_type": (None, "CAUSAL_LM", "SEQ_CLS"),
+    "num_transformer_submodules": (None, 1),
+}
+_REQUIRED = {"LORA": ("r", "lora_alpha"), "IA3": ()}
+
+
+def check_fields(folder: AdapterFolder, config: dict[str, Any]) -> None:
+    """Raise CorruptFileError for a field whose value can't be one, and OnebaseError for a field that
+    can't be honoured.
+    """
     kind = str(config.get("peft_type"))
     if kind not in _FIELDS:
         raise OnebaseError(
-            say(f"{folder} holds a {kind} adapter.", f"{folder} 中是 {kind} 适配器。"),
+            say(f"{folder.path} holds a {kind} adapter.", f"{folder.path} 中是 {kind} 适配器。"),
             say(f"Supported: {', '.join(_FIELDS)}.", f"支持：{'、'.join(_FIELDS)}。"),
         )
+    known = _COMMON | _FIELDS[kind]
+    required = _REQUIRED.get(kind, ("num_virtual_tokens",))
     for field, value in config.items():
-        refused = field not in _COMMON | _FIELDS[kind] and value not in (
-            None,
-            False,
-            "none",
-            {},
-            [],
-        )
-        if field == "modules_to_save" and isinstance(value, list):
-            refused = not set(value) <= _HEADS
-        refused |= field == "task_type" and value not in (None, "CAUSAL_LM", "SEQ_CLS")
-        refused |= field == "num_transformer_submodules" and value not in (None, 1)
-        refused |= field == "init_lora_weights" and str(value).lower().startswith(_CHANGES_THE_BASE)
-        if field == "loftq_config":
-            refused |= bool(value) and config.get("init_lora_weights") == "loftq"
-        if refused:
+        if _refused(field, value, known, config):
             raise OnebaseError(
                 say(
-                    f"The {kind} adapter in {folder} uses {field}={value!r}, which is not supported.",
-                    f"{folder} 中的 {kind} 适配器使用了不支持的 {field}={value!r}。",
+                    f"The {kind} adapter in {folder.path} uses {field}={_SHORT.repr(value)}, which is not "
+                    "supported.",
+                    f"{folder.path} 中的 {kind} 适配器使用了不支持的 {field}={_SHORT.repr(value)}。",
                 ),
                 say(
                     f"Merge it into its base with PEFT, or train it without {field}.",
                     f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
                 ),
             )
+        if field in known and value is not None and not known[field].holds(value):
+            raise _wrong(folder, field, value, known[field])
+    for field in required:
+        if config.get(field) is None:
+            raise _wrong(folder, field, config.get(field), known[field])
 
 
-def read_peft_config(folder: Path) -> dict[str, Any]:
+def _refused(field: str, value: Any, known: dict[str, _Kind], config: dict[str, Any]) -> bool:
+    """Whether a field asks for something that is not supported."""
+    if field not in known:
+        heads = field == "modules_to_save" and _are_texts(value) and set(value) <= _HEADS
+        return not heads and value not in (None, False, "none", {}, [])
+    if field == "init_lora_weights":
+        return str(value).lower().startswith(_CHANGES_THE_BASE)
+    if field == "loftq_config":
+        return bool(value) and config.get("init_lora_weights") == "loftq"
+    return field in _SUPPORTED and value not in _SUPPORTED[field]
+
+
+def _wrong(folder: AdapterFolder, field: str, value: object, kind: _Kind) -> CorruptFileError:
+    return folder.damaged(
+        CONFIG,
+        say(
+            f"{field} is {_SHORT.repr(value)}, not {kind.en}",
+            f"{field} 为 {_SHORT.repr(value)}，应为{kind.zh}",
+        ),
+        say(
+            f"Set {field} to the value that the adapter was trained with, or save the adapter "
+            "again with PEFT.",
+            f"请将 {field} 改为训练时的值，或用 PEFT 重新保存该适配器。",
+        )
+        if folder.foreign
+        else None,
+    )
+
+
+def targeted(config: dict[str, Any], name: str) -> bool:
+    """Whether PEFT gives the linear layer of this full name a delta: by target_modules,
+    exclude_modules and, for a list of names, layers_to_transform and layers_pattern.
+    """
+    excluded, wanted = config.get("exclude_modules"), config.get("target_modules")
+    if excluded and named(excluded, name):
+        return False
+    if wanted is None or wanted == "all-linear":
+        return True
+    if not named(wanted, name):
+        return False
+    numbers = config.get("layers_to_transform")
+    if isinstance(wanted, str) or name in wanted or numbers is None or numbers == []:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(_numbered(pattern), name)
+        if found is not None:
+            layer = int(found["onebase_layer"])
+            return layer == numbers if isinstance(numbers, int) else layer in numbers
+    return False
+
+
+def named(wanted: str | list[str], name: str) -> bool:
+    """Whether a regular expression, or a list of names or their ends, names a layer."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == item or name.endswith(f".{item}") for item in wanted)
+
+
+def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
     """The adapter_config.json in `folder`. Raises CorruptFileError."""
+    file = folder.path / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise damaged(folder / CONFIG, str(error)) from error
+        if file.stat().st_size > _LARGEST_CONFIG:
+            raise folder.damaged(
+                CONFIG,
+                say(f"it has {file.stat().st_size} bytes", f"它有 {file.stat().st_size} 字节"),
+            )
+        text = file.read_text(encoding="utf-8-sig")
+        config = json.loads(text, object_pairs_hook=_without_repeats)
+        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate could not be shown
+    except OSError as error:
+        raise folder.damaged(CONFIG, error.strerror or str(error)) from error
+    except RecursionError as error:
+        reason = say("its JSON is nested too deeply", "JSON 嵌套过深")
+        raise folder.damaged(CONFIG, reason) from error
+    except _RepeatedKey as error:
+        reason = say(f"the key {error} stands twice in it", f"键 {error} 出现了两次")
+        raise folder.damaged(
+            CONFIG,
+            reason,
+            say("Remove one of the two.", "请删除其中之一。") if folder.foreign else None,
+        ) from error
+    except ValueError as error:
+        raise folder.damaged(CONFIG, str(error)) from error
     if not isinstance(config, dict):
-        raise damaged(folder / CONFIG, "not a JSON object")
+        raise folder.damaged(CONFIG, say("not a JSON object", "不是 JSON 对象"))
     return config
 
 
-def damaged(file: Path, reason: str) -> CorruptFileError:
-    """The error for an adapter's file that can't be used."""
-    return CorruptFileError(
-        say(f"{file} can't be used: {reason}.", f"无法使用 {file}：{reason}。"),
-        say(
-            "Train the task again, roll back to an earlier version, or import the adapter anew.",
-            "请重新训练该任务、回退到更早的版本，或重新导入适配器。",
-        ),
-    )
+class _RepeatedKey(Exception):
+    """A key that an object of JSON has twice."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKey(repr(key))
+        found[key] = value
+    return found

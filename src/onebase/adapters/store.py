@@ -5,7 +5,6 @@ On disk, `adapters/<task>/` holds a folder for each version and three small text
 `last` (the highest version ever given, so that none is given twice).
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,15 +17,14 @@ from typing import Any
 
 from filelock import FileLock
 
+from onebase.adapters.record import CONFIG, MODEL_CONFIG, RECORD, copied, damaged_file, read_object
 from onebase.adapters.workspace import Workspace, write_whole
 from onebase.errors import CorruptFileError, UsageError, unknown
 from onebase.language import say
+from onebase.model.fetch import file_sha256
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MODEL = "model.safetensors"  # in place of the two, with its config.json, of full fine-tuning
-MODEL_CONFIG = "config.json"
-RECORD = "onebase.json"
 
 _TASK_NAME = re.compile(r"[\w-][\w.-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -143,7 +141,7 @@ class AdapterStore:
                     "task": task,
                     "version": version,
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "sha256": _sha256(_weights(partial)),
+                    "sha256": file_sha256(_weights(partial)),
                 }
                 text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
                 (partial / RECORD).write_text(text, encoding="utf-8")
@@ -210,28 +208,33 @@ class AdapterStore:
     def verify(self, adapter: StoredAdapter) -> None:
         """Raise `CorruptFileError` where a file is missing, unreadable or not what was stored."""
         config = CONFIG if _weights(adapter.path).name == WEIGHTS else MODEL_CONFIG
-        _read_object(adapter.path / config, adapter.name)
-        expected = _read_object(adapter.path / RECORD, adapter.name).get("sha256")
+        read_object(adapter.path / config, adapter.name)
+        expected = read_object(adapter.path / RECORD, adapter.name).get("sha256")
         weights = _weights(adapter.path)
         try:
-            actual = _sha256(weights)
+            actual = file_sha256(weights)
         except OSError as error:
-            raise _damaged(weights, adapter.name, error.strerror or str(error)) from error
+            raise damaged_file(weights, adapter.name, error.strerror or str(error)) from error
         if actual != expected:
             reason = say(
                 f"its SHA-256 is {actual}, not {expected}",
                 f"其 SHA-256 为 {actual}，而应为 {expected}",
             )
-            raise _damaged(weights, adapter.name, reason)
+            raise damaged_file(weights, adapter.name, reason)
 
-    def damaged(self) -> list[Path]:
-        """The folders of versions that `list` leaves out: their onebase.json can't be read."""
-        return [
-            self._folder(task) / str(version)
-            for task in self.tasks()
-            for version in self._versions(task)
-            if not self._read_or_blank(task, version).record
-        ]
+    def unlisted(self) -> dict[Path, CorruptFileError]:
+        """The folders of adapters that `list` leaves out, each with what is wrong and the way out."""
+        found = {}
+        root = self.workspace.adapters
+        for folder in sorted(root.iterdir()) if root.is_dir() else ():
+            for version in self._versions(folder.name):
+                try:
+                    self._read(folder.name, version)
+                except CorruptFileError as error:
+                    found[folder / str(version)] = error
+            if (folder / CONFIG).is_file():
+                found[folder] = copied(folder, folder.name)
+        return found
 
     def _folder(self, task: str) -> Path:
         return self.workspace.adapters / task
@@ -284,6 +287,8 @@ class AdapterStore:
         if not self._versions(task):
             if task == "base":
                 check_task_name(task)
+            if _TASK_NAME.fullmatch(task) and (self._folder(task) / CONFIG).is_file():
+                raise copied(self._folder(task), task)
             raise unknown("task", "任务", task, self.tasks())
 
     def _resolve(self, name: str, *, bare: bool = True) -> tuple[str, int]:
@@ -313,6 +318,8 @@ class AdapterStore:
                 ),
                 self._promote_one(task),
             )
+        if not self.list(task):
+            self._read(task, versions[-1])  # which says what is wrong with it
         raise UsageError(
             say(f"No version of {task!r} is current.", f"{task!r} 没有启用任何版本。"),
             self._promote_one(task),
@@ -327,7 +334,7 @@ class AdapterStore:
 
     def _read(self, task: str, version: int) -> StoredAdapter:
         path = self._folder(task) / str(version)
-        record = _read_object(path / RECORD, f"{task}@{version}")
+        record = read_object(path / RECORD, f"{task}@{version}")
         return StoredAdapter(task, version, path, version == self._current(task), record)
 
     def _read_or_blank(self, task: str, version: int) -> StoredAdapter:
@@ -354,11 +361,6 @@ def _weights(folder: Path) -> Path:
     return model if model.exists() else folder / WEIGHTS
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _numbers(file: Path) -> list[int]:
     """The versions written in a small text file, passing over what is none."""
     try:
@@ -370,26 +372,3 @@ def _numbers(file: Path) -> list[int]:
 
 def _number(file: Path) -> int | None:
     return next(iter(_numbers(file)), None)
-
-
-def _read_object(file: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the adapter `name`."""
-    try:
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise _damaged(file, name, error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, name, str(error)) from error
-    if not isinstance(value, dict) or not value:
-        raise _damaged(file, name, say("it holds no JSON object", "内容不是 JSON 对象"))
-    return value
-
-
-def _damaged(file: Path, name: str, reason: str) -> CorruptFileError:
-    return CorruptFileError(
-        say(f"{file} is damaged: {reason}.", f"{file} 已损坏：{reason}。"),
-        say(
-            f"Put back a copy of it, or run `onebase adapters remove {name}` and train again.",
-            f"请从备份恢复该文件，或运行 `onebase adapters remove {name}` 后重新训练。",
-        ),
-    )

@@ -1,14 +1,12 @@
 """`onebase adapters`: the tasks, their versions, PEFT adapters from elsewhere."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from onebase.adapters.store import CONFIG, WEIGHTS, StoredAdapter
-from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin
-from onebase.errors import UsageError
+from onebase.adapters.store import StoredAdapter, check_task_name
+from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin, note
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
 
@@ -23,8 +21,17 @@ def list_command(
     """Every version of every task."""
     session = begin(workspace, as_json, lang)
     items = session.store.list()
+    left_out = session.store.unlisted()
+    for error in left_out.values():
+        note(say(f"Note: {error.message} {error.remedy}", f"注意：{error.message}{error.remedy}"))
+    result: dict[str, Any] = {"adapters": [described(item) for item in items]}
+    if left_out:
+        result["unlisted"] = [
+            {"path": str(path), "message": error.message, "remedy": error.remedy}
+            for path, error in left_out.items()
+        ]
     session.table(
-        {"adapters": [described(item) for item in items]},
+        result,
         ["task", "version", "current", "method", "base", "bytes", "held-out loss"],
         [
             [
@@ -104,42 +111,40 @@ def remove_command(
 
 @adapters_app.command("import")
 def import_command(
-    folder: Annotated[Path, typer.Argument(help="A folder that PEFT saved.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that PEFT saved, or ChatGLM2's ptuning scripts.")
+    ],
     task: Annotated[str, typer.Option(help="The task it becomes.")],
     base: BaseOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="The instruction it was trained with.")
     ] = None,
     template: Annotated[
-        str, typer.Option(help="auto, chat, plain, or a text with {input}.")
-    ] = "auto",
+        str | None, typer.Option(help="auto (default), chat, plain, or a text with {input}.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
     lang: LangOption = None,
 ) -> None:
     """Take in an adapter in PEFT's format, checked against its base."""
     # Late: only this command of the group needs the engine.
-    from onebase.adapters.peft_config import read_peft_config
-    from onebase.adapters.peft_format import load_adapter
+    from onebase.adapters.importing import find_adapter, read_adapter
     from onebase.data.template import Template
     from onebase.engine.compiled import compiled
     from onebase.engine.generic_runner import GenericRunner
     from onebase.model.base import Base
 
     session = begin(workspace, as_json, lang)
-    if not folder.is_dir():
-        raise UsageError(
-            say(f"{folder} is no folder.", f"{folder} 不是目录。"),
-            say(f"Give the folder that holds {CONFIG}.", f"请给出包含 {CONFIG} 的目录。"),
-        )
-    read_peft_config(folder)
+    check_task_name(task)
+    source = find_adapter(folder)
     loaded = Base.load(base or DEFAULT_BASE)
-    adapter = load_adapter(folder, loaded)
+    found = read_adapter(source, loaded)
+    asked = {"kind": template, "instruction": instruction}
+    settings = {**found.record.get("template", {}), **{k: v for k, v in asked.items() if v}}
 
     def write(target: Path) -> None:
-        for file in (CONFIG, WEIGHTS):
-            shutil.copyfile(folder / file, target / file)
-        compiled(GenericRunner(loaded), adapter, target)
+        found.write(target)
+        compiled(GenericRunner(loaded), found.adapter, target)
 
     item = session.store.add(
         task,
@@ -147,16 +152,22 @@ def import_command(
         {
             "base": loaded.name,
             "base_fingerprint": loaded.fingerprint,
-            "precision": loaded.precision.text,
-            "method": adapter.method,
-            "options": adapter.options,
-            "template": Template(loaded.tokenizer, kind=template, instruction=instruction).config(),
+            "precision": found.record.get("precision", loaded.precision.text),
+            "method": found.method,
+            "options": found.options,
+            "template": Template.from_config(loaded.tokenizer, settings).config(),
             "imported": True,
-            "labels": [],
-            "metrics": {"trainable": adapter.trainable()},
+            "labels": found.record.get("labels", []),
+            **found.head,
+            "metrics": found.metrics,
         },
     )
-    session.show(described(item), say(f"imported as {item.name}", f"已导入为 {item.name}"))
+    for text in found.notes:
+        note(say(f"Note: {text}", f"注意：{text}"))
+    session.show(
+        {**described(item), "notes": list(found.notes)},
+        say(f"imported as {item.name}", f"已导入为 {item.name}"),
+    )
 
 
 def described(item: StoredAdapter) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
@@ -29,6 +30,9 @@ PrecisionOption = Annotated[
         "w8a8 or auto.",
     ),
 ]
+
+
+_NO_WIDTH = 100_000  # columns
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,13 @@ class Session:
         if self.json:
             self.show(result)
             return
-        table = Table(*columns)
+        table = Table()
+        for column in columns:
+            table.add_column(column, overflow="fold")  # nothing is cut off a name
         for row in rows:
-            table.add_row(*("" if cell is None else str(cell) for cell in row))
-        Console(soft_wrap=not sys.stdout.isatty()).print(table)
+            table.add_row(*("" if cell is None else Text(str(cell)) for cell in row))
+        # A terminal has a width, a pipe or a file has none.
+        Console(width=None if sys.stdout.isatty() else _NO_WIDTH).print(table)
 
 
 def begin(workspace: Path | None, as_json: bool, lang: str | None) -> Session:

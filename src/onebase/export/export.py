@@ -15,7 +15,7 @@ from onebase.export.folder import check_new, new_folder
 from onebase.export.gguf_family import family_of
 from onebase.export.gguf_files import write_adapter, write_model
 from onebase.export.merged import check_mergeable, merge, save
-from onebase.export.peft import check_known_to_peft, write_peft
+from onebase.export.peft import check_known_to_peft, onebase_notes, write_peft
 from onebase.export.prompting import prompting_notes
 from onebase.language import say
 from onebase.model.base import Base
@@ -72,6 +72,7 @@ def export(
     if to == "peft":
         adapter = _adapter(stored)
         new_folder(out, lambda folder: write_peft(adapter, folder))
+        notes += [*_precision_notes(adapter, to), *onebase_notes(adapter)]
         return _exported(stored, to, out, notes)
     loaded = _base_of(stored, base)
     contribution = _contribution(stored, loaded)
@@ -79,7 +80,7 @@ def export(
         family_of(loaded)  # refused before anything is merged
     plain_lora = _is_plain_lora(contribution)
     if stored is not None:
-        notes += _precision_notes(stored)
+        notes += _precision_notes(stored, to)
         if to == "gguf" and not plain_lora and stored.method != FULL:
             notes.append(_merged_only(stored))
     label = stored.name if stored is not None else Path(loaded.name).name
@@ -192,10 +193,18 @@ def _merged_only(stored: StoredAdapter) -> str:
     )
 
 
-def _precision_notes(stored: StoredAdapter) -> list[str]:
-    precision = stored.record.get("precision")
+def _precision_notes(stored: StoredAdapter, to: str) -> list[str]:
+    precision = str(stored.record.get("precision") or "").partition(":")[0]
     if precision not in ("nf4", "int8"):
         return []
+    if to == "peft":
+        return [
+            say(
+                f"It was trained on its base in {precision}: over the base in floating point answers "
+                "can differ a little.",
+                f"它在 {precision} 精度的基座上训练：用于浮点基座时，回答可能略有不同。",
+            )
+        ]
     return [
         say(
             f"It was trained on its base in {precision} and is merged into the base in floating "

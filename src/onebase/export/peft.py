@@ -1,12 +1,16 @@
-"""A stored adapter copied out as PEFT knows it, with nothing of onebase's beside it."""
+"""A stored adapter copied out as PEFT knows it, and beside it what `adapters import` needs to make the
+same task of it: labels, template, a reward model's scale. PEFT passes over that file.
+"""
 
 import json
 import shutil
 from pathlib import Path
 
 from onebase.adapters.full import FULL
-from onebase.adapters.peft_config import CONFIG, read_peft_config
+from onebase.adapters.peft_config import CONFIG, AdapterFolder, read_peft_config
 from onebase.adapters.peft_format import WEIGHTS
+from onebase.adapters.portable import portable
+from onebase.adapters.record import RECORD
 from onebase.adapters.store import StoredAdapter
 from onebase.errors import UsageError
 from onebase.language import say
@@ -24,7 +28,7 @@ def check_known_to_peft(stored: StoredAdapter) -> None:
             ),
             say("Use --to merged or --to gguf.", "请使用 --to merged 或 --to gguf。"),
         )
-    parts = read_peft_config(stored.path).get("parts")
+    parts = read_peft_config(AdapterFolder(stored.path)).get("parts")
     if isinstance(parts, dict) and list(parts) == ["p-tuning-v2"]:
         raise UsageError(
             say(
@@ -52,12 +56,14 @@ def check_known_to_peft(stored: StoredAdapter) -> None:
 
 
 def write_peft(stored: StoredAdapter, folder: Path) -> None:
-    """Copy adapter_config.json and adapter_model.safetensors into `folder`."""
-    config = read_peft_config(stored.path)
+    """Write adapter_config.json, adapter_model.safetensors and onebase.json into `folder`."""
+    config = read_peft_config(AdapterFolder(stored.path))
     config["base_model_name_or_path"] = _base_of(stored, config.get("base_model_name_or_path"))
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     shutil.copyfile(stored.path / WEIGHTS, folder / WEIGHTS)
+    text = json.dumps(portable(stored.record), indent=2, ensure_ascii=False) + "\n"
+    (folder / RECORD).write_text(text, encoding="utf-8")
 
 
 def _base_of(stored: StoredAdapter, written: object) -> str:
@@ -66,3 +72,27 @@ def _base_of(stored: StoredAdapter, written: object) -> str:
     if stored.base.count("/") == 1 and path.name == stored.base.replace("/", "--"):
         return stored.base  # the cache's folder of a model from the Hub
     return str(path.resolve()) if path.is_dir() else str(written or stored.base)
+
+
+def onebase_notes(stored: StoredAdapter) -> list[str]:
+    """What PEFT's own files do not say of a task, and onebase.json beside them does."""
+    notes = []
+    if labels := stored.record.get("labels"):
+        shown = ", ".join(map(repr, labels[:8])) + (", …" if len(labels) > 8 else "")
+        notes.append(
+            say(
+                f"Its labels ({shown}) are in {RECORD}, which `onebase adapters import` reads and PEFT "
+                "passes over.",
+                f"其标签（{shown}）保存在 {RECORD} 中：`onebase adapters import` 会读取，PEFT 会忽略。",
+            )
+        )
+    if stored.record.get("head"):
+        notes.append(
+            say(
+                "It is a reward model, for PEFT a sequence classifier with one label. PEFT gives the "
+                f"score as it is; its mean and deviation are in {RECORD}.",
+                "它是奖励模型，在 PEFT 中为单标签序列分类器。PEFT 给出未经标准化的分数，"
+                f"其均值和标准差保存在 {RECORD} 中。",
+            )
+        )
+    return notes

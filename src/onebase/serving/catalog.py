@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.adapters.full import FULL
-from onebase.adapters.store import MODEL, RECORD, WEIGHTS, AdapterStore, StoredAdapter
+from onebase.adapters.record import RECORD
+from onebase.adapters.store import MODEL, WEIGHTS, AdapterStore, StoredAdapter
 from onebase.engine.pool import BASE_TASK
 from onebase.errors import UsageError
 from onebase.language import say

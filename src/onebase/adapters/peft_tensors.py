@@ -1,0 +1,383 @@
+"""An adapter's tensors as PEFT names them, read into each method's module, each checked first against
+the configuration and the base.
+
+A tensor is read by the names that PEFT reads it by (0.21): with the name of the adapter, `.default`, or
+without. PEFT passes over any other name without a word; here it is refused.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.head import ScalarHead
+from onebase.adapters.ia3 import Ia3
+from onebase.adapters.lora import Lora, Site, matches, scale_of
+from onebase.adapters.peft_config import CONFIG, HEAD, AdapterFolder, named, targeted
+from onebase.adapters.prefix import DeepPrefix
+from onebase.adapters.prompt import PromptEmbedding
+from onebase.errors import OnebaseError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.model.precision import weight_of
+
+WEIGHTS = "adapter_model.safetensors"
+LAYER_PREFIX = "base_model.model."
+_A, _B, _MAGNITUDE, _IA3 = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l"
+_PROMPT = "prompt_embeddings"
+# The other names that PEFT reads, and the name that stands for them here.
+_ALSO_READ = (
+    (re.compile(r"\.(lora_[AB])\.default\.weight$"), r".\1.weight"),
+    (re.compile(r"\.lora_magnitude_vector(\.default)?\.weight$"), _MAGNITUDE),
+    (re.compile(r"\.ia3_l\.default$"), _IA3),
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
+    """Every tensor of the weights file by its name without `.default`, in fp32.
+
+    Raises CorruptFileError for a file that can't be read, a tensor that holds anything but finite
+    numbers in floating point, and a tensor under two names.
+    """
+    try:
+        stored = load_file(folder.path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise folder.damaged(WEIGHTS, reason) from error
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored.items():
+        name = key
+        for pattern, replacement in _ALSO_READ:
+            name = pattern.sub(replacement, name)
+        if name in tensors:
+            reason = say(f"it has {name} twice, once as {key}", f"{name} 出现两次，其一为 {key}")
+            raise folder.damaged(WEIGHTS, reason)
+        if tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            reason = say(f"{key} holds {kind}, not floating point", f"{key} 为 {kind}，而非浮点数")
+            raise folder.damaged(WEIGHTS, reason)
+        tensors[name] = tensor.float()
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise folder.damaged(WEIGHTS, say(f"{key} is not finite", f"{key} 含有非有限值"))
+    return tensors
+
+
+def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> ScalarHead:
+    """The scalar head of a sequence classifier, which is taken out of `tensors`.
+
+    Raises CorruptFileError where there is none, and OnebaseError for one with several labels.
+    """
+    for key in (f"{LAYER_PREFIX}{HEAD}.weight", f"base_model.{HEAD}.weight"):
+        if key not in tensors:
+            continue
+        labels = tensors[key].shape[0] if tensors[key].dim() == 2 else 1
+        if labels > 1:
+            raise OnebaseError(
+                say(
+                    f"The adapter in {folder.path} is a classifier whose {HEAD} layer has {labels} "
+                    "labels. Only one label, the score of a reward model, is supported.",
+                    f"{folder.path} 中的适配器是分类器，其 {HEAD} 层有 {labels} 个标签。"
+                    "仅支持单标签，即奖励模型的分数。",
+                ),
+                say(
+                    "Train a classification task on its data (rows with text and label): onebase "
+                    "classifies by the likelihood of each label's text.",
+                    "请用其数据（含 text 与 label 的行）训练分类任务：onebase 按各标签文本的似然进行分类。",
+                ),
+            )
+        head = ScalarHead(base.shape.hidden)
+        _copy(folder, tensors, key, head.weight)
+        del tensors[key]
+        return head
+    raise folder.damaged(
+        WEIGHTS,
+        say(
+            f"task_type is SEQ_CLS, but there is no {HEAD}.weight",
+            f"task_type 为 SEQ_CLS，但缺少 {HEAD}.weight",
+        ),
+    )
+
+
+def _read_lora(
+    folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
+) -> Adapter:
+    dora = bool(config.get("use_dora"))
+    ends = (_A, _B, _MAGNITUDE) if dora else (_A, _B)
+    names = _layers(folder, config, tensors, base, ends)
+    sites = {name: _site(folder, config, tensors, base, name) for name in names}
+
+    def frozen(name: str) -> Tensor:
+        return weight_of(base.model.get_submodule(name))
+
+    dropout = float(config.get("lora_dropout") or 0.0)
+    lora = Lora(sites, dropout=dropout, weight_of=frozen if dora else None)
+    read = set()
+    for index, name in enumerate(lora.names):
+        parameters = [lora.a[index], lora.b[index], *([lora.magnitude[index]] if dora else [])]
+        for end, parameter in zip(ends, parameters, strict=True):
+            key = f"{LAYER_PREFIX}{name}{end}"
+            read.add(key)
+            _copy(folder, tensors, key, parameter)
+    refuse_unread(folder, set(tensors) - read)
+    wanted = config.get("target_modules") or []
+    target = wanted if isinstance(wanted, str) else ",".join(wanted)
+    rank = Counter(site.rank for site in sites.values()).most_common(1)[0][0]
+    options = {"rank": rank, "alpha": config["lora_alpha"], "target": target}
+    return Adapter("lora", options, lora=lora)
+
+
+def _site(
+    folder: AdapterFolder,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    base: Base,
+    name: str,
+) -> Site:
+    """Where a layer's delta goes, its rank the same in the configuration and in the tensors."""
+    inputs, outputs = base.shape.linears[name]
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    pattern = next((pattern for pattern in ranks if matches(pattern, name)), None)
+    rank = config["r"] if pattern is None else ranks[pattern]
+    key = f"{LAYER_PREFIX}{name}{_A}"
+    if key in tensors and tensors[key].dim() == 2 and len(tensors[key]) != rank:
+        field = "r" if pattern is None else f"rank_pattern {pattern!r}"
+        raise folder.damaged(
+            CONFIG,
+            say(
+                f"{field} is {rank}, but {key} has rank {len(tensors[key])}",
+                f"{field} 为 {rank}，而 {key} 的秩为 {len(tensors[key])}",
+            ),
+            say(
+                f"Set {field} to the rank that the adapter was trained with: lora_alpha is divided "
+                "by it.",
+                f"请将 {field} 改为训练时的秩：lora_alpha 要除以它。",
+            )
+            if folder.foreign
+            else None,
+        )
+    _require(folder, tensors, key, (rank, inputs))
+    alpha = next((a for known, a in alphas.items() if matches(known, name)), config["lora_alpha"])
+    rslora = bool(config.get("use_rslora"))
+    return Site(inputs, outputs, rank, scale_of(alpha, rank, rslora=rslora))
+
+
+def _read_ia3(
+    folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
+) -> Adapter:
+    sites = {}
+    inner = config.get("feedforward_modules")
+    for name in _layers(folder, config, tensors, base, (_IA3,)):
+        inputs, outputs = base.shape.linears[name]
+        key = f"{LAYER_PREFIX}{name}{_IA3}"
+        on_inputs = tensors[key].shape[:1] == (1,) if inner is None else named(inner, name)
+        _require(folder, tensors, key, (1, inputs) if on_inputs else (outputs, 1))
+        sites[name] = (inputs if on_inputs else outputs, on_inputs)
+    ia3 = Ia3(sites)
+    for vector, name in zip(ia3.vectors, sites, strict=True):
+        vector.data.copy_(tensors[f"{LAYER_PREFIX}{name}{_IA3}"].flatten())
+    refuse_unread(folder, {key for key in tensors if not key.endswith(_IA3)})
+    return Adapter("ia3", {}, ia3=ia3)
+
+
+def _layers(
+    folder: AdapterFolder,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    base: Base,
+    ends: tuple[str, ...],
+) -> list[str]:
+    """The base's linear layers that have tensors whose names end so, and that PEFT would give them to.
+
+    Raises CorruptFileError where there is none, and for a name of no such layer.
+    """
+    found: dict[str, None] = {}
+    for key in tensors:
+        end = next((end for end in ends if key.endswith(end)), None)
+        if end is None:
+            continue
+        name = _layer(folder, base, key, end)
+        if not targeted(config, name):
+            raise folder.damaged(
+                WEIGHTS,
+                say(
+                    f"it has {key}, and adapter_config.json (target_modules, exclude_modules, "
+                    "layers_to_transform) leaves that layer out: PEFT would not read it",
+                    f"其中有 {key}，而 adapter_config.json（target_modules、exclude_modules、"
+                    "layers_to_transform）不包含该层：PEFT 不会读取它",
+                ),
+            )
+        found[name] = None
+    if not found:
+        raise folder.damaged(WEIGHTS, _found_instead(f"…{ends[0]}", tensors))
+    return list(found)
+
+
+def _layer(folder: AdapterFolder, base: Base, key: str, end: str) -> str:
+    """The base's linear layer that a tensor's name speaks of."""
+    stem = key.removesuffix(end)
+    name = stem.removeprefix(LAYER_PREFIX)
+    if stem != name and name in base.shape.linears:
+        return name
+    meant = [known for known in base.shape.linears if _tail(known) == _tail(stem)]
+    if len(meant) != 1:
+        raise folder.damaged(
+            WEIGHTS,
+            say(
+                f"it has {key}, and the base has no linear layer {name} in its "
+                f"{base.shape.layers} decoder layers",
+                f"其中有 {key}，而基座的 {base.shape.layers} 层解码层中没有线性层 {name}",
+            ),
+            say(
+                "Import it with the base that it was trained on (--base), or train it on the linear "
+                "layers of the decoder alone.",
+                "请用训练时的基座导入（--base），或只在解码层的线性层上训练。",
+            )
+            if folder.foreign
+            else None,
+        )
+    expected = f"{LAYER_PREFIX}{meant[0]}{end}"
+    raise folder.damaged(
+        WEIGHTS,
+        say(
+            f"it has {key} where {expected} is expected: PEFT would pass over it, without effect",
+            f"其中的 {key} 应命名为 {expected}：PEFT 会略过它，使适配器不起作用",
+        ),
+        say(
+            "Rename all tensors so, or save the adapter again with save_pretrained of PEFT.",
+            "请照此重命名所有张量，或用 PEFT 的 save_pretrained 重新保存该适配器。",
+        )
+        if folder.foreign
+        else None,
+    )
+
+
+def _tail(name: str) -> str:
+    """A layer's name from the list that numbers it on: `layers.0.self_attn.q_proj`."""
+    found = re.search(r"[^.]+\.\d+\..*", name)
+    return name if found is None else found[0]
+
+
+def _read_prompt(
+    folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
+) -> Adapter:
+    tokens = config["num_virtual_tokens"]
+    prompt = PromptEmbedding(_rows(folder, config, tensors, base.shape.hidden))
+    _agree(folder, config, {"token_dim": base.shape.hidden})
+    method = "p-tuning" if config["peft_type"] == "P_TUNING" else "prompt-tuning"
+    return Adapter(method, {"virtual_tokens": tokens}, prompt=prompt)
+
+
+def _read_prefix(
+    folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], base: Base
+) -> Adapter:
+    tokens, shape = config["num_virtual_tokens"], base.shape
+    options: dict[str, Any] = {"virtual_tokens": tokens}
+    layers = None
+    if (wanted := config.get("layers")) is not None:
+        layers = [layer for layer in range(shape.layers) if layer in wanted]
+        if not layers or layers != wanted:
+            reason = say(
+                f"layers is {wanted!r} of {shape.layers}",
+                f"layers 为 {wanted!r}，共 {shape.layers} 层",
+            )
+            raise folder.damaged(CONFIG, reason)
+        options["layers"] = ",".join(map(str, layers))
+    width = shape.kv_heads * shape.head_dim
+    rows = _rows(
+        folder, config, tensors, (shape.layers if layers is None else len(layers)) * 2 * width
+    )
+    sizes = {"num_layers": shape.layers, "num_attention_heads": shape.kv_heads, "token_dim": width}
+    _agree(folder, config, sizes)
+    prefix = DeepPrefix(shape, tokens, projection=None, start=rows, layers=layers)
+    return Adapter("p-tuning-v2", options, prefix=prefix)
+
+
+def _rows(
+    folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], width: int
+) -> Tensor:
+    """The one tensor of a method with virtual tokens, [num_virtual_tokens, width]."""
+    if _PROMPT not in tensors:
+        raise folder.damaged(WEIGHTS, _found_instead(_PROMPT, tensors))
+    refuse_unread(folder, set(tensors) - {_PROMPT})
+    tokens, rows = config["num_virtual_tokens"], tensors[_PROMPT]
+    if rows.dim() == 2 and rows.shape[1] == width and len(rows) != tokens:
+        raise folder.damaged(
+            CONFIG,
+            say(
+                f"num_virtual_tokens is {tokens}, but {_PROMPT} has {len(rows)} rows",
+                f"num_virtual_tokens 为 {tokens}，而 {_PROMPT} 有 {len(rows)} 行",
+            ),
+        )
+    _require(folder, tensors, _PROMPT, (tokens, width))
+    return rows
+
+
+def _agree(folder: AdapterFolder, config: dict[str, Any], sizes: dict[str, int]) -> None:
+    """Raise CorruptFileError for a size in the configuration that is not the base's."""
+    for field, size in sizes.items():
+        if config.get(field) not in (None, size):
+            reason = say(
+                f"{field} is {config[field]}, this base has {size}",
+                f"{field} 为 {config[field]}，而该基座为 {size}",
+            )
+            raise folder.damaged(CONFIG, reason)
+
+
+def _found_instead(expected: str, tensors: dict[str, Tensor]) -> str:
+    """What to say of tensors that none of is `expected`."""
+    if not tensors:
+        return say(f"it is empty; {expected} is expected", f"文件为空，应有 {expected}")
+    return say(
+        f"{expected} is missing; among its {len(tensors)} tensors is {min(tensors)}",
+        f"缺少 {expected}；其 {len(tensors)} 个张量中有 {min(tensors)}",
+    )
+
+
+def _require(
+    folder: AdapterFolder, tensors: dict[str, Tensor], key: str, shape: tuple[int, ...]
+) -> None:
+    if key not in tensors:
+        raise folder.damaged(WEIGHTS, say(f"{key} is missing", f"缺少 {key}"))
+    found = tuple(tensors[key].shape)
+    if found != shape:
+        reason = say(
+            f"{key} is {found}, this base needs {shape}", f"{key} 为 {found}，应为 {shape}"
+        )
+        raise folder.damaged(WEIGHTS, reason)
+
+
+def _copy(folder: AdapterFolder, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:
+    _require(folder, tensors, key, tuple(parameter.shape))
+    parameter.data.copy_(tensors[key])
+
+
+def refuse_unread(folder: AdapterFolder, unread: set[str]) -> None:
+    """Raise OnebaseError where there are tensors that nothing reads, such as an embedding's delta."""
+    if unread:
+        raise OnebaseError(
+            say(
+                f"The adapter in {folder.path} also has {min(unread)}, which is not supported.",
+                f"{folder.path} 中的适配器还包含 {min(unread)}，不支持。",
+            ),
+            say(
+                "Merge it into its base with PEFT, or train it on the linear layers alone.",
+                "请用 PEFT 合并到基座，或只在线性层上重新训练。",
+            ),
+        )
+
+
+Reader = Callable[[AdapterFolder, dict[str, Any], dict[str, Tensor], Base], Adapter]
+READERS: dict[str, Reader] = {
+    "LORA": _read_lora,
+    "IA3": _read_ia3,
+    "PROMPT_TUNING": _read_prompt,
+    "P_TUNING": _read_prompt,
+    "PREFIX_TUNING": _read_prefix,
+}
