@@ -154,7 +154,7 @@ def _use(use: str) -> str:
 
 def _row(item: Any) -> str:
     if isinstance(item, dict):
-        return ", ".join(f"{key} {value}" for key, value in item.items())
+        return ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)
     return str(item)
 
 

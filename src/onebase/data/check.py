@@ -85,7 +85,7 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         try:
             rendered.append(template.example(example))
         except DataError as refusal:
-            bad.append(BadRow(example.file, example.line, None, refusal.message))
+            bad.append(refused(example.file, example.line, refusal))
         else:
             good.append(example)
     learned = [sum(tokens.learned) for tokens in rendered]
@@ -113,6 +113,14 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         ),
         first_example=template.marked(good[0]) if good else "",
     )
+
+
+def refused(file: str, line: int, refusal: DataError) -> BadRow:
+    """The bad row of a refusal that begins with the place of its row."""
+    reason = refusal.message
+    for place in (f"{file}:{line}: ", f"{file}:{line}："):
+        reason = reason.removeprefix(place)
+    return BadRow(file, line, None, reason)
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:

@@ -89,8 +89,8 @@ class Dataset:
     path: str
     format: str
     columns: dict[str, str]
-    fields: tuple[Field, ...]
     examples: tuple[Example, ...]
     bad: tuple[BadRow, ...]
     labels: tuple[str, ...]
     sha256: str
+    fields: tuple[Field, ...] = ()

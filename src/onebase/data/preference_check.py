@@ -13,6 +13,7 @@ from onebase.data.check import (
     named_lines,
     no_end,
     no_room,
+    refused,
 )
 from onebase.data.example import BadRow, Example
 from onebase.data.fields import unread
@@ -104,7 +105,7 @@ def check_preferences(
         try:
             good.append(_Read(row, examples, tuple(map(template.example, examples))))
         except DataError as refusal:
-            bad.append(BadRow(row.file, row.line, None, refusal.message))
+            bad.append(refused(row.file, row.line, refusal))
     answers = [length for read in good for length in read.lengths]
     totals = [len(tokens.ids) for read in good for tokens in read.rendered]
     longer = [read.lengths[0] > read.lengths[-1] for read in good if data.kind == "pairs"]
