@@ -146,6 +146,13 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
         ({"instruction": "q", "output": "a", "videos": ["a.mp4"]}, "videos", "a video"),
         ({"input": "q", "output": "a", "tool_calls": CALL}, "tool_calls", "tool calls"),
         ({"messages": '[{"role": "user"}]'}, "messages", "write the list itself"),
+        ({"messages": talk({"value": "b"})}, "messages[1].value", "otherwise"),
+        ({"messages": talk({"from": "human"})}, "messages[1].from", "otherwise"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
+            "conversations[0].content",
+            "otherwise",
+        ),
     ],
 )
 def test_what_text_can_not_hold_is_named(

@@ -108,11 +108,18 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         labels=dict(labels.most_common()),
         warnings=(
             *unread(dataset.fields),
-            *alike(labels),
+            *alike(labels + _labels(held_out)),
             *_warnings(good, labels, template, nothing_learned),
         ),
         first_example=template.marked(good[0]) if good else "",
     )
+
+
+def _labels(dataset: Dataset | None) -> Counter[str]:
+    """The classes of a data set, and how many rows have each."""
+    if dataset is None or not dataset.labels:
+        return Counter()
+    return Counter(example.answer for example in dataset.examples)
 
 
 def refused(file: str, line: int, refusal: DataError) -> BadRow:

@@ -285,7 +285,10 @@ def _no_format(path: str | Path, columns: list[str], given: Mapping[str, str]) -
                 f"{path} has the column {columns[0]!r} alone: there are no answers to learn.",
                 f"{path} 只有一列 {columns[0]!r}：没有可供学习的回答。",
             ),
-            say(f"Add answers; use one of: {known}.", f"请加入回答；可用格式：{known}。"),
+            say(
+                f"Add answers; use one of: {known}. Prompts alone are for `onebase align ppo`.",
+                f"请加入回答；可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
+            ),
         )
     first, second = columns if len(columns) == 2 else ("A", "B")
     option = columns_option({"input": first, "output": second})

@@ -153,6 +153,17 @@ def _no_array(file: str, text: str) -> DataError:
         else []
     )
     where = say(f" (they may be in {lists[0]!r})", f"（可能在 {lists[0]!r} 中）") if lists else ""
+    if isinstance(value, dict) and value and all(isinstance(held, dict) for held in value.values()):
+        return DataError(
+            say(
+                f"{file} holds its columns one by one, not an array of rows.",
+                f"{file} 按列存放数据，不是由数据行组成的数组。",
+            ),
+            say(
+                "Write one object a line (pandas: `to_json(path, orient='records', lines=True)`).",
+                "请每行写一个对象（pandas：`to_json(path, orient='records', lines=True)`）。",
+            ),
+        )
     kind = "null" if value is None else kind_of(value)
     return DataError(
         say(

@@ -11,7 +11,7 @@ from onebase.data.row import Row
 from onebase.errors import DataError
 from onebase.language import say
 
-_DELIMITERS = (",", ";", "\t")
+_DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 20  # rows that tell the delimiter
 _SAMPLE_TEXT = 1 << 18
 # Excel reads the delimiter from such a first line.

@@ -89,12 +89,10 @@ def turn_of(item: object, place: str, usual: Dialect = CHAT) -> Turn:
     """One turn, in either dialect. Raises Unfit."""
     if not isinstance(item, dict):
         raise Unfit(place, say("not an object", "不是对象"))
-    dialect = usual
-    if usual.role not in item:
-        other = CHAT if usual is SHAREGPT else SHAREGPT
-        dialect = other if other.role in item else usual
+    dialect = _dialect(item, usual)
     learned = True
     if len(item) != 2 or dialect.content not in item:
+        _require_one_dialect(item, place, dialect)
         learned = _learned(item, place)
     role = _role(item, place, dialect)
     content = item.get(dialect.content)
@@ -183,6 +181,30 @@ def _role(item: Mapping[str, object], place: str, dialect: Dialect) -> Role:
     raise Unfit(
         where, say(f"unknown role {name!r}; valid: {valid}", f"未知角色 {name!r}；可用：{valid}")
     )
+
+
+def _dialect(item: Mapping[str, object], usual: Dialect) -> Dialect:
+    """The dialect that a turn is in: the one that it has more of, `usual` where that says nothing."""
+    other = _other(usual)
+    keys = [(form.role in item) + (form.content in item) for form in (usual, other)]
+    return usual if keys[0] >= keys[1] else other
+
+
+def _other(dialect: Dialect) -> Dialect:
+    return CHAT if dialect is SHAREGPT else SHAREGPT
+
+
+def _require_one_dialect(item: Mapping[str, object], place: str, dialect: Dialect) -> None:
+    """Raise Unfit where a turn says its role or its content once more, and otherwise."""
+    other = _other(dialect)
+    roles = [form.roles.get(str(item.get(form.role))) for form in (dialect, other)]
+    contents = [item.get(form.content) for form in (dialect, other)]
+    for key, (own, again) in ((other.role, roles), (other.content, contents)):
+        if not is_empty(item.get(key)) and own != again:
+            raise Unfit(
+                f"{place}.{key}",
+                say("says otherwise than the turn's other fields", "与该轮的其他字段不一致"),
+            )
 
 
 def _learned(item: Mapping[str, object], place: str) -> bool:
