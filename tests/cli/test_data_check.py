@@ -123,3 +123,18 @@ def test_a_setting_that_is_given_twice(onebase, base: str, twice: str, code: int
     result = onebase("train", "--task", "t", *flags)
     assert result.code == code, result.err
     assert ("twice" in result.err) == (code == 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "--prompt", "a", "--prompt", "b"),
+        ("data", "check", "support.jsonl", "--max-tokens", "9", "--max-tokens", "10"),
+        ("align", "dpo", "--task", "t", "--task", "u", "--data", "support.jsonl"),
+        ("race", "--methods", "lora", "--methods", "ia3"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(onebase, words: tuple[str, ...]) -> None:
+    result = onebase(*words)
+    assert result.code == 2
+    assert "is given twice" in result.err

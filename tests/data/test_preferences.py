@@ -221,3 +221,21 @@ def test_where_every_row_is_bad_none_can_be_skipped(tmp_path: Path) -> None:
         require_good_rows(data)
     assert "--skip-bad" not in refused.value.remedy
     assert "onebase data check --as preferences" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"prompt": "q", "chosen": "a", "rejected": "b", "rejected": "c"}', "twice"),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"},', "a comma behind the row"),
+        ('{"prompt": "C:\\Users", "chosen": "a"', "a single backslash"),
+    ],
+)
+def test_where_no_row_can_be_read_the_reasons_are_named(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{text}\n" * 3, encoding="utf-8")
+    with pytest.raises(DataError, match="no row that can be read") as refused:
+        load_preferences(file)
+    assert reason in refused.value.message

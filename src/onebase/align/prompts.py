@@ -12,7 +12,7 @@ from onebase.data.example import BadRow, Turn
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
 from onebase.data.row import Row
-from onebase.data.rows import read_rows
+from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template
 from onebase.data.turns import is_answer
 from onebase.data.values import Unfit
@@ -65,6 +65,7 @@ def load_prompts(
     UsageError for an unknown column.
     """
     table = read_rows(path)
+    require_readable(path, table)
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     roles = _columns(path, names, columns or {})
     found: dict[tuple[Turn, ...], Prompt] = {}

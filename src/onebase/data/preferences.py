@@ -14,7 +14,7 @@ from onebase.data.fields import fields_of
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, contains, preceded
 from onebase.data.row import Row
-from onebase.data.rows import read_rows
+from onebase.data.rows import read_rows, require_readable
 from onebase.data.turns import as_context, chat_of, is_answer, require_last, turn_of, turns_of
 from onebase.data.values import Unfit, text_of, value_of
 from onebase.data.verdicts import RATINGS, VERDICTS, rating_of, verdict_of
@@ -141,10 +141,10 @@ def load_preferences(
     can't be read or holds no such preferences.
     """
     table = read_rows(path)
+    require_readable(path, table)
     given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.every})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
-    if names:
-        require_columns(given, names)
+    require_columns(given, names)
     for kind, form in FORMATS:
         found = form.match(names, given) if set(given) <= form.every else None
         if found is None or kind not in kinds:
@@ -291,7 +291,7 @@ def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) 
         "judged": say("answers judged good or bad", "判为好或坏的回答"),
     }
     wanted = say(" or ", "或").join(names[kind] for kind in kinds)
-    listed = ", ".join(columns) or say("none that can be read", "无可读的列")
+    listed = ", ".join(columns)
     return DataError(
         say(
             f"{path} has the columns {listed}: these are not {wanted}.",

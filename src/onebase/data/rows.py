@@ -19,6 +19,7 @@ from onebase.data.table_rows import delimited_rows, parquet_rows
 from onebase.errors import DataError
 from onebase.language import say
 
+_NAMED = 5  # bad rows in a message
 Reader = Callable[[str, bytes], Iterator[Row | BadRow]]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip/xlsx", b"%PDF": "PDF"}
@@ -56,6 +57,20 @@ def read_requests(path: Path) -> Rows:
             say("Mend that line.", "请修正该行。"),
         )
     return table
+
+
+def require_readable(path: str | Path, table: Rows) -> None:
+    """Raise `DataError` with the reasons where not one row could be read."""
+    if table.rows:
+        return
+    shown = "; ".join(map(str, table.bad[:_NAMED]))
+    more = len(table.bad) - _NAMED
+    if more > 0:
+        shown += say(f"; and {more} more", f"；另有 {more} 行")
+    raise DataError(
+        say(f"{path} has no row that can be read: {shown}.", f"{path} 没有可读取的行：{shown}。"),
+        say("Mend them.", "请修正这些行。"),
+    )
 
 
 def _read(path: str | Path, files: list[Path], other: Reader | None = None) -> Rows:
