@@ -67,6 +67,14 @@ def test_a_field_that_is_not_read_is_named(
     assert f"Not read: '{name}'" in capsys.readouterr().err
 
 
+def test_a_field_that_another_row_reads_is_named_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = '{"messages": [{"role": "user", "content": "q"}], "input": "lost"}'
+    read_requests(write(tmp_path, f'{{"input": "a"}}\n{chat}\n'), None)
+    assert "Not read: 'input'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

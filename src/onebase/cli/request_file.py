@@ -6,7 +6,8 @@ from pathlib import Path
 from onebase.cli.session import note
 from onebase.data import rows as data_rows
 from onebase.data.conversion import require_supported
-from onebase.data.fields import fields_of, unread
+from onebase.data.example import Field
+from onebase.data.fields import UNREAD, fields_of, unread
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
 from onebase.data.row import Row
@@ -72,17 +73,16 @@ def _matched(
 ) -> list[tuple[Row, dict[str, str]]]:
     """The rows of a file and what each of its columns stands for."""
     found = []
-    used: dict[str, str] = {}
-    rows = data_rows.read_requests(file).rows
-    for row in rows:
+    unused: dict[str, Field] = {}
+    for row in data_rows.read_requests(file).rows:
         columns = next(
             (match for form in formats if (match := form.match(row.values, {})) is not None), None
         )
         if columns is None:
             raise _bad_row(row, Unfit(needed, say("missing", "缺失")), remedy)
         found.append((row, columns))
-        used |= {f"{role} {column}": column for role, column in columns.items()}
-    for warning in unread(fields_of(rows, used)):
+        unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
+    for warning in unread(list(unused.values())):
         note(warning)
     return found
 

@@ -89,9 +89,9 @@ def turn_of(item: object, place: str, usual: Dialect = CHAT) -> Turn:
     """One turn, in either dialect. Raises Unfit."""
     if not isinstance(item, dict):
         raise Unfit(place, say("not an object", "不是对象"))
-    dialect = _dialect(item, usual)
-    learned = True
-    if len(item) != 2 or dialect.content not in item:
+    dialect, learned = usual, True
+    if len(item) != 2 or usual.content not in item or usual.role not in item:
+        dialect = _dialect(item, usual)
         _require_one_dialect(item, place, dialect)
         learned = _learned(item, place)
     role = _role(item, place, dialect)
