@@ -17,6 +17,14 @@ def write(folder: Path, *rows: Any) -> Path:
     return file
 
 
+def turns(*texts: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [
+        {"role": "assistant" if at % 2 else "user", "content": text}
+        for at, text in enumerate(texts)
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "asked", "answers"),
     [
@@ -174,14 +182,6 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
     assert data.split(0.3, 2) != (train, held)
 
 
-def turns(*texts: str) -> list[dict[str, str]]:
-    """A conversation that the user begins."""
-    return [
-        {"role": "assistant" if at % 2 else "user", "content": text}
-        for at, text in enumerate(texts)
-    ]
-
-
 @pytest.mark.parametrize(
     ("row", "column", "reason"),
     [
@@ -203,6 +203,11 @@ def turns(*texts: str) -> list[dict[str, str]]:
             "prompt, chosen and rejected",
         ),
         ({"chosen": "a", "rejected": "b"}, "chosen", "answers no question"),
+        (
+            {"prompt": "q", "chosen": [{**turns("q", "a")[1], "weight": 0}], "rejected": "b"},
+            "chosen",
+            "not to be learned",
+        ),
         ({"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"}, "chosen",
          "does not end"),
     ],

@@ -277,6 +277,8 @@ def _answered(
         return (), text_of(values, column)
     turns = turns_of(value, column, question if is_answer(value) else ())
     require_last(turns, column, "assistant")
+    if not turns[-1].learned:
+        raise Unfit(column, say("its answer is marked as not to be learned", "其回答标记为不学习"))
     asked = as_context(turns[:-1])
     if question and not contains(asked, question):
         raise Unfit(column, say("answers another question than the row's", "与该行的提问不符"))

@@ -95,7 +95,7 @@ def _behind_prompt(
 
 def _history(value: object, column: str) -> tuple[Turn, ...]:
     """Earlier turns: pairs of a question and its answer, or turns."""
-    if is_empty(value):
+    if is_empty(value) or value == "[]":
         return ()
     if isinstance(value, list) and isinstance(value[0], dict):
         return tuple(turns_of(value, column))

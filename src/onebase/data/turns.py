@@ -65,8 +65,8 @@ def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Tu
         raise Unfit(
             column,
             say(
-                "a list of turns written as text; write the list itself",
-                "是写成文本的对话列表；请直接写列表",
+                "a list of turns written as text; write the list itself, in JSON lines or Parquet",
+                "是写成文本的对话列表；请在 JSONL 或 Parquet 中直接写列表",
             )
             if as_text
             else say("text, expected a list of turns", "是文本，应为对话列表"),
