@@ -470,12 +470,15 @@ def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
     refused = onebase("data", "check", "p.jsonl", "--base", base, "--as", "answers")
     assert refused.code == 3
     assert "preference pairs" in refused.err
-    # What may be read as either is read as answers, unless told.
+    # Judged answers are no answers to learn, unless the columns say so.
     (desk / "j.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
-    answers = onebase("data", "check", "j.jsonl", "--base", base, "--json")
-    assert answers.json["format"] == "prompt-completion"
-    told = onebase("data", "check", "j.jsonl", "--base", base, "--as", "preferences", "--json")
-    assert told.json["kind"] == "judged"
+    judged = onebase("data", "check", "j.jsonl", "--base", base, "--json")
+    assert (judged.json["kind"], judged.json["read_by"]) == ("judged", ["onebase align kto"])
+    refused = onebase("data", "check", "j.jsonl", "--base", base, "--as", "answers")
+    assert (refused.code, "onebase align kto" in refused.err) == (3, True)
+    named = ("--columns", "input=prompt,output=completion")
+    answers = onebase("data", "check", "j.jsonl", "--base", base, *named, "--json")
+    assert answers.json["format"] == "input-output"
     (desk / "x.jsonl").write_text('{"some": "a", "thing": "b"}\n')
     unknown = onebase("data", "check", "x.jsonl", "--base", base)
     assert unknown.code == 3

@@ -36,7 +36,8 @@ def test_a_pair_is_kept_as_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "text"), [("refund", "refund"), (" refund ", "refund"), (3, "3"), (-0.5, "-0.5")]
+    ("label", "text"),
+    [("refund", "refund"), (" refund ", "refund"), (3, "3"), (3.0, "3"), (-0.5, "-0.5")],
 )
 def test_a_label_is_stripped_text_or_a_number(label: object, text: str) -> None:
     assert turns({"text": "t", "label": label}, CLASSES)[1] == ("assistant", text)
@@ -111,8 +112,11 @@ def test_sharegpt_roles_are_translated() -> None:
         ({"messages": [{"content": "x"}]}, ("messages[0].role", "missing")),
         ({"messages": [{"role": "user"}]}, ("messages[0].content", "missing")),
         (
-            chat(("tool", "x")),
-            ("messages[0].role", "unknown role 'tool'; valid: system, user, assistant"),
+            chat(("robot", "x")),
+            (
+                "messages[0].role",
+                "unknown role 'robot'; valid: system, developer, user, assistant",
+            ),
         ),
         (chat(("user", "u"), ("assistant", " ")), ("messages[1].content", "empty")),
         (chat(("user", None)), ("messages[0].content", "null")),

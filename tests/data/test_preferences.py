@@ -17,6 +17,14 @@ def write(folder: Path, *rows: Any) -> Path:
     return file
 
 
+def turns(*texts: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [
+        {"role": "assistant" if at % 2 else "user", "content": text}
+        for at, text in enumerate(texts)
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "asked", "answers"),
     [
@@ -50,14 +58,44 @@ def write(folder: Path, *rows: Any) -> Path:
                     {"role": "system", "content": "s"},
                     {"role": "user", "content": "q"},
                 ],
-                "chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}],
+                "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
                 "rejected": "b",
             },
             ["s", "q"],
             ("a", "b"),
         ),
+        (
+            {
+                "prompt": "q",
+                "chosen": [
+                    {"role": "user", "content": "q0"},
+                    {"role": "assistant", "content": "a0"},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                ],
+                "rejected": "b",
+            },
+            ["q0", "a0", "q"],
+            ("a", "b"),
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "q"}],
+                "chosen": [{"role": "assistant", "content": "a"}],
+                "rejected": [{"role": "assistant", "content": "b"}],
+            },
+            ["q"],
+            ("a", "b"),
+        ),
     ],
-    ids=["prompt", "conversations", "messages", "prompt-messages"],
+    ids=[
+        "prompt",
+        "conversations",
+        "messages",
+        "prompt-messages",
+        "prompt-and-conversations",
+        "answers-alone",
+    ],
 )
 def test_pairs(row: Any, asked: list[str], answers: tuple[str, str], tmp_path: Path) -> None:
     data = load_preferences(write(tmp_path, row, {**row, "rejected": row["chosen"]}))
@@ -142,3 +180,67 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
     assert held.rows
     assert data.split(0.3, 1) == (train, held)
     assert data.split(0.3, 2) != (train, held)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ({"chosen": turns("q", "a"), "rejected": turns("x", "b")}, "rejected", "another question"),
+        (
+            {"chosen": turns("q", "a0", "r", "a"), "rejected": turns("q", "b0", "r", "b")},
+            "rejected",
+            "another question",
+        ),
+        (
+            {"prompt": "q", "chosen": turns("x", "a"), "rejected": turns("x", "b")},
+            "chosen",
+            "another question",
+        ),
+        ({"prompt": "q", "chosen": turns("q"), "rejected": "b"}, "chosen", "does not end"),
+        (
+            {"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: q\n\nAssistant: b"},
+            "chosen",
+            "prompt, chosen and rejected",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "chosen", "answers no question"),
+        (
+            {"prompt": "q", "chosen": [{**turns("q", "a")[1], "weight": 0}], "rejected": "b"},
+            "chosen",
+            "not to be learned",
+        ),
+        ({"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"}, "chosen",
+         "does not end"),
+    ],
+)  # fmt: skip
+def test_answers_that_do_not_answer_the_row_s_question(
+    row: Any, column: str, reason: str, tmp_path: Path
+) -> None:
+    (bad,) = load_preferences(write(tmp_path, row)).bad
+    assert bad.column == column
+    assert reason in bad.reason
+
+
+def test_where_every_row_is_bad_none_can_be_skipped(tmp_path: Path) -> None:
+    data = load_preferences(write(tmp_path, {"chosen": "a", "rejected": "b"}))
+    with pytest.raises(DataError) as refused:
+        require_good_rows(data)
+    assert "--skip-bad" not in refused.value.remedy
+    assert "onebase data check --as preferences" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"prompt": "q", "chosen": "a", "rejected": "b", "rejected": "c"}', "twice"),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"},', "a comma behind the row"),
+        ('{"prompt": "C:\\Users", "chosen": "a"', "a single backslash"),
+    ],
+)
+def test_where_no_row_can_be_read_the_reasons_are_named(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{text}\n" * 3, encoding="utf-8")
+    with pytest.raises(DataError, match="no row that can be read") as refused:
+        load_preferences(file)
+    assert reason in refused.value.message

@@ -28,6 +28,7 @@ from onebase.align.task import (
 )
 from onebase.align.trainee import RATE, Trainee
 from onebase.data.check import no_end
+from onebase.data.fields import unread
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -92,7 +93,7 @@ def train_kto(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in no_end(begun.template):
+        for text in [*unread(source.fields), *no_end(begun.template)]:
             run.note(text)
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
         if not learning.first:

@@ -6,21 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.align.rewards import Prompt
-from onebase.data.conversion import CHAT_ROLES, SHAREGPT_ROLES, Unfit, chat_of, text_of
+from onebase.data.columns import require_columns, roles_of
+from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Turn
+from onebase.data.formats import Format
+from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
 from onebase.data.row import Row
-from onebase.data.rows import read_rows
+from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template
-from onebase.errors import DataError, unknown
+from onebase.data.turns import is_answer
+from onebase.data.values import Unfit
+from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 
-# Where a row's question stands, the first found winning.
-COLUMNS = ("prompt", "content", "instruction", "input", "question", "text")
-_CHATS = {
-    "messages": ("role", "content", CHAT_ROLES),
-    "conversations": ("from", "value", SHAREGPT_ROLES),
-}
+# In the order of detection.
+FORMATS = (
+    Format("chat", {"messages": ("messages", "conversations")}, beside=BEFORE),
+    Format(
+        "prompt",
+        {"input": ("prompt", "content", "instruction", "input", "question", "text")},
+        beside={**BEFORE, **BENEATH},
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -50,19 +58,21 @@ def load_prompts(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
 ) -> PromptSet:
-    """The prompts of a file, as `template` writes them. `columns` names the file's `input` column.
+    """The prompts of a file, as `template` writes them. `columns` names the file's column for a role
+    (`input`, `system`, `history`, `context`).
 
     Raises DataError for a file without two good prompts, or with bad rows unless `skip_bad`;
     UsageError for an unknown column.
     """
     table = read_rows(path)
+    require_readable(path, table)
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
-    column = _column(path, names, columns or {})
+    roles = _columns(path, names, columns or {})
     found: dict[tuple[Turn, ...], Prompt] = {}
     bad = list(table.bad)
     for row in table.rows:
         try:
-            asked = _asked(row, column)
+            asked = _asked(row, roles)
         except Unfit as unfit:
             bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
             continue
@@ -109,16 +119,13 @@ def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int
             )
 
 
-def _column(path: str | Path, names: Sequence[str], given: Mapping[str, str]) -> str:
-    for role, column in given.items():
-        if role != "input":
-            raise unknown("column role", "列角色", role, ["input"])
-        if column not in names:
-            raise unknown("column", "列", column, names)
-        return column
-    for column in (*_CHATS, *COLUMNS):
-        if column in names:
-            return column
+def _columns(path: str | Path, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    given = roles_of(columns, {role for form in FORMATS for role in form.every})
+    require_columns(given, names)
+    for form in FORMATS:
+        found = form.match(names, given) if set(given) <= form.every else None
+        if found is not None:
+            return found
     raise DataError(
         say(
             f"{path} has the columns {', '.join(names)}: none holds prompts.",
@@ -128,12 +135,14 @@ def _column(path: str | Path, names: Sequence[str], given: Mapping[str, str]) ->
     )
 
 
-def _asked(row: Row, column: str) -> tuple[Turn, ...]:
-    if isinstance(row.values.get(column), list):
-        role, content, roles = _CHATS.get(column, _CHATS["messages"])
-        turns = list(row.values[column])  # type: ignore[call-overload]
-        last = turns[-1].get(role) if turns and isinstance(turns[-1], dict) else None
-        if roles.get(str(last)) == "assistant":  # the answer that a row of examples ends with
-            turns.pop()
-        return chat_of({column: turns}, column, role, content, roles, last="user")
-    return (Turn("user", text_of(row.values, column)),)
+def _asked(row: Row, columns: Mapping[str, str]) -> tuple[Turn, ...]:
+    """What a row asks: turns that end with the user's, without the answer that a row of examples ends
+    with.
+    """
+    values = row.values
+    require_supported(values)
+    column = columns["messages" if "messages" in columns else "input"]
+    items = values.get(column)
+    if isinstance(items, list) and items and is_answer(items[-1:]):
+        values = {**values, column: items[:-1]}
+    return preceded(values, columns, asked_of(values, {**columns, "input": column}))

@@ -32,9 +32,9 @@ from onebase.cli.training import (
     SkipBadOption,
     TemplateOption,
     load_base,
-    pairs,
     settings,
 )
+from onebase.data.columns import columns_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -250,7 +250,7 @@ def _job(
     instruction: str | None,
     held_out: str | None,
     template: str,
-    columns: str | None,
+    columns: list[str] | None,
     set_: list[str] | None,
     seed: int,
     skip_bad: bool,
@@ -271,7 +271,7 @@ def _job(
         instruction=instruction,
         held_out=held_out,
         template=template,
-        columns=pairs(columns.split(",") if columns else []),
+        columns=columns_of(columns or []),
         skip_bad=skip_bad,
         seed=seed,
         set=settings(set_ or []),

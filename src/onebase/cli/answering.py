@@ -1,6 +1,6 @@
 """`onebase generate`, `classify` and `chat`."""
 
-import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,6 +11,7 @@ import typer
 
 from onebase.adapters.full import FULL
 from onebase.adapters.methods import parse_options
+from onebase.cli.request_file import read_requests
 from onebase.cli.session import (
     BaseOption,
     JsonOption,
@@ -24,14 +25,16 @@ from onebase.cli.session import (
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK
-from onebase.engine.prompt import require_text
+from onebase.engine.prompt import Prompt, require_text
 from onebase.engine.sampling import Sampling
-from onebase.errors import DataError, UsageError, unknown
+from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 
 AUTO = "auto"
+_QUOTED = re.compile(r'"([^"]+)"\s*(?=,|$)')
+_PIECE = re.compile(r"([^,]+)")
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -99,7 +102,7 @@ def generate_command(
         )
     if prompt is not None:
         require_text(prompt)
-    requests: list[tuple[str, str]] = (
+    requests: list[tuple[str, Prompt]] = (
         [(task or BASE_TASK, str(prompt))] if file is None else read_requests(file, task)
     )
     engine = engine_for(session, [name for name, _ in requests], base, precision)
@@ -118,7 +121,10 @@ def generate_command(
 def classify_command(
     task: Annotated[str, typer.Option(help="A task trained on text and label.")],
     text: Annotated[str, typer.Option(help="What to classify.")],
-    labels: Annotated[str | None, typer.Option(help="Other labels, separated by commas.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Another label; repeatable. One alone is split at its commas."),
+    ] = None,
     base: BaseOption = None,
     precision: PrecisionOption = None,
     workspace: WorkspaceOption = None,
@@ -129,9 +135,8 @@ def classify_command(
     session = begin(workspace, as_json, lang)
     require_text(text)
     engine = engine_for(session, [task], base, precision)
-    names = [part.strip() for part in (labels or "").split(",") if part.strip()]
-    scores = engine.classify(task, [text], names)[0]
     loaded = engine.tasks[task]
+    scores = engine.classify(task, [text], labels_of(labels or [], loaded.labels))[0]
     session.show(
         {
             "task": loaded.task,
@@ -206,6 +211,27 @@ def chat_command(
         said.append({"task": engine.tasks[task].task, "prompt": line, "text": text})
     if session.json:
         session.show({"answers": said})
+
+
+def labels_of(options: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The labels that `--labels` names: each option is one; one option alone is a list with commas,
+    in which a label that is `known`, or in double quotes, may hold commas of its own.
+    """
+    if len(options) != 1:
+        return list(dict.fromkeys(name for option in options if (name := option.strip())))
+    (text,) = options
+    own = sorted((label for label in known if "," in label), key=len, reverse=True)
+    found: list[str] = []
+    while text := text.strip(" ,\t\n"):
+        label = next((name for name in own if re.match(rf"{re.escape(name)}\s*(,|$)", text)), None)
+        if label is None:
+            piece = _QUOTED.match(text) or _PIECE.match(text)
+            assert piece  # the text does not begin with a comma
+            label, text = piece[1].strip(), text[piece.end() :]
+        else:
+            text = text[len(label) :]
+        found.append(label)
+    return list(dict.fromkeys(found))
 
 
 def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
@@ -312,54 +338,6 @@ def _stored(session: Session, name: str) -> Any:
     if name.split("@", maxsplit=1)[0] not in store.tasks():
         raise unknown("task", "任务", name, [*store.tasks(), BASE_TASK])
     return store.get(name)
-
-
-def read_requests(file: Path, task: str | None) -> list[tuple[str, str]]:
-    """Rows {"task", "input"} of a JSONL file; `task` stands in where a row names none.
-
-    Raises DataError naming the line.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            say(f"{file} can't be read: {error}", f"无法读取 {file}：{error}"),
-            say("Give a UTF-8 JSONL file.", "请给出 UTF-8 编码的 JSONL 文件。"),
-        ) from error
-    requests = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise _bad_request(file, number, str(error)) from error
-        if (
-            not isinstance(row, dict)
-            or not isinstance(row.get("input"), str)
-            or not row["input"].strip()
-        ):
-            raise _bad_request(file, number, say("no text called input", "缺少文本字段 input"))
-        requests.append((str(row.get("task") or task or BASE_TASK), row["input"]))
-    if not requests:
-        raise DataError(
-            say(f"{file} holds no request.", f"{file} 中没有请求。"),
-            say(
-                'Write rows like {"task": "support", "input": "…"}.',
-                '请写入 {"task": "support", "input": "…"} 这样的行。',
-            ),
-        )
-    return requests
-
-
-def _bad_request(file: Path, line: int, reason: str) -> DataError:
-    return DataError(
-        f"{file}:{line}: {reason}",
-        say(
-            'Write rows like {"task": "support", "input": "…"}.',
-            '请写入 {"task": "support", "input": "…"} 这样的行。',
-        ),
-    )
 
 
 def sampling_of(**settings: Any) -> Sampling:

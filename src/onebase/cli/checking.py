@@ -16,9 +16,11 @@ from onebase.cli.session import (
     WorkspaceOption,
     begin,
 )
-from onebase.cli.training import pairs
+from onebase.cli.training import ColumnsOption
 from onebase.data.check import CheckReport, check
+from onebase.data.columns import columns_of
 from onebase.data.example import Dataset
+from onebase.data.fields import EMPTY, REFUSED, UNREAD
 from onebase.data.formats import load_dataset
 from onebase.data.preference_check import PreferenceReport, check_preferences
 from onebase.data.preferences import BARE, PreferenceSet, load_preferences
@@ -38,7 +40,7 @@ Content = Literal["auto", "answers", "preferences"]
 def check_command(
     file: Annotated[str, typer.Argument(help="The data file.")],
     held_out: Annotated[str | None, typer.Option(help="The file it will be judged by.")] = None,
-    columns: Annotated[str | None, typer.Option(help="input=a,output=b")] = None,
+    columns: ColumnsOption = None,
     content: Annotated[
         Content,
         typer.Option(
@@ -57,7 +59,7 @@ def check_command(
 ) -> None:
     """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
     session = begin(workspace, as_json, lang)
-    chosen = pairs(columns.split(",")) if columns else None
+    chosen = columns_of(columns) if columns else None
     data = _loaded(file, chosen, content)
     bare = isinstance(data, PreferenceSet) and data.bare
     rendering = Template(
@@ -122,7 +124,10 @@ def _lines(content: dict[str, Any]) -> list[str]:
     for key, value in content.items():
         if key == "first_example" or value is None:
             continue
-        if isinstance(value, (list, tuple)):
+        if key == "fields":
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {_use(use)}" for name, use in value.items()]
+        elif isinstance(value, (list, tuple)):
             lines.append(f"{key}: {len(value)}")
             lines += [f"  {_row(item)}" for item in value[:10]]
             if len(value) > 10:
@@ -138,9 +143,18 @@ def _lines(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _use(use: str) -> str:
+    """What became of a field, for people."""
+    return {
+        UNREAD: say("not read", "未读取"),
+        EMPTY: say("empty", "为空"),
+        REFUSED: say("refused", "不支持"),
+    }.get(use, use)
+
+
 def _row(item: Any) -> str:
     if isinstance(item, dict):
-        return ", ".join(f"{key} {value}" for key, value in item.items())
+        return ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)
     return str(item)
 
 

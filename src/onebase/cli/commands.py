@@ -10,7 +10,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from onebase.errors import UsageError
+from onebase.language import say
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,23 @@ ENTRIES = {
 }
 
 
+class OnceCommand(TyperCommand):
+    """A command that refuses an option of one value which is given twice: the last would win."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Raises UsageError."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            single = not (getattr(option, "multiple", False) or getattr(option, "is_flag", False))
+            if single and given.count(option) > 1:
+                name = option.opts[0]
+                raise UsageError(
+                    say(f"{name} is given twice.", f"{name} 给出了两次。"),
+                    say(f"Give {name} once.", f"{name} 只能给出一次。"),
+                )
+        return super().parse_args(ctx, args)
+
+
 class _Commands(MutableMapping[str, Any]):
     """The commands by name, as typer wants them; a value is imported when it is read."""
 
@@ -58,10 +78,12 @@ class _Commands(MutableMapping[str, Any]):
             found = getattr(import_module(f"onebase.cli.{module}"), attribute)
             if isinstance(found, typer.Typer):
                 found.rich_markup_mode = None  # as the group of all
+                for command in found.registered_commands:
+                    command.cls = OnceCommand
                 self._read[name] = typer.main.get_group(found)
             else:
                 alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-                alone.command(name)(found)
+                alone.command(name, cls=OnceCommand)(found)
                 self._read[name] = typer.main.get_command(alone)
             self._read[name].name = name
         return self._read[name]

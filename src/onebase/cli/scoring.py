@@ -1,12 +1,12 @@
 """`onebase align score`: scores of answers by a reward model."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onebase.align.scoring import score_answers
+from onebase.cli.request_file import read_answers
 from onebase.cli.session import (
     BaseOption,
     JsonOption,
@@ -16,6 +16,7 @@ from onebase.cli.session import (
     begin,
 )
 from onebase.cli.training import load_base
+from onebase.engine.prompt import require_text
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
@@ -56,33 +57,8 @@ def _answers(file: Path | None, prompt: str | None, answer: str | None) -> list[
             ),
         )
     if file is None:
+        for text in (prompt, answer):
+            if text:
+                require_text(text)
         return [(prompt or "", answer or "")]
-    found = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            say(f"{file} can't be read: {error}.", f"无法读取 {file}：{error}。"),
-            say("Check the path.", "请检查路径。"),
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = ()
-        if row is None:
-            continue
-        said = row.get("output", row.get("text")) if isinstance(row, dict) else None
-        if not isinstance(said, str) or not said.strip():
-            raise UsageError(
-                say(
-                    f"{file}, line {number}, has no text or output.",
-                    f"{file} 第 {number} 行没有 text 或 output。",
-                ),
-                say(
-                    'Write JSON lines: {"text": …} or {"input": …, "output": …}.',
-                    '请写成 JSON 行：{"text": …} 或 {"input": …, "output": …}。',
-                ),
-            )
-        found.append((str(row.get("input") or ""), said))
-    return found
+    return read_answers(file)

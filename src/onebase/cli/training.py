@@ -20,6 +20,7 @@ from onebase.cli.session import (
     begin,
     note,
 )
+from onebase.data.columns import columns_of
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -45,7 +46,9 @@ HeldOutOption = Annotated[str | None, typer.Option("--held-out", help="A file to
 TemplateOption = Annotated[
     str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
 ]
-ColumnsOption = Annotated[str | None, typer.Option("--columns", help="input=a,output=b")]
+ColumnsOption = Annotated[
+    list[str] | None, typer.Option("--columns", help="input=a,output=b; repeatable.")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")]
@@ -106,7 +109,7 @@ def asked_for(
     instruction: str | None,
     held_out: str | None,
     template: str,
-    columns: str | None,
+    columns: list[str] | None,
     set_: list[str] | None,
     seed: int,
     skip_bad: bool,
@@ -143,7 +146,7 @@ def asked_for(
         instruction=instruction,
         held_out=held_out,
         template=template,
-        columns=pairs(columns.split(",") if columns else []),
+        columns=columns_of(columns or []),
         skip_bad=skip_bad,
         seed=seed,
         set=settings(set_ or []),
@@ -254,5 +257,16 @@ def pairs(items: list[str]) -> dict[str, str]:
                 say(f"{item!r} is not key=value.", f"{item!r} 不是 key=value 形式。"),
                 say("Write it like rank=8.", "请写成 rank=8 这样。"),
             )
-    split = (item.split("=", 1) for item in items)
-    return {key.strip(): value.strip() for key, value in split}
+    found: dict[str, str] = {}
+    for item in items:
+        key, value = (part.strip() for part in item.split("=", 1))
+        if found.get(key, value) != value:
+            raise UsageError(
+                say(
+                    f"{key} is given twice: {found[key]!r} and {value!r}.",
+                    f"{key} 给出了两次：{found[key]!r} 与 {value!r}。",
+                ),
+                say(f"Give {key} once.", f"{key} 只能给出一次。"),
+            )
+        found[key] = value
+    return found

@@ -8,6 +8,8 @@ from statistics import median
 from typing import Any
 
 from onebase.data.example import BadRow, Dataset, Example
+from onebase.data.fields import unread
+from onebase.data.lookalikes import alike
 from onebase.data.template import Rendered, Template
 from onebase.errors import DataError
 from onebase.language import say
@@ -47,7 +49,8 @@ class Spread:
 class CheckReport:
     """What `check` found.
 
-    `rows` counts good and bad rows. `duplicates` pair the first line of an input with each later
+    `fields` says of every column, and of every field of turns (`messages[].weight`), which role it is
+    read for, or that it is unread, refused or empty. `rows` counts good and bad rows. `duplicates` pair the first line of an input with each later
     one; `overlap` pairs a line with a line of the held-out file that has its input. Token counts
     are per example, after truncation; `truncated` examples lose a part of their text.
     """
@@ -55,6 +58,7 @@ class CheckReport:
     file: str
     format: str
     columns: dict[str, str]
+    fields: dict[str, str]
     rows: int
     bad: tuple[BadRow, ...]
     duplicates: tuple[Duplicate, ...]
@@ -81,7 +85,7 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         try:
             rendered.append(template.example(example))
         except DataError as refusal:
-            bad.append(BadRow(example.file, example.line, None, refusal.message))
+            bad.append(refused(example.file, example.line, refusal))
         else:
             good.append(example)
     learned = [sum(tokens.learned) for tokens in rendered]
@@ -92,6 +96,7 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         file=dataset.path,
         format=dataset.format,
         columns=dict(dataset.columns),
+        fields={field.name: field.use for field in dataset.fields},
         rows=len(dataset.examples) + len(dataset.bad),
         bad=tuple(bad),
         duplicates=_duplicates(good),
@@ -101,9 +106,28 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         total_tokens=sum(prompt) + sum(learned),
         truncated=sum(tokens.truncated for tokens in rendered),
         labels=dict(labels.most_common()),
-        warnings=tuple(_warnings(good, labels, template, nothing_learned)),
+        warnings=(
+            *unread(dataset.fields),
+            *alike(labels + _labels(held_out)),
+            *_warnings(good, labels, template, nothing_learned),
+        ),
         first_example=template.marked(good[0]) if good else "",
     )
+
+
+def _labels(dataset: Dataset | None) -> Counter[str]:
+    """The classes of a data set, and how many rows have each."""
+    if dataset is None or not dataset.labels:
+        return Counter()
+    return Counter(example.answer for example in dataset.examples)
+
+
+def refused(file: str, line: int, refusal: DataError) -> BadRow:
+    """The bad row of a refusal that begins with the place of its row."""
+    reason = refusal.message
+    for place in (f"{file}:{line}: ", f"{file}:{line}："):
+        reason = reason.removeprefix(place)
+    return BadRow(file, line, None, reason)
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:

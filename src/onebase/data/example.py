@@ -10,10 +10,11 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation. An answer that is not `learned` is context alone."""
 
     role: Role
     content: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,22 @@ class BadRow:
 
 
 @dataclass(frozen=True)
+class Field:
+    """A column of a file, or a field of its turns (`messages[].weight`).
+
+    `use` is the role that it is read for; `unread`, or `empty` where no row holds anything there.
+    """
+
+    name: str
+    use: str
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data file, read: its good rows as examples, its bad rows with their reasons.
 
-    `columns` maps each role of the format (`input`, `output`, `label`, ...) to the file's column.
+    `columns` maps each role of the format (`input`, `output`, `label`, ...) to the file's column;
+    `fields` says of every column, and of every field of turns, what became of it.
     `labels` are the classes of a classification set, sorted; empty for every other format.
     `sha256` is over the file's bytes, or over all of its files' bytes in order.
     """
@@ -80,3 +93,4 @@ class Dataset:
     bad: tuple[BadRow, ...]
     labels: tuple[str, ...]
     sha256: str
+    fields: tuple[Field, ...] = ()

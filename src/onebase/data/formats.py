@@ -1,39 +1,70 @@
 """Which format a file has, told by its columns, and the file read as a `Dataset` of examples."""
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from onebase.data.columns import columns_option, require_columns, roles_of
 from onebase.data.conversion import convert
 from onebase.data.example import BadRow, Dataset, Example
+from onebase.data.fields import fields_of
+from onebase.data.question import BEFORE, BENEATH
 from onebase.data.row import Row
 from onebase.data.rows import read_rows
-from onebase.errors import DataError, UsageError, unknown
+from onebase.data.turns import MASKS, mask_of
+from onebase.data.verdicts import judging_column
+from onebase.errors import DataError, UsageError
 from onebase.language import say
 
 _NAMED_BAD_ROWS = 5
+# What a row may hold beside its format's own columns.
+_BESIDE = {**BEFORE, "mask": MASKS}
+_BESIDE_TEXT = {**_BESIDE, **BENEATH}
 
 
 @dataclass(frozen=True)
 class Format:
     """Roles and, for each, the column names that stand for it, the first found winning.
 
-    A role in `optional` may lack its column.
+    A role in `optional` may lack its column; those in `beside` always may.
     """
 
     name: str
     roles: Mapping[str, tuple[str, ...]]
     optional: frozenset[str] = frozenset()
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def match(self, columns: Collection[str], given: Mapping[str, str]) -> dict[str, str] | None:
-        """Role to column, `given` roles first; None where a role has no column."""
+    @property
+    def required(self) -> set[str]:
+        """The roles that must have a column."""
+        return set(self.roles) - self.optional
+
+    @property
+    def every(self) -> set[str]:
+        """The roles that may have a column."""
+        return {*self.roles, *self.beside}
+
+    def match(
+        self,
+        columns: Collection[str],
+        given: Mapping[str, str],
+        present: Collection[str] | None = None,
+    ) -> dict[str, str] | None:
+        """Role to column, `given` roles first; None where a role has no column. Roles that may lack
+        theirs are looked for in all the columns `present`.
+        """
         found: dict[str, str] = {}
-        for role, names in self.roles.items():
-            column = given.get(role) or next((name for name in names if name in columns), None)
+        for role, names in {**self.roles, **self.beside}.items():
+            lacking = role in self.optional or role in self.beside
+            pool = columns if present is None or not lacking else present
+            taken = {*found.values(), *given.values()}
+            free = (name for name in names if name in pool and name not in taken)
+            column = given.get(role) or next(free, None)
             if column is not None:
                 found[role] = column
-            elif role not in self.optional:
+            elif not lacking:
                 return None
         return found
 
@@ -41,42 +72,39 @@ class Format:
         return ",".join("|".join(names) for names in self.roles.values())
 
 
+_PROMPT = {"prompt": ("prompt",)}
 # In the order of detection. A preference set's `conversations` end with the question, so its
 # three columns are asked for before ShareGPT's one.
 FORMATS = (
-    Format("adgen", {"input": ("content",), "output": ("summary",)}),
-    Format("messages", {"messages": ("messages",)}),
+    Format("adgen", {"input": ("content",), "output": ("summary",)}, beside=_BESIDE_TEXT),
+    Format("messages", {"messages": ("messages",)}, beside={**_BESIDE, **_PROMPT}),
     Format(
         "preference-conversations",
         {"conversations": ("conversations",), "chosen": ("chosen",), "rejected": ("rejected",)},
     ),
-    Format("sharegpt", {"conversations": ("conversations",)}),
+    Format("sharegpt", {"conversations": ("conversations",)}, beside={**_BESIDE, **_PROMPT}),
     Format(
         "alpaca",
-        {"instruction": ("instruction",), "input": ("input",), "output": ("output",)},
+        {"instruction": ("instruction",), "input": ("input",), "output": ("output", "response")},
         optional=frozenset({"input"}),
+        beside=_BESIDE_TEXT,
     ),
-    Format("prompt-completion", {"input": ("prompt",), "output": ("completion",)}),
+    Format(
+        "prompt-completion", {"input": ("prompt",), "output": ("completion",)}, beside=_BESIDE_TEXT
+    ),
     Format(
         "preference-prompt",
         {"input": ("prompt",), "chosen": ("chosen",), "rejected": ("rejected",)},
     ),
-    Format("input-output", {"input": ("input",), "output": ("output",)}),
-    Format("classification", {"input": ("text",), "label": ("label", "category", "intent")}),
-    Format("question-answer", {"input": ("question",), "output": ("answer",)}),
+    Format("input-output", {"input": ("input",), "output": ("output",)}, beside=_BESIDE_TEXT),
+    Format(
+        "classification",
+        {"input": ("text",), "label": ("label", "category", "intent")},
+        beside=_BESIDE_TEXT,
+    ),
+    Format("question-answer", {"input": ("question",), "output": ("answer",)}, beside=_BESIDE_TEXT),
 )
 UNKNOWN_FORMAT = "unknown"  # of a file with no row that can be read
-_ALIASES = {
-    "content": "input",
-    "prompt": "input",
-    "text": "input",
-    "question": "input",
-    "summary": "output",
-    "completion": "output",
-    "answer": "output",
-    "category": "label",
-    "intent": "label",
-}
 
 
 def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -84,10 +112,12 @@ def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) 
 
     `columns` names the file's column for a role (`{"input": "mr", "output": "ref"}`), over what
     detection would find. Raises `UsageError` for a role or column that does not exist, and
-    `DataError` for a file that can't be read, has no known format or holds preference pairs.
+    `DataError` for a file that can't be read, has no known format, or holds preferences: pairs of
+    answers, and answers that a column rates or judges.
     """
     table = read_rows(path)
-    form, found = _format(path, table.rows, _roles(columns or {}))
+    given = roles_of(columns or {}, {role for form in FORMATS for role in form.every})
+    form, found = _format(path, table.rows, given)
     good: list[Example] = []
     bad: list[BadRow] = list(table.bad)
     for row in table.rows:
@@ -101,11 +131,26 @@ def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) 
         path=str(path),
         format=form,
         columns=found,
+        fields=fields_of(table.rows, found),
         examples=tuple(good),
         bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
         labels=tuple(labels),
         sha256=table.sha256,
     )
+
+
+def with_mask(
+    rows: Sequence[Row], columns: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """`columns` with the column that says which rows are learned, where one holds 0 and 1 alone."""
+    found = {role: name for role, name in columns.items() if role != "mask" or role in given}
+    if "mask" not in found:
+        for name in MASKS:
+            # A row without the column says nothing: it is learned.
+            marks = [mask_of(row.values[name]) for row in rows if name in row.values]
+            if marks and None not in marks and name not in found.values():
+                return {**found, "mask": name}
+    return found
 
 
 def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
@@ -114,6 +159,7 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
     It can't while it holds bad rows, unless `skip_bad`, and never without a good one.
     """
     path, count = dataset.path, len(dataset.bad)
+    command = f"onebase data check {shlex.quote(path)}"
     shown = "; ".join(str(row) for row in dataset.bad[:_NAMED_BAD_ROWS])
     more = count - _NAMED_BAD_ROWS
     if more > 0:
@@ -125,9 +171,8 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
                 f"{path} 中没有可供学习的数据行。坏行 {count} 行：{shown}。",
             ),
             say(
-                f"See `onebase data check {path}`, mend the rows or name the columns with "
-                "`--columns`.",
-                f"请运行 `onebase data check {path}`，修正数据行，或用 `--columns` 指定列。",
+                f"See `{command}`, mend the rows or name the columns with `--columns`.",
+                f"请运行 `{command}`，修正数据行，或用 `--columns` 指定列。",
             ),
         )
     if count and not skip_bad:
@@ -136,31 +181,11 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
                 f"{path} has bad rows: {count}: {shown}.", f"{path} 有 {count} 行坏数据：{shown}。"
             ),
             say(
-                f"See them all with `onebase data check {path}` and mend them, or train on the "
+                f"See them all with `{command}` and mend them, or train on the "
                 "others with `--skip-bad`.",
-                f"请用 `onebase data check {path}` 查看全部并修正，或用 `--skip-bad` 跳过它们。",
+                f"请用 `{command}` 查看全部并修正，或用 `--skip-bad` 跳过它们。",
             ),
         )
-
-
-def _roles(columns: Mapping[str, str]) -> dict[str, str]:
-    """What `--columns` gives, by role."""
-    valid = {role for form in FORMATS for role in form.roles}
-    given: dict[str, str] = {}
-    for name, column in columns.items():
-        role = _ALIASES.get(name, name)
-        if role not in valid:
-            raise unknown("column role", "列角色", name, valid)
-        if role in given or column in given.values():
-            raise UsageError(
-                say(
-                    f"--columns names the role {role!r} or the column {column!r} twice.",
-                    f"--columns 中角色 {role!r} 或列 {column!r} 出现了两次。",
-                ),
-                say("Give each role one column of its own.", "请为每个角色指定各自的一列。"),
-            )
-        given[role] = column
-    return given
 
 
 def _format(
@@ -169,17 +194,40 @@ def _format(
     counts = Counter(column for row in rows for column in row.values)
     if not counts:
         return UNKNOWN_FORMAT, dict(given)
-    for column in given.values():
-        if column not in counts:
-            raise unknown("column", "列", column, counts)
+    require_columns(given, counts)
     usual = {column for column, count in counts.items() if 2 * count >= len(rows)}
-    match = _detect(usual, given) or _detect(counts, given)
+    match = _detect(usual, given, counts) or _detect(counts, given, counts)
     if match is None:
+        if not given and {"chosen", "rejected"} <= counts.keys():
+            raise _is_preference(path, {})
         raise _no_format(path, list(counts), given)
     form, found = match
     if "chosen" in found:
         raise _is_preference(path, found)
+    found = with_mask(rows, found, given)
+    # Who names the answers means to learn them all.
+    if not ({"output", "messages", "conversations"} & given.keys() or "label" in found):
+        judging = judging_column(rows, counts.keys() - set(found.values()))
+        if judging:
+            raise _is_judged(path, found, *judging)
     return form.name, found
+
+
+def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command: str) -> DataError:
+    names = {role: name for role, name in found.items() if role not in _BESIDE_TEXT}
+    return DataError(
+        say(
+            f"{path} holds judged answers: the column {column!r} says how good each one is. Training "
+            "would learn the bad ones like the good ones.",
+            f"{path} 是带评判的回答：列 {column!r} 表示每个回答的好坏。直接训练会把差的回答也当作好的来学。",
+        ),
+        say(
+            f"Learn from both with `onebase {command} --task TASK --data {shlex.quote(str(path))}`. To learn all "
+            f"answers alike: `{columns_option(names)}`.",
+            f"请用 `onebase {command} --task TASK --data {shlex.quote(str(path))}` 学习其好坏。若确要一律学习："
+            f"`{columns_option(names)}`。",
+        ),
+    )
 
 
 def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:
@@ -188,10 +236,9 @@ def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:
         "偏好数据用于 `onebase align reward` 与 `onebase align dpo`。",
     )
     if "input" in found:
-        names = f"input={found['input']},output={found['chosen']}"
+        names = columns_option({"input": found["input"], "output": found["chosen"]})
         remedy += say(
-            f" To learn the chosen answers: `--columns {names}`.",
-            f"若要学习被选中的回答：`--columns {names}`。",
+            f" To learn the chosen answers: `{names}`.", f"若要学习被选中的回答：`{names}`。"
         )
     return DataError(
         say(
@@ -203,16 +250,16 @@ def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:
 
 
 def _detect(
-    columns: Collection[str], given: Mapping[str, str]
+    columns: Collection[str], given: Mapping[str, str], present: Collection[str]
 ) -> tuple[Format, dict[str, str]] | None:
     def rank(form: Format) -> tuple[bool, bool]:
         """First the format of just the given roles, by its general name; else in order."""
-        exact = set(form.roles) == set(given)
+        exact = form.required == set(given)
         return not exact, exact and form.name != "input-output"
 
-    forms = [form for form in FORMATS if set(given) <= set(form.roles)]
+    forms = [form for form in FORMATS if set(given) <= form.every]
     for form in sorted(forms, key=rank):
-        found = form.match(columns, given)
+        found = form.match(columns, given, present)
         if found is not None:
             return form, found
     return None
@@ -232,14 +279,26 @@ def _no_format(path: str | Path, columns: list[str], given: Mapping[str, str]) -
                 "请指定 input 与 output、input 与 label、messages 或 conversations。",
             ),
         )
+    if len(columns) == 1:
+        return DataError(
+            say(
+                f"{path} has the column {columns[0]!r} alone: there are no answers to learn.",
+                f"{path} 只有一列 {columns[0]!r}：没有可供学习的回答。",
+            ),
+            say(
+                f"Add answers; use one of: {known}. Prompts alone are for `onebase align ppo`.",
+                f"请加入回答；可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
+            ),
+        )
     first, second = columns if len(columns) == 2 else ("A", "B")
+    option = columns_option({"input": first, "output": second})
     return DataError(
         say(
             f"{path} has the columns {', '.join(columns)}, which are no known format.",
             f"{path} 的列为 {', '.join(columns)}，不属于已知格式。",
         ),
         say(
-            f"Name them: `--columns input={first},output={second}`; or use one of: {known}.",
-            f"请指定列：`--columns input={first},output={second}`；或使用以下格式之一：{known}。",
+            f"Name them: `{option}`; or use one of: {known}.",
+            f"请指定列：`{option}`；或使用以下格式之一：{known}。",
         ),
     )

@@ -77,7 +77,8 @@ class ChatLayout:
         self._instruction = instruction
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
-        """Earlier assistant turns are pieces to learn if the template leaves them as they were."""
+        """Earlier assistant turns are pieces, to learn where the template leaves them as they were and
+        they are not context alone."""
         whole = self._render(turns, prompt=True)
         pieces: list[Piece] = []
         at = 0
@@ -91,7 +92,7 @@ class ChatLayout:
             answer = self._ended(after[len(before) :].rstrip())
             if not after.startswith(before) or not whole.startswith(before + answer):
                 return [Piece(whole, learned=False)]
-            pieces += [Piece(before[at:], learned=False), Piece(answer, learned=True)]
+            pieces += [Piece(before[at:], learned=False), Piece(answer, turn.learned)]
             at = len(before) + len(answer)
         return [*pieces, Piece(whole[at:], learned=False)]
 
@@ -185,7 +186,8 @@ class PlainLayout:
         self.written = self._start + _PLACE.sub("", text)
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
-        """Each user turn in its place in the text, each earlier answer as a piece to learn."""
+        """Each user turn in its place in the text, each earlier answer as a piece, to learn unless it is
+        context alone."""
         instruction = self._instruction
         pieces: list[Piece] = []
         text = self._start
@@ -197,7 +199,7 @@ class PlainLayout:
                 instruction = ""  # said once
             else:
                 answer = self.answer((), turn.content)
-                pieces += [Piece(text, learned=False), Piece(answer, learned=True)]
+                pieces += [Piece(text, learned=False), Piece(answer, turn.learned)]
                 text = "\n"
         return [*pieces, Piece(text, learned=False)]
 

@@ -13,9 +13,11 @@ from onebase.data.check import (
     named_lines,
     no_end,
     no_room,
+    refused,
 )
 from onebase.data.example import BadRow, Example
-from onebase.data.preferences import Kind, Preference, PreferenceSet
+from onebase.data.fields import unread
+from onebase.data.preferences import COMMANDS, Kind, Preference, PreferenceSet
 from onebase.data.template import Rendered, Template
 from onebase.errors import DataError
 from onebase.language import say
@@ -49,15 +51,18 @@ class Ratings:
 class PreferenceReport:
     """What `check_preferences` found.
 
-    `rows` counts good and bad rows. `overlap` pairs a line with a line of the held-out file that has its
+    `read_by` are the commands that learn from this kind; `fields` as in CheckReport. `rows` counts good
+    and bad rows. `overlap` pairs a line with a line of the held-out file that has its
     question. Token counts are per answer, after truncation; `longer_chosen` is the share of pairs
     whose chosen answer has more tokens than the other (None without pairs).
     """
 
     file: str
     kind: Kind
+    read_by: tuple[str, ...]
     format: str
     columns: dict[str, str]
+    fields: dict[str, str]
     rows: int
     bad: tuple[BadRow, ...]
     repeats: tuple[Repeat, ...]
@@ -100,7 +105,7 @@ def check_preferences(
         try:
             good.append(_Read(row, examples, tuple(map(template.example, examples))))
         except DataError as refusal:
-            bad.append(BadRow(row.file, row.line, None, refusal.message))
+            bad.append(refused(row.file, row.line, refusal))
     answers = [length for read in good for length in read.lengths]
     totals = [len(tokens.ids) for read in good for tokens in read.rendered]
     longer = [read.lengths[0] > read.lengths[-1] for read in good if data.kind == "pairs"]
@@ -109,8 +114,10 @@ def check_preferences(
     return PreferenceReport(
         file=data.path,
         kind=data.kind,
+        read_by=tuple(f"onebase {command}" for command in COMMANDS[data.kind]),
         format=data.format,
         columns=dict(data.columns),
+        fields={field.name: field.use for field in data.fields},
         rows=len(data.rows) + len(data.bad),
         bad=tuple(bad),
         repeats=_repeats([read.row for read in good]),
@@ -123,7 +130,7 @@ def check_preferences(
         truncated=sum(tokens.truncated for read in good for tokens in read.rendered),
         ratings=Ratings(min(rated), mean(rated), max(rated), len(set(rated))) if rated else None,
         longer_chosen=mean(longer) if longer else None,
-        warnings=tuple(_warnings(data.kind, good, template)),
+        warnings=(*unread(data.fields), *_warnings(data.kind, good, template)),
         first_example=_shown(good[0].examples, template) if good else "",
     )
 

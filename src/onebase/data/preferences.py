@@ -1,71 +1,72 @@
 """Preferences in a file: pairs of answers, rated answers, or answers judged good or bad."""
 
-import math
 import random
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onebase.data.conversion import (
-    CHAT_ROLES,
-    SHAREGPT_ROLES,
-    Unfit,
-    chat_of,
-    is_blank,
-    text_of,
-    value_of,
-)
-from onebase.data.example import BadRow, Example, Turn
+from onebase.data.columns import require_columns, roles_of
+from onebase.data.conversion import require_supported
+from onebase.data.example import BadRow, Example, Field, Turn
+from onebase.data.fields import fields_of
 from onebase.data.formats import Format
+from onebase.data.question import BEFORE, BENEATH, asked_of, contains, preceded
 from onebase.data.row import Row
-from onebase.data.rows import read_rows
-from onebase.errors import DataError, unknown
+from onebase.data.rows import read_rows, require_readable
+from onebase.data.turns import as_context, chat_of, is_answer, require_last, turn_of, turns_of
+from onebase.data.values import Unfit, text_of, value_of
+from onebase.data.verdicts import RATINGS, VERDICTS, rating_of, verdict_of
+from onebase.errors import DataError
 from onebase.language import say
 
 Kind = Literal["pairs", "ratings", "judged"]
+# The commands that learn from each kind.
+COMMANDS: dict[Kind, tuple[str, ...]] = {
+    "pairs": ("align reward", "align dpo"),
+    "ratings": ("align reward",),
+    "judged": ("align kto",),
+}
 _ASKED = ("prompt", "question", "instruction", "input")
 _ANSWERED = ("completion", "answer", "response", "output")
-_RATING = ("rating", "score", "reward")
+_BESIDE = {**BEFORE, **BENEATH}
+_CHATS = {"messages": ("messages", "conversations")}
+_PAIR = {"chosen": ("chosen",), "rejected": ("rejected",)}
 # In the order of detection.
 FORMATS: tuple[tuple[Kind, Format], ...] = (
     (
         "pairs",
         Format(
             "preference-conversations",
-            {"conversations": ("conversations",), "chosen": ("chosen",), "rejected": ("rejected",)},
+            {"conversations": ("conversations",), **_PAIR},
+            beside=BEFORE,
         ),
     ),
-    (
-        "pairs",
-        Format(
-            "preference-prompt",
-            {"input": _ASKED, "chosen": ("chosen",), "rejected": ("rejected",)},
-        ),
-    ),
-    (
-        "pairs",
-        Format("preference-messages", {"chosen": ("chosen",), "rejected": ("rejected",)}),
-    ),
+    ("pairs", Format("preference-prompt", {"input": _ASKED, **_PAIR}, beside=_BESIDE)),
+    ("pairs", Format("preference-messages", _PAIR, beside=BEFORE)),
+    ("ratings", Format("rated-chat", {**_CHATS, "rating": RATINGS}, beside=BEFORE)),
     (
         "ratings",
-        Format("rated-answer", {"input": _ASKED, "output": _ANSWERED, "rating": _RATING}),
+        Format(
+            "rated-answer",
+            {"input": _ASKED, "output": _ANSWERED, "rating": RATINGS},
+            beside=_BESIDE,
+        ),
     ),
-    ("ratings", Format("rated-text", {"output": ("text",), "rating": _RATING})),
+    ("ratings", Format("rated-text", {"output": ("text",), "rating": RATINGS})),
+    ("judged", Format("judged-chat", {**_CHATS, "good": VERDICTS}, beside=BEFORE)),
     (
         "judged",
         Format(
             "judged-answer",
-            {"input": _ASKED, "output": _ANSWERED, "good": ("label", "good", "liked", "vote")},
+            {"input": _ASKED, "output": _ANSWERED, "good": VERDICTS},
+            beside=_BESIDE,
         ),
     ),
 )
 BARE = "{input}"  # the template of texts that answer nothing
-# What a file may write for good and bad.
-_GOOD: dict[object, bool] = {
-    **dict.fromkeys((True, "1", "true", "good", "up", "yes"), True),
-    **dict.fromkeys((False, -1, "0", "-1", "false", "bad", "down", "no"), False),
-}
+_HH = ("Human:", "Assistant:")
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,14 @@ class Preference:
 @dataclass(frozen=True)
 class PreferenceSet:
     """A file of one kind of preferences, its good rows and its bad ones. `bare` says that it holds
-    texts that answer nothing. `sha256` is over the file's bytes.
+    texts that answer nothing. `columns` and `fields` as in Dataset. `sha256` is over the file's bytes.
     """
 
     path: str
     kind: Kind
     format: str
     columns: dict[str, str]
+    fields: tuple[Field, ...]
     rows: tuple[Preference, ...]
     bad: tuple[BadRow, ...]
     sha256: str
@@ -139,16 +141,12 @@ def load_preferences(
     can't be read or holds no such preferences.
     """
     table = read_rows(path)
-    given = dict(columns or {})
+    require_readable(path, table)
+    given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.every})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
-    roles = {role for _, form in FORMATS for role in form.roles}
-    for role, column in given.items():
-        if role not in roles:
-            raise unknown("column role", "列角色", role, roles)
-        if names and column not in names:
-            raise unknown("column", "列", column, names)
+    require_columns(given, names)
     for kind, form in FORMATS:
-        found = form.match(names, given) if set(given) <= set(form.roles) else None
+        found = form.match(names, given) if set(given) <= form.every else None
         if found is None or kind not in kinds:
             continue
         rows, bad = [], list(table.bad)
@@ -158,7 +156,16 @@ def load_preferences(
             except Unfit as unfit:
                 bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
         ordered = tuple(sorted(bad, key=lambda item: (item.file, item.line)))
-        return PreferenceSet(str(path), kind, form.name, found, tuple(rows), ordered, table.sha256)
+        return PreferenceSet(
+            path=str(path),
+            kind=kind,
+            format=form.name,
+            columns=found,
+            fields=fields_of(table.rows, found),
+            rows=tuple(rows),
+            bad=ordered,
+            sha256=table.sha256,
+        )
     raise _no_format(path, names, kinds)
 
 
@@ -175,7 +182,7 @@ def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
                 f"{data.path} has bad rows: {len(data.bad)}: {shown}.",
                 f"{data.path} 有 {len(data.bad)} 行坏数据：{shown}。",
             ),
-            say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。"),
+            _remedy(data),
         )
     if len(data.rows) < 2:
         raise DataError(
@@ -187,70 +194,95 @@ def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
         )
 
 
+def _remedy(data: PreferenceSet) -> str:
+    """What to do about bad rows; leaving them out is no way where every row is one."""
+    command = f"onebase data check --as preferences {shlex.quote(data.path)}"
+    if not data.rows:
+        return say(
+            f"See them all with `{command}` and mend them.", f"请用 `{command}` 查看全部并修正。"
+        )
+    return say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。")
+
+
 def _preference(row: Row, kind: Kind, columns: Mapping[str, str]) -> Preference:
     values = row.values
+    require_supported(values)
+    question = _question(values, columns)
     if kind == "pairs":
-        chosen, before = _answer(values, columns["chosen"])
-        rejected, _ = _answer(values, columns["rejected"])
+        asked, chosen = _answered(values, columns["chosen"], question)
+        also_asked, rejected = _answered(values, columns["rejected"], question)
         if chosen == rejected:
             raise Unfit(
                 columns["rejected"],
                 say("the same as the chosen answer", "与被选中的回答相同"),
             )
-        asked = _asked(values, columns) or before
+        if asked and also_asked and asked != also_asked:
+            raise Unfit(
+                columns["rejected"],
+                say(
+                    "answers another question than the chosen answer",
+                    "与被选中的回答所答的问题不同",
+                ),
+            )
+        asked = asked or also_asked or question
         if not asked:
-            raise Unfit(columns["chosen"], say("answers no question", "没有对应的提问"))
+            raise Unfit(columns["chosen"], _no_question(chosen))
+        asked = as_context(preceded(values, columns, asked))
         return Preference(asked, (chosen, rejected), 1.0, row.file, row.line)
-    answer = text_of(values, columns["output"])
-    asked = _asked(values, columns) or (Turn("user", ""),)
     column = columns["good" if kind == "judged" else "rating"]
     value = value_of(values, column)
-    rating = _judged(value, column) if kind == "judged" else _number(value, column)
-    return Preference(asked, (answer,), rating, row.file, row.line)
+    rating = verdict_of(value, column) if kind == "judged" else rating_of(value, column)
+    answer_column = columns["messages" if "messages" in columns else "output"]
+    asked, answer = _answered(values, answer_column, question)
+    asked = asked or question
+    if asked:
+        asked = as_context(preceded(values, columns, asked))
+    return Preference(asked or (Turn("user", ""),), (answer,), rating, row.file, row.line)
 
 
-def _asked(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[Turn, ...]:
-    if "conversations" in columns:
-        column = columns["conversations"]
-        return chat_of(values, column, "from", "value", SHAREGPT_ROLES, last="user")
-    if "input" not in columns:
-        return ()
-    column = columns["input"]
-    if isinstance(values.get(column), list):
-        return chat_of(values, column, "role", "content", CHAT_ROLES, last="user")
-    return (Turn("user", text_of(values, column)),)
-
-
-def _answer(values: Mapping[str, object], column: str) -> tuple[str, tuple[Turn, ...]]:
-    """An answer, and the turns before it where the column holds a whole conversation."""
-    value = value_of(values, column)
-    if isinstance(value, list):
-        turns = chat_of(values, column, "role", "content", CHAT_ROLES)
-        return turns[-1].content, turns[:-1]
-    if isinstance(value, dict):
-        key = "value" if "value" in value else "content"
-        return text_of({f"{column}.{key}": value.get(key)}, f"{column}.{key}"), ()
-    return text_of(values, column), ()
-
-
-def _number(value: object, column: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise Unfit(column, say(f"{value!r} is no number", f"{value!r} 不是数字"))
-    return number
-
-
-def _judged(value: object, column: str) -> float:
-    key = value.strip().lower() if isinstance(value, str) else value
-    if is_blank(value) or not isinstance(key, str | bool | int | float) or key not in _GOOD:
-        raise Unfit(
-            column,
-            say(f"{value!r} is neither good nor bad", f"{value!r} 既不是好也不是坏"),
+def _no_question(answer: str) -> str:
+    """Why an answer has none: Anthropic's HH writes the question into the same text."""
+    if all(name in answer for name in _HH):
+        return say(
+            "the question and the answers in one text ('Human: … Assistant: …'); write the columns "
+            "prompt, chosen and rejected, or each conversation as a list of role and content",
+            "提问与回答写在同一段文本中（'Human: … Assistant: …'）；请写成 prompt、chosen、rejected "
+            "三列，或写成由 role 与 content 组成的对话列表",
         )
-    return float(_GOOD[key])
+    return say("answers no question", "没有对应的提问")
+
+
+def _question(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[Turn, ...]:
+    """What the columns beside the answers ask; empty where only the answers' own turns can say."""
+    if "conversations" in columns:
+        return as_context(chat_of(values, columns["conversations"], last="user"))
+    return asked_of(values, columns) if "input" in columns else ()
+
+
+def _answered(
+    values: Mapping[str, object], column: str, question: tuple[Turn, ...]
+) -> tuple[tuple[Turn, ...], str]:
+    """The turns before an answer, where its column holds them, and the answer: a text, a turn, or the
+    last turn of a list. A list that begins with the answer goes on from the `question`.
+
+    Raises Unfit for a list with the turns of another question.
+    """
+    value = value_of(values, column)
+    if isinstance(value, dict):
+        key = "from" if "value" in value else "role"
+        turn = turn_of({key: "assistant", **value}, column)
+        require_last([turn], column, "assistant")
+        return (), turn.content
+    if not isinstance(value, list):
+        return (), text_of(values, column)
+    turns = turns_of(value, column, question if is_answer(value) else ())
+    require_last(turns, column, "assistant")
+    if not turns[-1].learned:
+        raise Unfit(column, say("its answer is marked as not to be learned", "其回答标记为不学习"))
+    asked = as_context(turns[:-1])
+    if question and not contains(asked, question):
+        raise Unfit(column, say("answers another question than the row's", "与该行的提问不符"))
+    return asked, turns[-1].content
 
 
 def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) -> DataError:
@@ -261,7 +293,7 @@ def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) 
         "judged": say("answers judged good or bad", "判为好或坏的回答"),
     }
     wanted = say(" or ", "或").join(names[kind] for kind in kinds)
-    listed = ", ".join(columns) or say("none that can be read", "无可读的列")
+    listed = ", ".join(columns)
     return DataError(
         say(
             f"{path} has the columns {listed}: these are not {wanted}.",

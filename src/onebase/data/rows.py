@@ -5,6 +5,7 @@ What spoils one row becomes a `BadRow`; what spoils the file raises `DataError`.
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ from onebase.data.table_rows import delimited_rows, parquet_rows
 from onebase.errors import DataError
 from onebase.language import say
 
+_NAMED = 5  # bad rows in a message
+Reader = Callable[[str, bytes], Iterator[Row | BadRow]]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip/xlsx", b"%PDF": "PDF"}
 
@@ -36,12 +39,50 @@ def read_rows(path: str | Path) -> Rows:
 
     Raises `DataError` for a file that is missing, empty, not UTF-8, cut off or of another kind.
     """
+    return _read(path, _files(path))
+
+
+def read_requests(path: Path) -> Rows:
+    """Read a local file of requests: as its ending says, and as JSON lines where that says nothing.
+
+    Raises `DataError` as `read_rows` does, and for the first row that can't be read.
+    """
+    if path.exists() and not path.is_dir():
+        table = _read(path, [path], other=_json_lines)
+    else:
+        table = _read(path, _files(path, hub=False))
+    if table.bad:
+        raise DataError(
+            f"{table.bad[0]}{say('.', '。')}",
+            say("Mend that line.", "请修正该行。"),
+        )
+    return table
+
+
+def require_readable(path: str | Path, table: Rows) -> None:
+    """Raise `DataError` with the reasons where not one row could be read."""
+    if table.rows:
+        return
+    shown = "; ".join(map(str, table.bad[:_NAMED]))
+    more = len(table.bad) - _NAMED
+    if more > 0:
+        shown += say(f"; and {more} more", f"；另有 {more} 行")
+    raise DataError(
+        say(f"{path} has no row that can be read: {shown}.", f"{path} 没有可读取的行：{shown}。"),
+        say("Mend them.", "请修正这些行。"),
+    )
+
+
+def _read(path: str | Path, files: list[Path], other: Reader | None = None) -> Rows:
+    """The rows of these files in order; those of an unknown ending are read by `other`."""
     read: list[Row | BadRow] = []
     digest = hashlib.sha256()
-    for file in _files(path):
+    for file in files:
         data = _bytes(file)
         digest.update(data)
-        read += _reader(file, data)(str(file), data)
+        named = file.suffix.lower() in READABLE
+        reader = other if other is not None and not named else _reader(file, data)
+        read += reader(str(file), data)
     if not read:
         raise DataError(
             say(f"{path} has no rows.", f"{path} 没有任何数据行。"),
@@ -54,7 +95,7 @@ def read_rows(path: str | Path) -> Rows:
     )
 
 
-def _files(path: str | Path) -> list[Path]:
+def _files(path: str | Path, *, hub: bool = True) -> list[Path]:
     file = Path(path)
     name = str(path)
     if file.is_dir():
@@ -68,7 +109,7 @@ def _files(path: str | Path) -> list[Path]:
     if file.exists():
         return [file]
     local = file.suffix.lower() in READABLE or file.parent.is_dir()
-    if _HUB_NAME.fullmatch(name) and not local:
+    if hub and _HUB_NAME.fullmatch(name) and not local:
         return fetch(name)
     raise DataError(say(f"There is no file {name}.", f"没有文件 {name}。"), _nearest(file))
 
@@ -109,7 +150,7 @@ def _bytes(file: Path) -> bytes:
     return data
 
 
-def _reader(file: Path, data: bytes) -> Callable[[str, bytes], Iterator[Row | BadRow]]:
+def _reader(file: Path, data: bytes) -> Reader:
     """The reader for a file, by its ending where its content agrees."""
     ending = file.suffix.lower()
     if ending not in READABLE:
@@ -144,8 +185,8 @@ def _text(file: str, data: bytes) -> str:
         raise DataError(
             say(f"{file}:{line} is not UTF-8.", f"{file}:{line} 不是 UTF-8 编码。"),
             say(
-                f"Convert it: `iconv -f {_encoding(data)} -t UTF-8 {file} > NEW_FILE`.",
-                f"请转换：`iconv -f {_encoding(data)} -t UTF-8 {file} > 新文件`。",
+                f"Convert it: `iconv -f {_encoding(data)} -t UTF-8 {shlex.quote(file)} > NEW_FILE`.",
+                f"请转换：`iconv -f {_encoding(data)} -t UTF-8 {shlex.quote(file)} > 新文件`。",
             ),
         ) from problem
     if "\0" in text:
@@ -184,17 +225,14 @@ def _json(file: str, data: bytes) -> Iterator[Row | BadRow]:
 
 
 def _comma(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    text = _text(file, data)
-    header = text.lstrip().partition("\n")[0]
-    # Spreadsheets of many locales write `;` and still call it CSV.
-    return delimited_rows(file, text, ";" if ";" in header and "," not in header else ",")
+    return delimited_rows(file, _text(file, data), ",")
 
 
 def _tab(file: str, data: bytes) -> Iterator[Row | BadRow]:
     return delimited_rows(file, _text(file, data), "\t")
 
 
-_READERS: dict[str, Callable[[str, bytes], Iterator[Row | BadRow]]] = {
+_READERS: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

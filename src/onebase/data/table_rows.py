@@ -2,6 +2,8 @@
 
 import csv
 import io
+import itertools
+import re
 from collections.abc import Iterator
 
 from onebase.data.example import BadRow
@@ -9,42 +11,121 @@ from onebase.data.row import Row
 from onebase.errors import DataError
 from onebase.language import say
 
+_DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE = 20  # rows that tell the delimiter
+_SAMPLE_TEXT = 1 << 18
+# Excel reads the delimiter from such a first line.
+_SEPARATOR = re.compile(r'"?sep=([,;|\t])"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+
 
 def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
-    """Rows under a header line. A row with more or fewer fields than the header is bad."""
+    """Rows under a header line, split at the `delimiter` that the file is named for, or at another one
+    that all its first rows have. Blank rows are passed over, and blank fields behind a row's last
+    column. A row with other fields than the header is bad, and so is the header line again.
+    """
     if text.lstrip().startswith(("{", "[")):
         raise DataError(
             say(f"{file} holds JSON, not a table.", f"{file} 的内容是 JSON，不是表格。"),
             say("Rename it to .jsonl or .json.", "请改名为 .jsonl 或 .json。"),
         )
+    first = 1
+    if separator := _SEPARATOR.match(text):
+        delimiter, first = separator[1], 2
+        text = text[separator.end() :]
+    else:
+        delimiter = _delimiter(text, delimiter)
+    # The limit is there for broken files; a field of any length is a sound one.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] | None = None
-    line = 1
+    line = first
     try:
         for fields in reader:
             if names is None:
                 # A blank first line stays the header, and is refused as one.
-                names = _header(file, [field.strip() for field in fields])
-            elif len(fields) == len(names):
+                names = _header(file, _without_blank_end([field.strip() for field in fields]))
+            elif len(fields) == len(names) and any(fields) and not _is_header(fields, names):
                 yield Row(file, line, dict(zip(names, fields, strict=True)))
-            elif fields:
-                reason = say(
-                    f"{len(fields)} fields where the header has {len(names)}",
-                    f"有 {len(fields)} 个字段，而表头有 {len(names)} 个",
-                )
-                yield BadRow(file, line, None, reason)
-            line = reader.line_num + 1
+            elif any(map(str.strip, fields)):
+                yield _odd_row(file, line, fields, names)
+            line = first + reader.line_num
     except csv.Error as problem:
-        raise DataError(
-            say(
-                f"{file}:{line} can't be read as a table: {problem}.",
-                f"{file}:{line} 无法按表格读取：{problem}。",
-            ),
-            say(
-                'Close every quoted field, and write a quote inside one twice ("").',
-                '请闭合每个带引号的字段，字段内的引号须写两次（""）。',
-            ),
-        ) from problem
+        raise _no_table(file, line, problem, text) from problem
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """What splits the first rows into as many fields as the header has; `usual` where that does."""
+    counts = {}
+    for delimiter in (usual, *_DELIMITERS):
+        sizes = _sizes(text, delimiter)
+        if sizes[:1] and sizes[0] > 1:
+            counts[delimiter] = sum(size == sizes[0] for size in sizes)
+    return max(counts, key=lambda delimiter: counts[delimiter], default=usual)
+
+
+def _sizes(text: str, delimiter: str) -> list[int]:
+    """How many fields the first rows have, blank ones left out, up to the first that can't be read."""
+    sizes = []
+    reader = csv.reader(
+        io.StringIO(text[:_SAMPLE_TEXT], newline=""), delimiter=delimiter, strict=True
+    )
+    try:
+        for fields in itertools.islice(filter(None, reader), _SAMPLE + 1):
+            sizes.append(len(fields))
+    except csv.Error:
+        pass
+    return sizes
+
+
+def _without_blank_end(fields: list[str]) -> list[str]:
+    """`fields` without blank ones behind the last that is not."""
+    kept = len(fields)
+    while kept > 1 and not fields[kept - 1].strip():
+        kept -= 1
+    return fields[:kept]
+
+
+def _is_header(fields: list[str], names: list[str]) -> bool:
+    """Whether a row is the header once more, as where files were joined."""
+    return [field.strip("\ufeff ") for field in fields] == names
+
+
+def _odd_row(file: str, line: int, fields: list[str], names: list[str]) -> Row | BadRow:
+    """A row with other fields than the header, unless only blank ones are too many."""
+    if _is_header(_without_blank_end(fields), names):
+        reason = say(
+            "the header line again: files were joined; take it out",
+            "表头再次出现：由多个文件拼接而成；请删去该行",
+        )
+        return BadRow(file, line, None, reason)
+    if len(fields) >= len(names) and not any(map(str.strip, fields[len(names) :])):
+        return Row(file, line, dict(zip(names, fields, strict=False)))
+    reason = say(
+        f"{len(fields)} fields where the header has {len(names)}",
+        f"有 {len(fields)} 个字段，而表头有 {len(names)} 个",
+    )
+    return BadRow(file, line, None, reason)
+
+
+def _no_table(file: str, line: int, problem: csv.Error, text: str) -> DataError:
+    if '\\"' in text:
+        remedy = say(
+            'It writes a quote inside a field as \\"; write it twice (""), as pandas does without '
+            "`escapechar`.",
+            '该文件把字段内的引号写成 \\"；请改为写两次（""），即 pandas 不带 `escapechar` 的写法。',
+        )
+    else:
+        remedy = say(
+            'Close every quoted field, and write a quote inside one twice ("").',
+            '请闭合每个带引号的字段，字段内的引号须写两次（""）。',
+        )
+    return DataError(
+        say(
+            f"{file}:{line} can't be read as a table: {problem}.",
+            f"{file}:{line} 无法按表格读取：{problem}。",
+        ),
+        remedy,
+    )
 
 
 def _header(file: str, names: list[str]) -> list[str]:

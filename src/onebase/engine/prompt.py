@@ -5,6 +5,7 @@ from typing import cast
 
 from onebase.adapters.contribution import require_combinable
 from onebase.data.example import Turn
+from onebase.data.values import holds_surrogate
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Request
 from onebase.engine.sampling import Sampling
@@ -76,7 +77,20 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
 
 
 def require_text(prompt: Prompt | Sequence[int]) -> None:
-    """Raise UsageError for an empty prompt."""
+    """Raise UsageError for an empty prompt, and for one with half a character."""
+    texts = (
+        [prompt]
+        if isinstance(prompt, str)
+        else [turn.content for turn in prompt if isinstance(turn, Turn)]
+    )
+    if any(map(holds_surrogate, texts)):
+        raise UsageError(
+            say(
+                "The prompt holds half a character (a lone surrogate).",
+                "提示含有不完整的字符（孤立的代理项）。",
+            ),
+            say("Give whole characters, encoded as UTF-8.", "请提供完整的、UTF-8 编码的字符。"),
+        )
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UsageError(
             say("The prompt is empty.", "提示内容为空。"),

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.adapters.methods import METHODS, own_settings, parse_options, parts_of
 from onebase.errors import UsageError, unknown
 from onebase.language import say
+from onebase.training.yaml_file import read_yaml
 
 
 class TrainOptions(BaseModel):
@@ -128,22 +128,6 @@ class TaskFile:
     base: str | None
     precision: str | None
     jobs: list[Job]
-
-
-def read_yaml(path: Path) -> Any:
-    """What a user's YAML file holds. Raises UsageError where it can't be read or is none."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            say(f"{path} can't be read: {error.strerror}.", f"无法读取 {path}：{error.strerror}。"),
-            say("Check the path.", "请检查路径。"),
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            say(f"{path} is not YAML: {error}", f"{path} 不是有效的 YAML：{error}"),
-            say("Correct the line it names.", "请修正所指的行。"),
-        ) from error
 
 
 def read_jobs(file: str | Path) -> TaskFile:

@@ -14,6 +14,7 @@ from onebase.adapters.runs import Ending, Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.data.check import no_end
+from onebase.data.fields import unread
 from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
@@ -124,7 +125,7 @@ def race(
         torch.manual_seed(job.seed)
         try:
             recorder.skipped(job.task, data.bad)
-            for text in no_end(template):
+            for text in [*unread(data.dataset.fields), *no_end(template)]:
                 recorder.noted(text, task=job.task)
             course = Course(base, job, data, plan, recorder, follower, limits)
             end = _run(course, choice, limits, candidates, watcher)

@@ -9,7 +9,8 @@ from typing import Any
 from onebase.adapters.methods import METHODS, canonical_method, parts_of
 from onebase.errors import UsageError, unknown
 from onebase.language import say
-from onebase.training.job import Job, read_yaml
+from onebase.training.job import Job
+from onebase.training.yaml_file import read_yaml
 
 # One thing that varies: what each choice sets, the first the method's default or the likeliest.
 Axis = tuple[Mapping[str, Any], ...]

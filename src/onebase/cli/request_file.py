@@ -1,0 +1,112 @@
+"""Files of requests and of answers to score, read by the reader of data files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onebase.cli.session import note
+from onebase.data import rows as data_rows
+from onebase.data.conversion import require_supported
+from onebase.data.example import Field
+from onebase.data.fields import UNREAD, fields_of, unread
+from onebase.data.formats import Format
+from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
+from onebase.data.row import Row
+from onebase.data.turns import chat_of
+from onebase.data.values import Unfit, is_empty, text_of
+from onebase.engine.pool import BASE_TASK
+from onebase.engine.prompt import Prompt
+from onebase.errors import DataError
+from onebase.language import say
+
+_TASK = {"task": ("task",)}
+_REQUESTS = (
+    Format("chat", {"messages": ("messages",)}, beside={**_TASK, **BEFORE}),
+    Format("request", {"input": ("input", "prompt")}, beside={**_TASK, **BEFORE, **BENEATH}),
+)
+_ANSWERS = (
+    Format(
+        "answer",
+        {"input": ("input", "prompt"), "output": ("output", "completion", "text")},
+        optional=frozenset({"input"}),
+    ),
+)
+
+
+def read_requests(file: Path, task: str | None) -> list[tuple[str, Prompt]]:
+    """The task and the prompt of every row; `task` stands in where a row names none.
+
+    Fields that are not read are named to the user. Raises DataError naming the line.
+    """
+    remedy = say(
+        'Write rows like {"task": "support", "input": "…"}.',
+        '请写入 {"task": "support", "input": "…"} 这样的行。',
+    )
+    found = []
+    for row, columns in _matched(file, _REQUESTS, "input", remedy):
+        try:
+            found.append((_task(row, task), _prompt(row, columns)))
+        except Unfit as unfit:
+            raise _bad_row(row, unfit, remedy) from unfit
+    return found
+
+
+def read_answers(file: Path) -> list[tuple[str, str]]:
+    """The question, which may be empty, and the answer of every row. Raises DataError as above."""
+    remedy = say(
+        'Write rows like {"text": "…"} or {"input": "…", "output": "…"}.',
+        '请写成 {"text": "…"} 或 {"input": "…", "output": "…"} 这样的行。',
+    )
+    found = []
+    for row, columns in _matched(file, _ANSWERS, "output", remedy):
+        asked = columns.get("input", "")
+        try:
+            require_supported(row.values)
+            question = "" if is_empty(row.values.get(asked)) else text_of(row.values, asked)
+            found.append((question, text_of(row.values, columns["output"])))
+        except Unfit as unfit:
+            raise _bad_row(row, unfit, remedy) from unfit
+    return found
+
+
+def _matched(
+    file: Path, formats: Sequence[Format], needed: str, remedy: str
+) -> list[tuple[Row, dict[str, str]]]:
+    """The rows of a file and what each of its columns stands for."""
+    found = []
+    unused: dict[str, Field] = {}
+    for row in data_rows.read_requests(file).rows:
+        columns = next(
+            (match for form in formats if (match := form.match(row.values, {})) is not None), None
+        )
+        if columns is None:
+            raise _bad_row(row, Unfit(needed, say("missing", "缺失")), remedy)
+        found.append((row, columns))
+        unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
+    for warning in unread(list(unused.values())):
+        note(warning)
+    return found
+
+
+def _task(row: Row, task: str | None) -> str:
+    if is_empty(row.values.get("task")):
+        return task or BASE_TASK
+    return text_of(row.values, "task")
+
+
+def _prompt(row: Row, columns: Mapping[str, str]) -> Prompt:
+    values = row.values
+    require_supported(values)
+    if "messages" in columns:
+        return preceded(values, columns, chat_of(values, columns["messages"], last="user"))
+    turns = preceded(values, columns, asked_of(values, columns))
+    return turns if len(turns) > 1 else turns[0].content
+
+
+def _bad_row(row: Row, unfit: Unfit, remedy: str) -> DataError:
+    return DataError(
+        say(
+            f"{row.file}:{row.line}, {unfit.column!r}: {unfit.reason}.",
+            f"{row.file}:{row.line}，{unfit.column!r}：{unfit.reason}。",
+        ),
+        remedy,
+    )

@@ -1,0 +1,100 @@
+"""Which column of a file stands for which role: as `--columns` names them, and as messages print it."""
+
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+
+from onebase.errors import UsageError, unknown
+from onebase.language import say
+
+# What else a role may be called.
+ALIASES = {
+    "content": "input",
+    "prompt": "input",
+    "text": "input",
+    "question": "input",
+    "summary": "output",
+    "completion": "output",
+    "answer": "output",
+    "category": "label",
+    "intent": "label",
+}
+_ROLES = (
+    *ALIASES,
+    *("input", "output", "label", "instruction", "messages", "conversations", "chosen", "rejected"),
+    *("rating", "good", "system", "history", "detail", "context", "mask"),
+)
+# A comma splits where a role follows it, so that a column's name may contain commas.
+_SPLIT = re.compile(rf",(?=\s*(?:{'|'.join(_ROLES)})\s*=|\s*$)")
+_STRAY = re.compile(r",\s*([\w-]+)\s*=")
+_PLAIN = re.compile(r"[\w.-]+")
+
+
+def columns_of(options: Sequence[str]) -> dict[str, str]:
+    """`role=column` texts, several of them in one with commas between, as a mapping.
+
+    Raises UsageError for a text of another form, and for a role that is named twice.
+    """
+    found: dict[str, str] = {}
+    for item in (part for option in options for part in _SPLIT.split(option) if part.strip()):
+        role, equals, column = (part.strip() for part in item.partition("="))
+        if not (role and equals and column):
+            raise UsageError(
+                say(
+                    f"{item.strip()!r} is not key=value.", f"{item.strip()!r} 不是 key=value 形式。"
+                ),
+                say(
+                    "Write --columns input=a,output=b; a name that contains a comma in an option of "
+                    "its own: --columns 'input=a, b' --columns output=c.",
+                    "请写成 --columns input=a,output=b；列名含有逗号时，请各用一个选项："
+                    "--columns 'input=a, b' --columns output=c。",
+                ),
+            )
+        if role in found:
+            raise named_twice(role, column)
+        found[role] = column
+    return found
+
+
+def roles_of(columns: Mapping[str, str], valid: Collection[str]) -> dict[str, str]:
+    """What `--columns` gives, by role. Raises UsageError for a role that is not `valid`, and for a
+    role or a column that is named twice.
+    """
+    given: dict[str, str] = {}
+    for name, column in columns.items():
+        role = name if name in valid else ALIASES.get(name, name)
+        if role not in valid:
+            raise unknown("column role", "列角色", name, valid)
+        if role in given or column in given.values():
+            raise named_twice(role, column)
+        given[role] = column
+    return given
+
+
+def require_columns(given: Mapping[str, str], names: Collection[str]) -> None:
+    """Raise UsageError for a given column that is none of `names`."""
+    for column in given.values():
+        if column in names:
+            continue
+        if stray := _STRAY.search(column):
+            raise unknown("column role", "列角色", stray[1], _ROLES)
+        raise unknown("column", "列", column, names)
+
+
+def columns_option(columns: Mapping[str, str]) -> str:
+    """`--columns` as it can be pasted into a shell."""
+    pairs = [f"{role}={column}" for role, column in columns.items()]
+    if all(_PLAIN.fullmatch(column) for column in columns.values()):
+        return f"--columns {','.join(pairs)}"
+    return " ".join(f"--columns {shlex.quote(pair)}" for pair in pairs)
+
+
+def named_twice(role: str, column: str) -> UsageError:
+    """The error for a role or a column that `--columns` names twice."""
+    return UsageError(
+        say(
+            f"--columns names the role {role!r} or the column {column!r} twice.",
+            f"--columns 中角色 {role!r} 或列 {column!r} 出现了两次。",
+        ),
+        say("Give each role one column of its own.", "请为每个角色指定各自的一列。"),
+    )

@@ -1,0 +1,90 @@
+"""What became of every column of a file, and of every field of its turns."""
+
+from collections.abc import Mapping, Sequence
+
+from onebase.data.example import Field
+from onebase.data.row import Row
+from onebase.data.turns import CHAT, MASKS, SHAREGPT, TEXT_PARTS, unsupported
+from onebase.data.values import is_empty
+from onebase.language import say
+
+UNREAD = "unread"
+EMPTY = "empty"
+REFUSED = "refused"
+_TURN_ROLES = {
+    **dict.fromkeys((CHAT.role, SHAREGPT.role), "role"),
+    **dict.fromkeys((CHAT.content, SHAREGPT.content), "content"),
+    **dict.fromkeys(MASKS, "mask"),
+}
+_PART_ROLES = {"type": "type", "text": "content"}
+
+
+def fields_of(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[Field, ...]:
+    """Every column of `rows`, and every field of the turns in a column that is read, in the order of
+    the file. `columns` maps the roles that are read to their columns.
+    """
+    roles = {column: role for role, column in columns.items()}
+    survey = _Survey()
+    for row in rows:
+        for name, value in row.values.items():
+            # Nearly every value is text under a name that is known already.
+            if not isinstance(value, str) or survey.uses.get(name, EMPTY) == EMPTY:
+                survey.note(name, value, roles.get(name, UNREAD))
+                if name in roles:
+                    survey.look_inside(name, value, _TURN_ROLES)
+    return tuple(Field(name, use) for name, use in survey.uses.items())
+
+
+def unread(fields: Sequence[Field]) -> list[str]:
+    """A warning that names the columns and fields that hold something and are not read."""
+    names = [field.name for field in fields if field.use == UNREAD]
+    if not names:
+        return []
+    listed = ", ".join(map(repr, names))
+    return [
+        say(
+            f"Not read: {listed}. What stands there is left out.",
+            f"未读取：{listed}。其中的内容不会被使用。",
+        )
+    ]
+
+
+class _Survey:
+    """What is found of a file's fields: `uses` by name, in the order of their first row."""
+
+    def __init__(self) -> None:
+        self.uses: dict[str, str] = {}
+        self._plain: set[tuple[str, ...]] = set()  # turns of such keys, all texts, are known
+
+    def note(self, name: str, value: object, use: str) -> None:
+        """What becomes of a value; what one row holds outweighs the rows that are empty there."""
+        if is_empty(value) or (use == UNREAD and value in ("[]", "{}")):
+            self.uses.setdefault(name, EMPTY)
+        elif unsupported(name.rpartition(".")[2], value):
+            self.uses[name] = REFUSED
+        elif self.uses.get(name) != REFUSED:
+            self.uses[name] = use
+
+    def look_inside(self, name: str, value: object, roles: Mapping[str, str]) -> None:
+        """The fields of a turn, or of a list of turns, and those of content in parts."""
+        if isinstance(value, dict):
+            is_part = roles is _PART_ROLES and value.get("type") not in TEXT_PARTS
+            for key, held in value.items():
+                inner = f"{name}.{key}"
+                self.note(inner, held, roles.get(key, REFUSED if is_part else UNREAD))
+                if isinstance(held, list) and roles.get(key) == "content":
+                    self.look_inside(inner, held, _PART_ROLES)
+        elif isinstance(value, list):
+            for item in value:
+                if not isinstance(item, dict):
+                    continue
+                keys = (name, *item)
+                if keys in self._plain and all(map(_is_text, item.values())):
+                    continue
+                self.look_inside(f"{name}[]", item, roles)
+                if roles is _TURN_ROLES and all(map(_is_text, item.values())):
+                    self._plain.add(keys)
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str and bool(value) and not value.isspace()

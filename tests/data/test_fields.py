@@ -1,0 +1,129 @@
+"""Every column and every field of turns is read, or named as not read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from onebase.data.check import check
+from onebase.data.fields import unread
+from onebase.data.formats import load_dataset
+from onebase.data.preference_check import check_preferences
+from onebase.data.preferences import load_preferences
+from onebase.data.template import Template
+
+Write = Callable[[str, object], Path]
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def uses(write: Write, row: dict[str, Any]) -> dict[str, str]:
+    return {field.name: field.use for field in load_dataset(write("a.jsonl", [row])).fields}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"input": "q", "output": "a", "system": "s", "id": 1, "note": ""},
+            {
+                "input": "input",
+                "output": "output",
+                "system": "system",
+                "id": "unread",
+                "note": "empty",
+            },
+        ),
+        (
+            {"messages": TALK, "tools": "[]", "instruction": "Be kind."},
+            {
+                "messages": "messages",
+                "messages[].role": "role",
+                "messages[].content": "content",
+                "tools": "empty",
+                "instruction": "unread",
+            },
+        ),
+        (
+            {
+                "messages": [
+                    {**TALK[0], "name": "Ann"},
+                    {**TALK[1], "reasoning_content": "because", "weight": 1},
+                ]
+            },
+            {
+                "messages": "messages",
+                "messages[].role": "role",
+                "messages[].content": "content",
+                "messages[].name": "unread",
+                "messages[].reasoning_content": "unread",
+                "messages[].weight": "mask",
+            },
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "q", "x": 1}]},
+                    TALK[1],
+                ]
+            },
+            {
+                "messages": "messages",
+                "messages[].role": "role",
+                "messages[].content": "content",
+                "messages[].content[].type": "type",
+                "messages[].content[].text": "content",
+                "messages[].content[].x": "unread",
+            },
+        ),
+    ],
+)
+def test_every_column_and_field_is_listed(
+    write: Write, row: dict[str, Any], expected: dict[str, str]
+) -> None:
+    assert uses(write, row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"input": "q", "output": "a", "id": 7}, ["'id'"]),
+        ({"text": "q", "label": "a", "category": "b", "topic": "c"}, ["'category'", "'topic'"]),
+        ({"messages": TALK, "tools": [{"name": "w"}]}, ["'tools'"]),
+        ({"messages": [TALK[0], {**TALK[1], "thinking": "t"}]}, ["'messages[].thinking'"]),
+        ({"input": "q", "output": "a"}, []),
+    ],
+)
+def test_what_is_not_read_is_warned_about_by_name(
+    write: Write, chatml: Tokenizer, row: dict[str, Any], names: list[str]
+) -> None:
+    found = check(load_dataset(write("a.jsonl", [row] * 8)), Template(chatml))
+    warned = [text for text in found.warnings if text.startswith("Not read: ")]
+    assert len(warned) == bool(names)
+    assert all(name in warned[0] for name in names)
+    assert found.fields.keys() >= row.keys()
+
+
+def test_one_row_is_enough_to_name_a_field(write: Write) -> None:
+    rows = [{"input": "q", "output": "a", "x": None}] * 5 + [
+        {"input": "q", "output": "a", "x": "y"}
+    ]
+    assert unread(load_dataset(write("a.jsonl", rows)).fields)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2},
+        {"prompt": "q", "completion": "a", "label": True, "margin": 2},
+        {"text": "t", "rating": 3, "margin": 2},
+        {"prompt": "q", "chosen": [{**TALK[1], "margin": 2}], "rejected": "b"},
+    ],
+)
+def test_preferences_name_what_they_do_not_read(
+    write: Write, chatml: Tokenizer, row: dict[str, Any]
+) -> None:
+    found = check_preferences(load_preferences(write("a.jsonl", [row] * 8)), Template(chatml))
+    assert "margin'" in found.warnings[0]
+    assert found.read_by[0].startswith("onebase align ")

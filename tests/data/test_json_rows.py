@@ -1,0 +1,131 @@
+"""JSON that people bring: keys that stand twice, and mistakes that are named with their remedy."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onebase.data.rows import read_requests, read_rows
+from onebase.errors import DataError
+
+Write = Callable[[str, object], Path]
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ('{"input": "q", "output": "first", "output": "second"}', "output"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+        ('{"input": "q", "output": "a", "meta": {"x": {"k": 1, "k": 1}}}', "k"),
+        ('{"a\\u0062": 1, "ab": 2}', "ab"),
+    ],
+)
+@pytest.mark.parametrize("form", ["lines", "array", "array over lines"])
+def test_a_key_that_stands_twice_is_refused(write: Write, row: str, key: str, form: str) -> None:
+    good = '{"input": "q", "output": "a"}'
+    text, line = {
+        "lines": (f"{good}\n{row}\n{good}", 2),
+        "array": (f"[{good},{row},{good}]", 1),
+        "array over lines": (f"[\n{good},\n{row},\n{good}\n]", 3),
+    }[form]
+    table = read_rows(write("a.jsonl", text))
+    assert len(table.rows) == 2
+    (bad,) = table.bad
+    assert (bad.line, bad.column) == (line, key)
+    assert "twice" in bad.reason
+
+
+def test_a_line_that_breaks_off_behind_a_double_key_blames_no_other(write: Write) -> None:
+    table = read_rows(write("a.jsonl", '{"a": {"k": 1, "k": 2}, "b": \n{"a": "1"}'))
+    assert [row.line for row in table.rows] == [2]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"a": "1"},', "a comma behind the row"),
+        ('{"a": "1", }', "a comma before '}'"),
+        ('{"a": ["1", ]}', "a comma before ']'"),
+        ('{"a": "1"}{"a": "2"}', "two rows on one line"),
+        ('{"a": "1"} {"a": "2"}', "two rows on one line"),
+        (r'{"a": "C:\Users\me"}', r"a single backslash, as in a Windows path: write it twice"),
+        (r'{"a": "50\% off"}', "a single backslash"),
+        (r'{"a": "\uZZZZ"}', "a single backslash"),
+        ("{'a': '1'}", "json.dumps"),
+        ("{“a”: 1}", "json.dumps"),
+        ('{"a": None}', "JSON writes null"),
+        ('{"a": True}', "JSON writes true"),
+        ('{"a": "1"} // note', "not JSON: "),
+        ('{"a": // note', "a comment"),
+        ('{"a": "one\ttwo"}', "a line break or a tab"),
+        ('\ufeff{"a": "1"}', "two files were joined"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(write: Write, line: str, words: str) -> None:
+    table = read_rows(write("a.jsonl", f'{{"a": "1"}}\n{line}\n'))
+    (bad,) = table.bad
+    assert bad.line == 2
+    assert words in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[\n{"a": "1"},\n]', "a.json:3 is not JSON: .*a comma before ']'"),
+        ('[\n{"a": "1"},\n{"a": "C:\\Users"}]', "a.json:3 is not JSON: .*a single backslash"),
+        ("[\n{'a': 1}]", "a.json:2 is not JSON: .*json.dumps"),
+        ('{"a": "1",}', "holds no JSON: .*a comma before '}'"),
+        ('{"a": 1, "rows": [{"b": 2}]}', "they may be in 'rows'"),
+    ],
+)
+def test_a_mistake_in_an_array_is_named_too(write: Write, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_rows(write("a.json", text))
+
+
+def test_objects_without_an_array_are_named_with_a_command_that_works(write: Write) -> None:
+    rows = [{"input": f"q{n}", "output": "a"} for n in range(3)]
+    path = write("a b.json", "\n".join(json.dumps(row, indent=1) for row in rows))
+    with pytest.raises(DataError, match="one after another") as refused:
+        read_rows(path)
+    command = refused.value.remedy.split("`")[1]
+    assert shlex.split(command)[-3:] == ["a b.json", ">", "NEW_FILE.jsonl"]
+    if subprocess.run(["which", "jq"], capture_output=True, check=False).returncode == 0:
+        subprocess.run(command, shell=True, check=True)
+        assert [row.values for row in read_rows("NEW_FILE.jsonl").rows] == rows
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.txt", "r", "r.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"input": "A\u2028B"}\n{"input": "C\u0085D"}\n{"input": "E\u2029F"}\n',
+        b'\xef\xbb\xbf{"input": "A"}\r\n\r\n{"input": "B"}\r\n{"input": "C"}',
+        '[{"input": "A"}, {"input": "B"},\n{"input": "C"}]',
+    ],
+)
+def test_requests_are_read_as_data_is(write: Write, name: str, content: object) -> None:
+    assert len(read_requests(write(name, content)).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"input": "a"}\nplain\n', r"r\.txt:2.*not JSON"),
+        ('{"input": "a", "input": "b"}\n', r"r\.txt:1.*'input'.*twice"),
+        ('{"input": "a"}\n' + "[" * 200_000, r"r\.txt:2.*nested too deep"),
+        (b'{"input": "\xff"}\n', r"r\.txt:1 is not UTF-8"),
+        ("\n", r"r\.txt is empty"),
+    ],
+)
+def test_a_bad_request_is_named(write: Write, content: object, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_requests(write("r.txt", content))
+
+
+def test_requests_are_not_looked_for_on_the_hub(write: Write) -> None:
+    with pytest.raises(DataError, match="no file nobody/nothing"):
+        read_requests(Path("nobody/nothing"))

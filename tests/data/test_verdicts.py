@@ -1,0 +1,81 @@
+"""Answers that a column judges or rates are not learned as good ones."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onebase.data.columns import columns_of
+from onebase.data.formats import load_dataset
+from onebase.data.preferences import load_preferences
+from onebase.errors import DataError
+
+Write = Callable[[str, object], Path]
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+JUDGED: list[dict[str, Any]] = [
+    {"prompt": "q", "completion": "a", "label": False},
+    {"prompt": [U], "completion": [A], "label": True},
+    {"messages": [U, A], "label": False},
+    {"instruction": "q", "input": "", "output": "a", "label": 0},
+    {"conversations": SHARED, "kto_tag": False},
+    {"messages": [U, A], "kto_tag": "true"},
+    {"question": "q", "answer": "a", "vote": "down"},
+    {"input": "q", "output": "a", "good": "1"},
+]
+RATED: list[dict[str, Any]] = [
+    {"prompt": "q", "completion": "a", "rating": 2},
+    {"input": "q", "output": "a", "score": "0.5"},
+    {"messages": [U, A], "reward": -1.5},
+    {"conversations": SHARED, "score": 3},
+]
+
+
+@pytest.mark.parametrize("row", [*JUDGED, *RATED])
+def test_they_are_refused_with_the_command_that_reads_them(
+    write: Write, row: dict[str, Any]
+) -> None:
+    path = write("a b.jsonl", [row] * 3)
+    command, kind = (
+        ("onebase align reward", "ratings") if row in RATED else ("onebase align kto", "judged")
+    )
+    with pytest.raises(DataError) as refused:
+        load_dataset(path)
+    remedy = refused.value.remedy
+    assert f"`{command} --task TASK --data 'a b.jsonl'`" in remedy
+    assert load_preferences(path).kind == kind  # the command does read it
+    assert len(load_preferences(path).rows) == 3
+    # The other remedy works when it is pasted.
+    option = remedy[remedy.rindex("`--columns ") + 1 : remedy.rindex("`")]
+    words = shlex.split(option)
+    columns = columns_of(words[1::2])
+    assert len(load_dataset(path, columns=columns).examples) == 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t", "label": "1"},
+        {"text": "t", "label": "bad", "score": 3},
+        {"input": "q", "output": "a", "label": "billing"},
+        {"messages": [U, A], "rating": "four stars"},
+        {"input": "q", "output": "a", "label": None},
+    ],
+)
+def test_other_columns_of_those_names_judge_nothing(write: Write, row: dict[str, Any]) -> None:
+    assert load_dataset(write("a.jsonl", [row])).examples
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [U, A], "rejected": [U, {**A, "content": "b"}]},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"question": "q", "chosen": "a", "rejected": "b"},
+    ],
+)
+def test_pairs_without_a_prompt_column_are_pairs_too(write: Write, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"preference pairs.*align dpo"):
+        load_dataset(write("a.jsonl", [row]))
