@@ -1,5 +1,6 @@
 """An adapter merged into its base: a plain model that knows nothing of adapters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def merged(weight: Tensor, delta: LowRank | None, scaling: Scaling | None) -> Te
     return weight
 
 
-def save(base: Base, folder: Path, kind: torch.dtype) -> None:
+def save(base: Base, folder: Path, kind: torch.dtype, ends: Sequence[int]) -> None:
     """Write `base` as a Hugging Face folder with weights of type `kind`, which its own become too.
 
+    Its generation_config.json names `ends`, the token ids that end an answer.
     Raises OnebaseError where a weight is too large for `kind`, UsageError for a base whose
     tokenizer transformers has no class for.
     """
@@ -88,6 +90,7 @@ def save(base: Base, folder: Path, kind: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise too_large(name, str(kind).removeprefix("torch."))
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else list(ends) or None
     model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
 

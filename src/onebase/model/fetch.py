@@ -50,6 +50,7 @@ EMBEDDED = {
     ),
 }
 DEFAULT_BASE = "smollm2-135m"
+_CONVERSION = "-2"  # of GGUF files; what an earlier one made lacks fields and is not used
 
 
 def resolve(name: str) -> Path:
@@ -180,7 +181,7 @@ def _converted(file: Path) -> Path:
             say(f"There is no file {file}.", f"文件 {file} 不存在。"),
             say("Check the path.", "请检查路径。"),
         )
-    target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}"
+    target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}{_CONVERSION}"
     return appear(target, lambda folder: _convert(file, folder))
 
 
