@@ -1,6 +1,7 @@
 """From a base model's name to its folder on this machine, fetching and converting as needed."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onebase.errors import CorruptFileError, MissingBaseError, UsageError
+from onebase.data.network import environment_fault, failure
+from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
 from onebase.model.chatglm_config import is_chatglm
@@ -77,6 +79,18 @@ def resolve(name: str) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise _no_such_base(name)
+
+
+def lasting_name(name: str) -> str:
+    """`name` as it means the same base from any folder: a path becomes absolute."""
+    if name in EMBEDDED:
+        return name
+    try:
+        local = Path(name).expanduser()
+        is_path = local.is_dir() or local.suffix.lower() == ".gguf"
+    except (OSError, RuntimeError):
+        return name
+    return str(local.absolute()) if is_path else name
 
 
 def _no_such_base(name: str) -> MissingBaseError:
@@ -194,10 +208,46 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _from_hub(name: str) -> Path:
     target = models_folder() / name.replace("/", "--")
-    return appear(target, lambda folder: _download_repository(name, folder))
+    try:
+        return appear(target, lambda folder: _download_repository(name, folder))
+    except (MissingBaseError, FolderError):
+        cached = _in_hub_cache(name)
+        if cached is None:
+            raise
+        return cached
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The model's folder in the Hub's own cache, where another program has fetched it whole."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except (HFValidationError, RuntimeError):  # RuntimeError: no home folder
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if is_model_folder(folder) and _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all files are there that hold weights, by their index where there is one."""
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
+        try:
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue
+        if parts and all((folder / part).is_file() for part in parts):
+            return True
+    return any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin"))
 
 
 def _download_repository(name: str, folder: Path) -> None:
+    fault = environment_fault()
+    if fault is not None:
+        raise _not_fetched(name, *fault)
     # Imported late: the Hub client takes half a second, and most bases are local.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -218,18 +268,7 @@ def _download_repository(name: str, folder: Path) -> None:
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
-        raise MissingBaseError(
-            say(
-                f"{name!r} is neither a local folder nor could it be fetched from the Hub "
-                f"({type(error).__name__}).",
-                f"{name!r} 不是本地目录，也无法从 Hub 获取（{type(error).__name__}）。",
-            ),
-            say(
-                "Check the name and the network (HF_ENDPOINT sets a mirror, HF_TOKEN a gated "
-                "model's key), or give a local folder.",
-                "请检查名称和网络（HF_ENDPOINT 可设镜像，HF_TOKEN 用于受限模型），或给出本地目录。",
-            ),
-        ) from error
+        raise _not_fetched(name, *failure(error)) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on the download
     if not is_model_folder(folder):
         raise MissingBaseError(
@@ -242,6 +281,16 @@ def _download_repository(name: str, folder: Path) -> None:
                 "请给出带 safetensors 权重的因果语言模型的编号。",
             ),
         )
+
+
+def _not_fetched(name: str, reason: str, remedy: str) -> MissingBaseError:
+    return MissingBaseError(
+        say(
+            f"{name!r} is neither a local folder nor could it be fetched from the Hub: {reason}.",
+            f"{name!r} 不是本地目录，也无法从 Hub 获取：{reason}。",
+        ),
+        remedy,
+    )
 
 
 def file_sha256(file: Path) -> str:
