@@ -250,7 +250,7 @@ def preference_data(
 
     found = PreferenceData(rows(train), rows(held), source)
     texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
-    base.require_rotary(begun.adapter.before_text + max(map(len, texts), default=0))
+    base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
     return found
 
 

@@ -54,6 +54,7 @@ def demo_command(
             )
         )
     stored = [] if again else finished(session, jobs, chosen)
+    session.workspace.require_writable()
     loaded = load_base(chosen, tasks.precision)
     if stored:
         note(

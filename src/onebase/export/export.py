@@ -204,7 +204,9 @@ def _merged_only(stored: StoredAdapter) -> str:
 
 
 def _precision_notes(stored: StoredAdapter) -> list[str]:
-    precision = stored.record.get("precision")
+    precision = str(stored.record.get("precision", "")).partition(":")[
+        0
+    ]  # nf4:bf16 computes in bf16
     if precision not in ("nf4", "int8"):
         return []
     return [

@@ -145,23 +145,31 @@ class Base:
             f"{self.name} 的上下文长度 {self.context}" + (f"（rope 类型 {kind}）" if kind else ""),
         )
 
-    def require_rotary(self, tokens: int) -> None:
-        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `rotary`."""
-        if self.rotary is None or tokens <= self.rotary.tokens:
+    def require_room(self, tokens: int) -> None:
+        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `context`."""
+        context = self.context
+        if context is None or tokens <= context:
             return
-        raise UsageError(
-            say(
+        if self.rotary is None:
+            cause = say(
+                f"A text has {tokens} tokens, virtual tokens among them, more than "
+                f"{self.context_text}.",
+                f"一段文本有 {tokens} 个词元（含虚拟词元），超出 {self.context_text}。",
+            )
+        else:
+            cause = say(
                 f"A text has {tokens} tokens, virtual tokens among them. {self.name} has a rotary "
-                f"embedding of type {self.rotary.kind}: beyond {self.rotary.tokens} tokens it depends "
+                f"embedding of type {self.rotary.kind}: beyond {context} tokens it depends "
                 "on the longest text in a batch, so longer texts are refused.",
                 f"一段文本有 {tokens} 个词元（含虚拟词元）。{self.name} 的旋转位置编码类型为 "
-                f"{self.rotary.kind}：超过 {self.rotary.tokens} 个词元后，结果取决于同一批中最长的文本，"
+                f"{self.rotary.kind}：超过 {context} 个词元后，结果取决于同一批中最长的文本，"
                 "因此不接受更长的文本。",
-            ),
+            )
+        raise UsageError(
+            cause,
             say(
-                f"Shorten it, or lower max_tokens, so that no text has more than {self.rotary.tokens} "
-                "tokens.",
-                f"请缩短文本或减小 max_tokens，使每段文本不超过 {self.rotary.tokens} 个词元。",
+                f"Shorten it, or lower max_tokens, so that no text has more than {context} tokens.",
+                f"请缩短文本或减小 max_tokens，使每段文本不超过 {context} 个词元。",
             ),
         )
 

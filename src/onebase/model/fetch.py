@@ -69,6 +69,8 @@ def resolve(name: str) -> Path:
         is_folder = local.is_dir()
     except (OSError, RuntimeError):  # longer than a path can be; the home of no user
         raise _no_such_base(name) from None
+    if is_folder or local.is_file():
+        _require_utf8(name)
     if is_folder:
         return _checked_folder(local)
     if local.suffix.lower() == ".gguf":
@@ -79,6 +81,18 @@ def resolve(name: str) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise _no_such_base(name)
+
+
+def _require_utf8(name: str) -> None:
+    """Raise UsageError for a path that no record of a task could name."""
+    try:
+        str(Path(name).absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(
+            say(f"The path of the base {shown} is not UTF-8.", f"基座 {shown} 的路径不是 UTF-8。"),
+            say("Rename the file or its folder.", "请重命名该文件或其所在目录。"),
+        ) from error
 
 
 def lasting_name(name: str) -> str:
