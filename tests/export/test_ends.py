@@ -145,3 +145,19 @@ def test_the_order_of_ends(make_base: Callable[..., Base]) -> None:
     base = base_ending(make_base(), "<|im_end|>", "<pad>", [9, 0, 7])
     ends = answer_ends(base, Template(base.tokenizer))
     assert (ends.eos, ends.turn, ends.tokens) == (0, 2, (0, 2, 7, 9))
+
+
+def test_settings_that_contradict_each_other_are_exported_as_they_are(
+    make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = base_ending(make_base(), "<|im_end|>", "<pad>", None)
+    folder = tmp_path / "base"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    file = folder / "generation_config.json"
+    file.write_text('{"do_sample": false, "temperature": 0.5, "top_p": 0.9}', encoding="utf-8")
+    store = AdapterStore(Workspace(tmp_path / "w"))
+    export(store, "base", "merged", tmp_path / "out", dtype="fp32", base=str(folder))
+    config = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
+    assert config["eos_token_id"] == [0, 2]
+    assert config["temperature"] == 0.5
