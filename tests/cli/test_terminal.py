@@ -113,3 +113,22 @@ def test_a_data_file_whose_path_is_not_utf_8_is_told_before_training(
     assert RunStore(Workspace(desk / "ws")).list() == []
     if as_json:
         assert "is not UTF-8" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--prompt", "caf\udce9"),
+        ("generate", "--prompt=caf\udce9"),
+        ("classify", "--text", "x", "--labels", "\udcff,b"),
+        ("train", "--task", "t", "--data", "no-such-\udce9.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_argument_that_is_not_utf_8_is_told(
+    arguments: tuple[str, ...], as_json: bool, onebase: Run
+) -> None:
+    result = onebase(*arguments, *(["--json"] if as_json else []))
+    assert result.code == 2
+    assert "is not UTF-8" in result.err
+    assert "itself failed" not in result.err

@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], *, debug: bool) -> int:
     as_json = "--json" in arguments
     try:
+        _require_text(arguments)
         code = app(arguments, prog_name="onebase", standalone_mode=False)
     except OnebaseError as error:
         print_error(error, as_json=as_json)
@@ -108,6 +109,25 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Raise UsageError for an argument that is neither UTF-8 nor the name of something on the disk."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError as error:
+            value = argument.partition("=")[2] if argument.startswith("--") else argument
+            if os.path.lexists(value):  # a file may have such a name; its reader tells
+                continue
+            shown = argument.encode("utf-8", "replace").decode("utf-8")
+            raise UsageError(
+                say(f"The argument {shown!r} is not UTF-8.", f"参数 {shown!r} 不是 UTF-8 文本。"),
+                say(
+                    "Set the terminal to UTF-8, or put the text into a UTF-8 file.",
+                    "请将终端编码设为 UTF-8，或把文本写入 UTF-8 文件。",
+                ),
+            ) from error
 
 
 def _folder_remedy(file: object, arguments: list[str]) -> str:

@@ -18,13 +18,7 @@ def check_architecture(folder: Path) -> None:
     if is_chatglm(folder):
         return
     # Late, as in read_model.
-    from transformers import (
-        CONFIG_MAPPING,
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        AutoConfig,
-        PreTrainedConfig,
-        __version__,
-    )
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, __version__
 
     settings, _ = PreTrainedConfig.get_config_dict(folder)
     kind = settings.get("model_type")
@@ -42,10 +36,16 @@ def check_architecture(folder: Path) -> None:
                 + ("，且不会运行权重目录中附带的代码" if own_code else ""),
             ),
         )
-    config = AutoConfig.from_pretrained(folder)
+    require_base(AutoConfig.from_pretrained(folder), folder)
+
+
+def require_base(config: Any, place: Path) -> None:
+    """Raise UsageError where a model of this configuration, at `place`, can't be a base."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     reason = _reason(config, type(config) in MODEL_FOR_CAUSAL_LM_MAPPING)
     if reason:
-        raise _refused(folder, kind, reason)
+        raise _refused(place, config.model_type, reason)
 
 
 def _reason(config: Any, causal: bool) -> str:
@@ -120,11 +120,11 @@ def text_part(model: Any) -> Any:
     return text
 
 
-def _refused(folder: Path, kind: str, reason: str) -> UsageError:
+def _refused(place: Path, kind: str, reason: str) -> UsageError:
     return UsageError(
         say(
-            f"The model in {folder} is of type {kind} and can't be a base: {reason}.",
-            f"{folder} 中的模型类型为 {kind}，不能用作基座：{reason}。",
+            f"The model in {place} is of type {kind} and can't be a base: {reason}.",
+            f"{place} 中的模型类型为 {kind}，不能用作基座：{reason}。",
         ),
         say(
             f"Give a causal language model with attention, such as {_KINDS}.",

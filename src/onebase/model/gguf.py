@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 
-from onebase.errors import CorruptFileError
+from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
+from onebase.model.architecture import require_base
 from onebase.model.gguf_config import complete, read_header, unread_tensors
 from onebase.model.gguf_rope import UnreadField
 from onebase.model.tokenizer import read_tokenizer
@@ -35,7 +36,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     """Write `file`'s model as float32 safetensors, config and tokenizer into `folder`.
 
     Raises CorruptFileError when `file` is not a GGUF model that transformers can read, or has a
-    field that would be lost.
+    field that would be lost; UsageError for one of another kind.
     """
     try:
         reader = GGUFReader(file)
@@ -43,10 +44,13 @@ def convert_gguf(file: Path, folder: Path) -> None:
         header = read_header(reader)
         tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
         config = _read_config(file)
+        require_base(config, file)
         complete(config, header)
         model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name, config=config)
         for tensor in unread_tensors(model, header):
             raise UnreadField(tensor)
+    except UsageError:  # a ValueError too
+        raise
     except UnreadField as unread:
         raise CorruptFileError(
             say(
