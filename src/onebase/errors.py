@@ -49,6 +49,12 @@ class MissingBaseError(OnebaseError, FileNotFoundError):
     code = "missing_base"
 
 
+class FolderError(OnebaseError, OSError):
+    """A folder of ours, the cache or the workspace, that can't be found or written to."""
+
+    code = "folder"
+
+
 class CorruptFileError(OnebaseError, ValueError):
     """A file of ours, or of PEFT's, that is damaged or does not fit its base."""
 

@@ -35,8 +35,11 @@ from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
+from onebase.data.template import Template
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
+from onebase.export.ends import AnswerEnds, answer_ends
+from onebase.export.gguf_files import write_model
 from onebase.model.base import Base
 
 LLAMA3_ROPE = {
@@ -48,8 +51,8 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 GEMMA3 = {
-    "head_dim": 256,  # what transformers supposes when it reads a GGUF
-    "query_pre_attn_scalar": 256,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
     "sliding_window": 4,
     "num_hidden_layers": 6,
     "rope_parameters": {
@@ -77,7 +80,7 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         "byte-level",
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}, "qwen"),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 128}, "qwen"),  # as transformers supposes
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}, "qwen"),
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, GEMMA3, "sentencepiece"),
     "gemma3-period-2": (
         Gemma3ForCausalLM,
@@ -86,9 +89,8 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         "sentencepiece",
     ),
 }
-# What transformers reads from a GGUF; of the others it drops biases, the kind of rotary embedding,
-# the pattern of windows, or words that are tokens as a whole.
-READABLE = ("llama", "llama-tied", "qwen2", "qwen3", "gemma3")
+# What onebase reads from a GGUF whole.
+READABLE = tuple(name for name in FAMILIES if name != "llama-spaces")
 CORPUS = (
     "the parcel is on its way",
     "hello, how are you today? it's 12 o'clock",
@@ -123,7 +125,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=READABLE)
 def readable(request: pytest.FixtureRequest) -> str:
-    """A family that transformers reads back from GGUF whole."""
+    """A family that onebase reads back from GGUF whole."""
     return str(request.param)
 
 
@@ -222,6 +224,16 @@ def keep(store: AdapterStore, tmp_path: Path) -> Callable[..., StoredAdapter]:
         )
 
     return put
+
+
+def bare_ends(base: Base) -> AnswerEnds:
+    """The ends of the base's own answers."""
+    return answer_ends(base, Template(base.tokenizer))
+
+
+def written(base: Base, file: Path, *, name: str = "m", kind: str = "f32") -> list[str]:
+    """The notes on `base` written to `file` as a GGUF with its own ends."""
+    return write_model(base, file, name=name, kind=kind, ends=bare_ends(base))
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:

@@ -185,12 +185,13 @@ def test_how_to_ask_is_told(
     assert words is None or notes[0].endswith(words)
 
 
+@pytest.mark.parametrize("precision", ["nf4", "nf4:fp32", "nf4:bf16", "int8:fp32"])
 def test_a_quantized_training_is_told(
-    base: Base, make_lora: Any, keep: Any, store: AdapterStore, tmp_path: Path
+    precision: str, base: Base, make_lora: Any, keep: Any, store: AdapterStore, tmp_path: Path
 ) -> None:
-    keep(base, make_lora(base), precision="nf4")
+    keep(base, make_lora(base), precision=precision)
     exported = export(store, "support", "gguf", tmp_path / "out", dtype="q8_0")
-    assert "trained on its base in nf4" in exported.notes[-1]
+    assert f"trained on its base in {precision.partition(':')[0]}" in exported.notes[-1]
 
 
 @pytest.mark.usefixtures("kept")

@@ -8,12 +8,13 @@ import numpy
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from tests.export.conftest import written
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import LowRank
 from onebase.errors import OnebaseError, UsageError
-from onebase.export.gguf_files import write_adapter, write_model
+from onebase.export.gguf_files import write_adapter
 from onebase.export.merged import merge
 from onebase.model.base import Base
 
@@ -46,7 +47,7 @@ def test_the_model_reads_back(
     with torch.no_grad():
         merge(base, make_lora(base, rank=4).contribution())
         expected = base.model(tokens).logits
-    assert write_model(base, tmp_path / "m.gguf", name="support@1", kind="f32") == []
+    assert written(base, tmp_path / "m.gguf", name="support@1", kind="f32") == []
     read = Base.load(str(tmp_path / "m.gguf"))
     with torch.no_grad():
         torch.testing.assert_close(read.model(tokens).logits, expected, atol=1e-4, rtol=0)
@@ -58,7 +59,7 @@ def test_the_tokens_read_back(
     readable: str, texts: tuple[str, ...], make_family: MakeBase, tmp_path: Path
 ) -> None:
     base = make_family(readable)
-    write_model(base, tmp_path / "m.gguf", name="m", kind="f16")
+    written(base, tmp_path / "m.gguf", name="m", kind="f16")
     read = Base.load(str(tmp_path / "m.gguf")).tokenizer
     for text in texts:
         for special in (False, True):
@@ -77,11 +78,11 @@ def test_base_and_adapter_are_the_merged_model(
         one = next(name for name in deltas if name.endswith("q_proj"))
         other = deltas[one]  # of another rank and scale than the rest
         deltas[one] = LowRank(other.a[:3], other.b[:, :3], other.scale * 2)
-        write_model(base, tmp_path / "base.gguf", name="base", kind="f32")
+        written(base, tmp_path / "base.gguf", name="base", kind="f32")
         write_adapter(deltas, base, tmp_path / "a.gguf", name="support@2")
         for name, delta in deltas.items():
             base.model.get_submodule(name).weight += delta.scale * delta.b @ delta.a
-        write_model(base, tmp_path / "merged.gguf", name="merged", kind="f32")
+        written(base, tmp_path / "merged.gguf", name="merged", kind="f32")
     adapter = values(tmp_path / "a.gguf")
     alpha = field(tmp_path / "a.gguf", "adapter.lora.alpha")
     joined = values(tmp_path / "base.gguf")
@@ -112,7 +113,7 @@ def test_the_adapters_header(make_family: MakeBase, make_lora: MakeLora, tmp_pat
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 def test_types(kind: str, make_family: MakeBase, tmp_path: Path) -> None:
     base, file = make_family("gemma3"), tmp_path / "m.gguf"
-    write_model(base, file, name="m", kind=kind)
+    written(base, file, name="m", kind=kind)
     types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(file).tensors}
     wanted = GGMLQuantizationType[kind.upper()]
     vectors = {name for name in types if "norm" in name}
@@ -125,7 +126,7 @@ def test_types(kind: str, make_family: MakeBase, tmp_path: Path) -> None:
 
 def test_rows_that_q8_0_can_not_hold_are_f16(make_family: MakeBase, tmp_path: Path) -> None:
     base, file = make_family("llama", intermediate_size=48), tmp_path / "m.gguf"
-    write_model(base, file, name="m", kind="q8_0")
+    written(base, file, name="m", kind="q8_0")
     types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(file).tensors}
     assert types["blk.0.ffn_down.weight"] == GGMLQuantizationType.F16
     assert types["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q8_0
@@ -135,11 +136,11 @@ def test_values_that_f16_can_not_hold(make_family: MakeBase, tmp_path: Path) -> 
     base = make_family("llama")
     base.model.lm_head.weight.data[3, 4] = 70000.0
     with pytest.raises(OnebaseError, match=r"output\.weight .* f16"):
-        write_model(base, tmp_path / "m.gguf", name="m", kind="f16")
+        written(base, tmp_path / "m.gguf", name="m", kind="f16")
 
 
 def test_llama_3s_frequencies(make_family: MakeBase, tmp_path: Path) -> None:
-    write_model(make_family("llama3"), tmp_path / "m.gguf", name="m", kind="f32")
+    written(make_family("llama3"), tmp_path / "m.gguf", name="m", kind="f32")
     factors = values(tmp_path / "m.gguf")["rope_freqs.weight"]
     assert factors.shape == (4,)
     assert factors[0] == pytest.approx(1.0)
@@ -148,7 +149,7 @@ def test_llama_3s_frequencies(make_family: MakeBase, tmp_path: Path) -> None:
 
 def test_other_families_are_refused(make_base: MakeBase, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a glm model") as caught:
-        write_model(make_base("glm"), tmp_path / "m.gguf", name="m", kind="f32")
+        written(make_base("glm"), tmp_path / "m.gguf", name="m", kind="f32")
     assert "gemma3_text" in caught.value.remedy
 
 
@@ -170,7 +171,7 @@ def test_settings_that_llama_cpp_lacks_are_refused(
     family: str, changes: dict[str, Any], words: str, make_family: MakeBase, tmp_path: Path
 ) -> None:
     with pytest.raises(OnebaseError) as caught:
-        write_model(make_family(family, **changes), tmp_path / "m.gguf", name="m", kind="f32")
+        written(make_family(family, **changes), tmp_path / "m.gguf", name="m", kind="f32")
     assert words in caught.value.message
     assert "--to merged" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []

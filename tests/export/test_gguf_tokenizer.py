@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader, GGUFWriter, TokenType
+from tests.export.conftest import bare_ends
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,7 +29,7 @@ def header(
         made = make_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
         base.tokenizer = made
         writer = GGUFWriter(tmp_path / "t.gguf", "llama")
-        notes = write_tokenizer(writer, base)
+        notes = write_tokenizer(writer, base, bare_ends(base))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine.test_ends import base_ending, taught
 
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
@@ -216,3 +217,34 @@ def test_the_embedded_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             compare(streams, answers, NEARLY_THE_SAME),
             len(prompts),
         )
+
+
+@pytest.mark.parametrize(
+    ("ending", "eos", "named"),
+    [
+        ("<|im_end|>", "<pad>", 0),
+        ("<|im_end|>", "<pad>", [0, 7]),
+        ("<|im_end|>", None, None),
+        ("", None, None),
+    ],
+    ids=["another of the turn", "a list", "the template's alone", "none"],
+)
+def test_answers_end_as_the_task_s(
+    ending: str,
+    eos: str | None,
+    named: int | list[int] | None,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    base = base_ending(make_base(), ending, eos, named)
+    folder = tmp_path / "base"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    engine = taught(Base.load(str(folder)), tmp_path)
+    store = AdapterStore(Workspace(tmp_path / "w"))
+    export(store, "t", "gguf", tmp_path / "out", dtype="f32")
+    prompt = engine.tasks["t"].template.prompt("where is 3?")
+    (ours,) = answered_by_onebase(engine, "t", [prompt], 24)
+    (theirs,) = ask_llama_cpp(tmp_path / "out" / "model.gguf", None, [completion(prompt, 24)])
+    assert theirs["stop_type"] == ("eos" if ending else "limit")
+    assert [id_ for id_ in theirs["tokens"] if id_ != 2] == list(ours.tokens)

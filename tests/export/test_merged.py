@@ -50,7 +50,7 @@ def test_logits_equal_the_engines(
     assert float((expected - plain).abs().max()) > 0.1
     merged = make_base(architecture)
     merge(merged, contribution)
-    save(merged, tmp_path, torch.float32)
+    save(merged, tmp_path, torch.float32, [2])
     read = Base.load(str(tmp_path))
     with torch.no_grad():
         torch.testing.assert_close(read.model(tokens).logits[0], expected, atol=1e-4, rtol=0)
@@ -71,7 +71,7 @@ def test_biases_stay_out_of_the_changes(
 def test_the_folder_is_one_for_transformers(make_family: MakeBase, tmp_path: Path) -> None:
     base = make_family("llama")
     base.model.generation_config.max_length = 77
-    save(base, tmp_path, torch.float32)
+    save(base, tmp_path, torch.float32, [2])
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.dtype == torch.float32
     assert model.generation_config.max_length == 77
@@ -88,7 +88,7 @@ def test_smaller_types(
     base = make_family("llama")
     with torch.no_grad():
         expected = base.model(tokens).logits
-    save(base, tmp_path, kind)
+    save(base, tmp_path, kind, [2])
     read = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert {parameter.dtype for parameter in read.parameters()} == {kind}
     with torch.no_grad():
@@ -100,14 +100,14 @@ def test_values_that_a_type_can_not_hold(make_family: MakeBase, tmp_path: Path) 
     base = make_family("llama")
     base.model.lm_head.weight.data[3, 4] = 70000.0
     with pytest.raises(OnebaseError, match=r"lm_head\.weight .* float16"):
-        save(base, tmp_path, torch.float16)
+        save(base, tmp_path, torch.float16, [2])
 
 
 def test_a_tokenizer_of_no_plain_folder(make_family: MakeBase, tmp_path: Path) -> None:
     base = make_family("llama")
     base.tokenizer = ChatGLMTokenizer.__new__(ChatGLMTokenizer)
     with pytest.raises(UsageError, match="ChatGLM's own tokenizer"):
-        save(base, tmp_path, torch.float32)
+        save(base, tmp_path, torch.float32, [2])
     assert list(tmp_path.iterdir()) == []
 
 

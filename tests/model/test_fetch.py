@@ -11,10 +11,23 @@ import pytest
 from huggingface_hub import constants
 from transformers import AutoTokenizer
 
-from onebase.errors import CorruptFileError, MissingBaseError, OnebaseError, UsageError
+from onebase.errors import (
+    CorruptFileError,
+    FolderError,
+    MissingBaseError,
+    OnebaseError,
+    UsageError,
+)
 from onebase.model import gguf
-from onebase.model.cache import cached_models
-from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, EmbeddedModel, file_sha256, resolve
+from onebase.model.cache import cached_models, results_root
+from onebase.model.fetch import (
+    DEFAULT_BASE,
+    EMBEDDED,
+    EmbeddedModel,
+    file_sha256,
+    lasting_name,
+    resolve,
+)
 
 WriteGguf = Callable[..., Path]
 LeftIn = Callable[[], list[str]]
@@ -246,7 +259,7 @@ def test_a_download_that_breaks_off(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    with pytest.raises(MissingBaseError, match="'owner/model'.*" + type(error).__name__):
+    with pytest.raises(MissingBaseError, match=f"'owner/model'.*{error}"):
         resolve("owner/model")
     assert left_in() == []
 
@@ -307,3 +320,116 @@ def test_every_error_has_a_remedy_in_both_languages(
     english, chinese = error_in("en"), error_in("zh")
     assert english.message != chinese.message
     assert english.remedy != chinese.remedy
+
+
+def cache_in_hub(root: Path, name: str, files: dict[str, str]) -> Path:
+    """The snapshot of a model in a Hub cache, as another program leaves it."""
+    commit = "0" * 40
+    repository = root / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    for file, content in files.items():
+        (snapshot / file).write_text(content, encoding="utf-8")
+    return snapshot
+
+
+INDEX = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("hindered", ["offline", "proxy", "refused"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": "{}", "model.safetensors": ""},
+        {
+            "config.json": "{}",
+            "model.safetensors.index.json": INDEX,
+            "model-1.safetensors": "",
+            "model-2.safetensors": "",
+        },
+    ],
+)
+def test_a_model_in_the_hub_s_cache_is_found_without_the_hub(
+    hindered: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    if hindered == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif hindered == "proxy":
+        monkeypatch.setenv("HTTPS_PROXY", "socks://127.0.0.1:1")
+    else:
+
+        def refused(*_: object, **__: object) -> None:
+            raise httpx2.ConnectError("Connection refused")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    snapshot = cache_in_hub(tmp_path / "hub", "owner/model", files)
+    assert resolve("owner/model") == snapshot
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"config.json": "{}", "tokenizer.json": "{}"},
+        {
+            "config.json": "{}",
+            "model.safetensors.index.json": INDEX,
+            "model-1.safetensors": "",
+        },
+    ],
+)
+def test_a_part_of_a_model_in_the_hub_s_cache_is_not_taken(
+    files: dict[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache_in_hub(tmp_path / "hub", "owner/model", files)
+    with pytest.raises(MissingBaseError, match="HF_HUB_OFFLINE"):
+        resolve("owner/model")
+    assert not cache.exists() or not list(cache.glob("owner*"))
+
+
+def test_a_path_means_the_same_from_another_folder(
+    tiny_folder: Path, write_gguf: WriteGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    assert lasting_name(tiny_folder.name) == str(tiny_folder)
+    assert lasting_name(str(tiny_folder)) == str(tiny_folder)
+    file = write_gguf(tmp_path / "Own model #1.gguf")
+    monkeypatch.chdir(tmp_path)
+    assert lasting_name(file.name) == str(file)
+    assert lasting_name("../" + tmp_path.name + "/" + file.name).startswith("/")
+    for name in (DEFAULT_BASE, "owner/model", "no-such-folder", "~no-such-user/x", ""):
+        assert lasting_name(name) == name
+
+
+def test_no_home_folder_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEBASE_CACHE", raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(FolderError, match="HOME is not set") as caught:
+        resolve("owner/model")
+    assert "ONEBASE_CACHE" in caught.value.remedy
+    assert not results_root().exists()
+
+
+@pytest.mark.parametrize("place", ["below a file", "read-only"])
+def test_a_cache_that_can_not_be_written_to_is_named(
+    place: str, write_gguf: WriteGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    if place == "below a file":
+        root.write_text("", encoding="utf-8")
+    else:
+        monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setenv("ONEBASE_CACHE", str(root / "cache"))
+    with pytest.raises(FolderError, match=str(root)) as caught:
+        resolve(str(write_gguf(tmp_path / "tiny.gguf")))
+    assert "ONEBASE_CACHE" in caught.value.remedy

@@ -80,7 +80,13 @@ def test_other_rotary_embeddings_have_no_border(make_base: Callable[..., Base]) 
     base = make_base("llama")
     assert base.rotary is None
     assert base.context == base.model.config.max_position_embeddings
-    base.require_rotary(10**6)
+    base.require_room(base.context)
+    with pytest.raises(
+        UsageError, match="tokens, virtual tokens among them, more than tiny-llama's"
+    ):
+        base.require_room(base.context + 1)
+    base.model.config.max_position_embeddings = None
+    base.require_room(10**6)
 
 
 def test_the_border_is_the_context(length_bound_base: Callable[..., Base]) -> None:
@@ -88,6 +94,6 @@ def test_the_border_is_the_context(length_bound_base: Callable[..., Base]) -> No
     assert base.model.config.max_position_embeddings > BORDER
     assert base.context == BORDER
     assert base.context_text == "tiny-longrope's context of 40 (rope type longrope)"
-    base.require_rotary(BORDER)
+    base.require_room(BORDER)
     with pytest.raises(UsageError, match=r"41 tokens.*tiny-longrope.*type longrope: beyond 40"):
-        base.require_rotary(BORDER + 1)
+        base.require_room(BORDER + 1)

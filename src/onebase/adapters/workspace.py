@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from onebase.errors import FolderError
+from onebase.language import say
+
 
 class Workspace:
     """`root`, or else `$ONEBASE_WORKSPACE`, or else `./workspace`.
@@ -23,6 +26,24 @@ class Workspace:
     def runs(self) -> Path:
         """Where every run has its folder."""
         return self.root / "runs"
+
+    def require_writable(self) -> None:
+        """Raise FolderError unless something can be written into it; nothing is."""
+        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK):
+            return
+        raise FolderError(
+            say(
+                f"Nothing can be written into the workspace {self.root}: {there} "
+                + ("is read-only." if there.is_dir() else "is a file."),
+                f"无法写入工作区 {self.root}：{there} "
+                + ("只读。" if there.is_dir() else "是文件。"),
+            ),
+            say(
+                "Choose another folder with --workspace or ONEBASE_WORKSPACE.",
+                "请用 --workspace 或 ONEBASE_WORKSPACE 指定其他目录。",
+            ),
+        )
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from onebase.adapters.adapter import Adapter
@@ -136,7 +137,7 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
                 f"{stored.name} was trained on {stored.base}, not on {base.name}.",
                 f"{stored.name} 是在 {stored.base} 上训练的，而不是 {base.name}。",
             ),
-            say(f"Use --base {stored.base}.", f"请使用 --base {stored.base}。"),
+            say(f"Use --base {quote(stored.base)}.", f"请使用 --base {quote(stored.base)}。"),
         )
     store.verify(stored)
     adapter = load_adapter(stored.path, base)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -182,7 +183,7 @@ def _require_own(stored: StoredAdapter, base: Base) -> None:
                 f"{stored.name} was trained on {stored.base}, not on {base.name}.",
                 f"{stored.name} 是在 {stored.base} 上训练的，而不是 {base.name}。",
             ),
-            say(f"Use --base {stored.base}.", f"请使用 --base {stored.base}。"),
+            say(f"Use --base {quote(stored.base)}.", f"请使用 --base {quote(stored.base)}。"),
         )
 
 
@@ -249,7 +250,7 @@ def preference_data(
 
     found = PreferenceData(rows(train), rows(held), source)
     texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
-    base.require_rotary(begun.adapter.before_text + max(map(len, texts), default=0))
+    base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
     return found
 
 

@@ -93,6 +93,7 @@ def reward_command(
         seed,
         skip_bad,
     )
+    session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_reward(
@@ -136,6 +137,7 @@ def dpo_command(
         seed,
         skip_bad,
     )
+    session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_dpo(
@@ -179,6 +181,7 @@ def kto_command(
         seed,
         skip_bad,
     )
+    session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_kto(
@@ -229,6 +232,7 @@ def ppo_command(
         seed,
         skip_bad,
     )
+    session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_ppo(

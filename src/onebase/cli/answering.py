@@ -30,7 +30,7 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.model.fetch import DEFAULT_BASE
+from onebase.model.fetch import DEFAULT_BASE, lasting_name
 
 AUTO = "auto"
 _QUOTED = re.compile(r'"([^"]+)"\s*(?=,|$)')
@@ -284,7 +284,9 @@ def engine_for(
     """
     wanted = list(dict.fromkeys(tasks))
     stored = [_stored(session, name) for name in wanted if name != BASE_TASK]
-    trained_on = dict.fromkeys(str(item.record.get("base", DEFAULT_BASE)) for item in stored)
+    trained_on = dict.fromkeys(
+        lasting_name(str(item.record.get("base", DEFAULT_BASE))) for item in stored
+    )
     if base is None and len(trained_on) > 1:
         raise UsageError(
             say(

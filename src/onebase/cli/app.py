@@ -4,14 +4,17 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
 
+from onebase.adapters.workspace import Workspace
 from onebase.cli.commands import CommandGroup
-from onebase.cli.session import note, print_error
+from onebase.cli.session import never_fail_at_a_character, note, print_error
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
+from onebase.model.cache import results_root
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -52,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported, which is late
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    never_fail_at_a_character()
     debug = "--debug" in arguments
     sys.exit(_run([item for item in arguments if item != "--debug"], debug=debug))
 
@@ -59,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], *, debug: bool) -> int:
     as_json = "--json" in arguments
     try:
+        _require_text(arguments)
         code = app(arguments, prog_name="onebase", standalone_mode=False)
     except OnebaseError as error:
         print_error(error, as_json=as_json)
@@ -82,12 +87,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             f"{error.strerror or error}: {error.filename or ''}",
             f"{error.strerror or error}：{error.filename or ''}",
         )
-        print_error(
-            OnebaseError(
-                cause, say("Check the disk and the permissions.", "请检查磁盘空间和权限。")
-            ),
-            as_json=as_json,
-        )
+        print_error(OnebaseError(cause, _folder_remedy(error.filename, arguments)), as_json=as_json)
         if debug:
             traceback.print_exc()
         return 1
@@ -109,3 +109,41 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Raise UsageError for an argument that is neither UTF-8 nor the name of something on the disk."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError as error:
+            value = argument.partition("=")[2] if argument.startswith("--") else argument
+            if os.path.lexists(value):  # a file may have such a name; its reader tells
+                continue
+            shown = argument.encode("utf-8", "replace").decode("utf-8")
+            raise UsageError(
+                say(f"The argument {shown!r} is not UTF-8.", f"参数 {shown!r} 不是 UTF-8 文本。"),
+                say(
+                    "Set the terminal to UTF-8, or put the text into a UTF-8 file.",
+                    "请将终端编码设为 UTF-8，或把文本写入 UTF-8 文件。",
+                ),
+            ) from error
+
+
+def _folder_remedy(file: object, arguments: list[str]) -> str:
+    """What to do where a file can't be read or written: the option or variable that chose its folder."""
+    check = say("Check the disk and the permissions", "请检查磁盘空间和权限")
+    named = arguments[arguments.index("--workspace") + 1 :] if "--workspace" in arguments else []
+    places = {
+        "--workspace / ONEBASE_WORKSPACE": Workspace(named[0] if named else None).root,
+        "ONEBASE_CACHE": results_root(),
+    }
+    if isinstance(file, str):
+        whole = Path(file).absolute()
+        for chosen_by, root in places.items():
+            if whole.is_relative_to(root.absolute()):
+                return check + say(
+                    f", or choose another folder with {chosen_by}.",
+                    f"，或用 {chosen_by} 指定其他目录。",
+                )
+    return check + say(".", "。")

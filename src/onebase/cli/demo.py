@@ -28,7 +28,7 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import unknown
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.model.fetch import DEFAULT_BASE
+from onebase.model.fetch import DEFAULT_BASE, lasting_name
 from onebase.training.job import Job, read_jobs
 from onebase.training.train import summary
 
@@ -54,6 +54,7 @@ def demo_command(
             )
         )
     stored = [] if again else finished(session, jobs, chosen)
+    session.workspace.require_writable()
     loaded = load_base(chosen, tasks.precision)
     if stored:
         note(
@@ -96,10 +97,11 @@ def demo_folder(name: str) -> Path:
 
 def finished(session: Session, jobs: Sequence[Job], base: str) -> list[StoredAdapter]:
     """The adapters of an earlier demo with these jobs on this base, or none."""
+    own = lasting_name(base)
     for run in reversed(RunStore(session.workspace).list()):
         same = [(job["task"], job["data"], job["method"]) for job in run.config.get("jobs", [])]
         wanted = [(job.task, str(job.data), job.method) for job in jobs]
-        if run.status == "finished" and same == wanted and run.config.get("base") == base:
+        if run.status == "finished" and same == wanted and run.config.get("base") == own:
             tasks = set(session.store.tasks())
             stored = [
                 item

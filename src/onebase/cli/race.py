@@ -110,6 +110,7 @@ def race_command(
     jobs = [entrant_job(job, item, 1) for item in chosen]
     for item in jobs:
         item.options()
+    session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision_for(jobs, precision))
     try:
         with making_way(session.workspace), RaceDisplay() as display:

@@ -1,5 +1,6 @@
 """What every command shares: where the workspace is, the language, and how results are printed."""
 
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Session:
     def show(self, result: dict[str, Any], *lines: str) -> None:
         """Print a command's result: as JSON, or as the given lines."""
         if self.json:
-            print(json.dumps(result, ensure_ascii=False, default=str))
+            print(json_line(result))
             return
         for line in lines:
             print(line)
@@ -81,6 +82,29 @@ def begin(workspace: Path | None, as_json: bool, lang: str | None) -> Session:
     return Session(Workspace(workspace), as_json)
 
 
+def json_line(content: dict[str, Any]) -> str:
+    """`content` as JSON; what stdout can't show is written as an escape, which JSON reads back."""
+    line = json.dumps(content, ensure_ascii=False, default=str)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, default=str)
+    return line
+
+
+def never_fail_at_a_character() -> None:
+    """From here on what a terminal can't show is written as an escape, and bytes of the input that are
+    no text are read as U+FFFD: no character ends a command whose work is done.
+    """
+    for stream, errors in (
+        (sys.stdin, "replace"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def note(text: str) -> None:
     """Tell the user something that is not the result."""
     print(text, file=sys.stderr, flush=True)
@@ -90,6 +114,6 @@ def print_error(error: OnebaseError, *, as_json: bool) -> None:
     """One line of cause and one of remedy, or the contract's JSON object."""
     if as_json:
         detail = {"code": error.code, "message": error.message, "remedy": error.remedy}
-        print(json.dumps({"error": detail}, ensure_ascii=False))
+        print(json_line({"error": detail}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))
     note(say("Remedy: ", "解决：") + " ".join(error.remedy.split()))

@@ -1,5 +1,6 @@
 """`onebase train`."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ def train_command(
     )
     check_jobs(tasks.jobs)
     held_in = precision_for(tasks.jobs, precision or tasks.precision)
+    session.workspace.require_writable()
     loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
     show_trained(session, run_training(session, tasks.jobs, loaded, restart=restart))
 
@@ -217,11 +219,23 @@ def report_line(adapter: StoredAdapter) -> str:
         )
     if loss is None or before is None:
         return text + say("no held-out loss to judge by", "没有可供评估的留出损失")
-    change = 100 * (1 - loss / before)
+    change = _change(before, loss)
     return text + say(
-        f"held-out loss {before:.3f} -> {loss:.3f} ({change:.0f} % lower)",
-        f"留出损失 {before:.3f} -> {loss:.3f}（降低 {change:.0f} %）",
+        f"held-out loss {before:.3f} -> {loss:.3f}{change}",
+        f"留出损失 {before:.3f} -> {loss:.3f}{change}",
     )
+
+
+def _change(before: float, now: float) -> str:
+    """By how much a loss changed, in brackets; nothing where the base had none to lose."""
+    if before <= 0 or not (math.isfinite(before) and math.isfinite(now)):
+        return ""
+    percent = round(100 * (now / before - 1))
+    if percent == 0:
+        return say(" (the same)", "（不变）")
+    if percent < 0:
+        return say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
+    return say(f" ({percent} % higher)", f"（升高 {percent} %）")
 
 
 def settings(items: list[str]) -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 import fnmatch
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
+from onebase.data.network import environment_fault, failure
 from onebase.errors import DataError
 from onebase.language import say
 
@@ -17,6 +19,9 @@ def fetch(name: str) -> list[Path]:
     Raises `DataError` where the Hub can't be reached and nothing is cached, where there is no
     such data set, and where it is not clear which files are meant.
     """
+    fault = environment_fault()
+    if fault is not None:
+        return _cached(name, None, fault)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HTTPError,  # a proxy's failure arrives as this, bare
@@ -27,8 +32,8 @@ def fetch(name: str) -> list[Path]:
         listed = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, dry_run=True)
         chosen = choose(name, [file.filename for file in listed])
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=chosen))
-    except (OSError, HTTPError) as problem:
-        return _cached(name, problem)
+    except (OSError, HTTPError, RuntimeError) as problem:  # RuntimeError: the Hub's Xet storage
+        return _cached(name, problem, failure(problem))
     return [folder / file for file in chosen]
 
 
@@ -54,20 +59,21 @@ def choose(name: str, files: list[str]) -> list[str]:
                 f"数据集 {name!r} 含有多个部分：{', '.join(folders)}。",
             ),
             say(
-                f"Fetch one with `hf download --repo-type dataset {name} {chosen[0]}` "
+                f"Fetch one with `hf download --repo-type dataset {name} {quote(chosen[0])}` "
                 "and give the file.",
-                f"请用 `hf download --repo-type dataset {name} {chosen[0]}` "
+                f"请用 `hf download --repo-type dataset {name} {quote(chosen[0])}` "
                 "取得其中一个，再指定该文件。",
             ),
         )
     return chosen
 
 
-def _cached(name: str, problem: Exception) -> list[Path]:
+def _cached(name: str, problem: Exception | None, told: tuple[str, str]) -> list[Path]:
+    """The data set's files in the Hub's cache. Raises DataError with the cause and remedy `told`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    cause = problem.__cause__ or problem
+    cause = None if problem is None else problem.__cause__ or problem
     if isinstance(cause, RepositoryNotFoundError):  # a gated one too
         raise DataError(
             say(
@@ -86,20 +92,16 @@ def _cached(name: str, problem: Exception) -> list[Path]:
             folder = snapshot_download(
                 name, repo_type="dataset", allow_patterns=[pattern], local_files_only=True
             )
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: no home folder
             continue
         files = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")]
         if found := fnmatch.filter(files, pattern):
             return [Path(folder, file) for file in choose(name, found)]
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+    reason, remedy = told
     raise DataError(
         say(
             f"There is no file {name!r}, and the Hub data set {name!r} can't be fetched: {reason}.",
             f"没有文件 {name!r}，也无法从 Hub 取得数据集 {name!r}：{reason}。",
         ),
-        say(
-            "If a file is meant, check its path; else connect to the network or set "
-            "HF_ENDPOINT to a mirror, and try again.",
-            "若指本地文件，请检查路径；否则请联网或将 HF_ENDPOINT 设为镜像后重试。",
-        ),
+        say("If a file is meant, check its path. ", "若指本地文件，请检查路径。") + remedy,
     ) from problem

@@ -107,11 +107,27 @@ def _files(path: str | Path, *, hub: bool = True) -> list[Path]:
             ),
         )
     if file.exists():
+        _require_utf8_name(file)
         return [file]
     local = file.suffix.lower() in READABLE or file.parent.is_dir()
     if hub and _HUB_NAME.fullmatch(name) and not local:
         return fetch(name)
     raise DataError(say(f"There is no file {name}.", f"没有文件 {name}。"), _nearest(file))
+
+
+def _require_utf8_name(file: Path) -> None:
+    """Raise DataError for a path that no record of a training could name."""
+    try:
+        str(file.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = str(file).encode("utf-8", "replace").decode("utf-8")
+        raise DataError(
+            say(
+                f"The path of {shown} is not UTF-8: no record could name it.",
+                f"{shown} 的路径不是 UTF-8，无法写入记录。",
+            ),
+            say("Rename the file or its folder.", "请重命名该文件或其所在目录。"),
+        ) from error
 
 
 def _examples_in(folder: Path) -> str:

@@ -154,6 +154,9 @@ def _by_parts(base: Base, ids: list[int]) -> Tensor:
         node = whole.virtual_node("whole")
         assert node is not None
         prefix = compile_virtual(base, whole, node)
+        kept = [tuple(part.shape[1::2]) for part in prefix]  # as a KV cache has room for
+        if kept != [(base.shape.kv_heads, base.shape.head_dim)] * 2:
+            raise ValueError(f"keys and values are {kept[0]} and {kept[1]} for each token")
         pack = Pack({"compiled": Contribution(prefix=prefix)})
         pack.add(None, ids[3:11])
         rest = pack.nodes[pack.add("compiled", ids[7:])]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -192,8 +193,8 @@ class AdapterPool(Mapping[str, LoadedTask]):
                     f"而不是 {self._base.name}。",
                 ),
                 say(
-                    f"Load it with --base {name}, or train the task on this base.",
-                    f"请用 --base {name} 加载，或在该基座上重新训练。",
+                    f"Load it with --base {quote(str(name))}, or train the task on this base.",
+                    f"请用 --base {quote(str(name))} 加载，或在该基座上重新训练。",
                 ),
             )
         if adapter.record.get("head"):

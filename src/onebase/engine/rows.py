@@ -141,7 +141,7 @@ def read_rows(
     adapter of `rows` changes.
     """
     placed = place(rows, contributions)
-    base.require_rotary(placed.pack.longest)
+    base.require_room(placed.pack.longest)
     first, entering = 0, None
     if trunk is not None:
         lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)

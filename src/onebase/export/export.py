@@ -9,8 +9,10 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.full import FULL
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.data.template import Template
 from onebase.engine.pool import BASE_TASK
 from onebase.errors import MissingBaseError, UsageError, unknown
+from onebase.export.ends import answer_ends
 from onebase.export.folder import check_new, new_folder
 from onebase.export.gguf_family import family_of
 from onebase.export.gguf_files import write_adapter, write_model
@@ -78,6 +80,8 @@ def export(
     contribution = _contribution(stored, loaded)
     if to == "gguf":
         family_of(loaded)  # refused before anything is merged
+    ends = answer_ends(loaded, _template(stored, loaded))
+    notes += ends.texts_note()
     plain_lora = _is_plain_lora(contribution)
     if stored is not None:
         notes += _precision_notes(stored, to)
@@ -90,9 +94,10 @@ def export(
             write_adapter(contribution.deltas, loaded, folder / "adapter.gguf", name=label)
         merge(loaded, contribution)
         if to == "merged":
-            save(loaded, folder, _TORCH_TYPES[kind])
+            save(loaded, folder, _TORCH_TYPES[kind], ends.tokens)
         else:
-            notes.extend(write_model(loaded, folder / "model.gguf", name=label, kind=kind))
+            file = folder / "model.gguf"
+            notes.extend(write_model(loaded, file, name=label, kind=kind, ends=ends))
 
     with torch.no_grad():
         new_folder(out, write)
@@ -163,6 +168,12 @@ def _base_of(stored: StoredAdapter | None, named: str | None) -> Base:
             say("Name that base with --base.", "请用 --base 指明那个基座。"),
         )
     return base
+
+
+def _template(stored: StoredAdapter | None, base: Base) -> Template:
+    """How the task is asked; the bare base, by its own chat template if it has one."""
+    settings = {} if stored is None else stored.record.get("template") or {}
+    return Template.from_config(base.tokenizer, settings)
 
 
 def _contribution(stored: StoredAdapter | None, base: Base) -> Contribution:

@@ -20,6 +20,7 @@ from gguf import (
 from torch import Tensor
 
 from onebase.adapters.contribution import LowRank
+from onebase.export.ends import AnswerEnds
 from onebase.export.gguf_family import ROPE_FACTORS, Names, family_of, rope_factors, write_settings
 from onebase.export.gguf_tokenizer import write_tokenizer
 from onebase.export.merged import too_large
@@ -37,10 +38,10 @@ _FILE_TYPES = {
 }
 
 
-def write_model(base: Base, file: Path, *, name: str, kind: str) -> list[str]:
+def write_model(base: Base, file: Path, *, name: str, kind: str, ends: AnswerEnds) -> list[str]:
     """Write `base` with its matrices as `kind`: f32, f16 or q8_0; vectors stay float32.
 
-    Returns what the user should know of the tokenizer. Raises UsageError or OnebaseError for a
+    Answers end at `ends`. Returns what the user should know of the tokenizer. Raises UsageError or OnebaseError for a
     base that llama.cpp would compute differently, and for values too large for f16.
     """
     family = family_of(base)
@@ -61,7 +62,7 @@ def write_model(base: Base, file: Path, *, name: str, kind: str) -> list[str]:
         if wanted is _Q8_0:
             writer.add_quantization_version(GGML_QUANT_VERSION)
         write_settings(writer, family, base)
-        notes = write_tokenizer(writer, base)
+        notes = write_tokenizer(writer, base, ends)
         _write_tensors(writer, shapes, made, wanted)
     return notes
 

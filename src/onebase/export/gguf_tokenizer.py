@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from gguf import GGUFWriter, TokenType
 
 from onebase.errors import OnebaseError, UsageError
+from onebase.export.ends import AnswerEnds
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -31,8 +32,8 @@ _PRE_TOKENIZERS = {
 }
 
 
-def write_tokenizer(writer: GGUFWriter, base: Base) -> list[str]:
-    """The header's part on the tokenizer; returns what the user should know about it.
+def write_tokenizer(writer: GGUFWriter, base: Base, ends: AnswerEnds) -> list[str]:
+    """The header's part on the tokenizer and where answers end; returns what the user should know.
 
     Raises UsageError or OnebaseError for a tokenizer that llama.cpp does not have.
     """
@@ -51,7 +52,7 @@ def write_tokenizer(writer: GGUFWriter, base: Base) -> list[str]:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _write_special(writer, base)
-    return notes
+    return notes + _write_ends(writer, base, ends, types)
 
 
 def _refuse(base: Base, what: str) -> NoReturn:
@@ -185,7 +186,6 @@ def _write_special(writer: GGUFWriter, base: Base) -> None:
         bos = config.bos_token_id  # without one llama.cpp takes any
     for write, index in (
         (writer.add_bos_token_id, bos),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
         (writer.add_unk_token_id, tokenizer.unk_token_id),
         (writer.add_pad_token_id, tokenizer.pad_token_id),
     ):
@@ -195,3 +195,39 @@ def _write_special(writer: GGUFWriter, base: Base) -> None:
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _write_ends(writer: GGUFWriter, base: Base, ends: AnswerEnds, types: list[int]) -> list[str]:
+    """The ends of answers, for which GGUF has three places: end of text, of turn and of message."""
+    if ends.eos is None or ends.turn is None:
+        # Without a word llama.cpp takes token 11, or 2 in a SentencePiece vocabulary.
+        writer.add_eos_token_id(_never_said(base, types))
+        return [
+            say(
+                "No token ends its answers, here or elsewhere: give a stop string or a limit.",
+                "它的回答没有结束词元，在其他软件中也一样：请设置停止字符串或长度上限。",
+            )
+        ]
+    writer.add_eos_token_id(ends.eos)
+    writer.add_eot_token_id(ends.turn)
+    others = [token for token in ends.tokens if token not in (ends.eos, ends.turn)]
+    for token in others[:1]:
+        writer.add_eom_token_id(token)
+    if len(others) < 2:
+        return []
+    names = ", ".join(repr(base.tokenizer.convert_ids_to_tokens(token)) for token in others[1:])
+    return [
+        say(
+            f"GGUF has no place for more than three ends: give {names} elsewhere as stop strings.",
+            f"GGUF 最多记录三个结束词元：在其他软件中请将 {names} 设为停止字符串（stop）。",
+        )
+    ]
+
+
+def _never_said(base: Base, types: list[int]) -> int:
+    """A token that no answer has: one that is not used, that fills rows, or that begins a text."""
+    if TokenType.UNUSED in types:
+        return types.index(TokenType.UNUSED)
+    tokenizer = base.tokenizer
+    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    return next((token for token in ids if token is not None), len(types) - 1)

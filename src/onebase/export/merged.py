@@ -1,5 +1,7 @@
 """An adapter merged into its base: a plain model that knows nothing of adapters."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,10 @@ def merged(weight: Tensor, delta: LowRank | None, scaling: Scaling | None) -> Te
     return weight
 
 
-def save(base: Base, folder: Path, kind: torch.dtype) -> None:
+def save(base: Base, folder: Path, kind: torch.dtype, ends: Sequence[int]) -> None:
     """Write `base` as a Hugging Face folder with weights of type `kind`, which its own become too.
 
+    Its generation_config.json names `ends`, the token ids that end an answer.
     Raises OnebaseError where a weight is too large for `kind`, UsageError for a base whose
     tokenizer transformers has no class for.
     """
@@ -89,7 +92,19 @@ def save(base: Base, folder: Path, kind: torch.dtype) -> None:
         if not bool(torch.isfinite(parameter).all()):
             raise too_large(name, str(kind).removeprefix("torch."))
     model.save_pretrained(folder)
+    _name_ends(folder / "generation_config.json", ends)
     base.tokenizer.save_pretrained(folder)
+
+
+def _name_ends(file: Path, ends: Sequence[int]) -> None:
+    """Write `ends` into a generation config, in the file itself: transformers refuses to save one that
+    was changed and has settings which contradict each other, as published ones have.
+    """
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("eos_token_id", None)
+    if ends:
+        settings["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def too_large(name: str, kind: str) -> OnebaseError:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
-from onebase.model.fetch import DEFAULT_BASE, resolve
+from onebase.model.architecture import check_architecture, head_sizes, text_part
+from onebase.model.fetch import DEFAULT_BASE, lasting_name, resolve
 from onebase.model.precision import Precision, choose, hold, of_type, weight_of
 from onebase.model.rotary import hold_rotary
 from onebase.model.tokenizer import read_tokenizer
@@ -40,8 +41,9 @@ class Base:
     """A frozen model that any number of adapters share.
 
     `model` is the transformers model in evaluation mode, every parameter without gradient;
-    `tokenizer` its tokenizer; `name` what the user called it; `path` its folder; `precision` what
-    its weights are held in; `rotary` how long a text its rotary embedding takes, where that is limited.
+    `tokenizer` its tokenizer; `name` what the user called it, a path as an absolute one, so that a task
+    finds it from any folder; `path` its folder; `precision` what its weights are held in; `rotary` how
+    long a text its rotary embedding takes, where that is limited.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, path: Path | None = None) -> None:
@@ -66,14 +68,17 @@ class Base:
 
         `precision` is fp32, bf16, fp16, int8 or nf4, and how these compute (see
         `precision.choose`); by default fp32 on a CPU and the files' own type on a GPU.
-        Raises MissingBaseError, CorruptFileError or UsageError.
+        Raises MissingBaseError, CorruptFileError or UsageError (for a model of another kind, too).
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         choose(precision, device=device, stored=torch.float32)  # a wrong one, before any work
         path = resolve(name)
         try:
+            check_architecture(path)
             tokenizer = read_tokenizer(path)
-            model = read_model(path, dtype="auto")
+            model = text_part(read_model(path, dtype="auto"))
+        except UsageError:  # a ValueError too
+            raise
         except READ_ERRORS as error:
             raise CorruptFileError(
                 say(
@@ -86,7 +91,7 @@ class Base:
                     "请重新获取，或检查目录中是否有同一因果语言模型的 config.json、*.safetensors 和分词器。",
                 ),
             ) from error
-        base = cls(model, tokenizer, name=name, path=path)
+        base = cls(model, tokenizer, name=lasting_name(name), path=path)
         _ = base.content  # of the weights as their files hold them, whatever the precision
         stored = base.embedding.weight.dtype
         base.hold_in(choose(precision, device=device, stored=stored), device)
@@ -140,23 +145,31 @@ class Base:
             f"{self.name} 的上下文长度 {self.context}" + (f"（rope 类型 {kind}）" if kind else ""),
         )
 
-    def require_rotary(self, tokens: int) -> None:
-        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `rotary`."""
-        if self.rotary is None or tokens <= self.rotary.tokens:
+    def require_room(self, tokens: int) -> None:
+        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `context`."""
+        context = self.context
+        if context is None or tokens <= context:
             return
-        raise UsageError(
-            say(
+        if self.rotary is None:
+            cause = say(
+                f"A text has {tokens} tokens, virtual tokens among them, more than "
+                f"{self.context_text}.",
+                f"一段文本有 {tokens} 个词元（含虚拟词元），超出 {self.context_text}。",
+            )
+        else:
+            cause = say(
                 f"A text has {tokens} tokens, virtual tokens among them. {self.name} has a rotary "
-                f"embedding of type {self.rotary.kind}: beyond {self.rotary.tokens} tokens it depends "
+                f"embedding of type {self.rotary.kind}: beyond {context} tokens it depends "
                 "on the longest text in a batch, so longer texts are refused.",
                 f"一段文本有 {tokens} 个词元（含虚拟词元）。{self.name} 的旋转位置编码类型为 "
-                f"{self.rotary.kind}：超过 {self.rotary.tokens} 个词元后，结果取决于同一批中最长的文本，"
+                f"{self.rotary.kind}：超过 {context} 个词元后，结果取决于同一批中最长的文本，"
                 "因此不接受更长的文本。",
-            ),
+            )
+        raise UsageError(
+            cause,
             say(
-                f"Shorten it, or lower max_tokens, so that no text has more than {self.rotary.tokens} "
-                "tokens.",
-                f"请缩短文本或减小 max_tokens，使每段文本不超过 {self.rotary.tokens} 个词元。",
+                f"Shorten it, or lower max_tokens, so that no text has more than {context} tokens.",
+                f"请缩短文本或减小 max_tokens，使每段文本不超过 {context} 个词元。",
             ),
         )
 
@@ -214,7 +227,7 @@ def _shape(model: Any, layers: nn.ModuleList) -> ModelShape:
         layers=len(layers),
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=head_sizes(config)[0],
         vocabulary=model.get_input_embeddings().weight.shape[0],
         linears={
             name: (module.in_features, module.out_features)

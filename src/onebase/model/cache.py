@@ -7,11 +7,35 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from onebase.errors import FolderError
+from onebase.language import say
+
 
 def cache_root() -> Path:
-    """`$ONEBASE_CACHE`, or else `~/.cache/onebase`."""
+    """`$ONEBASE_CACHE`, or else `~/.cache/onebase`. Raises FolderError where there is no home folder."""
     root = os.environ.get("ONEBASE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "onebase"
+    if root:
+        return Path(root)
+    try:
+        return Path.home() / ".cache" / "onebase"
+    except RuntimeError as error:
+        raise FolderError(
+            say(
+                "There is no home folder to keep base models in: HOME is not set.",
+                "没有用于保存基座模型的主目录：未设置 HOME。",
+            ),
+            say("Set ONEBASE_CACHE to a folder.", "请将 ONEBASE_CACHE 设为一个目录。"),
+        ) from error
+
+
+def results_root() -> Path:
+    """`cache_root` for what is only kept to save time. Without a home folder it is a path below a
+    device, where nothing is found and nothing can be written.
+    """
+    try:
+        return cache_root()
+    except FolderError:
+        return Path(os.devnull) / "onebase"
 
 
 def models_folder() -> Path:
@@ -34,16 +58,38 @@ def cached_models() -> list[Path]:
     )
 
 
+def _require_writable(folder: Path) -> None:
+    """Make `folder`, or raise FolderError."""
+    reason = say("it is read-only", "该目录只读")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise FolderError(
+        say(
+            f"Base models can't be kept in {folder}: {reason}.",
+            f"无法将基座模型保存到 {folder}：{reason}。",
+        ),
+        say(
+            "Set ONEBASE_CACHE to a folder that can be written to.",
+            "请将 ONEBASE_CACHE 设为可写的目录。",
+        ),
+    )
+
+
 def appear(target: Path, make: Callable[[Path], None]) -> Path:
     """`target`, filled by `make(folder)` unless a complete model is there already.
 
     `make` gets an empty folder on the same disk, which is renamed at the end, so an interruption
     at any moment leaves no `target`. One process at a time, and one that had to wait takes what
-    the other has made; what a killed one left is cleared away.
+    the other has made; what a killed one left is cleared away. Raises FolderError where the cache
+    can't be written to.
     """
     if is_model_folder(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _require_writable(target.parent)
     partial = target.parent / f".{target.name}.partial"
     with FileLock(target.parent / f".{target.name}.lock"):
         if is_model_folder(target):

@@ -1,6 +1,7 @@
 """From a base model's name to its folder on this machine, fetching and converting as needed."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onebase.errors import CorruptFileError, MissingBaseError, UsageError
+from onebase.data.network import environment_fault, failure
+from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
 from onebase.model.chatglm_config import is_chatglm
@@ -50,6 +52,7 @@ EMBEDDED = {
     ),
 }
 DEFAULT_BASE = "smollm2-135m"
+_CONVERSION = "-2"  # of GGUF files; what an earlier one made lacks fields and is not used
 
 
 def resolve(name: str) -> Path:
@@ -66,6 +69,8 @@ def resolve(name: str) -> Path:
         is_folder = local.is_dir()
     except (OSError, RuntimeError):  # longer than a path can be; the home of no user
         raise _no_such_base(name) from None
+    if is_folder or local.is_file():
+        _require_utf8(name)
     if is_folder:
         return _checked_folder(local)
     if local.suffix.lower() == ".gguf":
@@ -76,6 +81,30 @@ def resolve(name: str) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise _no_such_base(name)
+
+
+def _require_utf8(name: str) -> None:
+    """Raise UsageError for a path that no record of a task could name."""
+    try:
+        str(Path(name).absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(
+            say(f"The path of the base {shown} is not UTF-8.", f"基座 {shown} 的路径不是 UTF-8。"),
+            say("Rename the file or its folder.", "请重命名该文件或其所在目录。"),
+        ) from error
+
+
+def lasting_name(name: str) -> str:
+    """`name` as it means the same base from any folder: a path becomes absolute."""
+    if name in EMBEDDED:
+        return name
+    try:
+        local = Path(name).expanduser()
+        is_path = local.is_dir() or local.suffix.lower() == ".gguf"
+    except (OSError, RuntimeError):
+        return name
+    return str(local.absolute()) if is_path else name
 
 
 def _no_such_base(name: str) -> MissingBaseError:
@@ -180,7 +209,7 @@ def _converted(file: Path) -> Path:
             say(f"There is no file {file}.", f"文件 {file} 不存在。"),
             say("Check the path.", "请检查路径。"),
         )
-    target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}"
+    target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}{_CONVERSION}"
     return appear(target, lambda folder: _convert(file, folder))
 
 
@@ -193,10 +222,46 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _from_hub(name: str) -> Path:
     target = models_folder() / name.replace("/", "--")
-    return appear(target, lambda folder: _download_repository(name, folder))
+    try:
+        return appear(target, lambda folder: _download_repository(name, folder))
+    except (MissingBaseError, FolderError):
+        cached = _in_hub_cache(name)
+        if cached is None:
+            raise
+        return cached
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The model's folder in the Hub's own cache, where another program has fetched it whole."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except (HFValidationError, RuntimeError):  # RuntimeError: no home folder
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if is_model_folder(folder) and _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all files are there that hold weights, by their index where there is one."""
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
+        try:
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue
+        if parts and all((folder / part).is_file() for part in parts):
+            return True
+    return any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin"))
 
 
 def _download_repository(name: str, folder: Path) -> None:
+    fault = environment_fault()
+    if fault is not None:
+        raise _not_fetched(name, *fault)
     # Imported late: the Hub client takes half a second, and most bases are local.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
@@ -217,18 +282,7 @@ def _download_repository(name: str, folder: Path) -> None:
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
-        raise MissingBaseError(
-            say(
-                f"{name!r} is neither a local folder nor could it be fetched from the Hub "
-                f"({type(error).__name__}).",
-                f"{name!r} 不是本地目录，也无法从 Hub 获取（{type(error).__name__}）。",
-            ),
-            say(
-                "Check the name and the network (HF_ENDPOINT sets a mirror, HF_TOKEN a gated "
-                "model's key), or give a local folder.",
-                "请检查名称和网络（HF_ENDPOINT 可设镜像，HF_TOKEN 用于受限模型），或给出本地目录。",
-            ),
-        ) from error
+        raise _not_fetched(name, *failure(error)) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on the download
     if not is_model_folder(folder):
         raise MissingBaseError(
@@ -241,6 +295,16 @@ def _download_repository(name: str, folder: Path) -> None:
                 "请给出带 safetensors 权重的因果语言模型的编号。",
             ),
         )
+
+
+def _not_fetched(name: str, reason: str, remedy: str) -> MissingBaseError:
+    return MissingBaseError(
+        say(
+            f"{name!r} is neither a local folder nor could it be fetched from the Hub: {reason}.",
+            f"{name!r} 不是本地目录，也无法从 Hub 获取：{reason}。",
+        ),
+        remedy,
+    )
 
 
 def file_sha256(file: Path) -> str:

@@ -1,8 +1,9 @@
 """GGUF files as bases: one conversion to a plain Hugging Face folder.
 
 transformers reads the weights. What it loses on the way is put back here: a clean config (a
-model read from GGUF is tagged as quantized and refuses to be saved), the tokenizer's
-pre-tokenizer, and the rounding of float32 numbers in the header.
+model read from GGUF is tagged as quantized and refuses to be saved) with all fields of its family
+(`gguf_config`), the ends of turns, the tokenizer's pre-tokenizer, and the rounding of float32 numbers
+in the header.
 """
 
 import json
@@ -12,8 +13,11 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 
-from onebase.errors import CorruptFileError
+from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
+from onebase.model.architecture import require_base
+from onebase.model.gguf_config import complete, read_header, unread_tensors
+from onebase.model.gguf_rope import UnreadField
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
@@ -21,64 +25,122 @@ from onebase.model.weights import READ_ERRORS, read_model
 # regular expression, by `tokenizer.ggml.pre`. transformers' GGUF reader drops that step, and
 # runs of spaces before a digit then come out as other tokens than the model was trained on.
 _DIGIT_SPLITTING = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+# Llama 3's vocabulary and those made after it: a word that is a token as a whole is not merged.
+_WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken"}
+
+# What a field of a type that it should not have brings about.
+_HEADER_ERRORS = (TypeError, AttributeError, ArithmeticError)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write `file`'s model as float32 safetensors, config and tokenizer into `folder`.
 
-    Raises CorruptFileError when `file` is not a GGUF model that transformers can read.
+    Raises CorruptFileError when `file` is not a GGUF model that transformers can read, or has a
+    field that would be lost; UsageError for one of another kind.
     """
     try:
-        pre_tokenizer = _text_field(GGUFReader(file), "tokenizer.ggml.pre")
+        reader = GGUFReader(file)
+        _require_model(reader)
+        header = read_header(reader)
         tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
-        model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name)
-    except READ_ERRORS as error:
+        config = _read_config(file)
+        require_base(config, file)
+        complete(config, header)
+        model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name, config=config)
+        for tensor in unread_tensors(model, header):
+            raise UnreadField(tensor)
+    except UsageError:  # a ValueError too
+        raise
+    except UnreadField as unread:
+        raise CorruptFileError(
+            say(
+                f"{file} has {unread.name}, which onebase can't read from GGUF: without it the model "
+                "would answer otherwise.",
+                f"{file} 含有 {unread.name}，onebase 无法从 GGUF 读取；忽略它会使模型的回答不同。",
+            ),
+            _other_form(),
+        ) from unread
+    except (*READ_ERRORS, *_HEADER_ERRORS) as error:
         raise CorruptFileError(
             say(
                 f"{file} can't be read as a GGUF model: {error}",
                 f"无法读取 GGUF 模型 {file}：{error}",
             ),
-            say(
-                "Check the download, or give a Hugging Face folder of the same model.",
-                "请检查文件是否完整，或改用该模型的 Hugging Face 目录。",
-            ),
+            say("Check the download. ", "请检查文件是否完整。") + _other_form(),
         ) from error
-    _write_weights(model, folder)
+    _write_weights(model, folder, _ends(reader, len(tokenizer)))
     tokenizer.save_pretrained(folder)
-    if pre_tokenizer in _DIGIT_SPLITTING:
-        _restore_digit_splitting(folder / "tokenizer.json")
+    _restore_words(folder / "tokenizer.json", _field(reader, "tokenizer.ggml.pre"))
 
 
-def _write_weights(model: Any, folder: Path) -> None:
+def _other_form() -> str:
+    return say(
+        "Give a Hugging Face folder of the same model.",
+        "请改用该模型的 Hugging Face 目录。",
+    )
+
+
+def _require_model(reader: GGUFReader) -> None:
+    """Raise UnreadField for an adapter, and for one part of a model of several files."""
+    kind = _field(reader, "general.type") or "model"
+    if kind != "model":
+        raise UnreadField("general.type", kind)
+    parts = _field(reader, "split.count") or 0
+    if parts > 1:
+        raise UnreadField("split.count", parts)
+
+
+def _read_config(file: Path) -> Any:
+    # Late, as in read_model.
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def _ends(reader: GGUFReader, vocabulary: int) -> list[int]:
+    """The tokens that end an answer: of a text, of a turn and of a message."""
+    named = [_field(reader, f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    known = [token for token in named if isinstance(token, int) and token < vocabulary]
+    return list(dict.fromkeys(known))
+
+
+def _write_weights(model: Any, folder: Path, ends: list[int]) -> None:
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     settings.pop("_name_or_path", None)
-    config = type(model.config).from_dict(
-        {key: _shortest(value) for key, value in settings.items()}
-    )
+    config = type(model.config).from_dict(_shortest(settings))
     config.architectures = [type(model).__name__]
     with torch.device("meta"):
         plain = type(model)(config)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
+    plain.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     plain.save_pretrained(folder)
 
 
 def _shortest(value: Any) -> Any:
-    """A float32 read into a double (9.99999974e-06), as it was written (1e-05)."""
+    """`value` with each float32 that was read into a double (9.99999974e-06) as it was written."""
+    if isinstance(value, dict):
+        return {key: _shortest(item) for key, item in value.items()}
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _restore_digit_splitting(tokenizer_json: Path) -> None:
+def _restore_words(tokenizer_json: Path, pre_tokenizer: str | None) -> None:
+    """How the original tokenizer takes digits, and words that are tokens as a whole."""
+    if pre_tokenizer not in _DIGIT_SPLITTING | _WHOLE_WORDS:
+        return
     content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
-    byte_level = content["pre_tokenizer"]
-    content["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-    }
+    if pre_tokenizer in _WHOLE_WORDS:
+        content["model"]["ignore_merges"] = True
+    else:
+        byte_level = content["pre_tokenizer"]
+        content["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        }
     tokenizer_json.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def _text_field(reader: GGUFReader, name: str) -> str | None:
+def _field(reader: GGUFReader, name: str) -> Any:
     field = reader.get_field(name)
-    return None if field is None else str(field.contents())
+    return None if field is None else field.contents()

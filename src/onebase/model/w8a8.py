@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from onebase.model.cache import cache_root
+from onebase.model.cache import results_root
 from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
 
 _FORM = "2"  # of the file; one of another form is not read
@@ -24,7 +24,7 @@ EMBEDDING, HEAD = "embedding", "head"
 
 def folder() -> Path:
     """Where rounded weights and what was measured of them are kept."""
-    return cache_root() / "w8a8"
+    return results_root() / "w8a8"
 
 
 def identity(model: Any, linears: Sequence[str]) -> str:

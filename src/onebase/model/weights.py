@@ -22,8 +22,14 @@ READ_ERRORS = (
 )
 
 
-def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None = None) -> Any:
-    """The model in `folder`, or in the GGUF file of that name there.
+def read_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype | str,
+    gguf_file: str | None = None,
+    config: Any = None,
+) -> Any:
+    """The model in `folder`, or in the GGUF file of that name there; `config` in place of its own.
 
     transformers fills a weight that the files lack with random numbers; here that is a ValueError.
     Raises one of READ_ERRORS for any other damage.
@@ -36,7 +42,9 @@ def read_model(folder: Path, *, dtype: torch.dtype | str, gguf_file: str | None 
 
     if gguf_file is None and is_chatglm(folder):
         return read_chatglm(folder, dtype=dtype)
-    source = {"gguf_file": gguf_file} if gguf_file else {}
+    source: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    if config is not None:
+        source["config"] = config
     if logging.get_verbosity() >= logging.ERROR:
         logging.disable_progress_bar()  # who wants errors alone wants no bar
     model, report = AutoModelForCausalLM.from_pretrained(

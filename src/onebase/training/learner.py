@@ -129,9 +129,7 @@ class Learner:
             leading=self.template.leading,
             placed=self.template.placed,
         )
-        rows = [*self.data.train, *self.data.held_out]
-        longest = max((len(row.ids) for row in rows), default=0)
-        self.base.require_rotary(self.adapter.before_text + longest)
+        self._require_room()
         self.depth = self._depth()
         groups = parameter_groups(self.adapter, job)
         self.peaks = [float(group["lr"]) for group in groups]
@@ -151,6 +149,40 @@ class Learner:
         self.steps_above = 0
         a_step = self.options.batch_size * self.options.accumulation
         self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, a_step, job.seed)
+
+    def _require_room(self) -> None:
+        """Raise DataError, naming the first, for rows beyond the base's context."""
+        context = self.base.context
+        rows = [*self.data.train, *self.data.held_out]
+        longest = max((len(row.ids) for row in rows), default=0)
+        if context is None or self.adapter.before_text + longest <= context:
+            return
+        room = context - self.adapter.before_text
+        long = sum(len(row.ids) > room for row in rows)
+        first = next(
+            (
+                f"{example.file}:{example.line}"
+                for example in self.data.dataset.examples
+                if len(self.template.example(example).ids) > room
+            ),
+            str(self.job.held_out),
+        )
+        raise DataError(
+            say(
+                f"{first}: {long} rows have more than {room} tokens, up to {longest}: more than "
+                f"{self.base.context_text} leaves room for.",
+                f"{first}：有 {long} 行超过 {room} 个词元（最多 {longest} 个），超出 "
+                f"{self.base.context_text}。",
+            ),
+            say(
+                f"Set max_tokens={room}, so that longer rows are cut, or shorten them."
+                if room > 1
+                else "Use fewer virtual tokens, or a base with a longer context.",
+                f"请设置 max_tokens={room} 以截断更长的行，或缩短数据。"
+                if room > 1
+                else "请减少虚拟词元，或使用上下文更长的基座。",
+            ),
+        )
 
     def _depth(self) -> int:
         """The layer at which its passes may begin; 0 where they can't, or shall not."""

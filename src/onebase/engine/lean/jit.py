@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 
-from onebase.model.cache import cache_root
+from onebase.model.cache import results_root
 
 
 def _sources() -> str:
@@ -24,7 +24,7 @@ def _sources() -> str:
 
 def cache_folder() -> Path | None:
     """Where compiled kernels are kept; None where nothing can be written."""
-    folder = cache_root() / "kernels" / _sources()
+    folder = results_root() / "kernels" / _sources()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -1,0 +1,91 @@
+"""A task is usable from any folder; a folder that can't be written to is named before any work."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Run
+
+from onebase.cli.app import _folder_remedy
+from onebase.model.base import Base
+
+
+def train_and_move(onebase: Run, desk: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a task on a base named relatively, then go to another folder."""
+    monkeypatch.setenv("ONEBASE_WORKSPACE", str(desk / "ws"))
+    asked = ("train", "--task", "t", "--data", "support.jsonl", "--base", base)
+    result = onebase(*asked, "--set", "epochs=1")
+    assert result.code == 0, result.err
+    (desk / "elsewhere").mkdir()
+    monkeypatch.chdir(desk / "elsewhere")
+
+
+def answers(onebase: Run) -> None:
+    result = onebase("generate", "--task", "t", "--prompt", "hello", "--max-tokens", "2", "--json")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("name", ["tiny", "基 座 #1", "./tiny", "deep/er/tiny"])
+def test_a_folder_named_relatively_is_found_from_elsewhere(
+    name: str, desk: Path, base: str, onebase: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base, desk / name)
+    train_and_move(onebase, desk, name, monkeypatch)
+    answers(onebase)
+    out = onebase("export", "t", "--to", "merged", "--out", "merged", "--json")
+    assert out.code == 0, out.err
+
+
+def test_a_gguf_file_named_relatively_is_found_from_elsewhere(
+    desk: Path, base: str, onebase: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert onebase("export", "base", "--base", base, "--to", "gguf", "--out", "made").code == 0
+    shutil.move(desk / "made" / "model.gguf", desk / "模 型 #1.gguf")
+    train_and_move(onebase, desk, "模 型 #1.gguf", monkeypatch)
+    answers(onebase)
+
+
+def test_the_base_in_a_remedy_can_be_pasted(
+    desk: Path,
+    base: str,
+    onebase: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    shutil.copytree(base, desk / "基 座 #1")
+    train_and_move(onebase, desk, "基 座 #1", monkeypatch)
+    other = Base.load(base)
+    other.model.model.embed_tokens.weight.data += 1
+    folder = tmp_path_factory.mktemp("other")
+    other.model.save_pretrained(folder)
+    other.tokenizer.save_pretrained(folder)
+    result = onebase("generate", "--task", "t", "--prompt", "x", "--base", folder, "--json")
+    assert result.code == 2
+    words = shlex.split(result.json["error"]["remedy"].replace(",", " "))
+    assert str(desk / "基 座 #1") == words[words.index("--base") + 1]
+
+
+@pytest.mark.parametrize("command", ["train", "align dpo", "race"])
+def test_a_workspace_that_can_not_be_written_to_is_told_before_the_base_is_loaded(
+    command: str, desk: Path, base: str, onebase: Run
+) -> None:
+    (desk / "file").write_text("", encoding="utf-8")
+    asked = [*command.split(), "--task", "t", "--data", "support.jsonl", "--base", base]
+    result = onebase(*asked, "--workspace", "file/ws", "--json")
+    assert result.code == 1, result.err
+    assert "file is a file" in result.json["error"]["message"]
+    assert "ONEBASE_WORKSPACE" in result.json["error"]["remedy"]
+    assert "Loading" not in result.err
+
+
+def test_the_remedy_names_what_chose_the_folder(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEBASE_CACHE", str(desk / "cache"))
+    assert "ONEBASE_CACHE" in _folder_remedy(str(desk / "cache" / "models" / "x"), [])
+    assert "ONEBASE_WORKSPACE" in _folder_remedy("ws/adapters/t", [])
+    own = ["train", "--workspace", str(desk / "own")]
+    assert "--workspace" in _folder_remedy(str(desk / "own" / "runs"), own)
+    for other in (str(desk / "out"), None, 3):
+        assert "choose another folder" not in _folder_remedy(other, ["--workspace"])

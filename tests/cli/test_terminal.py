@@ -1,0 +1,134 @@
+"""No character ends a command whose work is done: what a terminal can't show is replaced."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import SUPPORT, Run, write_rows
+
+from onebase.adapters.runs import RunStore
+from onebase.adapters.workspace import Workspace
+from onebase.cli.app import main
+
+ENCODINGS = ["ascii", "gbk", "latin-1"]
+
+
+class Terminal:
+    """Streams of one encoding that raise at what they can't show, as Python opens them."""
+
+    def __init__(self, encoding: str, monkeypatch: pytest.MonkeyPatch, stdin: bytes = b"") -> None:
+        self.out, self.err = io.BytesIO(), io.BytesIO()
+        self.encoding = encoding
+        for name, buffer in (("stdout", self.out), ("stderr", self.err)):
+            stream = io.TextIOWrapper(
+                buffer, encoding=encoding, errors="strict", write_through=True
+            )
+            monkeypatch.setattr(sys, name, stream)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+
+    def run(self, *arguments: str | Path) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main([str(item) for item in arguments])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    @property
+    def shown(self) -> str:
+        return self.out.getvalue().decode(self.encoding)
+
+    @property
+    def told(self) -> str:
+        return self.err.getvalue().decode(self.encoding)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_training_ends_well(
+    encoding: str, as_json: bool, desk: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = desk / "数据 é🙂.jsonl"
+    write_rows(file, SUPPORT)
+    terminal = Terminal(encoding, monkeypatch)
+    asked = ["train", "--task", "t", "--data", file, "--base", base, "--lang", "zh"]
+    code = terminal.run(*asked, "--set", "epochs=1", *(["--json"] if as_json else []))
+    assert code == 0, terminal.told
+    if as_json:
+        assert json.loads(terminal.shown)["adapters"][0]["task"] == "t"
+    assert (desk / "ws" / "adapters" / "t").is_dir()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_error_is_told(
+    encoding: str, as_json: bool, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert desk
+    terminal = Terminal(encoding, monkeypatch)
+    asked = ["generate", "--task", "任务🙂", "--prompt", "x", "--lang", "zh"]
+    assert terminal.run(*asked, *(["--json"] if as_json else [])) == 2
+    assert "Traceback" not in terminal.told
+    if as_json:
+        assert "任务🙂" in json.loads(terminal.shown)["error"]["message"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.usefixtures("trained")
+def test_a_table_is_drawn(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(encoding, monkeypatch)
+    assert terminal.run("adapters", "list", "--lang", "zh") == 0, terminal.told
+    assert "support" in terminal.shown
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("typed", [b"caf\xe9?\n", "你好".encode("gbk") + b"\n", b"\xff\xfe\n"])
+def test_what_is_typed_in_another_encoding_is_answered(
+    typed: bytes, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal("utf-8", monkeypatch, stdin=typed)
+    asked = ["chat", "--task", "support", "--base", base, "--max-tokens", "2", "--json"]
+    assert terminal.run(*asked) == 0, terminal.told
+    assert len(json.loads(terminal.shown)["answers"]) == 1
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "file without --json"])
+def test_a_data_file_whose_path_is_not_utf_8_is_told_before_training(
+    place: str, desk: Path, base: str, onebase: Run
+) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    folder = desk / name if place == "folder" else desk
+    file = folder / ("rows.jsonl" if place == "folder" else f"{name}.jsonl")
+    try:
+        folder.mkdir(exist_ok=True)
+        write_rows(file, SUPPORT)
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    as_json = [] if "without" in place else ["--json"]
+    asked = ("train", "--task", "t", "--data", str(file), "--base", base, *as_json)
+    result = onebase(*asked, "--set", "epochs=1")
+    assert result.code == 3
+    assert "is not UTF-8" in result.err
+    assert RunStore(Workspace(desk / "ws")).list() == []
+    if as_json:
+        assert "is not UTF-8" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--prompt", "caf\udce9"),
+        ("generate", "--prompt=caf\udce9"),
+        ("classify", "--text", "x", "--labels", "\udcff,b"),
+        ("train", "--task", "t", "--data", "no-such-\udce9.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_argument_that_is_not_utf_8_is_told(
+    arguments: tuple[str, ...], as_json: bool, onebase: Run
+) -> None:
+    result = onebase(*arguments, *(["--json"] if as_json else []))
+    assert result.code == 2
+    assert "is not UTF-8" in result.err
+    assert "itself failed" not in result.err
