@@ -4,7 +4,7 @@
 
 Streams decode; their tokens a second are counted for `--seconds` alone, then beside `onebase train` of the
 same workspace, in the server's session (one terminal, one service, one container) and in a session of its own
-(another terminal). The training has begun its steps when counting begins.
+(another terminal). The training computes when counting begins.
 """
 
 import argparse
@@ -30,17 +30,18 @@ from onebase.model.tokenizer import read_tokenizer
 
 KEPT = 0.4
 START_SECONDS = 180
+COMPUTING_SECONDS = 15  # after a run has its folder, the base is loaded and passes are computed
 
 
 @contextmanager
 def training(
     arguments: argparse.Namespace, workspace: Path, *, own_session: bool
 ) -> Iterator[None]:
-    """A training in the server's session or its own, at its steps."""
+    """A training in the server's session or its own, computing."""
     command = [sys.executable, "-c", ONEBASE, "train", "--task", "beside", "--method", "lora"]
     command += ["--data", str(arguments.data), "--base", arguments.base, "--set", "epochs=50"]
     command += ["--workspace", str(workspace)]
-    known = set(workspace.glob("runs/*/metrics.jsonl"))
+    known = set(workspace.glob("runs/*/config.yaml"))
     process = subprocess.Popen(
         command,
         env=environment(arguments.threads),
@@ -50,12 +51,11 @@ def training(
     )
     try:
         end = time.monotonic() + START_SECONDS
-        while not any(
-            file.stat().st_size for file in set(workspace.glob("runs/*/metrics.jsonl")) - known
-        ):
+        while not set(workspace.glob("runs/*/config.yaml")) - known:
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit("The training did not begin.")
             time.sleep(0.5)
+        time.sleep(COMPUTING_SECONDS)
         yield
     finally:
         process.kill()
