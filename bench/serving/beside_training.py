@@ -35,10 +35,11 @@ COMPUTING_SECONDS = 15  # after a run has its folder, the base is loaded and pas
 
 @contextmanager
 def training(
-    arguments: argparse.Namespace, workspace: Path, *, own_session: bool
+    arguments: argparse.Namespace, workspace: Path, task: str, *, own_session: bool
 ) -> Iterator[None]:
     """A training in the server's session or its own, computing."""
-    command = [sys.executable, "-c", ONEBASE, "train", "--task", "beside", "--method", "lora"]
+    # Of a name of its own: the same command again would go on with the run that was killed.
+    command = [sys.executable, "-c", ONEBASE, "train", "--task", task, "--method", "lora"]
     command += ["--data", str(arguments.data), "--base", arguments.base, "--set", "epochs=50"]
     command += ["--workspace", str(workspace)]
     known = set(workspace.glob("runs/*/config.yaml"))
@@ -108,10 +109,11 @@ def main() -> None:
             def measure() -> float:
                 return asyncio.run(tokens_a_second(server, arguments, prompts))
 
-            for _ in range(arguments.rounds):
+            for number in range(arguments.rounds):
                 figures["alone"].append(measure())
                 for name, own in (("one session", False), ("two sessions", True)):
-                    with training(arguments, workspace, own_session=own):
+                    task = f"beside-{number}-{int(own)}"
+                    with training(arguments, workspace, task, own_session=own):
                         figures[name].append(measure())
     alone = statistics.median(figures["alone"])
     lines = [
