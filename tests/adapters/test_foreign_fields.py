@@ -171,7 +171,7 @@ def test_a_rank_that_contradicts_the_tensors_is_refused_as_peft_does(
     "changes",
     [
         {"target_modules": ["q_proj"]},
-        {"target_modules": r".*\.layers\.[01]\..*"},
+        {"target_modules": r".*\.layers\.[01]\.self_attn\..*_proj"},
         {"exclude_modules": ["layers.2.self_attn.o_proj"]},
         {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
         {"layers_to_transform": 1},
@@ -310,6 +310,7 @@ def test_an_ia3_whose_sides_the_config_exchanges_is_refused(
         ("/home/a/.cache/onebase/models/owner--tiny-llama", False),
         ("unsloth/tiny-llama-unsloth-bnb-4bit", False),
         ("tiny-llama.gguf", False),
+        ("/gone/Tiny-Llama-Q4_K_M.gguf", False),
         ("owner/tiny-qwen", True),
         ("/gone/mistral", True),
         ("meta-llama/Llama-2-7b-hf", True),

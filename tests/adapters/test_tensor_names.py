@@ -73,7 +73,7 @@ def renamed(make_base: Callable[..., Base], tmp_path: Path) -> Callable[[str, Re
         adapter = build_adapter(base, method, settings, init_text="hello", seed=0)
         torch.manual_seed(3)
         for parameter in adapter.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.1)
         save_adapter(adapter, tmp_path, base)
         file = tmp_path / "adapter_model.safetensors"
         save_file({rename(key): tensor for key, tensor in load_file(file).items()}, file)

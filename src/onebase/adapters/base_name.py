@@ -13,7 +13,9 @@ _ALSO = {
     "smollm2-135m": "smollm2-135m-instruct",
     "gemma3-270m": "gemma-3-270m-it",
 }
-_STORED_AS = re.compile(r"([-_]unsloth)?[-_]bnb[-_][48]bit$|\.gguf$")
+_STORED_AS = re.compile(
+    r"([-_]unsloth)?[-_]bnb[-_][48]bit$|([-_.](i?q\d\w*|b?f16|fp16|f32))?\.gguf$"
+)
 _ROWS = 64  # of a tensor, compared
 
 

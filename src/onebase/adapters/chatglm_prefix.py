@@ -12,6 +12,7 @@ query p tokens into a text is therefore turned by p + tokens, not by p; turning 
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,12 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
             _check_members(folder, path)
         elif path.stat().st_size > _LARGEST_UNMAPPED:
             raise _too_large(folder)
-        # Tensors only: a pickle that asks for anything else is refused before it is given any.
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of a pickle in another protocol, which is refused anyway
+            # Tensors only: a pickle that asks for anything else is refused before it is given any.
+            content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
     except CorruptFileError:
         raise
     except _PICKLE_ERRORS as error:

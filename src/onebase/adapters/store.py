@@ -318,8 +318,8 @@ class AdapterStore:
                 ),
                 self._promote_one(task),
             )
-        if not self.list(task):
-            self._read(task, versions[-1])  # which says what is wrong with it
+        if not any((self._folder(task) / str(number) / RECORD).exists() for number in versions):
+            self._read(task, versions[-1])  # which says where it came from
         raise UsageError(
             say(f"No version of {task!r} is current.", f"{task!r} 没有启用任何版本。"),
             self._promote_one(task),
