@@ -61,6 +61,7 @@ class Lora(nn.Module):
 
     `weight_of` gives the frozen weight of a layer by its name, [outputs, inputs]; with it every
     site learns a magnitude too (DoRA), [outputs], which starts as the length of the weight's rows.
+    Without `start` nothing is drawn for `a`, which is to be filled.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Lora(nn.Module):
         *,
         dropout: float = 0.0,
         weight_of: Callable[[str], Tensor] | None = None,
+        start: bool = True,
     ) -> None:
         super().__init__()
         self.sites = dict(sites)
@@ -82,7 +84,8 @@ class Lora(nn.Module):
         self._weight_of = weight_of
         for name, site in self.sites.items():
             matrix = torch.empty(site.rank, site.inputs)
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+            if start:
+                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
             self.a.append(nn.Parameter(matrix))
             self.b.append(nn.Parameter(torch.zeros(site.outputs, site.rank)))
             if weight_of is not None:

@@ -64,9 +64,15 @@ def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
             reason = say(f"{key} holds {kind}, not floating point", f"{key} 为 {kind}，而非浮点数")
             raise folder.damaged(WEIGHTS, reason)
         tensors[name] = tensor.float()
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise folder.damaged(WEIGHTS, say(f"{key} is not finite", f"{key} 含有非有限值"))
+    # All at once: one by one takes a tenth of the time in which a server reads an adapter.
+    if tensors and not _finite(torch.cat([own.flatten() for own in tensors.values()])):
+        key = next(name for name, own in tensors.items() if not _finite(own))
+        raise folder.damaged(WEIGHTS, say(f"{key} is not finite", f"{key} 含有非有限值"))
     return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> ScalarHead:
@@ -117,7 +123,7 @@ def _read_lora(
         return weight_of(base.model.get_submodule(name))
 
     dropout = float(config.get("lora_dropout") or 0.0)
-    lora = Lora(sites, dropout=dropout, weight_of=frozen if dora else None)
+    lora = Lora(sites, dropout=dropout, weight_of=frozen if dora else None, start=False)
     read = set()
     for index, name in enumerate(lora.names):
         parameters = [lora.a[index], lora.b[index], *([lora.magnitude[index]] if dora else [])]
