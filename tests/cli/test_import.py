@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,35 @@ def test_a_record_that_is_no_object_is_named(
     folder = foreign(base, desk / "lora")
     (folder / "onebase.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert "onebase.json" in refused(onebase, folder, base)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_checkpoint_of_chatglms_scripts_becomes_a_task(
+    onebase: Run, desk: Path, make_base: Callable[..., Base], projection: bool
+) -> None:
+    glm = make_base("glm")
+    glm.model.save_pretrained("glm")
+    glm.tokenizer.save_pretrained("glm")
+    width, hidden = 3 * 2 * 2 * 8, 32  # layers, key and value, groups, channels
+    (desk / "checkpoint").mkdir()
+    config = {"model_type": "chatglm", "pre_seq_len": 5, "prefix_projection": projection}
+    (desk / "checkpoint/config.json").write_text(json.dumps(config), encoding="utf-8")
+    sizes: dict[str, tuple[int, ...]] = {"embedding.weight": (5, width)}
+    if projection:
+        sizes |= {"trans.0.weight": (hidden, width), "trans.0.bias": (hidden,)}
+        sizes |= {"trans.2.weight": (width, hidden), "trans.2.bias": (width,)}
+    torch.manual_seed(0)
+    tensors = {f"transformer.prefix_encoder.{n}": torch.randn(*size) for n, size in sizes.items()}
+    torch.save(tensors, desk / "checkpoint/pytorch_model.bin")
+    assert imported(onebase, "checkpoint", "glm")["method"] == "p-tuning-v2"
+    ask = ("--prompt", "Hi", "--max-tokens", "8", "--base", "glm")
+    with_it = onebase("generate", "--task", "new", *ask)
+    assert with_it.code == 0, with_it.err
+    assert with_it.out != onebase("generate", *ask).out
+    torch.save({**tensors, min(tensors): torch.randn(6, width)}, "checkpoint/pytorch_model.bin")
+    onebase("adapters", "remove", "new")
+    said = refused(onebase, "checkpoint", "glm")
+    assert f"(6, {width}), this base needs (5, {width})" in said
 
 
 @pytest.mark.parametrize("marks", ["no current", "current", "no version"])

@@ -185,13 +185,34 @@ def test_how_to_ask_is_told(
     assert words is None or notes[0].endswith(words)
 
 
-@pytest.mark.parametrize("precision", ["nf4", "nf4:fp32", "nf4:bf16", "int8:fp32"])
+@pytest.mark.parametrize("precision", ["nf4:fp32", "nf4:bf16:single", "int8:fp32", "nf4"])
+@pytest.mark.parametrize(("to", "dtype"), [("gguf", "q8_0"), ("merged", None), ("peft", None)])
 def test_a_quantized_training_is_told(
-    precision: str, base: Base, make_lora: Any, keep: Any, store: AdapterStore, tmp_path: Path
+    base: Base,
+    make_lora: Any,
+    keep: Any,
+    store: AdapterStore,
+    tmp_path: Path,
+    precision: str,
+    to: str,
+    dtype: str | None,
 ) -> None:
     keep(base, make_lora(base), precision=precision)
-    exported = export(store, "support", "gguf", tmp_path / "out", dtype="q8_0")
+    exported = export(store, "support", to, tmp_path / "out", dtype=dtype)
     assert f"trained on its base in {precision.partition(':')[0]}" in exported.notes[-1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", None])
+def test_a_training_in_floating_point_needs_no_word(
+    base: Base,
+    make_lora: Any,
+    keep: Any,
+    store: AdapterStore,
+    tmp_path: Path,
+    precision: str | None,
+) -> None:
+    keep(base, make_lora(base), precision=precision)
+    assert export(store, "support", "peft", tmp_path / "out").notes == ()
 
 
 @pytest.mark.usefixtures("kept")
