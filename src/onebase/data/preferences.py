@@ -280,6 +280,8 @@ def _answered(
     if not turns[-1].learned:
         raise Unfit(column, say("its answer is marked as not to be learned", "其回答标记为不学习"))
     asked = as_context(turns[:-1])
+    if asked == tuple(turn for turn in question if turn.role != "system"):
+        return question, turns[-1].content
     if question and not contains(asked, question):
         raise Unfit(column, say("answers another question than the row's", "与该行的提问不符"))
     return asked, turns[-1].content
