@@ -1,6 +1,7 @@
 """Prompts for PPO: the questions of a file, with all that stands beside them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def write(folder: Path, *rows: Any) -> Path:
 
 
 @pytest.fixture
-def template(base: Base) -> Template:
-    return Template(base.tokenizer)
+def template(make_base: Callable[..., Base]) -> Template:
+    return Template(make_base().tokenizer)
 
 
 @pytest.mark.parametrize(
