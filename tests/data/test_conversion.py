@@ -54,6 +54,8 @@ def test_a_label_is_stripped_text_or_a_number(label: object, text: str) -> None:
         ({"q": "?", "a": 3}, ("a", "a number, expected text")),
         ({"q": "?", "a": True}, ("a", "true or false, expected text")),
         ({"q": ["?"], "a": "b"}, ("q", "a list, expected text")),
+        ({"q": "?", "a": ["b"]}, ("a", "a list, expected text")),
+        ({"q": "?", "a": {"x": 1}}, ("a", "an object, expected text")),
         ({"q": {"x": 1}, "a": "b"}, ("q", "an object, expected text")),
         ({"q": "?", "a": b"raw"}, ("a", "bytes, expected text")),
         ({"q": "?", "a": "x\0y"}, ("a", "holds a NUL character")),

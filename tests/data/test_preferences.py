@@ -137,6 +137,7 @@ def test_judged_answers(value: Any, good: float, tmp_path: Path) -> None:
     [
         ({"prompt": "q", "completion": "a", "label": "so-so"}, "label", "neither good nor bad"),
         ({"prompt": "q", "completion": "a", "label": 0.5}, "label", "neither good nor bad"),
+        ({"prompt": ["q"], "completion": "a", "label": 1}, "prompt", "a list, expected text"),
         ({"text": "t", "rating": "many"}, "rating", "no number"),
         ({"text": "t", "rating": True}, "rating", "no number"),
         ({"text": "t", "rating": "inf"}, "rating", "no number"),
@@ -244,3 +245,9 @@ def test_where_no_row_can_be_read_the_reasons_are_named(
     with pytest.raises(DataError, match="no row that can be read") as refused:
         load_preferences(file)
     assert reason in refused.value.message
+
+
+@pytest.mark.parametrize("messages", ["hello", [], ["hello"], None, {"role": "user"}])
+def test_a_judged_chat_must_be_one(messages: object, tmp_path: Path) -> None:
+    row = {"messages": messages, "label": True}
+    assert next(bad.column for bad in load_preferences(write(tmp_path, row)).bad)[:8] == "messages"

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from onebase.align.prompts import load_prompts
 from onebase.data.check import check
 from onebase.data.formats import load_dataset
 from onebase.data.preferences import load_preferences
@@ -141,21 +140,3 @@ def test_preferences_read_what_stands_beside_the_question(
     (row,) = load_preferences(write("a.jsonl", [asked | answered | beside])).rows
     assert [turn.content for turn in row.asked] == ["s", "q0", "a0", "q\n\ni"]
     assert row.answers[0] == "a"
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"instruction": "q{n}", "input": "i"},
-        {"prompt": "q{n}", "context": "i"},
-        {"question": "q{n}", "input": "i", "answer": "a"},
-    ],
-)
-def test_prompts_read_what_stands_beside_the_question(
-    write: Write, chatml: Tokenizer, row: dict[str, str]
-) -> None:
-    rows = [
-        {key: text.format(n=n) for key, text in row.items()} | {"system": "s"} for n in range(3)
-    ]
-    found = load_prompts(write("a.jsonl", rows), Template(chatml))
-    assert [turn.content for turn in found.prompts[2].asked] == ["s", "q2\n\ni"]

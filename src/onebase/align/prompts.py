@@ -25,7 +25,7 @@ FORMATS = (
     Format("chat", {"messages": ("messages", "conversations")}, beside=BEFORE),
     Format(
         "prompt",
-        {"input": ("prompt", "content", "instruction", "input", "question", "text")},
+        {"input": ("prompt", "content", "instruction", "question", "input", "text")},
         beside={**BEFORE, **BENEATH},
     ),
 )

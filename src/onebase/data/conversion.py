@@ -7,6 +7,7 @@ from onebase.data.question import asked_of, preceded
 from onebase.data.row import Row
 from onebase.data.turns import (
     chat_of,
+    holds_turns,
     is_answer,
     mask_of,
     require_last,
@@ -57,7 +58,7 @@ def _turns(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[Tu
         return *asked, Turn("assistant", label_of(values, columns["label"]))
     column = columns["output"]
     answer = values.get(column)
-    if isinstance(answer, list | dict):
+    if holds_turns(answer):
         items = [answer] if isinstance(answer, dict) else answer
         turns = turns_of(items, column, asked)
         require_last(turns, column, "assistant")

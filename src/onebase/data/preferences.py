@@ -15,7 +15,15 @@ from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, contains, preceded
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
-from onebase.data.turns import as_context, chat_of, is_answer, require_last, turn_of, turns_of
+from onebase.data.turns import (
+    as_context,
+    chat_of,
+    holds_turns,
+    is_answer,
+    require_last,
+    turn_of,
+    turns_of,
+)
 from onebase.data.values import Unfit, text_of, value_of
 from onebase.data.verdicts import RATINGS, VERDICTS, rating_of, verdict_of
 from onebase.errors import DataError
@@ -233,6 +241,8 @@ def _preference(row: Row, kind: Kind, columns: Mapping[str, str]) -> Preference:
     value = value_of(values, column)
     rating = verdict_of(value, column) if kind == "judged" else rating_of(value, column)
     answer_column = columns["messages" if "messages" in columns else "output"]
+    if "messages" in columns and not holds_turns(values.get(answer_column)):
+        chat_of(values, answer_column)  # says what it is instead of turns
     asked, answer = _answered(values, answer_column, question)
     asked = asked or question
     if asked:
@@ -268,18 +278,20 @@ def _answered(
     Raises Unfit for a list with the turns of another question.
     """
     value = value_of(values, column)
-    if isinstance(value, dict):
+    if isinstance(value, dict) and holds_turns(value):
         key = "from" if "value" in value else "role"
         turn = turn_of({key: "assistant", **value}, column)
         require_last([turn], column, "assistant")
         return (), turn.content
-    if not isinstance(value, list):
+    if not holds_turns(value):
         return (), text_of(values, column)
     turns = turns_of(value, column, question if is_answer(value) else ())
     require_last(turns, column, "assistant")
     if not turns[-1].learned:
         raise Unfit(column, say("its answer is marked as not to be learned", "其回答标记为不学习"))
     asked = as_context(turns[:-1])
+    if asked == tuple(turn for turn in question if turn.role != "system"):
+        return question, turns[-1].content
     if question and not contains(asked, question):
         raise Unfit(column, say("answers another question than the row's", "与该行的提问不符"))
     return asked, turns[-1].content

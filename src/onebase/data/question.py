@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from onebase.data.example import Turn
-from onebase.data.turns import as_context, chat_of, turns_of
+from onebase.data.turns import as_context, chat_of, holds_turns, turns_of
 from onebase.data.values import Unfit, checked, is_empty, text_of, value_of
 from onebase.language import say
 
@@ -18,7 +18,7 @@ def asked_of(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[
     """
     instructed = "instruction" in columns
     column = columns["instruction" if instructed else "input"]
-    if isinstance(values.get(column), list):
+    if holds_turns(values.get(column)):
         turns = list(as_context(chat_of(values, column, last="user")))
     else:
         turns = [Turn("user", text_of(values, column))]

@@ -44,9 +44,11 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
             if names is None:
                 # A blank first line stays the header, and is refused as one.
                 names = _header(file, _without_blank_end([field.strip() for field in fields]))
-            elif len(fields) == len(names) and any(fields) and not _is_header(fields, names):
+            elif not any(map(str.strip, fields)):
+                pass
+            elif len(fields) == len(names) and not _is_header(fields, names):
                 yield Row(file, line, dict(zip(names, fields, strict=True)))
-            elif any(map(str.strip, fields)):
+            else:
                 yield _odd_row(file, line, fields, names)
             line = first + reader.line_num
     except csv.Error as problem:

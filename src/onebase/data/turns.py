@@ -104,6 +104,13 @@ def turn_of(item: object, place: str, usual: Dialect = CHAT) -> Turn:
     return Turn(role, checked(content, where), learned)
 
 
+def holds_turns(value: object) -> bool:
+    """Whether a value is meant as a turn or a list of them, not as a text."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return isinstance(value, dict) and (CHAT.content in value or SHAREGPT.content in value)
+
+
 def is_answer(items: object) -> bool:
     """Whether a list of turns begins with the assistant's: an answer without its question."""
     if not isinstance(items, list) or not items or not isinstance(items[0], dict):
