@@ -33,14 +33,17 @@ def test_a_folder_named_relatively_is_found_from_elsewhere(
     shutil.copytree(base, desk / name)
     train_and_move(onebase, desk, name, monkeypatch)
     answers(onebase)
-    out = onebase("export", "t", "--to", "merged", "--out", "merged", "--json")
+    out = onebase("export", "--task", "t", "--to", "merged", "--out", "merged", "--json")
     assert out.code == 0, out.err
 
 
 def test_a_gguf_file_named_relatively_is_found_from_elsewhere(
     desk: Path, base: str, onebase: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert onebase("export", "base", "--base", base, "--to", "gguf", "--out", "made").code == 0
+    assert (
+        onebase("export", "--task", "base", "--base", base, "--to", "gguf", "--out", "made").code
+        == 0
+    )
     shutil.move(desk / "made" / "model.gguf", desk / "模 型 #1.gguf")
     train_and_move(onebase, desk, "模 型 #1.gguf", monkeypatch)
     answers(onebase)

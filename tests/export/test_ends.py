@@ -27,7 +27,7 @@ ENDS = [
     pytest.param("<|im_end|>", "<pad>", 0, (0, 2), id="another of the turn"),
     pytest.param("<|im_end|>", "<pad>", [0, 7], (0, 2, 7), id="a list"),
     pytest.param("<|im_end|>", None, None, (2,), id="the template's alone"),
-    pytest.param("<|im_end|>", None, [7, 8], (2, 7, 8), id="the template's, and a list"),
+    pytest.param("<|im_end|>", None, [7, 8], (7, 2, 8), id="the template's, and a list"),
 ]
 PROMPT = "where is 3?"
 

@@ -144,7 +144,7 @@ def trains_and_answers(base: Base, folder: Path, method: str) -> None:
     assert answer.tokens
 
 
-@pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning"])
 def test_latent_attention_with_keys_and_values_of_one_size_is_answered(
     method: str, tmp_path: Path
 ) -> None:
@@ -154,6 +154,15 @@ def test_latent_attention_with_keys_and_values_of_one_size_is_answered(
     assert base.shape.head_dim == 16
     answers_as(model, base)
     trains_and_answers(base, tmp_path, method)
+
+
+def test_a_prefix_of_latent_attention_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = widened(DeepseekV3ForCausalLM(DeepseekV3Config(**LATENT, v_head_dim=16)))
+    base = Base.load(saved(model, tmp_path / "base"))
+    with pytest.raises(UsageError, match="does not keep keys and values") as caught:
+        trains_and_answers(base, tmp_path, "p-tuning-v2")
+    assert "lora" in caught.value.remedy
 
 
 def test_keys_of_another_size_than_the_config_says_are_refused() -> None:

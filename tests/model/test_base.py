@@ -83,12 +83,6 @@ def contradict_in_config(folder: Path) -> None:
     file.write_text(json.dumps(config | {"num_attention_heads": 5}), encoding="utf-8")
 
 
-def unknown_architecture(folder: Path) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(config | {"model_type": "nonesuch"}), encoding="utf-8")
-
-
 def drop_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -121,7 +115,6 @@ def contradict_in_tokenizer(folder: Path) -> None:
         empty_config,
         cut_config,
         contradict_in_config,
-        unknown_architecture,
         drop_tokenizer,
         scribble_on_tokenizer,
         cut_tokenizer,

@@ -85,8 +85,6 @@ def test_other_rotary_embeddings_have_no_border(make_base: Callable[..., Base]) 
         UsageError, match="tokens, virtual tokens among them, more than tiny-llama's"
     ):
         base.require_room(base.context + 1)
-    base.model.config.max_position_embeddings = None
-    base.require_room(10**6)
 
 
 def test_the_border_is_the_context(length_bound_base: Callable[..., Base]) -> None:

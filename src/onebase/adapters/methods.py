@@ -302,9 +302,28 @@ def _keys_values_of(base: Base, ids: list[int], layers: Sequence[int]) -> Tensor
             use_cache=True,
             logits_to_keep=1,
         )
+    shape = base.shape
+    for at in layers:
+        for kept in (cache.layers[at].keys[0], cache.layers[at].values[0]):
+            if kept.shape != (shape.kv_heads, len(ids), shape.head_dim):
+                raise _no_prefix(base)
     keys = torch.stack([cache.layers[at].keys[0] for at in layers])
     values = torch.stack([cache.layers[at].values[0] for at in layers])
     return flatten(keys.float().cpu(), values.float().cpu())
+
+
+def _no_prefix(base: Base) -> UsageError:
+    """The error for a base that caches something else than keys and values: a prefix of them would not
+    be PEFT's. DeepSeek caches a latent of both.
+    """
+    return UsageError(
+        say(
+            f"{base.name} does not keep keys and values of its tokens: p-tuning-v2 can't learn a "
+            "prefix of them.",
+            f"{base.name} 缓存的不是键和值，无法用 p-tuning-v2 学习其前缀。",
+        ),
+        say("Use lora or prompt-tuning.", "请使用 lora 或 prompt-tuning。"),
+    )
 
 
 def _build_full(base: Base, options: FullOptions, init_text: str) -> nn.Module:

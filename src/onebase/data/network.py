@@ -148,8 +148,8 @@ def _endpoint_fault() -> tuple[str, str] | None:
     return (
         say(f"HF_ENDPOINT={value} is no web address", f"HF_ENDPOINT={value} 不是网址"),
         say(
-            "Write it with its scheme, like https://hf-mirror.com, or unset it.",
-            "请写出完整网址，例如 https://hf-mirror.com，或取消它。",
+            "Write HF_ENDPOINT with its scheme, like https://hf-mirror.com, or unset it.",
+            "请将 HF_ENDPOINT 写成完整网址，例如 https://hf-mirror.com，或取消它。",
         ),
     )
 

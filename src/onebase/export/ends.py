@@ -12,8 +12,8 @@ from onebase.model.ends import end_tokens
 class AnswerEnds:
     """The token ids that end an answer, and the `texts` that do.
 
-    `eos` is the tokenizer's own end, or else the first of the others; `turn` is what the template
-    writes after an answer. Both are None only where no token ends an answer. `tokens` holds all of
+    `eos` is the tokenizer's own end, or else the generation config's first; `turn` is what the template
+    writes after an answer. Without another, each is the other. Both are None only where no token ends an answer. `tokens` holds all of
     them, `eos` and `turn` first.
     """
 
@@ -40,9 +40,9 @@ def answer_ends(base: Base, template: Template) -> AnswerEnds:
     """The ends of answers that `base` gives to prompts of `template`, its generation config's too."""
     own: int | None = base.tokenizer.eos_token_id
     by_template = sorted(template.ends - {own})
-    first = [] if own is None else [own]
-    rest = sorted(end_tokens(base, template) - {*first, *by_template})
-    tokens = (*first, *by_template, *rest)
-    eos = tokens[0] if tokens else None
+    others = sorted(end_tokens(base, template) - {own, *by_template})
+    candidates = [*([] if own is None else [own]), *others, *by_template]
+    eos = candidates[0] if candidates else None
     turn = by_template[0] if by_template else eos
-    return AnswerEnds(eos, turn, tokens, template.stops)
+    ordered = [*candidates[:1], *by_template, *others]
+    return AnswerEnds(eos, turn, tuple(dict.fromkeys(ordered)), template.stops)

@@ -42,7 +42,8 @@ _NEUTRAL = {
 }
 # Families whose layers have a window in turns, and how many layers one turn is without a field.
 _TURNS = {"gemma2": 2, "gemma3": 6}
-# Without a field llama.cpp scales attention by the hidden size in these: family, layers (the 27B).
+# Without a field llama.cpp scales queries by the size of a head, but in these by the hidden size: family,
+# layers (the 27B).
 _SCALED_BY_HIDDEN = {("gemma2", 46), ("gemma3", 62)}
 # Families whose every tensor transformers names as llama.cpp does.
 PLAIN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "stablelm"}
@@ -211,18 +212,15 @@ def _windows(config: Any, header: Header, mapped: Mapping[str, str | None]) -> N
 
 
 def _attention_scale(config: Any, header: Header) -> None:
-    """By what queries are scaled, where it is not the size of a head."""
-    scale = header.fields.get(_SCALE)
-    name = "query_pre_attn_scalar"
-    if not scale:
-        if (header.family, config.num_hidden_layers) in _SCALED_BY_HIDDEN:
-            _set(config, name, config.hidden_size // config.num_attention_heads, _SCALE)
-        return
+    """By what queries are scaled, where a field or llama.cpp itself says so."""
+    scale, name = header.fields.get(_SCALE), "query_pre_attn_scalar"
+    average = config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None) or average
     if hasattr(config, name):
-        setattr(config, name, round(scale**-2))
-        return
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if abs(scale * size**0.5 - 1) > 1e-4:
+        by_hidden = (header.family, config.num_hidden_layers) in _SCALED_BY_HIDDEN
+        without = average if by_hidden else size
+        setattr(config, name, round(scale**-2) if scale else without)
+    elif scale and abs(scale * size**0.5 - 1) > 1e-4:
         raise UnreadField(f"{header.family}.{_SCALE}", scale)
 
 
