@@ -37,6 +37,13 @@ JUNK: list[Any] = [
     *([], [None], ["q_proj"], ["("], [[]], [1], [{}], {}, {"a": 1}, {"(": 2}, {"q_proj": 0}),
     *({"q_proj": "2"}, {"lora": {}}, {"lora": {"peft_type": "LORA"}}, {".*": 2}, [0, 1], ["score"]),
 ]
+# The fields that a reader computes with.
+HONOURED = [
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "lora_dropout", "use_dora", "modules_to_save"),
+    *("feedforward_modules", "num_virtual_tokens", "layers", "parts", "placed", "task_type"),
+    *("peft_type", "token_dim", "base_model_name_or_path", "labels", "template", "metrics", "head"),
+]
 DTYPES = [torch.int8, torch.bool, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int64]
 
 
@@ -84,7 +91,7 @@ def change_field(draw: random.Random, file: Path) -> None:
         return
     inside = [content, *(part for part in content.values() if isinstance(part, dict) and part)]
     table = draw.choice(inside)
-    key = draw.choice([*table, "new_field"])
+    key = draw.choice([*table, "new_field"] if draw.random() < 0.3 else HONOURED)
     action = draw.randrange(4)
     if action == 0:
         table.pop(key, None)
