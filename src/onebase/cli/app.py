@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the contract's exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported, which is late
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     never_fail_at_a_character()
     debug = "--debug" in arguments
