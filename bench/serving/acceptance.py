@@ -30,6 +30,7 @@ FULL = [
     ("isolation_peers.py", *LLAMA, *VLLM, "--threads", "1"),
     ("rollouts.py", "--before", "{peers}/before/src", "--threads", "2"),
     ("quality.py", *LLAMA, "--data", "{data}", "--workspace", "{peers}/quality", "--threads", "2"),
+    ("beside_training.py", "--data", "{data}/snips_train.jsonl", "--threads", "2"),
     ("load.py", "--threads", "2"),
 ]
 TENTH = [
