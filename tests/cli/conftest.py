@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -52,6 +53,14 @@ Run = Callable[..., Result]
 def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _python_s_own_ctrl_c() -> Iterator[None]:
+    """In the background a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

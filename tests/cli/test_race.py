@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ ROWS = [
     for number in range(30)
 ]
 FLAGS = ("--set", "batch_size=4", "--set", "held_out=0.2")
-
-
-@pytest.fixture(autouse=True)
-def _python_s_own_ctrl_c() -> Iterator[None]:
-    """In the background a shell has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
