@@ -121,7 +121,7 @@ def test_what_is_no_adapter_is_named(onebase: Run, base: str, desk: Path) -> Non
     assert "adapter_config.json: ." in refused(onebase, "support.jsonl", base)
     folder = foreign(base, desk / "lora")
     (folder / "adapter_model.safetensors").unlink()
-    assert "adapter_model.safetensors can't be used: there is no such file" in refused(
+    assert "adapter_model.safetensors can't be used: the file is missing" in refused(
         onebase, folder, base
     )
 

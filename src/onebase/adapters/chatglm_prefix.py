@@ -152,7 +152,7 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
     file = next((n for n in (_BIN, _SAFETENSORS) if (folder.path / n).is_file()), None)
     if file is None:
         reason = say(
-            f"there is no such file, nor {_SAFETENSORS}", f"没有该文件，也没有 {_SAFETENSORS}"
+            f"neither this file nor {_SAFETENSORS} exists", f"该文件和 {_SAFETENSORS} 都不存在"
         )
         raise folder.damaged(_BIN, reason)
     path = folder.path / file
@@ -186,9 +186,7 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
         isinstance(name, str) and name.isprintable() and isinstance(value, Tensor)
         for name, value in content.items()
     ):
-        raise folder.damaged(
-            file, say("it is no table of tensors by name", "它不是以名称为键的张量表")
-        )
+        raise folder.damaged(file, say("it is not a dictionary of tensors", "它不是张量字典"))
     return file, content
 
 

@@ -62,7 +62,7 @@ class ForeignAdapter:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What was measured of it, as far as it is known."""
+        """The recorded metrics, with the number of trainable parameters."""
         known = dict(self.record.get("metrics", {}))
         if self.adapter.head is not None:
             known |= score_scale(known)
@@ -79,7 +79,7 @@ def find_adapter(folder: Path) -> AdapterFolder:
     if not folder.is_dir():
         where = folder.parent if folder.is_file() else folder
         raise UsageError(
-            say(f"{folder} is no folder.", f"{folder} 不是目录。"),
+            say(f"{folder} is not a folder.", f"{folder} 不是目录。"),
             say(f"Give the folder that holds {CONFIG}", f"请给出包含 {CONFIG} 的目录")
             + ("" if where == folder else say(f": {where}", f"：{where}"))
             + say(".", "。"),
@@ -87,10 +87,10 @@ def find_adapter(folder: Path) -> AdapterFolder:
     if not (folder / CONFIG).exists() and is_chatglm_prefix(folder):
         return found
     if not (folder / CONFIG).exists():
-        raise found.damaged(CONFIG, say("there is no such file", "没有该文件"), _elsewhere(folder))
+        raise found.damaged(CONFIG, say("the file is missing", "文件不存在"), _elsewhere(folder))
     parts_of_config(found, read_peft_config(found))
     if not (folder / WEIGHTS).exists():
-        raise found.damaged(WEIGHTS, say("there is no such file", "没有该文件"), _unsafe(folder))
+        raise found.damaged(WEIGHTS, say("the file is missing", "文件不存在"), _unsafe(folder))
     return found
 
 

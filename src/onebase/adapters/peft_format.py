@@ -230,7 +230,9 @@ def parts_of_config(folder: AdapterFolder, config: dict[str, Any]) -> dict[str, 
         or not parts
         or not all(isinstance(part, dict) for part in parts.values())
     ):
-        raise folder.damaged(CONFIG, say("parts is no table of methods", "parts 不是方法的表"))
+        raise folder.damaged(
+            CONFIG, say("parts is not a JSON object of methods", "parts 不是以方法为键的 JSON 对象")
+        )
     for name, part in parts.items():
         if part.get("peft_type") != _PARTS.get(name, ""):
             reason = say(

@@ -31,7 +31,7 @@ def _is_template(value: object) -> bool:
 
 
 def _is_plain(value: object, depth: int = 3) -> bool:
-    """Whether a value is made of texts and finite numbers, and is no deeper than settings are."""
+    """Whether a value holds only text and finite numbers, nested at most `depth` levels."""
     if isinstance(value, dict):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value.values())
     if isinstance(value, list):

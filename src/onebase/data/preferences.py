@@ -251,7 +251,7 @@ def _preference(row: Row, kind: Kind, columns: Mapping[str, str]) -> Preference:
 
 
 def _no_question(answer: str) -> str:
-    """Why an answer has none: Anthropic's HH writes the question into the same text."""
+    """Why an answer has no question: the HH pairs write both into one text."""
     if all(name in answer for name in _HH):
         return say(
             "the question and the answers in one text ('Human: … Assistant: …'); write the columns "

@@ -104,24 +104,24 @@ class Batch:
         for chunk in chunks:
             request = chunk.request
             request.computed += chunk.length
+            own = logits[at : at + chunk.logits]
+            at += chunk.logits
             if request.score_from is not None and not request.tokens:
                 first = request.computed - chunk.logits + 1  # the token that the first row predicts
                 scored = min(chunk.logits, len(request.prompt) - first)
-                sound = score_prompt(request, logits[at : at + scored], first)
-                if not sound:
-                    at += chunk.logits
+                if not score_prompt(request, own[:scored], first):
                     request.error = not_finite()
                     self._finish(request, "error")
                     continue
-            at += chunk.logits
             if request.computed == request.wanted and request.limit:
                 rows.append(at - 1)
                 drawing.append(request)
             elif request.computed == request.wanted:
                 self._finish(request, "length")
         if drawing:
-            own = logits if len(rows) == len(logits) else logits[rows]
-            for request, draw in zip(drawing, self._sampler.sample(own, drawing), strict=True):
+            drawn_by = logits if len(rows) == len(logits) else logits[rows]
+            draws = self._sampler.sample(drawn_by, drawing)
+            for request, draw in zip(drawing, draws, strict=True):
                 self._take(request, draw)
 
     def _take(self, request: Request, draw: Draw) -> None:

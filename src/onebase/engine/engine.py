@@ -226,9 +226,8 @@ class Engine:
         for request in requests:
             request.reported = request.steady = False
             if request.detokenizer is None:
-                self._batch(request.base).prepare(
-                    request
-                )  # refused here, and not in the midst of others
+                # What can't be done is refused here, before others' requests are stepped.
+                self._batch(request.base).prepare(request)
         self._added.extend(requests)
         left = list(reversed(requests))
         try:

@@ -67,20 +67,19 @@ def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
     discard(head.weight)
     discard(embedding.weight)
     if made:
-        _keep(weights, {**(kept or {}), **made})
+        keep_tensors(_file(weights), {**(kept or {}), **made}, {"form": _FORM})
 
 
 def _file(weights: str) -> Path:
     return folder() / f"{weights}.safetensors"
 
 
-def _keep(weights: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write rounded weights; a cache that can't be written to does without."""
-    file = _file(weights)
+def keep_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of the cache, whole or not at all; a cache that can't be written to does without."""
     partial = file.with_name(f".{file.name}.partial")
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), partial, metadata={"form": _FORM})
+        save_file(dict(tensors), partial, metadata=metadata)
         partial.replace(file)
     with suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ frequencies; those are kept beside the rounded weights, and the next process rea
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import pairwise
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onebase.engine.norm import scale_and_epsilon
@@ -28,7 +26,7 @@ from onebase.model.int8 import Int8Embedding, Int8Linear
 from onebase.model.kept_tokenizer import KeptTokenizer, tokenizer_record
 from onebase.model.precision import choose
 from onebase.model.rotary import RotaryLimit
-from onebase.model.w8a8 import EMBEDDING, HEAD, folder, read_rounded
+from onebase.model.w8a8 import EMBEDDING, HEAD, folder, keep_tensors, read_rounded
 
 _FORM = "2"  # of the file; one of another form is not read
 _ATTRIBUTES = ("scaling", "sliding_window")  # of an attention module, where it has them
@@ -143,13 +141,7 @@ def keep(base: Base, path: Path, file: Path, weights: str) -> None:
     if found is None or kept_file(path) != file:
         return
     record, tensors = found
-    partial = file.with_name(f".{file.name}.partial")
-    with suppress(OSError, SafetensorError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"form": _FORM, "record": json.dumps(record)})
-        partial.replace(file)
-    with suppress(OSError):
-        partial.unlink(missing_ok=True)
+    keep_tensors(file, tensors, {"form": _FORM, "record": json.dumps(record)})
 
 
 def kept(file: Path) -> KeptBase | None:
