@@ -86,6 +86,13 @@ def test_unknown_fields_inside_others_are_named(server: Any) -> None:
     assert sorted(named) == ["messages.0.prefix", "stream_options.continuous_usage_stats"]
 
 
+def test_a_field_without_a_name_is_named_too(server: Any) -> None:
+    # A header's value ends in no blank: the server broke the connection here.
+    answer = server.chat(**{"0": 1, "": 1})
+    assert answer.status_code == 200
+    assert answer.headers["x-onebase-ignored"] == '0, ""'
+
+
 def test_an_error_in_a_stream_of_responses_has_the_type_error(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,11 +102,13 @@ def ignored_header(names: list[str]) -> dict[str, str]:
     """The header that names what was ignored; none where nothing was."""
     if not names:
         return {}
-    return {
-        IGNORED_HEADER: ", ".join(
-            quote(name, safe="", errors="replace")[:64] for name in names[:_NAMED]
-        )
-    }
+    return {IGNORED_HEADER: ", ".join(_written(name) for name in names[:_NAMED])}
+
+
+def _written(name: str) -> str:
+    """A field's name as a header may hold it: an empty one as `""`, as a header's value neither
+    begins nor ends with a blank."""
+    return quote(name, safe="", errors="replace")[:64] or '""'
 
 
 def _equal(value: Any, neutral: Any) -> bool:
