@@ -83,6 +83,8 @@ async def crowd(
             ends["same" if same else f"{reply.status}, different"] += 1
             if not same:
                 different.append((requests[at], expected[at], json.dumps(reply.body)))
+            if len(order) % 100 == 0:
+                print(f"{len(order)} left, {len(different)} different", file=sys.stderr)
 
     clients = [asyncio.create_task(client()) for _ in range(arguments.clients)]
     churning = [asyncio.create_task(churn(server, number, ends)) for number in range(CHURNED)]

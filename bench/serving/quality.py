@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ from onebase.engine.sampling import Sampling
 from onebase.training.train import train
 
 LOSS, KL = 0.015, 0.01
+BLOCK = 4  # rows of a vocabulary at a time
 DEMO = Path(onebase.__file__).parent / "demo" / "en"
 ADAPTERS = {"lora": "summary", "p-tuning-v2": "social", "ia3": "support"}
 
@@ -52,6 +54,7 @@ class Distance:
 
     def line(self, what: str, side: str) -> dict[str, Any]:
         loss, kl = statistics.mean(self.loss), statistics.mean(self.kl)
+        print(f"{side}, {what}: loss {loss:+.4f}, KL {kl:.4f}", file=sys.stderr)
         return {
             "text": what,
             "side": side,
@@ -94,12 +97,15 @@ def logits(runner: Runner, task: LoadedTask, ids: Sequence[int]) -> Tensor:
 
 
 def add_text(distance: Distance, reference: Tensor, other: Tensor, ids: Sequence[int]) -> None:
-    """Compare two passes' logits, [tokens, vocabulary], over one text."""
-    p, q = (part[:-1].double().log_softmax(-1) for part in (reference, other))
-    target = torch.tensor(ids[1:])[:, None]
-    distance.loss += (p - q).gather(1, target)[:, 0].tolist()
-    distance.kl += (p.exp() * (p - q)).sum(-1).tolist()
-    distance.agree += (p.argmax(-1) == q.argmax(-1)).double().tolist()
+    """Compare two passes' logits, [tokens, vocabulary], over one text, in blocks that caches hold."""
+    targets = torch.tensor(ids[1:])[:, None].split(BLOCK)
+    blocks = zip(reference[:-1].split(BLOCK), other[:-1].split(BLOCK), targets, strict=True)
+    for one, another, target in blocks:
+        p, q = (part.double().log_softmax(-1) for part in (one, another))
+        worse = p - q
+        distance.loss += worse.gather(1, target)[:, 0].tolist()
+        distance.kl += worse.mul_(p.exp()).sum(-1).tolist()
+        distance.agree += (one.argmax(-1) == another.argmax(-1)).double().tolist()
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Lora(nn.Module):
 
     `weight_of` gives the frozen weight of a layer by its name, [outputs, inputs]; with it every
     site learns a magnitude too (DoRA), [outputs], which starts as the length of the weight's rows.
-    Without `start` nothing is drawn for `a`, which is to be filled.
+    Without `start` the matrices are to be filled.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Lora(nn.Module):
         # Dropout draws from seeds of its own, so that a run repeats whatever else draws numbers.
         self._seed = int(torch.randint(1 << 40, ()))
         self._draws = 0
-        self.a = nn.ParameterList()
-        self.b = nn.ParameterList()
-        self.magnitude = nn.ParameterList()
         self._weight_of = weight_of
-        for name, site in self.sites.items():
-            matrix = torch.empty(site.rank, site.inputs)
-            if start:
+        every = self.sites.values()
+        a = [torch.empty(site.rank, site.inputs) for site in every]
+        b = [torch.empty(site.outputs, site.rank) for site in every]
+        if start:
+            for matrix in a:
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
-            self.a.append(nn.Parameter(matrix))
-            self.b.append(nn.Parameter(torch.zeros(site.outputs, site.rank)))
-            if weight_of is not None:
-                lengths = weight_of(name).float().norm(dim=1)
-                self.magnitude.append(nn.Parameter(lengths.cpu()))
+            for matrix in b:
+                matrix.zero_()
+        self.a, self.b = nn.ParameterList(a), nn.ParameterList(b)
+        self.magnitude = nn.ParameterList(
+            [weight_of(name).float().norm(dim=1).cpu() for name in self.sites] if weight_of else []
+        )
 
     @property
     def names(self) -> list[str]:
@@ -117,10 +117,10 @@ class Lora(nn.Module):
         self._draws += bool(dropout)
         first = self._seed + self._draws * len(self.sites)
         return {
-            name: LowRank(
-                self.a[at], self.b[at], site.scale, dropout, first + at, self._factor(at, name)
+            name: LowRank(a, b, site.scale, dropout, first + at, self._factor(at, name))
+            for at, ((name, site), a, b) in enumerate(
+                zip(self.sites.items(), self.a, self.b, strict=True)
             )
-            for at, (name, site) in enumerate(self.sites.items())
         }
 
     def _factor(self, at: int, name: str) -> Tensor | None:

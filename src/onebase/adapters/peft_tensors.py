@@ -5,6 +5,7 @@ A tensor is read by the names that PEFT reads it by (0.21): with the name of the
 without. PEFT passes over any other name without a word; here it is refused.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -64,15 +65,15 @@ def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
             reason = say(f"{key} holds {kind}, not floating point", f"{key} 为 {kind}，而非浮点数")
             raise folder.damaged(WEIGHTS, reason)
         tensors[name] = tensor.float()
-    # All at once: one by one takes a tenth of the time in which a server reads an adapter.
-    if tensors and not _finite(torch.cat([own.flatten() for own in tensors.values()])):
-        key = next(name for name, own in tensors.items() if not _finite(own))
-        raise folder.damaged(WEIGHTS, say(f"{key} is not finite", f"{key} 含有非有限值"))
+    for name, own in tensors.items():
+        if not _finite(own):
+            raise folder.damaged(WEIGHTS, say(f"{name} is not finite", f"{name} 含有非有限值"))
     return tensors
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    # The sum, which is quicker, is finite only where all numbers are.
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> ScalarHead:
@@ -125,9 +126,8 @@ def _read_lora(
     dropout = float(config.get("lora_dropout") or 0.0)
     lora = Lora(sites, dropout=dropout, weight_of=frozen if dora else None, start=False)
     read = set()
-    for index, name in enumerate(lora.names):
-        parameters = [lora.a[index], lora.b[index], *([lora.magnitude[index]] if dora else [])]
-        for end, parameter in zip(ends, parameters, strict=True):
+    for end, parameters in zip(ends, (lora.a, lora.b, lora.magnitude), strict=False):
+        for name, parameter in zip(names, parameters, strict=True):
             key = f"{LAYER_PREFIX}{name}{end}"
             read.add(key)
             _copy(folder, tensors, key, parameter)
