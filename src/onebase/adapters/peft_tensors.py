@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
@@ -48,7 +48,8 @@ def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
     numbers in floating point, and a tensor under two names.
     """
     try:
-        stored = load_file(folder.path / WEIGHTS)
+        # From its bytes: several times as quick as `load_file`, for many small tensors.
+        stored = load((folder.path / WEIGHTS).read_bytes())
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise folder.damaged(WEIGHTS, reason) from error
@@ -100,7 +101,7 @@ def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> 
                 ),
             )
         head = ScalarHead(base.shape.hidden)
-        _copy(folder, tensors, key, head.weight)
+        _fill(folder, tensors, key, head.weight)
         del tensors[key]
         return head
     raise folder.damaged(
@@ -130,7 +131,7 @@ def _read_lora(
         for name, parameter in zip(names, parameters, strict=True):
             key = f"{LAYER_PREFIX}{name}{end}"
             read.add(key)
-            _copy(folder, tensors, key, parameter)
+            _fill(folder, tensors, key, parameter)
     refuse_unread(folder, set(tensors) - read)
     wanted = config.get("target_modules") or []
     target = wanted if isinstance(wanted, str) else ",".join(wanted)
@@ -209,7 +210,7 @@ def _layers(
         if end is None:
             continue
         name = _layer(folder, base, key, end)
-        if not targeted(config, name):
+        if name not in found and not targeted(config, name):
             raise folder.damaged(
                 WEIGHTS,
                 say(
@@ -359,9 +360,9 @@ def _require(
         raise folder.damaged(WEIGHTS, reason)
 
 
-def _copy(folder: AdapterFolder, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:
+def _fill(folder: AdapterFolder, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:
     _require(folder, tensors, key, tuple(parameter.shape))
-    parameter.data.copy_(tensors[key])
+    parameter.data = tensors[key].to(parameter.dtype)
 
 
 def refuse_unread(folder: AdapterFolder, unread: set[str]) -> None:
