@@ -25,6 +25,7 @@ from onebase.align.task import (
     store_aligned,
 )
 from onebase.align.trainee import RATE, Trainee
+from onebase.align.unlearned import no_gradient, nothing_better
 from onebase.data.check import no_end
 from onebase.data.fields import unread
 from onebase.engine.rows import read_rows
@@ -90,7 +91,7 @@ def train_dpo(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template)]:
+        for text in [*unread(source.fields), *no_end(begun.template), *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
         if not learning.first:
@@ -105,7 +106,7 @@ def train_dpo(
         stored = store_aligned(
             base,
             workspace,
-            run.run,
+            run,
             job.task,
             trainee.adapter,
             {
@@ -124,6 +125,7 @@ def train_dpo(
                     "seconds": run.seconds,
                 },
             },
+            unlearned=learning.unlearned(),
         )
         run.summary = {"adapters": [stored.name], **learning.best}
     return stored
@@ -168,6 +170,12 @@ class _Learning:
         """The factor on the method's learning rates now."""
         plan = TrainOptions(warmup=self.options.warmup)
         return self._share * schedule(plan, self.step, self.total)
+
+    def unlearned(self) -> str:
+        """Why nothing was learned; empty where something was."""
+        if not self.trainee.moved:
+            return no_gradient()
+        return nothing_better() if self.best["step"] == 0 else ""
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -269,6 +277,6 @@ def _judge(learning: _Learning, base: Base, run: AlignRun) -> None:
         learning.first = record
     best = record["eval_loss"] < learning.best["eval_loss"]
     if best:
-        learning.best = record
+        learning.best = {**record, "step": learning.step}
         learning.trainee.keep_best()
     run.measured(learning.step, **record, best=best)

@@ -1,13 +1,12 @@
 """PPO as a run: its prompts, its four models, watching it, stopping it, and what it leaves."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
 from onebase.adapters.store import StoredAdapter
@@ -29,6 +28,7 @@ from onebase.align.rewards import Prompt, Reward, reward_named
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
+from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
 from onebase.data.check import no_end
 from onebase.errors import UsageError
 from onebase.language import say
@@ -38,6 +38,7 @@ from onebase.training.order import Order
 
 WATCHED = 4
 _DRAWS = 1 << 32  # apart from the seeds of the steps
+_SEEDS = 1 << 62  # a generator takes one below it
 
 
 class WatchOptions(BaseModel):
@@ -83,7 +84,7 @@ def train_ppo(
         ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(ready.load)
-        for text in no_end(ready.begun.template):
+        for text in [*no_end(ready.begun.template), *_without_dropout(ready.begun.adapter)]:
             run.note(text)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
@@ -91,6 +92,8 @@ def train_ppo(
             due = here and progress.judged != progress.step  # a resumed run has been judged
             if due:
                 _judge(ready, run)
+                if progress.step == ready.watching.judge_every and not progress.varied:
+                    run.note(equal_rewards(progress.judgements["last"]["eval_reward"]))
             run.between(ready.state, due=due)
             record = ppo_step(
                 models,
@@ -99,7 +102,7 @@ def train_ppo(
                 options,
                 ready.valuing,
                 progress,
-                seed=(job.seed << 20) + progress.step * 4096,
+                seed=((job.seed << 20) + progress.step * 4096) % _SEEDS,
             )
             run.measured(progress.step, **record)
             progress.stopped = _trouble(record, progress, ready.watching)
@@ -108,9 +111,8 @@ def train_ppo(
         _judge(ready, run)
         run.between(ready.state, due=True)
         models.policy.take_best()
-        lines = run.run.metrics()
-        draw_curves(run.run.path / "curves.png", lines)
-        stored = _store(ready, base, workspace, run, lines)
+        stored = _store(ready, base, workspace, run)
+        _draw(run)
         run.summary = {"adapters": [stored.name], **stored.metrics}
     return stored
 
@@ -194,17 +196,14 @@ def _store(
     base: Base,
     workspace: Workspace,
     run: AlignRun,
-    lines: Sequence[Mapping[str, Any]],
 ) -> StoredAdapter:
     """The best policy as the task's next version, with what was measured of it and at the start."""
-    judged = [line for line in lines if "eval_reward" in line]
-    first, last = judged[0], judged[-1]
-    best = [line for line in judged if line["best"]][-1]
+    first, best, last = (ready.progress.judgements[key] for key in ("first", "best", "last"))
     adapter, begun = ready.models.policy.adapter, ready.begun
     return store_aligned(
         base,
         workspace,
-        run.run,
+        run,
         ready.job.task,
         adapter,
         {
@@ -224,14 +223,38 @@ def _store(
                 "kl": best["eval_kl"],
                 "distinct_2": best["eval_distinct_2"],
                 "distinct_2_before": first["eval_distinct_2"],
-                "best_step": best["step"],
+                "best_step": int(best["step"]),
                 "steps": ready.progress.step,
                 "stopped": ready.progress.stopped or None,
                 "last_reward": last["eval_reward"],
                 "seconds": run.seconds,
             },
         },
+        unlearned=_unlearned(ready),
     )
+
+
+def _unlearned(ready: _Ready) -> str:
+    """Why nothing was learned; empty where something was."""
+    if not ready.models.policy.moved:
+        return no_gradient()
+    if not ready.progress.varied:
+        return equal_rewards(ready.progress.judgements["last"]["eval_reward"])
+    return nothing_better() if ready.progress.judgements["best"]["step"] == 0 else ""
+
+
+def _draw(run: AlignRun) -> None:
+    """The run's curves; a disk that has no room for them costs nothing but them."""
+    try:
+        draw_curves(run.run.path / "curves.png", run.run.metrics())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        run.note(
+            say(
+                f"The curves of run {run.run.id} can't be drawn: {reason}.",
+                f"无法绘制训练 {run.run.id} 的曲线：{reason}。",
+            )
+        )
 
 
 def _check_groups(rolling: RolloutOptions, options: PPOOptions) -> None:
@@ -289,8 +312,12 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
     within = progress.step == 0 or record["eval_kl"] <= ready.watching.stop_kl
     best = within and record["eval_objective"] > progress.best
     progress.judged = progress.step
+    judgement = {**record, "step": progress.step}
+    progress.judgements.setdefault("first", judgement)
+    progress.judgements["last"] = judgement
     if best:
         progress.best = record["eval_objective"]
+        progress.judgements["best"] = judgement
         ready.models.policy.keep_best()
     run.measured(progress.step, **record, best=best)
     _keep_samples(found, progress.step, run)
@@ -298,16 +325,32 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
 
 def _keep_samples(found: Experience, step: int, run: AlignRun) -> None:
     """The answers to the first few held-out prompts, in the run's samples.jsonl."""
-    with (run.run.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False):
-            line = {
+    run.sampled(
+        [
+            {
                 "step": step,
                 "prompt": item.prompt.text,
                 "answer": item.text,
                 "reward": score,
                 "ended": item.ended,
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False)
+        ]
+    )
+
+
+def _without_dropout(adapter: Adapter) -> list[str]:
+    """What to say of a policy that was to learn with dropout."""
+    dropout = 0.0 if adapter.lora is None else adapter.lora.dropout
+    if not dropout:
+        return []
+    return [
+        say(
+            f"PPO learns without dropout (dropout={dropout:g} is not used): its answers are drawn "
+            "without it.",
+            f"PPO 训练不使用 dropout（忽略 dropout={dropout:g}）：回答也是在没有 dropout 时生成的。",
+        )
+    ]
 
 
 def _trouble(record: dict[str, float], progress: Progress, watching: WatchOptions) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -62,28 +63,33 @@ class FunctionReward:
     def __call__(self, prompt: Prompt, answer: str) -> float:
         """The reward of one answer. Raises RewardError, naming the row."""
         where = f"{prompt.file}:{prompt.line}"
+        said = repr(answer[:200])
         try:
-            value = float(self.function(prompt.text, answer, prompt.row))
-        except Exception as error:
+            given = self.function(prompt.text, answer, prompt.row)
+        except (Exception, SystemExit) as error:  # sys.exit() would end the training without a word
             raise RewardError(
                 say(
-                    f"The reward function {self.name} failed on {where}: "
-                    f"{type(error).__name__}: {error}. The answer was {answer[:200]!r}.",
-                    f"奖励函数 {self.name} 在 {where} 处出错：{type(error).__name__}：{error}。"
-                    f"当时的回答为 {answer[:200]!r}。",
+                    f"The reward function {self.name} failed on {where}: {_cause(error)}. "
+                    f"The answer was {said}.",
+                    f"奖励函数 {self.name} 在 {where} 处出错：{_cause(error)}。当时的回答为 {said}。",
                 ),
                 say(
                     "Mend it and give the same command again: the run goes on.",
                     "请修正后再次运行同一命令，训练将继续。",
                 ),
             ) from error
+        value = _number(given)
         if not math.isfinite(value):
+            shown = repr(given)[:100]
             raise RewardError(
                 say(
-                    f"The reward function {self.name} gave {value} on {where}, for {answer[:200]!r}.",
-                    f"奖励函数 {self.name} 在 {where} 处返回 {value}，回答为 {answer[:200]!r}。",
+                    f"The reward function {self.name} gave {shown} on {where}, for {said}.",
+                    f"奖励函数 {self.name} 在 {where} 处返回 {shown}，回答为 {said}。",
                 ),
-                say("Let it return a finite number.", "请让它返回有限的数值。"),
+                say(
+                    "Let it return a finite number and give the same command again: the run goes on.",
+                    "请让它返回有限的数值，然后再次运行同一命令，训练将继续。",
+                ),
             )
         return value
 
@@ -162,12 +168,24 @@ def _function(name: str) -> RewardFunction:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
+        if _is_missing(error, module):
+            raise UsageError(
+                say(f"There is no reward {name}: {error}.", f"找不到奖励 {name}：{error}。"),
+                say(
+                    "Write module:function, the module being a Python file in this folder, named "
+                    "without .py.",
+                    "请写成 模块:函数，模块为当前目录中的 Python 文件，不带 .py。",
+                ),
+            ) from error
         raise UsageError(
-            say(f"There is no reward {name}: {error}.", f"找不到奖励 {name}：{error}。"),
             say(
-                "Write module:function, the module being a Python file in this folder.",
-                "请写成 模块:函数，模块为当前目录中的 Python 文件。",
+                f"The module of the reward {name} can't be imported: {_cause(error)}.",
+                f"无法导入奖励 {name} 的模块：{_cause(error)}。",
+            ),
+            say(
+                "Mend it, or install what it imports, and give the same command again.",
+                "请修正该模块或安装其所需的包，然后再次运行同一命令。",
             ),
         ) from error
     if not callable(found):
@@ -180,6 +198,46 @@ def _function(name: str) -> RewardFunction:
         )
     function: RewardFunction = found
     return function
+
+
+def _is_missing(error: BaseException, module: str) -> bool:
+    """Whether a module, or the function in it, is not there; else what it holds fails."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is None or module == error.name or module.startswith(f"{error.name}.")
+    if isinstance(error, ValueError | TypeError):  # no name of a module
+        return not _own_frames(error)
+    found = sys.modules.get(module)
+    return isinstance(error, AttributeError) and error.obj is found is not None
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in the user's code, and where."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = _own_frames(error)
+    if not frames or isinstance(error, SyntaxError):  # which names its file and line itself
+        return text
+    return say(
+        f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})",
+        f"{text}（{Path(frames[-1].filename).name} 第 {frames[-1].lineno} 行）",
+    )
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of an error outside this file and the import system."""
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__)
+        and not frame.filename.startswith("<frozen")
+    ]
+
+
+def _number(value: object) -> float:
+    """A reward as a float; NaN where it is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - whatever __float__ of the user's object raises
+        return math.nan
 
 
 def distinct_2(texts: Sequence[str]) -> float:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -94,6 +96,7 @@ class AlignRun:
         found = self._checkpoints.newest()
         state = found.state or {}
         self.run.cut(state.get("metrics_bytes", 0))
+        _cut(self.samples, state.get("samples_bytes", 0))
         if found.state is not None:
             load(state["state"])
             self._earlier = state["seconds"]
@@ -122,6 +125,22 @@ class AlignRun:
         self.log(step=step, **fields)
         self.watcher.measured(step, fields)
 
+    @property
+    def samples(self) -> Path:
+        """Where answers are kept for the user to look at, one a line."""
+        return self.run.path / "samples.jsonl"
+
+    def sampled(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Answers for samples.jsonl: all of them, or none where the disk is full."""
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        before = _size(self.samples)
+        try:
+            with self.samples.open("ab") as stream:
+                stream.write(text.encode())
+        except OSError:  # the checkpoint's refusal is told
+            with suppress(OSError):
+                _cut(self.samples, before)
+
     def note(self, text: str, **fields: Any) -> None:
         """Something that the user should know."""
         self.log(note=text, **fields)
@@ -138,13 +157,14 @@ class AlignRun:
             raise KeyboardInterrupt
 
     def _save(self, state: Callable[[], dict[str, Any]]) -> None:
-        whole = {
-            "config": self._config,
-            "seconds": self.seconds,
-            "metrics_bytes": self.run.mark(),
-            "state": state(),
-        }
         try:
+            whole = {
+                "config": self._config,
+                "seconds": self.seconds,
+                "metrics_bytes": self.run.mark(),
+                "samples_bytes": _size(self.samples),
+                "state": state(),
+            }
             self._checkpoints.save(whole)
             self._refused = False
         except OSError as error:
@@ -164,6 +184,17 @@ class AlignRun:
     def finish(self) -> None:
         """The run has come to its end: one checkpoint is enough."""
         self._checkpoints.thin(1)
+
+
+def _size(file: Path) -> int:
+    """How many bytes there are; 0 without a file."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def _cut(file: Path, size: int) -> None:
+    """Forget what was written behind the first `size` bytes."""
+    if _size(file) > size:
+        os.truncate(file, size)
 
 
 @contextmanager

@@ -18,11 +18,10 @@ from onebase.adapters.methods import (
     parts_of,
 )
 from onebase.adapters.peft_format import load_adapter, save_adapter
-from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered
-from onebase.align.run import identified
+from onebase.align.run import AlignRun, identified
 from onebase.data.places import without_marks
 from onebase.data.preferences import (
     BARE,
@@ -35,11 +34,11 @@ from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
-from onebase.errors import UsageError, unknown
+from onebase.errors import DataError, UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.training.job import Job
-from onebase.training.outcome import already_stored
+from onebase.training.job import Job, check_seed
+from onebase.training.outcome import LEARNED, already_stored, not_promoted
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
@@ -93,6 +92,12 @@ class AlignJob:
         return Job(self.task, self.data, method, self.instruction, seed=self.seed, set=settings)
 
 
+def check_job(job: AlignJob) -> None:
+    """Refuse, before anything is loaded, what no base could change. Raises UsageError."""
+    check_task_name(job.task)
+    check_seed(job.seed)
+
+
 def pinned(job: AlignJob, begun: "Beginning") -> AlignJob:
     """`job` with the version named that it begins from, so that a resumed run finds the same."""
     return job if begun.stored is None else replace(job, start=begun.stored.name)
@@ -115,7 +120,7 @@ def begin_from(
     """The job's beginning. Raises UsageError for a task without an adapter where no method is named,
     one trained on another base, or one that is a reward model.
     """
-    check_task_name(job.task)
+    check_job(job)
     store = AdapterStore(workspace)
     if job.method is None:
         name = job.start or job.task
@@ -202,11 +207,14 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """A job's rows as tokens: what it learns from, what it is judged by, and the file they are of."""
+    """A job's rows as tokens: what it learns from, what it is judged by, and the file they are of.
+    `notes` are what a user should know of them.
+    """
 
     train: list[PreferenceRow]
     held_out: list[PreferenceRow]
     source: PreferenceSet
+    notes: tuple[str, ...] = ()
 
 
 def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
@@ -227,7 +235,7 @@ def preference_data(
 ) -> PreferenceData:
     """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
     answer may stand `alone`. Raises UsageError for a row that is too long for the base's rotary
-    embedding.
+    embedding, and DataError where nothing is left to learn from or to judge by.
     """
     if job.held_out is not None:
         held = load_preferences(job.held_out, kinds=(source.kind,), columns=job.columns)
@@ -248,10 +256,68 @@ def preference_data(
             for row in data.rows
         ]
 
-    found = PreferenceData(rows(train), rows(held), source)
+    learned, judged = (_apart(rows(data), begun.template.max_tokens) for data in (train, held))
+    for data, kept, what in (
+        (train, learned, say("to learn from", "用于学习")),
+        (held, judged, say("held out to judge by", "留出用于评估")),
+    ):
+        if not kept.rows:
+            raise _nothing_left(data, kept, what)
+    found = PreferenceData(
+        learned.rows,
+        judged.rows,
+        source,
+        tuple(note for note in (learned.note, judged.note) if note),
+    )
     texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
     base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
     return found
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """Rows whose answers can be told apart, and what to say of the others."""
+
+    rows: list[PreferenceRow]
+    note: str
+
+
+def _apart(rows: list[PreferenceRow], max_tokens: int) -> _Apart:
+    """Leaves out the pairs whose answers are the same as tokens: they have no gradient."""
+    kept = [row for row in rows if len(set(row.answers)) == len(row.answers)]
+    count = len(rows) - len(kept)
+    if not count:
+        return _Apart(kept, "")
+    return _Apart(
+        kept,
+        say(
+            f"{count} of {len(rows)} pairs are left out: cut to max_tokens={max_tokens}, both answers "
+            "are the same.",
+            f"{len(rows)} 个回答对中有 {count} 个不予使用：截断到 max_tokens={max_tokens} 后，"
+            "两个回答相同。",
+        ),
+    )
+
+
+def _nothing_left(data: PreferenceSet, kept: _Apart, what: str) -> DataError:
+    if kept.note:
+        return DataError(
+            say(
+                f"Nothing of {data.path} is left {what}. {kept.note}",
+                f"{data.path} 中没有{what}的数据。{kept.note}",
+            ),
+            say("Raise max_tokens, or shorten the answers.", "请增大 max_tokens，或缩短回答。"),
+        )
+    return DataError(
+        say(
+            f"Nothing of {data.path} is {what}: all of its rows are of one question.",
+            f"{data.path} 中没有{what}的数据：所有行属于同一个提问。",
+        ),
+        say(
+            "Add rows of other questions, or name a file with --held-out.",
+            "请增加其他提问的数据，或用 --held-out 指定文件。",
+        ),
+    )
 
 
 def config_of(
@@ -304,13 +370,16 @@ def config_of(
 def store_aligned(
     base: Base,
     workspace: Workspace,
-    run: Run,
+    run: AlignRun,
     task: str,
     adapter: Adapter,
     record: Mapping[str, Any],
+    *,
+    unlearned: str = "",
 ) -> StoredAdapter:
     """The version of the task that this run made: stored now, unless it already is. `record` stands
-    beside what every version's record says.
+    beside what every version's record says. `unlearned` is why nothing was learned: it is told, and
+    the task's current version stays.
     """
 
     def write(folder: Path) -> None:
@@ -319,7 +388,7 @@ def store_aligned(
         compiled(GenericRunner(base), adapter, folder)
 
     store = AdapterStore(workspace)
-    return already_stored(store, run, task) or store.add(
+    stored = already_stored(store, run.run, task) or store.add(
         task,
         write,
         {
@@ -328,7 +397,12 @@ def store_aligned(
             "precision": base.precision.text,
             "method": adapter.method,
             "options": adapter.options,
-            "run": run.id,
+            "run": run.run.id,
             **record,
+            "metrics": {**record["metrics"], LEARNED: not unlearned},
         },
+        promote=not unlearned,
     )
+    if unlearned:
+        run.note(f"{unlearned} {not_promoted(stored, workspace)}")
+    return stored

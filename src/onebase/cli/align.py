@@ -10,7 +10,7 @@ from onebase.align.kto import train_kto
 from onebase.align.ppo_training import train_ppo
 from onebase.align.resuming import resume_aligned
 from onebase.align.reward_model import train_reward
-from onebase.align.task import AlignJob
+from onebase.align.task import AlignJob, check_job
 from onebase.cli.align_progress import align_display
 from onebase.cli.scoring import score_command
 from onebase.cli.session import (
@@ -22,6 +22,7 @@ from onebase.cli.session import (
     WorkspaceOption,
     begin,
 )
+from onebase.cli.stdout import prints_to_stderr
 from onebase.cli.training import (
     ColumnsOption,
     HeldOutOption,
@@ -234,7 +235,7 @@ def ppo_command(
     )
     session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision)
-    with making_way(session.workspace), align_display() as display:
+    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
         stored = train_ppo(
             job,
             reward,
@@ -267,7 +268,7 @@ def _job(
                 "请选择用某方法重新开始，或从某个适配器开始。",
             ),
         )
-    return AlignJob(
+    job = AlignJob(
         task=task,
         data=data,
         method=method,
@@ -280,11 +281,13 @@ def _job(
         seed=seed,
         set=settings(set_ or []),
     )
+    check_job(job)
+    return job
 
 
 def resume_align(session: Session, run: str, base: Base) -> None:
     """Go on with an interrupted run of this kind, for `onebase resume`."""
-    with making_way(session.workspace), align_display() as display:
+    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
         stored = resume_aligned(run, base=base, workspace=session.workspace, watcher=display)
     show_aligned(session, stored)
 

@@ -33,7 +33,7 @@ Trouble = Literal["not finite", "exploded"]
 # What a checkpoint keeps of a job as plain values, beside tensors, order and dropout.
 _COUNTS = (
     *("step", "epoch", "tokens", "seconds", "judged_step", "stopped", "trouble"),
-    *("best_loss", "best_step", "evaluations_since_best", "first_loss", "steps_above"),
+    *("best_loss", "best_step", "evaluations_since_best", "first_loss", "steps_above", "moved"),
 )
 
 
@@ -105,7 +105,8 @@ def task_data(job: Job, template: Template) -> TaskData:
 class Learner:
     """A job's state. `base` is what it learns on: the shared one, or a copy of its own where it
     changes every weight. `step` counts optimizer steps, `judged_step` is the last one with an
-    evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it.
+    evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it; `moved`
+    whether any step had a gradient.
     """
 
     def __init__(self, job: Job, base: Base, data: TaskData | None = None) -> None:
@@ -147,6 +148,7 @@ class Learner:
         self.evaluations_since_best = 0
         self.first_loss: float | None = None
         self.steps_above = 0
+        self.moved = False
         a_step = self.options.batch_size * self.options.accumulation
         self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, a_step, job.seed)
 
@@ -222,6 +224,11 @@ class Learner:
         return self.stopped or self.diverged or self.step >= self.total_steps
 
     @property
+    def still(self) -> bool:
+        """Whether a whole epoch has passed without a gradient."""
+        return self.step >= self.steps_an_epoch and not self.moved
+
+    @property
     def due(self) -> bool:
         """Whether an evaluation is to come before the next step."""
         ends = self.done or self.step % self.steps_an_epoch == 0
@@ -255,6 +262,7 @@ class Learner:
             group["lr"] = peak * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.moved = self.moved or float(norm) > 0
         self.step += 1
         self.epoch = self.step // self.steps_an_epoch
         return float(norm), self.peaks[0] * factor

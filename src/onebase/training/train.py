@@ -10,7 +10,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.execution import execute, summary
-from onebase.training.job import Job
+from onebase.training.job import Job, check_seed
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
 from onebase.training.request import request_of
@@ -60,11 +60,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         check_task_name(job.task)
         job.options()
-        if not 0 <= job.seed < 1 << 63:
-            raise UsageError(
-                say(f"seed={job.seed} is not valid.", f"seed={job.seed} 无效。"),
-                say("Give a whole number from 0 to 2**63 - 1.", "请给出 0 到 2**63 - 1 的整数。"),
-            )
+        check_seed(job.seed)
         if job.task in seen:
             raise UsageError(
                 say(f"Two jobs are called {job.task!r}.", f"有两个任务都叫 {job.task!r}。"),
