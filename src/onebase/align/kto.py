@@ -15,18 +15,9 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, by_row, packs
 from onebase.align.losses import KTOLoss, kto_loss
+from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
-from onebase.align.task import (
-    AlignJob,
-    PreferenceData,
-    PreferenceRow,
-    begin_from,
-    config_of,
-    load_rows,
-    pinned,
-    preference_data,
-    store_aligned,
-)
+from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
 from onebase.align.unlearned import no_gradient, nothing_better, one_judgement
 from onebase.data.check import no_end
@@ -97,7 +88,12 @@ def train_kto(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template), *learning.one_judgement()]:
+        for text in [
+            *unread(source.fields),
+            *no_end(begun.template),
+            *begun.notes,
+            *learning.one_judgement(),
+        ]:
             run.note(text)
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
         if not learning.first:
@@ -109,6 +105,9 @@ def train_kto(
                 _judge(learning, base, run)
                 run.between(learning.state, due=True)
         trainee.take_best()
+        unlearned = learning.unlearned()
+        if learning.best["step"] == 0 and not unlearned:
+            run.note(nothing_better())
         stored = store_aligned(
             base,
             workspace,
@@ -131,7 +130,7 @@ def train_kto(
                     "seconds": run.seconds,
                 },
             },
-            unlearned=learning.unlearned(),
+            unlearned=unlearned,
         )
         run.summary = {"adapters": [stored.name], **learning.best}
     return stored
@@ -173,9 +172,7 @@ class _Learning:
         """Why nothing was learned; empty where something was."""
         if not self.trainee.moved:
             return no_gradient()
-        if alike := self.one_judgement():
-            return alike[0]
-        return nothing_better() if self.best["step"] == 0 else ""
+        return next(iter(self.one_judgement()), "")
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""

@@ -24,7 +24,7 @@ from onebase.align.ppo import (
     ppo_step,
 )
 from onebase.align.prompts import load_prompts, require_room
-from onebase.align.rewards import Prompt, Reward, reward_named
+from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
@@ -84,7 +84,7 @@ def train_ppo(
         ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(ready.load)
-        for text in [*no_end(ready.begun.template), *_without_dropout(ready.begun.adapter)]:
+        for text in ready.notes:
             run.note(text)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
@@ -134,6 +134,16 @@ class _Ready:
     watching: WatchOptions
     config: dict[str, Any]
     data_sha256: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before the first step."""
+        return [
+            *no_end(self.begun.template),
+            *self.begun.notes,
+            *(self.models.reward.notes if isinstance(self.models.reward, LearnedReward) else ()),
+            *_without_dropout(self.begun.adapter),
+        ]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -199,6 +209,9 @@ def _store(
 ) -> StoredAdapter:
     """The best policy as the task's next version, with what was measured of it and at the start."""
     first, best, last = (ready.progress.judgements[key] for key in ("first", "best", "last"))
+    unlearned = _unlearned(ready)
+    if best["step"] == 0 and not unlearned:
+        run.note(nothing_better())
     adapter, begun = ready.models.policy.adapter, ready.begun
     return store_aligned(
         base,
@@ -230,7 +243,7 @@ def _store(
                 "seconds": run.seconds,
             },
         },
-        unlearned=_unlearned(ready),
+        unlearned=unlearned,
     )
 
 
@@ -240,7 +253,7 @@ def _unlearned(ready: _Ready) -> str:
         return no_gradient()
     if not ready.progress.varied:
         return equal_rewards(ready.progress.judgements["last"]["eval_reward"])
-    return nothing_better() if ready.progress.judgements["best"]["step"] == 0 else ""
+    return ""
 
 
 def _draw(run: AlignRun) -> None:

@@ -15,17 +15,9 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs
 from onebase.align.losses import bradley_terry
 from onebase.align.measures import ScoreReport, pairs_of, report
+from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
-from onebase.align.task import (
-    AlignJob,
-    PreferenceData,
-    PreferenceRow,
-    begin_from,
-    config_of,
-    load_rows,
-    preference_data,
-    store_aligned,
-)
+from onebase.align.task import AlignJob, begin_from, config_of, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import no_gradient
 from onebase.data.fields import unread
@@ -102,7 +94,7 @@ def train_reward(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in [*unread(source.fields), *data.notes]:
+        for text in [*unread(source.fields), *begun.notes, *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} ({method})", learning.step, learning.total)
         while learning.step < learning.total:

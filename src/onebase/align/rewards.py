@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.peft_format import load_adapter
-from onebase.adapters.store import AdapterStore
+from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered
+from onebase.align.recorded import other_precision, require_base
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
@@ -97,7 +97,8 @@ class FunctionReward:
 @dataclass(frozen=True)
 class LearnedReward:
     """A reward model: the stored adapter, what it contributes to a pass, its head, and how texts
-    are written for it. Scores are brought to mean 0 and deviation 1 over held-out answers.
+    are written for it. Scores are brought to mean 0 and deviation 1 over held-out answers. `notes`
+    are what a user should know of it.
     """
 
     name: str
@@ -107,6 +108,7 @@ class LearnedReward:
     template: Template
     mean: float
     deviation: float
+    notes: tuple[str, ...] = ()
 
     def text(self, prompt: Prompt, answer: str) -> Answered:
         """An answer as the model reads it, cut to what it was trained on."""
@@ -125,26 +127,11 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
     """The reward that a command names: `module:function`, or a task whose adapter is a reward
     model. Raises UsageError.
     """
-    if ":" in name:
+    if is_function(name):
         return FunctionReward(name, _function(name))
     store = AdapterStore(workspace)
-    stored = store.get(name)
-    if not stored.record.get("head"):
-        raise UsageError(
-            say(f"{stored.name} is no reward model.", f"{stored.name} 不是奖励模型。"),
-            say(
-                "Train one with onebase align reward, or give module:function.",
-                "请用 onebase align reward 训练，或给出 模块:函数。",
-            ),
-        )
-    if stored.record.get("base_fingerprint") != base.fingerprint:
-        raise UsageError(
-            say(
-                f"{stored.name} was trained on {stored.base}, not on {base.name}.",
-                f"{stored.name} 是在 {stored.base} 上训练的，而不是 {base.name}。",
-            ),
-            say(f"Use --base {quote(stored.base)}.", f"请使用 --base {quote(stored.base)}。"),
-        )
+    stored = stored_reward(name, store)
+    require_base(stored, base)
     store.verify(stored)
     adapter = load_adapter(stored.path, base)
     assert adapter.head is not None, stored.name
@@ -157,7 +144,27 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
         template=Template.from_config(base.tokenizer, stored.record["template"]),
         mean=float(metrics["score_mean"]),
         deviation=float(metrics["score_deviation"]) or 1.0,
+        notes=tuple(other_precision(stored, base)),
     )
+
+
+def is_function(name: str) -> bool:
+    """Whether a reward's name is that of a function, `module:function`, and not of a task."""
+    return ":" in name
+
+
+def stored_reward(name: str, store: AdapterStore) -> StoredAdapter:
+    """The reward model that a task's name means. Raises UsageError where it is none."""
+    stored = store.get(name)
+    if not stored.record.get("head"):
+        raise UsageError(
+            say(f"{stored.name} is no reward model.", f"{stored.name} 不是奖励模型。"),
+            say(
+                "Train one with onebase align reward, or give module:function.",
+                "请用 onebase align reward 训练，或给出 模块:函数。",
+            ),
+        )
+    return stored
 
 
 def _function(name: str) -> RewardFunction:

@@ -1,4 +1,6 @@
-"""Why a run has taught its adapter nothing. What it stores then does not become the current version."""
+"""Why a run has taught its adapter nothing. What it stores then does not become the current version,
+but where learning did not help: that is told alone.
+"""
 
 from onebase.language import say
 
@@ -14,9 +16,9 @@ def no_gradient() -> str:
 def nothing_better() -> str:
     """Where the state that is kept is the one that the run began from."""
     return say(
-        "Nothing was learned: no state was better on the held-out data than the one it began from, "
-        "which is kept.",
-        "没有学到任何内容：在留出数据上，没有任何状态优于起点，保留的即为起点。",
+        "No state was better on the held-out data than the one that the run began from: what is stored "
+        "answers as before.",
+        "在留出数据上，没有任何状态优于训练的起点：所保存的版本与训练前的回答相同。",
     )
 
 
