@@ -13,7 +13,7 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.answers import by_row, packs
 from onebase.align.losses import DPOLoss, dpo_loss
 from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
 from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
 from onebase.align.unlearned import no_gradient, nothing_better
@@ -71,17 +71,18 @@ def train_dpo(
     method = begun.adapter.method
     job.check_settings(method, DPOOptions)
     job = pinned(job, begun)
+    config = config_of("dpo", job, base, [options], [source.sha256])
+    plan = planned(config, workspace, restart=restart, only=run_id)
+    begun = begun.at(plan.moment)
     data = preference_data(job, base, source, begun, options.held_out)
+    plan = plan.rendered(begun.template, data.digest())
     training = job.training_job(method, options.learning_rate)
     trainee = Trainee(
         base, begun.adapter, training, clip=options.clip, weight_decay=options.weight_decay
     )
     learning = _Learning(trainee, data, options, job.seed, _share(options))
-    config = config_of("dpo", job, base, [options], [source.sha256])
-    with carried_out(
-        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(learning.load)
+    with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(learning.load, begun.template)
         for text in [*unread(source.fields), *no_end(begun.template), *begun.notes, *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)

@@ -23,13 +23,14 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import load_prompts, require_room
+from onebase.align.prompts import digest_of, load_prompts, require_room
 from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
+from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
 from onebase.data.check import no_end
+from onebase.data.rows import read_rows
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -77,13 +78,11 @@ def train_ppo(
     Interrupted after Ctrl-C.
     """
     workspace = workspace or Workspace()
-    ready = _prepare(job, reward, base, workspace)
+    ready = _prepare(job, reward, base, workspace, restart=restart, only=run_id)
     models, progress, options = ready.models, ready.progress, ready.options
     title = f"{job.task} (PPO, {ready.begun.adapter.method})"
-    with carried_out(
-        ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(ready.load)
+    with carried_out(ready.plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(ready.load, ready.begun.template)
         for text in ready.notes:
             run.note(text)
         run.watcher.began(title, progress.step, options.steps)
@@ -132,7 +131,7 @@ class _Ready:
     options: PPOOptions
     valuing: ValueOptions
     watching: WatchOptions
-    config: dict[str, Any]
+    plan: Plan
     data_sha256: str
 
     @property
@@ -155,7 +154,15 @@ class _Ready:
         self.order.load(state["order"])
 
 
-def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _Ready:
+def _prepare(
+    job: AlignJob,
+    reward: str,
+    base: Base,
+    workspace: Workspace,
+    *,
+    restart: bool,
+    only: str | None,
+) -> _Ready:
     begun = begin_from(job, base, workspace, max_tokens=512)
     method = begun.adapter.method
     job.check_settings(method, RolloutOptions, PPOOptions, ValueOptions, WatchOptions)
@@ -165,6 +172,19 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
     watching = job.options(method, WatchOptions)
     _check_groups(rolling, options)
     job = pinned(job, begun)
+    rewarding = reward_named(reward, base, workspace)
+    config = config_of(
+        "ppo",
+        job,
+        base,
+        [rolling, options, valuing, watching],
+        [read_rows(job.data).sha256],
+        reward=rewarding.name,
+    )
+    plan = planned(config, workspace, restart=restart, only=only)
+    begun = begun.at(plan.moment)
+    if isinstance(rewarding, LearnedReward):
+        rewarding = rewarding.at(plan.moment)
     found = load_prompts(job.data, begun.template, columns=job.columns, skip_bad=job.skip_bad)
     learned, held = found.split(watching.held_out, job.seed)
     if job.held_out is not None:
@@ -172,7 +192,6 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
             job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
         )
         learned, held = list(found.prompts), list(named.prompts)
-    rewarding = reward_named(reward, base, workspace)
     models = _models(job, begun, base, rewarding, options, valuing, watching)
     trained = [models.policy] if models.value is None else [models.policy, models.value]
     before = max(trainee.adapter.before_text for trainee in trained)
@@ -189,14 +208,7 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
         options=options,
         valuing=valuing,
         watching=watching,
-        config=config_of(
-            "ppo",
-            job,
-            base,
-            [rolling, options, valuing, watching],
-            [found.sha256],
-            reward=rewarding.name,
-        ),
+        plan=plan.rendered(begun.template, digest_of([*learned, *held])),
         data_sha256=found.sha256,
     )
 

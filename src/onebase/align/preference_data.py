@@ -1,5 +1,7 @@
 """A job's preferences as tokens: what it learns from, and what it is judged by."""
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +36,18 @@ class PreferenceData:
     held_out: list[PreferenceRow]
     source: PreferenceSet
     notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """A hash of all rows as the model sees them, SHA-256."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.held_out):
+            digest.update(str(len(rows)).encode())
+            for row in rows:
+                digest.update(repr(row.rating).encode())
+                for answer in row.answers:
+                    lengths = (len(answer.prompt), len(answer.answer))
+                    digest.update(array("q", (*lengths, *answer.ids)).tobytes())
+        return digest.hexdigest()
 
 
 def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:

@@ -16,7 +16,7 @@ from onebase.align.answers import packs
 from onebase.align.losses import bradley_terry
 from onebase.align.measures import ScoreReport, pairs_of, report
 from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
 from onebase.align.task import AlignJob, begin_from, config_of, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import no_gradient
@@ -78,7 +78,11 @@ def train_reward(
     source = load_rows(job, ("pairs", "ratings"))
     begun = begin_from(job, base, workspace, max_tokens=options.max_tokens, bare=source.bare)
     begun.adapter.head = ScalarHead(base.shape.hidden).to(base.device)
+    config = config_of("reward", job, base, [options], [source.sha256])
+    plan = planned(config, workspace, restart=restart, only=run_id)
+    begun = begun.at(plan.moment)
     data = preference_data(job, base, source, begun, options.held_out, alone=True)
+    plan = plan.rendered(begun.template, data.digest())
     trainee = Trainee(
         base,
         begun.adapter,
@@ -88,12 +92,9 @@ def train_reward(
         head_rate=options.head_rate,
     )
     scale = Scale.of(data)
-    config = config_of("reward", job, base, [options], [source.sha256])
     learning = _Learning(trainee, data, scale, options, job.seed)
-    with carried_out(
-        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(learning.load)
+    with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(learning.load, begun.template)
         for text in [*unread(source.fields), *begun.notes, *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} ({method})", learning.step, learning.total)

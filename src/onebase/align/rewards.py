@@ -5,7 +5,8 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,10 @@ class LearnedReward:
         """An answer as the model reads it, cut to what it was trained on."""
         turns = (*prompt.asked, Turn("assistant", answer))
         return answered(self.template, Example(turns, prompt.file, prompt.line), alone=True)
+
+    def at(self, moment: datetime) -> "LearnedReward":
+        """The same, its texts with the date of `moment`."""
+        return replace(self, template=self.template.at(moment))
 
     def standard(self, score: float) -> float:
         """A score in deviations from the mean."""

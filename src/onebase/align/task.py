@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,6 +107,10 @@ class Beginning:
     template: Template
     stored: StoredAdapter | None
     notes: tuple[str, ...] = ()
+
+    def at(self, moment: datetime) -> "Beginning":
+        """The same, its prompts with the date of `moment`."""
+        return replace(self, template=self.template.at(moment))
 
 
 def begin_from(

@@ -11,6 +11,7 @@ from onebase.language import say
 from onebase.training.checkpoint import Checkpoints
 from onebase.training.interruption import Interruption
 from onebase.training.learner import Learner
+from onebase.training.moment import date_kept
 from onebase.training.record import RunRecorder
 from onebase.training.request import require_same
 
@@ -89,6 +90,9 @@ class RunKeeper:
             resumed_from=found.name,
             steps={learner.job.task: learner.step for learner in self._learners},
         )
+        kept = [text for one in self._learners for text in date_kept(self._run, one.template)]
+        for text in dict.fromkeys(kept):
+            self._recorder.noted(text)
 
     def between(self, *, judged: bool) -> None:
         """Between two joint steps, `judged` after an evaluation."""

@@ -5,6 +5,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job, TrainOptions
+from onebase.training.moment import present
 from onebase.training.order import GivenOrder, Order
 
 # A loss counts as exploded after so many steps in a row above what a uniform guess would cost (ln
@@ -105,11 +107,18 @@ def task_data(job: Job, template: Template) -> TaskData:
 class Learner:
     """A job's state. `base` is what it learns on: the shared one, or a copy of its own where it
     changes every weight. `step` counts optimizer steps, `judged_step` is the last one with an
-    evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it; `moved`
+    evaluation, `moment` is when its rows are rendered (None: now), `tokens` counts those learned from; `trouble` says why its loss ended it; `moved`
     whether any step had a gradient.
     """
 
-    def __init__(self, job: Job, base: Base, data: TaskData | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        base: Base,
+        data: TaskData | None = None,
+        *,
+        moment: datetime | None = None,
+    ) -> None:
         self.job = job
         self.base = trainable_copy(base) if job.method == FULL else base
         self.options: TrainOptions
@@ -119,6 +128,7 @@ class Learner:
             kind=job.template,
             instruction=job.instruction,
             max_tokens=self.options.max_tokens,
+            moment=moment or present(),
         )
         self.data = task_data(job, self.template) if data is None else data.named(job.task)
         self.adapter: Adapter = build_adapter(

@@ -13,6 +13,7 @@ from onebase.training.execution import execute, summary
 from onebase.training.job import Job, check_seed
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
+from onebase.training.moment import moment_of, present
 from onebase.training.request import request_of
 from onebase.training.resume import interrupted_run
 
@@ -38,9 +39,15 @@ def train(
     check_jobs(jobs)
     workspace = workspace or Workspace()
     base = base or Base.load(precision=precision_for(jobs, None))
-    learners = [Learner(job, base) for job in jobs]
+    moment = present()
+    learners = [Learner(job, base, moment=moment) for job in jobs]
     config = request_of(base, learners)
     earlier = None if restart else interrupted_run(workspace, config)
+    if earlier is not None and any(learner.template.dated for learner in learners):
+        moment = moment_of(earlier.config)
+        learners.clear()  # each may have a model of its own
+        learners += [Learner(job, base, moment=moment) for job in jobs]
+        config = request_of(base, learners)
     run = earlier or Run.create(workspace, config)
     resumed = earlier is not None
     return execute(run, workspace, base, learners, config, watcher, resumed=resumed)
