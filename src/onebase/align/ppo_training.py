@@ -1,7 +1,8 @@
 """PPO as a run: its prompts, its four models, watching it, stopping it, and what it leaves."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -196,6 +197,8 @@ def _prepare(
     trained = [models.policy] if models.value is None else [models.policy, models.value]
     before = max(trainee.adapter.before_text for trainee in trained)
     require_room(base, [*learned, *held], before, rolling.max_tokens)
+    if isinstance(rewarding, LearnedReward):
+        _require_room_to_judge(base, rewarding, [*learned, *held], rolling.max_tokens)
     return _Ready(
         job=job,
         begun=begun,
@@ -211,6 +214,19 @@ def _prepare(
         plan=plan.rendered(begun.template, digest_of([*learned, *held])),
         data_sha256=found.sha256,
     )
+
+
+def _require_room_to_judge(
+    base: Base, reward: LearnedReward, prompts: Sequence[Prompt], tokens: int
+) -> None:
+    """As `require_room`, for a reward model: it reads prompts in its own layout, behind its own virtual
+    tokens.
+    """
+    before = reward.adapter.before_text
+    if base.context is None or before + reward.template.max_tokens <= base.context:
+        return  # what it reads is cut
+    read = [replace(item, ids=tuple(reward.template.prompt(item.asked))) for item in prompts]
+    require_room(base, read, before, tokens)
 
 
 def _store(
