@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -228,19 +229,18 @@ def _cause(error: BaseException) -> str:
     frames = _own_frames(error)
     if not frames or isinstance(error, SyntaxError):  # which names its file and line itself
         return text
-    return say(
-        f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})",
-        f"{text}（{Path(frames[-1].filename).name} 第 {frames[-1].lineno} 行）",
-    )
+    file, line = Path(frames[-1].filename).name, frames[-1].lineno
+    return say(f"{text} ({file}, line {line})", f"{text}（{file} 第 {line} 行）")
 
 
 def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of an error outside this file and the import system."""
+    """An error's frames in the user's code: outside this file, libraries and the import system."""
+    elsewhere = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    frames = traceback.extract_tb(error.__traceback__)
     return [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in (__file__, importlib.__file__)
-        and not frame.filename.startswith("<frozen")
+        for frame in frames
+        if frame.filename != __file__ and not frame.filename.startswith(elsewhere)
     ]
 
 
