@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
+from onebase.align.run import Silent
+
 Write = Callable[[str, list[dict[str, Any]]], Path]
+
+
+class Notes(Silent):
+    """Keeps what the user should know."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture

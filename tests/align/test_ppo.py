@@ -1,16 +1,22 @@
 """PPO: what the mixed pass says of rollouts, every policy, its guards, going on."""
 
+import errno
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.align.conftest import Notes
 
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
+from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.runs import Run
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards, run
 from onebase.align.experience import Models, RolloutOptions, experience
@@ -33,6 +39,7 @@ from onebase.engine.rows import TokenRow, read_rows
 from onebase.engine.sampling import Sampling
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
+from onebase.model.precision import choose
 from onebase.training.job import Job
 
 POLICIES = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning"]
@@ -68,9 +75,16 @@ def job(data: Path, method: str | None = "lora", **settings: Any) -> AlignJob:
 
 
 def adapter_of(
-    base: Base, method: str, seed: int, *, head: bool = False, layers: str = "all"
+    base: Base,
+    method: str,
+    seed: int,
+    *,
+    head: bool = False,
+    layers: str = "all",
+    **more: Any,
 ) -> Any:
     settings: dict[str, Any] = {"virtual_tokens": 4} if "p" in method else {"rank": 2}
+    settings |= more
     if method == "lora":
         settings["layers"] = layers
     adapter = build_adapter(base, method, settings, init_text="hello", seed=seed)
@@ -82,8 +96,11 @@ def adapter_of(
     return adapter
 
 
-def models_of(base: Base, method: str = "prompt-tuning", layers: str = "all") -> Models:
-    policy = Trainee(base, adapter_of(base, method, 1), Job("p", "", method), clip=1.0)
+def models_of(
+    base: Base, method: str = "prompt-tuning", layers: str = "all", **settings: Any
+) -> Models:
+    own = adapter_of(base, method, 1, **settings)
+    policy = Trainee(base, own, Job("p", "", method), clip=1.0)
     valuing = adapter_of(base, "lora", 2, head=True, layers=layers)
     value = Trainee(base, valuing, Job("v", "", "lora"), clip=1.0)
     reference = adapter_of(base, "p-tuning-v2", 3).eval().requires_grad_(False).contribution()
@@ -154,9 +171,24 @@ def test_each_model_says_of_an_answer_what_it_says_alone(
         assert float(found.scores[index] - found.raw[index]) == pytest.approx(change)
 
 
-def test_at_the_first_update_the_ratio_is_1(make_base: Callable[..., Base]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("prompt-tuning", {}),
+        ("lora", {"dropout": 0.5}),
+        ("lora", {"dropout": 0.5, "use_dora": True}),
+        ("lora+p-tuning", {"dropout": 0.5, "encoder": "lstm", "hidden": 8}),
+    ],
+)
+def test_at_the_first_update_the_ratio_is_1(
+    method: str, settings: dict[str, Any], precision: str, make_base: Callable[..., Base]
+) -> None:
+    """Whatever is dropped when the policy learns from examples."""
     base = make_base()
-    models = models_of(base)
+    base.hold_in(choose(precision, device="cpu", stored=torch.float32), "cpu")
+    models = models_of(base, method, **settings)
+    models.policy.adapter.train()
     options = PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3)
     record = ppo_step(
         models,
@@ -168,6 +200,8 @@ def test_at_the_first_update_the_ratio_is_1(make_base: Callable[..., Base]) -> N
         seed=0,
     )
     assert record["clip_fraction"] == 0
+    if precision == "bf16":
+        return
     assert record["moved"] == pytest.approx(0, abs=1e-6)
     # Whitened advantages have mean 0, and so has the surrogate at ratio 1.
     assert record["policy_loss"] == pytest.approx(0, abs=1e-4)
@@ -313,12 +347,116 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     with pytest.raises(KeyboardInterrupt):
         train_ppo(asked_for, "m:f", base=base, workspace=workspace, watcher=Stop())
     (folder,) = workspace.runs.iterdir()
+    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 1, "answer": "written after the checkpoint"}\n')
     again = resume_aligned(folder.name, base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert again.metrics["reward"] == whole.metrics["reward"]
     text = (folder / "metrics.jsonl").read_text()
     judged = [line["step"] for line in map(json.loads, text.splitlines()) if "eval_reward" in line]
     assert judged == [0, 2, 3]  # each once
+    (undisturbed,) = (tmp_path / "1" / "runs").iterdir()
+    samples = [path / "samples.jsonl" for path in (folder, undisturbed)]
+    assert samples[0].read_text() == samples[1].read_text()
+
+
+@pytest.mark.parametrize("full", ["metrics.jsonl", "samples.jsonl", "curves.png"])
+def test_a_full_disk_costs_no_more_than_what_it_refuses(
+    full: str,
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The results are none of what was written in between."""
+    small = {"steps": 1, "prompts": 2, "max_tokens": 2, "judge_answers": 2}
+    results = []
+    for place in ("room", "none"):
+        if place == "none":
+            refuse(full, monkeypatch)
+        workspace = Workspace(tmp_path / place)
+        stored = train_ppo(job(prompts, **small), "m:f", base=make_base(), workspace=workspace)
+        metrics = {key: value for key, value in stored.metrics.items() if key != "seconds"}
+        results.append((metrics, stored.record["sha256"]))
+    assert results[0] == results[1]
+
+
+def refuse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the disk be full for one file of a run."""
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name == "metrics.jsonl":
+        monkeypatch.setattr(Run, "log", no_room)
+    elif name == "curves.png":
+        monkeypatch.setattr("onebase.align.ppo_training.draw_curves", no_room)
+    else:
+        opened = Path.open
+
+        def open_(path: Path, *arguments: Any, **settings: Any) -> Any:
+            if path.name == name:
+                no_room()
+            return opened(path, *arguments, **settings)
+
+        monkeypatch.setattr(Path, "open", open_)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reward"),
+    [
+        ({"advantage": "group", "samples": 2}, lambda prompt, answer, row: 1.0),
+        ({"advantage": "group", "samples": 2}, lambda prompt, answer, row: row["id"]),
+        ({}, lambda prompt, answer, row: 1.0),
+    ],
+)
+def test_equal_rewards_are_told_and_not_promoted(
+    settings: dict[str, Any],
+    reward: Any,
+    prompts: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In every group, where answers are compared in groups."""
+    monkeypatch.setattr(rewards, "_function", lambda name: reward)
+    watcher, workspace = Notes(), Workspace(tmp_path / "w")
+    asked_for = job(prompts, judge_every=1, **{"max_tokens": 2, "judge_answers": 2, **settings})
+    stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=workspace, watcher=watcher)
+    assert not stored.current
+    assert stored.metrics["learned"] is False
+    if "samples" in settings:  # nothing moves the weights
+        kept = load_adapter(stored.path, make_base()).contribution().deltas
+        assert all(not delta.b.any() for delta in kept.values())
+    assert any("adapters promote desk@1" in text for text in watcher.notes)
+
+
+@pytest.mark.parametrize("seed", [1 << 42, 1 << 43, (1 << 63) - 1])
+def test_a_large_seed_is_a_seed(
+    seed: int, prompts: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    small = {"steps": 1, "prompts": 2, "max_tokens": 2, "judge_answers": 2}
+    asked_for = replace(job(prompts, **small), seed=seed)
+    stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
+    assert stored.metrics["steps"] == 1
+
+
+def test_dropout_that_is_not_used_is_told(
+    prompts: Path, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    small = {"steps": 1, "prompts": 2, "max_tokens": 2, "judge_answers": 2}
+    for dropout in (0.0, 0.5):
+        watcher = Notes()
+        stored = train_ppo(
+            job(prompts, dropout=dropout, **small),
+            "m:f",
+            base=make_base(),
+            workspace=Workspace(tmp_path / "w"),
+            watcher=watcher,
+        )
+        assert stored.record["options"]["dropout"] == dropout
+        told = [text for text in watcher.notes if "learns without dropout" in text]
+        assert len(told) == bool(dropout)
 
 
 @pytest.mark.parametrize(

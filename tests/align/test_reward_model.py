@@ -16,7 +16,7 @@ from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
-from onebase.align import run
+from onebase.align import reward_model, run
 from onebase.align.reward_model import train_reward
 from onebase.align.scoring import score_answers
 from onebase.align.task import AlignJob
@@ -117,6 +117,29 @@ def test_pairs_are_learned(
     assert longer > shorter
     with pytest.raises(UsageError, match="reward model"):
         Engine(base, [AdapterStore(workspace).get("quality")])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_an_evaluation_scores_the_held_out_rows_once(
+    epochs: int,
+    pairs: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scored = reward_model._scored
+    rows: list[int] = []
+
+    def counted(base: Base, trainee: Any, own: Any, tokens: int) -> Any:
+        if not torch.is_grad_enabled():
+            rows.append(len(own))
+        return scored(base, trainee, own, tokens)
+
+    monkeypatch.setattr(reward_model, "_scored", counted)
+    asked = job(pairs, rank=2, epochs=epochs, batch_size=12)
+    stored = train_reward(asked, base=make_base(), workspace=Workspace(tmp_path / "w"))
+    assert len(rows) == epochs
+    assert stored.metrics["pairs"] == rows[0]
 
 
 def test_ratings_are_learned(

@@ -10,6 +10,7 @@ from onebase.align.rollout import Rollout, roll_out
 from onebase.data.example import Turn
 from onebase.data.template import Template
 from onebase.engine.sampling import Sampling
+from onebase.errors import UsageError
 from onebase.model.base import Base
 
 START, END = 1, 2
@@ -78,3 +79,21 @@ def test_an_answer_ends_at_a_text_that_the_template_ends_turns_with(
 def test_without_an_end_answers_go_on_to_their_limit(make_base: Callable[..., Base]) -> None:
     rollouts = drawn(base_ending(make_base(), "", None, None))
     assert {(item.ended, len(item.tokens.answer)) for item in rollouts} == {(False, LENGTH)}
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt-tuning", "p-tuning-v2"])
+def test_an_answer_ends_where_the_context_does(method: str, make_base: Callable[..., Base]) -> None:
+    """Virtual tokens and a prefix take their part of it."""
+    base = base_ending(make_base(), "", None, None)
+    template = Template(base.tokenizer)
+    settings = {} if method == "lora" else {"virtual_tokens": 6}
+    policy = build_adapter(base, method, settings, init_text="hello", seed=0)
+    prompt = Prompt((Turn("user", "q"),), tuple(template.prompt("q")), {}, "f", 1)
+    before = len(prompt.ids) + policy.before_text
+    base.model.config.max_position_embeddings = before + 3
+    sampling = Sampling(max_tokens=9, temperature=1.0, seed=3)
+    (item,) = roll_out(base, policy, template, [prompt], sampling)
+    assert len(item.tokens.answer) == 3
+    base.model.config.max_position_embeddings = before
+    with pytest.raises(UsageError, match="more than"):
+        roll_out(base, policy, template, [prompt], sampling)

@@ -39,7 +39,8 @@ def run(desk: Path, base: str, onebase: Run) -> Run:
     )
     Path("mine.py").write_text(
         "def length(prompt, answer, row):\n    return len(answer) + row['id'] * 0\n"
-        "def broken(prompt, answer, row):\n    return row['missing']\n",
+        "def broken(prompt, answer, row):\n    return row['missing']\n"
+        "def talking(prompt, answer, row):\n    print('hello')\n    return len(answer)\n",
         encoding="utf-8",
     )
 
@@ -114,6 +115,10 @@ def test_a_function_of_the_users(run: Run) -> None:
     )
     good = run("align", "ppo", "--task", "desk", *flags, *small, "--reward", "mine:length")
     assert good.code == 0, good.err
+    talking = ("--reward", "mine:talking", "--json")
+    printed = run("align", "ppo", "--task", "talk", *flags, *small, *talking)
+    assert printed.json["adapters"][0]["task"] == "talk"
+    assert "hello" in printed.err
     bad = run("align", "ppo", "--task", "desk", *flags, *small, "--reward", "mine:broken")
     assert bad.code == 1
     assert "prompts.jsonl:" in bad.err
@@ -147,6 +152,15 @@ def test_a_function_of_the_users(run: Run) -> None:
             "nowhere",
         ),
         (("ppo", *PPO, "--method", "full", "--reward", "mine:length"), 2, "full"),
+        *(
+            ((*command, "--seed", seed), 2, f"seed={seed}")
+            for command, seed in (
+                (("dpo", "--task", "d", "--data", "pairs.jsonl", "--method", "lora"), "-1"),
+                (("kto", "--task", "d", "--data", "judged.jsonl"), str(10**23)),
+                (("reward", "--task", "d", "--data", "pairs.jsonl"), str(1 << 63)),
+                (("ppo", *PPO, "--method", "lora", "--reward", "mine:length"), "-1"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -156,6 +170,32 @@ def test_what_is_wrong_is_named(
     assert found.code == code, found.err
     assert text in found.err
     assert not (tmp_path / "ws" / "adapters").exists()
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_a_task_is_aligned_and_scored_as_it_was_trained(
+    precision: str, run: Run, onebase: Run
+) -> None:
+    """With neither base nor precision named again."""
+    rank = ("--set", "rank=2", "--set", "target=attention", *SMALL)
+    judge = ("align", "reward", "--task", "quality", "--data", "pairs.jsonl", *rank)
+    assert run(*judge, "--precision", precision).code == 0
+    answer = ("align", "score", "--task", "quality", "--answer", "No.", "--json")
+    scored = onebase(*answer)
+    assert f"Loaded in {precision}" in scored.err
+    assert scored.json == run(*answer, "--precision", precision).json
+    plainly = run(*answer, "--precision", "fp32")
+    assert plainly.json != scored.json
+    assert f"quality@1 was trained with its base in {precision}" in plainly.err
+    data = ("--data", "pairs.jsonl", *SMALL)
+    fresh = ("--method", "lora", "--precision", precision, "--set", "rank=2")
+    assert run("align", "dpo", "--task", "desk", *data, *fresh).code == 0
+    again = onebase("align", "dpo", "--task", "desk", *data, "--json")
+    assert again.code == 0, again.err
+    assert f"Loaded in {precision}" in again.err
+    (adapter,) = again.json["adapters"]
+    record = json.loads((Path(adapter["path"]) / "onebase.json").read_text(encoding="utf-8"))
+    assert record["precision"].partition(":")[0] == precision
 
 
 def test_ctrl_c_and_resume(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_another_version_s_format_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = saved(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     with pytest.raises(OnebaseError, match="another version of onebase") as caught:
         checkpoints.newest()
     assert "version that wrote it" in caught.value.remedy

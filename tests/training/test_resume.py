@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from onebase.adapters.runs import Run, RunStore
 from onebase.errors import CorruptFileError, DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.training import learner as learner_module
+from onebase.training import moment
+from onebase.training import train as train_module
 from onebase.training.interruption import Interrupted
 from onebase.training.learner import Learner
 from onebase.training.resume import resume
@@ -152,6 +156,43 @@ def test_the_same_training_again_goes_on(
     second = onebase.train(jobs, base=base, workspace=workspace)  # after a finished run
     assert [item.version for item in second] == [2, 2]
     assert hashes(second) == hashes(stored)
+
+
+def on_day(day: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (moment, learner_module, train_module):
+        monkeypatch.setattr(place, "present", lambda: datetime(2026, 11, day, 12))
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d %H:%M", "%A"])
+def test_the_date_that_a_template_writes_is_part_of_the_run(
+    form: str,
+    jobs: list[onebase.Job],
+    tmp_path: Path,
+    make_base: Callable[..., Base],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the same command, and by `resume`."""
+    base, jobs = make_base(), jobs[:1]
+    written = f"{{{{ strftime_now('{form}') }}}}\n" + base.tokenizer.chat_template
+    base.tokenizer.chat_template = written
+    on_day(26, monkeypatch)
+    whole = onebase.train(jobs, base=base, workspace=onebase.Workspace(tmp_path / "whole"))
+    for way in ("same command", "resume"):
+        workspace, watcher = onebase.Workspace(tmp_path / way), Stopping()
+        on_day(26, monkeypatch)
+        run = interrupted(base, jobs, workspace)
+        assert run.config["rendered_at"] == "2026-11-26T12:00:00"
+        on_day(27, monkeypatch)
+        again = (
+            resume(run.id, base=base, workspace=workspace, watcher=watcher)
+            if way == "resume"
+            else onebase.train(jobs, base=base, workspace=workspace, watcher=watcher)
+        )
+        assert hashes(again) == hashes(whole)
+        assert again[0].record["run"] == run.id
+        assert any("goes on with 2026-11-26" in text for text in watcher.notes)
+    anew = onebase.train(jobs, base=base, workspace=workspace)
+    assert hashes(anew) != hashes(whole)
 
 
 def test_another_training_is_a_new_run(

@@ -11,6 +11,7 @@ import torch
 
 import onebase
 from onebase.adapters.runs import RunStore
+from onebase.cli.training import report_line
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
@@ -314,3 +315,45 @@ def test_rows_that_leave_nothing_to_learn(
     with pytest.raises(DataError, match="max_tokens"):
         onebase.train([changed], base=make_base(), workspace=workspace)
     assert not workspace.root.exists()
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def started(self, learners: Sequence[Learner]) -> None:
+        pass
+
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        pass
+
+    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
+        pass
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("method", ["p-tuning-v2", "prompt-tuning", "p-tuning"])
+def test_what_no_answer_attends_to_is_told_and_not_promoted(
+    method: str, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    """Three layers with a window of 8 tokens see 24 back: virtual tokens before a long text are out."""
+    file = tmp_path / "long.jsonl"
+    items = [{"input": f"{'why ' * 12}{i}", "output": "so"} for i in range(6)]
+    file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    settings = {"virtual_tokens": 2, "epochs": 2, "batch_size": 4}
+    workspace, watcher = onebase.Workspace(tmp_path / "w"), Notes()
+    base = make_base("mistral")
+    still, near = (
+        onebase.Job(name, file, used, set=own)
+        for name, used, own in (("still", method, settings), ("near", "lora", {"epochs": 1}))
+    )
+    stored = onebase.train([still, near], base=base, workspace=workspace, watcher=watcher)
+    assert [item.current for item in stored] == [False, True]
+    assert [item.metrics["learned"] for item in stored] == [False, True]
+    (told,) = [text for text in watcher.notes if "the gradient was exactly 0" in text]
+    assert told.startswith("still: ")
+    assert "the last 8 tokens" in told
+    assert "nothing was learned" in report_line(stored[0])
+    assert "nothing was learned" not in report_line(stored[1])

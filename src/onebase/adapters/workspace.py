@@ -1,6 +1,7 @@
 """The workspace: the folder that holds what a user's training has made."""
 
 import os
+import shlex
 from pathlib import Path
 
 from onebase.errors import FolderError
@@ -26,6 +27,15 @@ class Workspace:
     def runs(self) -> Path:
         """Where every run has its folder."""
         return self.root / "runs"
+
+    @property
+    def option(self) -> str:
+        """What a command needs behind it to work on this workspace: nothing, where that is the usual
+        one.
+        """
+        if self.root.absolute() == Workspace().root.absolute():
+            return ""
+        return f" --workspace {shlex.quote(str(self.root))}"
 
     def require_writable(self) -> None:
         """Raise FolderError unless something can be written into it; nothing is."""

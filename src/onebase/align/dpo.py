@@ -12,19 +12,11 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import by_row, packs
 from onebase.align.losses import DPOLoss, dpo_loss
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
-from onebase.align.task import (
-    AlignJob,
-    PreferenceData,
-    PreferenceRow,
-    begin_from,
-    config_of,
-    load_rows,
-    pinned,
-    preference_data,
-    store_aligned,
-)
+from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
+from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
+from onebase.align.unlearned import no_gradient, nothing_better
 from onebase.data.check import no_end
 from onebase.data.fields import unread
 from onebase.engine.rows import read_rows
@@ -79,18 +71,19 @@ def train_dpo(
     method = begun.adapter.method
     job.check_settings(method, DPOOptions)
     job = pinned(job, begun)
+    config = config_of("dpo", job, base, [options], [source.sha256])
+    plan = planned(config, workspace, restart=restart, only=run_id)
+    begun = begun.at(plan.moment)
     data = preference_data(job, base, source, begun, options.held_out)
+    plan = plan.rendered(begun.template, data.digest())
     training = job.training_job(method, options.learning_rate)
     trainee = Trainee(
         base, begun.adapter, training, clip=options.clip, weight_decay=options.weight_decay
     )
     learning = _Learning(trainee, data, options, job.seed, _share(options))
-    config = config_of("dpo", job, base, [options], [source.sha256])
-    with carried_out(
-        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template)]:
+    with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(learning.load, begun.template)
+        for text in [*unread(source.fields), *no_end(begun.template), *begun.notes, *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
         if not learning.first:
@@ -102,10 +95,13 @@ def train_dpo(
                 _judge(learning, base, run)
                 run.between(learning.state, due=True)
         trainee.take_best()
+        unlearned = learning.unlearned()
+        if learning.best["step"] == 0 and not unlearned:
+            run.note(nothing_better())
         stored = store_aligned(
             base,
             workspace,
-            run.run,
+            run,
             job.task,
             trainee.adapter,
             {
@@ -124,6 +120,7 @@ def train_dpo(
                     "seconds": run.seconds,
                 },
             },
+            unlearned=unlearned,
         )
         run.summary = {"adapters": [stored.name], **learning.best}
     return stored
@@ -168,6 +165,10 @@ class _Learning:
         """The factor on the method's learning rates now."""
         plan = TrainOptions(warmup=self.options.warmup)
         return self._share * schedule(plan, self.step, self.total)
+
+    def unlearned(self) -> str:
+        """Why nothing was learned; empty where something was."""
+        return "" if self.trainee.moved else no_gradient()
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -269,6 +270,6 @@ def _judge(learning: _Learning, base: Base, run: AlignRun) -> None:
         learning.first = record
     best = record["eval_loss"] < learning.best["eval_loss"]
     if best:
-        learning.best = record
+        learning.best = {**record, "step": learning.step}
         learning.trainee.keep_best()
     run.measured(learning.step, **record, best=best)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,22 +15,16 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, by_row, packs
 from onebase.align.losses import KTOLoss, kto_loss
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
-from onebase.align.task import (
-    AlignJob,
-    PreferenceData,
-    PreferenceRow,
-    begin_from,
-    config_of,
-    load_rows,
-    pinned,
-    preference_data,
-    store_aligned,
-)
+from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
+from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
+from onebase.align.unlearned import no_gradient, nothing_better, one_judgement
 from onebase.data.check import no_end
 from onebase.data.fields import unread
 from onebase.engine.rows import TokenRow, read_rows
+from onebase.errors import DataError
+from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
 from onebase.training.learner import schedule
@@ -41,7 +36,7 @@ POLICY, REFERENCE = "policy", "reference"
 
 class KTOOptions(BaseModel):
     """How a policy learns from judged answers; a step takes `batch_size` of them (at least two: the
-    reference point comes from answers to other prompts). `beta` is how dear moving away from the
+    reference point comes from their answers to one another's prompts). `beta` is how dear moving away from the
     reference is; `desirable` and `undesirable` weigh good and bad answers, for sets with many more
     of one. `learning_rate` None is a tenth of the method's own.
     """
@@ -82,18 +77,24 @@ def train_kto(
     method = begun.adapter.method
     job.check_settings(method, KTOOptions)
     job = pinned(job, begun)
+    config = config_of("kto", job, base, [options], [source.sha256])
+    plan = planned(config, workspace, restart=restart, only=run_id)
+    begun = begun.at(plan.moment)
     data = preference_data(job, base, source, begun, options.held_out)
+    plan = plan.rendered(begun.template, data.digest())
     training = job.training_job(method, options.learning_rate)
     trainee = Trainee(
         base, begun.adapter, training, clip=options.clip, weight_decay=options.weight_decay
     )
     learning = _Learning(trainee, data, options, job.seed)
-    config = config_of("kto", job, base, [options], [source.sha256])
-    with carried_out(
-        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template)]:
+    with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(learning.load, begun.template)
+        for text in [
+            *unread(source.fields),
+            *no_end(begun.template),
+            *begun.notes,
+            *learning.one_judgement(),
+        ]:
             run.note(text)
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
         if not learning.first:
@@ -105,10 +106,13 @@ def train_kto(
                 _judge(learning, base, run)
                 run.between(learning.state, due=True)
         trainee.take_best()
+        unlearned = learning.unlearned()
+        if learning.best["step"] == 0 and not unlearned:
+            run.note(nothing_better())
         stored = store_aligned(
             base,
             workspace,
-            run.run,
+            run,
             job.task,
             trainee.adapter,
             {
@@ -127,6 +131,7 @@ def train_kto(
                     "seconds": run.seconds,
                 },
             },
+            unlearned=unlearned,
         )
         run.summary = {"adapters": [stored.name], **learning.best}
     return stored
@@ -141,6 +146,7 @@ class _Learning:
         self.trainee = trainee
         self.reference = trainee.fixed()
         self.data = data
+        self.elsewhere = _of_two_prompts(data)
         self.options = options
         self.step = 0
         self.first: dict[str, float] = {}
@@ -157,6 +163,17 @@ class _Learning:
         """The factor on the method's learning rates now."""
         share = RATE if self.options.learning_rate is None else 1.0
         return share * schedule(TrainOptions(warmup=self.options.warmup), self.step, self.total)
+
+    def one_judgement(self) -> list[str]:
+        """What to say of rows to learn from that are all good, or all bad."""
+        judged = {row.rating > 0 for row in self.data.train}
+        return [one_judgement(*judged)] if len(judged) == 1 else []
+
+    def unlearned(self) -> str:
+        """Why nothing was learned; empty where something was."""
+        if not self.trainee.moved:
+            return no_gradient()
+        return next(iter(self.one_judgement()), "")
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -210,10 +227,7 @@ def _without_gradient(learning: _Learning, base: Base, rows: Sequence[Preference
     """Scores every answer by the reference, and every answer to another prompt by both models."""
     learning.trainee.adapter.eval()
     answers = [row.answers[0] for row in rows]
-    others = [
-        Answered(one.prompt, other.answer)
-        for one, other in zip(answers, answers[1:] + answers[:1], strict=True)
-    ]
+    others = mismatched(answers, learning.elsewhere)
     units = [
         [one.written_by(REFERENCE), other.written_by(POLICY), other.written_by(REFERENCE)]
         for one, other in zip(answers, others, strict=True)
@@ -224,6 +238,36 @@ def _without_gradient(learning: _Learning, base: Base, rows: Sequence[Preference
         for group in packs(units, 2 * pack_tokens(base.device)):
             found.append(_sums(base, [row for index in group for row in units[index]], own))
     return _Fixed(*torch.cat(found).view(-1, 3).unbind(1))
+
+
+def mismatched(answers: Sequence[Answered], elsewhere: Sequence[Answered]) -> list[Answered]:
+    """Every prompt with an answer to another prompt, from which the reference point is estimated
+    (Ethayarajh et al. 2024, section 4.1): that of the next row with another prompt, or the first such
+    one of `elsewhere`, where a step or an evaluation has none.
+    """
+    count = len(answers)
+    found = []
+    for at, one in enumerate(answers):
+        around = (answers[(at + step) % count] for step in range(1, count))
+        other = next(item for item in chain(around, elsewhere) if item.prompt != one.prompt)
+        found.append(Answered(one.prompt, other.answer))
+    return found
+
+
+def _of_two_prompts(data: PreferenceData) -> list[Answered]:
+    """Two answers of the data to different prompts. Raises DataError where there are none."""
+    answers = [row.answers[0] for row in (*data.train, *data.held_out)]
+    other = next((item for item in answers if item.prompt != answers[0].prompt), None)
+    if other is None:
+        raise DataError(
+            say(
+                f"Every answer in {data.source.path} is to the same prompt: KTO compares it with "
+                "answers to others.",
+                f"{data.source.path} 中的回答全部对应同一个提示：KTO 需要与其他提示的回答相比较。",
+            ),
+            say("Add answers to other prompts.", "请增加其他提示的回答。"),
+        )
+    return [answers[0], other]
 
 
 def _sums(base: Base, rows: Sequence[TokenRow], own: dict[str, Contribution]) -> Tensor:
@@ -286,6 +330,6 @@ def _judge(learning: _Learning, base: Base, run: AlignRun) -> None:
         learning.first = record
     best = record["eval_loss"] < learning.best["eval_loss"]
     if best:
-        learning.best = record
+        learning.best = {**record, "step": learning.step}
         learning.trainee.keep_best()
     run.measured(learning.step, **record, best=best)

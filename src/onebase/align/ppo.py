@@ -89,7 +89,10 @@ class ValueOptions(BaseModel):
 
 @dataclass
 class Progress:
-    """How far PPO has come, beside the models; `judged` is the last step with a judgement."""
+    """How far PPO has come, beside the models; `judged` is the last step with a judgement, and
+    `judgements` are the first one, the best and the last, each with its step. `varied`: whether any
+    answers that are compared had different rewards.
+    """
 
     step: int = 0
     penalty: Penalty = field(default_factory=lambda: Penalty(0.0, None))
@@ -97,6 +100,8 @@ class Progress:
     best: float = -float("inf")
     stopped: str = ""
     judged: int = -1
+    judgements: dict[str, dict[str, float]] = field(default_factory=dict)
+    varied: bool = False
 
 
 def ppo_step(
@@ -114,6 +119,7 @@ def ppo_step(
     how = sampling(rolling, seed)
     rollouts = roll_out(models.base, models.policy.adapter, models.template, asked, how)
     found = experience(models, rollouts, rolling)
+    progress.varied = progress.varied or _varied(found.scores, rolling, options)
     advantages, returns = _advantages(found, rolling, options, progress.penalty.weight)
     drawn = random.Random(seed)
     records = []
@@ -165,6 +171,12 @@ def _advantages(
     return whiten(advantages, found.mask) if options.whiten else advantages, returns
 
 
+def _varied(scores: Tensor, rolling: RolloutOptions, options: PPOOptions) -> bool:
+    """Whether answers differ in what they are worth, within a group where those are compared."""
+    groups = scores.view(-1, rolling.samples) if options.advantage == "group" else scores[None]
+    return bool((groups != groups[:, :1]).any())
+
+
 def _update(
     models: Models,
     found: Experience,
@@ -176,7 +188,13 @@ def _update(
     valuing: ValueOptions,
     progress: Progress,
 ) -> dict[str, float]:
-    """One optimizer step of policy and value on the `chosen` answers."""
+    """One optimizer step of policy and value on the `chosen` answers.
+
+    Without dropout, as the answers were drawn and valued: before the first step the ratio is 1.
+    """
+    for trainee in (models.policy, models.value):
+        if trainee is not None:
+            trainee.learn_without_dropout()
     weight = progress.penalty.weight
     measured = _policy_gradients(models, found, advantages, chosen, rolling, options, weight)
     if models.value is not None and returns is not None:
@@ -318,6 +336,8 @@ def models_state(models: Models, progress: Progress) -> dict[str, Any]:
         "best": progress.best,
         "stopped": progress.stopped,
         "judged": progress.judged,
+        "judgements": progress.judgements,
+        "varied": progress.varied,
     }
 
 
@@ -332,3 +352,5 @@ def load_models(models: Models, progress: Progress, state: Mapping[str, Any]) ->
     progress.best = state["best"]
     progress.stopped = state["stopped"]
     progress.judged = state["judged"]
+    progress.judgements = state["judgements"]
+    progress.varied = state["varied"]

@@ -1,13 +1,13 @@
 """PPO as a run: its prompts, its four models, watching it, stopping it, and what it leaves."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
 from onebase.adapters.store import StoredAdapter
@@ -24,12 +24,14 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import load_prompts, require_room
-from onebase.align.rewards import Prompt, Reward, reward_named
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
+from onebase.align.prompts import digest_of, load_prompts, require_room
+from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
+from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
+from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
 from onebase.data.check import no_end
+from onebase.data.rows import read_rows
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -38,6 +40,7 @@ from onebase.training.order import Order
 
 WATCHED = 4
 _DRAWS = 1 << 32  # apart from the seeds of the steps
+_SEEDS = 1 << 62  # a generator takes one below it
 
 
 class WatchOptions(BaseModel):
@@ -76,14 +79,12 @@ def train_ppo(
     Interrupted after Ctrl-C.
     """
     workspace = workspace or Workspace()
-    ready = _prepare(job, reward, base, workspace)
+    ready = _prepare(job, reward, base, workspace, restart=restart, only=run_id)
     models, progress, options = ready.models, ready.progress, ready.options
     title = f"{job.task} (PPO, {ready.begun.adapter.method})"
-    with carried_out(
-        ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(ready.load)
-        for text in no_end(ready.begun.template):
+    with carried_out(ready.plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(ready.load, ready.begun.template)
+        for text in ready.notes:
             run.note(text)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
@@ -91,6 +92,8 @@ def train_ppo(
             due = here and progress.judged != progress.step  # a resumed run has been judged
             if due:
                 _judge(ready, run)
+                if progress.step == ready.watching.judge_every and not progress.varied:
+                    run.note(equal_rewards(progress.judgements["last"]["eval_reward"]))
             run.between(ready.state, due=due)
             record = ppo_step(
                 models,
@@ -99,7 +102,7 @@ def train_ppo(
                 options,
                 ready.valuing,
                 progress,
-                seed=(job.seed << 20) + progress.step * 4096,
+                seed=((job.seed << 20) + progress.step * 4096) % _SEEDS,
             )
             run.measured(progress.step, **record)
             progress.stopped = _trouble(record, progress, ready.watching)
@@ -108,9 +111,8 @@ def train_ppo(
         _judge(ready, run)
         run.between(ready.state, due=True)
         models.policy.take_best()
-        lines = run.run.metrics()
-        draw_curves(run.run.path / "curves.png", lines)
-        stored = _store(ready, base, workspace, run, lines)
+        stored = _store(ready, base, workspace, run)
+        _draw(run)
         run.summary = {"adapters": [stored.name], **stored.metrics}
     return stored
 
@@ -130,8 +132,18 @@ class _Ready:
     options: PPOOptions
     valuing: ValueOptions
     watching: WatchOptions
-    config: dict[str, Any]
+    plan: Plan
     data_sha256: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before the first step."""
+        return [
+            *no_end(self.begun.template),
+            *self.begun.notes,
+            *(self.models.reward.notes if isinstance(self.models.reward, LearnedReward) else ()),
+            *_without_dropout(self.begun.adapter),
+        ]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -143,7 +155,15 @@ class _Ready:
         self.order.load(state["order"])
 
 
-def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _Ready:
+def _prepare(
+    job: AlignJob,
+    reward: str,
+    base: Base,
+    workspace: Workspace,
+    *,
+    restart: bool,
+    only: str | None,
+) -> _Ready:
     begun = begin_from(job, base, workspace, max_tokens=512)
     method = begun.adapter.method
     job.check_settings(method, RolloutOptions, PPOOptions, ValueOptions, WatchOptions)
@@ -153,6 +173,19 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
     watching = job.options(method, WatchOptions)
     _check_groups(rolling, options)
     job = pinned(job, begun)
+    rewarding = reward_named(reward, base, workspace)
+    config = config_of(
+        "ppo",
+        job,
+        base,
+        [rolling, options, valuing, watching],
+        [read_rows(job.data).sha256],
+        reward=rewarding.name,
+    )
+    plan = planned(config, workspace, restart=restart, only=only)
+    begun = begun.at(plan.moment)
+    if isinstance(rewarding, LearnedReward):
+        rewarding = rewarding.at(plan.moment)
     found = load_prompts(job.data, begun.template, columns=job.columns, skip_bad=job.skip_bad)
     learned, held = found.split(watching.held_out, job.seed)
     if job.held_out is not None:
@@ -160,11 +193,12 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
             job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
         )
         learned, held = list(found.prompts), list(named.prompts)
-    rewarding = reward_named(reward, base, workspace)
     models = _models(job, begun, base, rewarding, options, valuing, watching)
     trained = [models.policy] if models.value is None else [models.policy, models.value]
     before = max(trainee.adapter.before_text for trainee in trained)
     require_room(base, [*learned, *held], before, rolling.max_tokens)
+    if isinstance(rewarding, LearnedReward):
+        _require_room_to_judge(base, rewarding, [*learned, *held], rolling.max_tokens)
     return _Ready(
         job=job,
         begun=begun,
@@ -177,16 +211,22 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
         options=options,
         valuing=valuing,
         watching=watching,
-        config=config_of(
-            "ppo",
-            job,
-            base,
-            [rolling, options, valuing, watching],
-            [found.sha256],
-            reward=rewarding.name,
-        ),
+        plan=plan.rendered(begun.template, digest_of([*learned, *held])),
         data_sha256=found.sha256,
     )
+
+
+def _require_room_to_judge(
+    base: Base, reward: LearnedReward, prompts: Sequence[Prompt], tokens: int
+) -> None:
+    """As `require_room`, for a reward model: it reads prompts in its own layout, behind its own virtual
+    tokens.
+    """
+    before = reward.adapter.before_text
+    if base.context is None or before + reward.template.max_tokens <= base.context:
+        return  # what it reads is cut
+    read = [replace(item, ids=tuple(reward.template.prompt(item.asked))) for item in prompts]
+    require_room(base, read, before, tokens)
 
 
 def _store(
@@ -194,17 +234,17 @@ def _store(
     base: Base,
     workspace: Workspace,
     run: AlignRun,
-    lines: Sequence[Mapping[str, Any]],
 ) -> StoredAdapter:
     """The best policy as the task's next version, with what was measured of it and at the start."""
-    judged = [line for line in lines if "eval_reward" in line]
-    first, last = judged[0], judged[-1]
-    best = [line for line in judged if line["best"]][-1]
+    first, best, last = (ready.progress.judgements[key] for key in ("first", "best", "last"))
+    unlearned = _unlearned(ready)
+    if best["step"] == 0 and not unlearned:
+        run.note(nothing_better())
     adapter, begun = ready.models.policy.adapter, ready.begun
     return store_aligned(
         base,
         workspace,
-        run.run,
+        run,
         ready.job.task,
         adapter,
         {
@@ -224,14 +264,38 @@ def _store(
                 "kl": best["eval_kl"],
                 "distinct_2": best["eval_distinct_2"],
                 "distinct_2_before": first["eval_distinct_2"],
-                "best_step": best["step"],
+                "best_step": int(best["step"]),
                 "steps": ready.progress.step,
                 "stopped": ready.progress.stopped or None,
                 "last_reward": last["eval_reward"],
                 "seconds": run.seconds,
             },
         },
+        unlearned=unlearned,
     )
+
+
+def _unlearned(ready: _Ready) -> str:
+    """Why nothing was learned; empty where something was."""
+    if not ready.models.policy.moved:
+        return no_gradient()
+    if not ready.progress.varied:
+        return equal_rewards(ready.progress.judgements["last"]["eval_reward"])
+    return ""
+
+
+def _draw(run: AlignRun) -> None:
+    """The run's curves; a disk that has no room for them costs nothing but them."""
+    try:
+        draw_curves(run.run.path / "curves.png", run.run.metrics())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        run.note(
+            say(
+                f"The curves of run {run.run.id} can't be drawn: {reason}.",
+                f"无法绘制训练 {run.run.id} 的曲线：{reason}。",
+            )
+        )
 
 
 def _check_groups(rolling: RolloutOptions, options: PPOOptions) -> None:
@@ -289,8 +353,12 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
     within = progress.step == 0 or record["eval_kl"] <= ready.watching.stop_kl
     best = within and record["eval_objective"] > progress.best
     progress.judged = progress.step
+    judgement = {**record, "step": progress.step}
+    progress.judgements.setdefault("first", judgement)
+    progress.judgements["last"] = judgement
     if best:
         progress.best = record["eval_objective"]
+        progress.judgements["best"] = judgement
         ready.models.policy.keep_best()
     run.measured(progress.step, **record, best=best)
     _keep_samples(found, progress.step, run)
@@ -298,16 +366,32 @@ def _judge(ready: _Ready, run: AlignRun) -> None:
 
 def _keep_samples(found: Experience, step: int, run: AlignRun) -> None:
     """The answers to the first few held-out prompts, in the run's samples.jsonl."""
-    with (run.run.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False):
-            line = {
+    run.sampled(
+        [
+            {
                 "step": step,
                 "prompt": item.prompt.text,
                 "answer": item.text,
                 "reward": score,
                 "ended": item.ended,
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False)
+        ]
+    )
+
+
+def _without_dropout(adapter: Adapter) -> list[str]:
+    """What to say of a policy that was to learn with dropout."""
+    dropout = 0.0 if adapter.lora is None else adapter.lora.dropout
+    if not dropout:
+        return []
+    return [
+        say(
+            f"PPO learns without dropout (dropout={dropout:g} is not used): its answers are drawn "
+            "without it.",
+            f"PPO 训练不使用 dropout（忽略 dropout={dropout:g}）：回答也是在没有 dropout 时生成的。",
+        )
+    ]
 
 
 def _trouble(record: dict[str, float], progress: Progress, watching: WatchOptions) -> str:

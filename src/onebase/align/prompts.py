@@ -1,6 +1,8 @@
 """The prompts that PPO rolls out from: the questions of a data file, each with its whole row."""
 
+import hashlib
 import random
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,14 @@ def load_prompts(
             say("Add more: some are held out to judge by.", "请增加提示：其中一部分用于评估。"),
         )
     return PromptSet(tuple(found.values()), tuple(bad), table.sha256)
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """A hash of prompts as the model sees them, SHA-256."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(array("q", (len(prompt.ids), *prompt.ids)).tobytes())
+    return digest.hexdigest()
 
 
 def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int) -> None:

@@ -15,18 +15,11 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs
 from onebase.align.losses import bradley_terry
 from onebase.align.measures import ScoreReport, pairs_of, report
-from onebase.align.run import AlignRun, AlignWatcher, carried_out
-from onebase.align.task import (
-    AlignJob,
-    PreferenceData,
-    PreferenceRow,
-    begin_from,
-    config_of,
-    load_rows,
-    preference_data,
-    store_aligned,
-)
+from onebase.align.preference_data import PreferenceData, PreferenceRow, load_rows, preference_data
+from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
+from onebase.align.task import AlignJob, begin_from, config_of, store_aligned
 from onebase.align.trainee import Trainee
+from onebase.align.unlearned import no_gradient
 from onebase.data.fields import unread
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
@@ -85,7 +78,11 @@ def train_reward(
     source = load_rows(job, ("pairs", "ratings"))
     begun = begin_from(job, base, workspace, max_tokens=options.max_tokens, bare=source.bare)
     begun.adapter.head = ScalarHead(base.shape.hidden).to(base.device)
+    config = config_of("reward", job, base, [options], [source.sha256])
+    plan = planned(config, workspace, restart=restart, only=run_id)
+    begun = begun.at(plan.moment)
     data = preference_data(job, base, source, begun, options.held_out, alone=True)
+    plan = plan.rendered(begun.template, data.digest())
     trainee = Trainee(
         base,
         begun.adapter,
@@ -95,13 +92,10 @@ def train_reward(
         head_rate=options.head_rate,
     )
     scale = Scale.of(data)
-    config = config_of("reward", job, base, [options], [source.sha256])
     learning = _Learning(trainee, data, scale, options, job.seed)
-    with carried_out(
-        config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
-    ) as run:
-        run.restore(learning.load)
-        for text in unread(source.fields):
+    with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
+        run.restore(learning.load, begun.template)
+        for text in [*unread(source.fields), *begun.notes, *data.notes]:
             run.note(text)
         run.watcher.began(f"{job.task} ({method})", learning.step, learning.total)
         while learning.step < learning.total:
@@ -112,7 +106,7 @@ def train_reward(
                 _judge(learning, base, run)
                 run.between(learning.state, due=True)
         trainee.take_best()
-        found = report_of(base, trainee, data, options.margin)
+        found = learning.report(base)
         stored = _store(job, base, workspace, begun.template, learning, found, run)
         run.summary = {"adapters": [stored.name], **found.to_dict()}
     return stored
@@ -158,6 +152,7 @@ class _Learning:
         self.options = options
         self.step = 0
         self.best_loss = math.inf
+        self.best_report: ScoreReport | None = None  # a resumed run's may be of an earlier session
         self._order = Order(data.train, options.batch_size, seed)
         self.an_epoch = self._order.steps
         self.total = self.an_epoch * options.epochs
@@ -169,6 +164,14 @@ class _Learning:
     def factor(self) -> float:
         """The factor on the learning rates now."""
         return schedule(TrainOptions(warmup=self.options.warmup), self.step, self.total)
+
+    def report(self, base: Base) -> ScoreReport:
+        """That of the best state, which the model is in."""
+        if self.best_report is None:
+            _, self.best_report = judged(
+                base, self.trainee, self.data, self.scale, self.options.margin
+            )
+        return self.best_report
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -217,36 +220,31 @@ def _scored(base: Base, trainee: Trainee, rows: Sequence[PreferenceRow], tokens:
         yield trainee.head(reading.states), [rows[index] for index in group]
 
 
-def report_of(base: Base, trainee: Trainee, data: PreferenceData, margin: float) -> ScoreReport:
-    """The model on the held-out rows."""
+def judged(
+    base: Base, trainee: Trainee, data: PreferenceData, scale: Scale, margin: float
+) -> tuple[float, ScoreReport]:
+    """The held-out loss of the model as it is, and the report on its scores."""
+    rows = data.held_out
     trainee.adapter.eval()
     with torch.no_grad():
-        passes = _scored(base, trainee, data.held_out, 2 * pack_tokens(base.device))
-        scores = torch.cat([scores for scores, _ in passes])
+        passes = list(_scored(base, trainee, rows, 2 * pack_tokens(base.device)))
+        losses = torch.cat([_losses(scores, group, scale) for scores, group in passes])
+    scores = torch.cat([scores for scores, _ in passes])
     if data.source.kind == "pairs":
-        count = len(data.held_out)
-        return report(scores, range(0, 2 * count, 2), range(1, 2 * count, 2))
-    return report(scores, *pairs_of([row.rating for row in data.held_out], margin))
+        count = len(rows)
+        found = report(scores, range(0, 2 * count, 2), range(1, 2 * count, 2))
+    else:
+        found = report(scores, *pairs_of([row.rating for row in rows], margin))
+    return float(losses.mean()), found
 
 
 def _judge(learning: _Learning, base: Base, run: AlignRun) -> None:
     """The held-out loss and pair accuracy; keeps the best state."""
-    trainee, data = learning.trainee, learning.data
-    trainee.adapter.eval()
-    with torch.no_grad():
-        losses = torch.cat(
-            [
-                _losses(scores, group, learning.scale)
-                for scores, group in _scored(
-                    base, trainee, data.held_out, 2 * pack_tokens(base.device)
-                )
-            ]
-        )
-    loss = float(losses.mean())
-    found = report_of(base, trainee, data, learning.options.margin)
+    trainee = learning.trainee
+    loss, found = judged(base, trainee, learning.data, learning.scale, learning.options.margin)
     best = loss < learning.best_loss
     if best:
-        learning.best_loss = loss
+        learning.best_loss, learning.best_report = loss, found
         trainee.keep_best()
     run.measured(learning.step, eval_loss=loss, pair_accuracy=found.accuracy, best=best)
 
@@ -264,7 +262,7 @@ def _store(
     return store_aligned(
         base,
         workspace,
-        run.run,
+        run,
         job.task,
         adapter,
         {
@@ -287,4 +285,5 @@ def _store(
                 "seconds": run.seconds,
             },
         },
+        unlearned="" if learning.trainee.moved else no_gradient(),
     )

@@ -3,20 +3,23 @@
 import importlib
 import math
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.peft_format import load_adapter
-from onebase.adapters.store import AdapterStore
+from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered
+from onebase.align.recorded import other_precision, require_base
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
@@ -62,28 +65,33 @@ class FunctionReward:
     def __call__(self, prompt: Prompt, answer: str) -> float:
         """The reward of one answer. Raises RewardError, naming the row."""
         where = f"{prompt.file}:{prompt.line}"
+        said = repr(answer[:200])
         try:
-            value = float(self.function(prompt.text, answer, prompt.row))
-        except Exception as error:
+            given = self.function(prompt.text, answer, prompt.row)
+        except (Exception, SystemExit) as error:  # sys.exit() would end the training without a word
             raise RewardError(
                 say(
-                    f"The reward function {self.name} failed on {where}: "
-                    f"{type(error).__name__}: {error}. The answer was {answer[:200]!r}.",
-                    f"奖励函数 {self.name} 在 {where} 处出错：{type(error).__name__}：{error}。"
-                    f"当时的回答为 {answer[:200]!r}。",
+                    f"The reward function {self.name} failed on {where}: {_cause(error)}. "
+                    f"The answer was {said}.",
+                    f"奖励函数 {self.name} 在 {where} 处出错：{_cause(error)}。当时的回答为 {said}。",
                 ),
                 say(
                     "Mend it and give the same command again: the run goes on.",
                     "请修正后再次运行同一命令，训练将继续。",
                 ),
             ) from error
+        value = _number(given)
         if not math.isfinite(value):
+            shown = repr(given)[:100]
             raise RewardError(
                 say(
-                    f"The reward function {self.name} gave {value} on {where}, for {answer[:200]!r}.",
-                    f"奖励函数 {self.name} 在 {where} 处返回 {value}，回答为 {answer[:200]!r}。",
+                    f"The reward function {self.name} gave {shown} on {where}, for {said}.",
+                    f"奖励函数 {self.name} 在 {where} 处返回 {shown}，回答为 {said}。",
                 ),
-                say("Let it return a finite number.", "请让它返回有限的数值。"),
+                say(
+                    "Let it return a finite number and give the same command again: the run goes on.",
+                    "请让它返回有限的数值，然后再次运行同一命令，训练将继续。",
+                ),
             )
         return value
 
@@ -91,7 +99,8 @@ class FunctionReward:
 @dataclass(frozen=True)
 class LearnedReward:
     """A reward model: the stored adapter, what it contributes to a pass, its head, and how texts
-    are written for it. Scores are brought to mean 0 and deviation 1 over held-out answers.
+    are written for it. Scores are brought to mean 0 and deviation 1 over held-out answers. `notes`
+    are what a user should know of it.
     """
 
     name: str
@@ -101,11 +110,16 @@ class LearnedReward:
     template: Template
     mean: float
     deviation: float
+    notes: tuple[str, ...] = ()
 
     def text(self, prompt: Prompt, answer: str) -> Answered:
         """An answer as the model reads it, cut to what it was trained on."""
         turns = (*prompt.asked, Turn("assistant", answer))
         return answered(self.template, Example(turns, prompt.file, prompt.line), alone=True)
+
+    def at(self, moment: datetime) -> "LearnedReward":
+        """The same, its texts with the date of `moment`."""
+        return replace(self, template=self.template.at(moment))
 
     def standard(self, score: float) -> float:
         """A score in deviations from the mean."""
@@ -119,26 +133,11 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
     """The reward that a command names: `module:function`, or a task whose adapter is a reward
     model. Raises UsageError.
     """
-    if ":" in name:
+    if is_function(name):
         return FunctionReward(name, _function(name))
     store = AdapterStore(workspace)
-    stored = store.get(name)
-    if not stored.record.get("head"):
-        raise UsageError(
-            say(f"{stored.name} is no reward model.", f"{stored.name} 不是奖励模型。"),
-            say(
-                "Train one with onebase align reward, or give module:function.",
-                "请用 onebase align reward 训练，或给出 模块:函数。",
-            ),
-        )
-    if stored.record.get("base_fingerprint") != base.fingerprint:
-        raise UsageError(
-            say(
-                f"{stored.name} was trained on {stored.base}, not on {base.name}.",
-                f"{stored.name} 是在 {stored.base} 上训练的，而不是 {base.name}。",
-            ),
-            say(f"Use --base {quote(stored.base)}.", f"请使用 --base {quote(stored.base)}。"),
-        )
+    stored = stored_reward(name, store)
+    require_base(stored, base)
     store.verify(stored)
     adapter = load_adapter(stored.path, base)
     assert adapter.head is not None, stored.name
@@ -151,7 +150,27 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
         template=Template.from_config(base.tokenizer, stored.record["template"]),
         mean=float(metrics["score_mean"]),
         deviation=float(metrics["score_deviation"]) or 1.0,
+        notes=tuple(other_precision(stored, base)),
     )
+
+
+def is_function(name: str) -> bool:
+    """Whether a reward's name is that of a function, `module:function`, and not of a task."""
+    return ":" in name
+
+
+def stored_reward(name: str, store: AdapterStore) -> StoredAdapter:
+    """The reward model that a task's name means. Raises UsageError where it is none."""
+    stored = store.get(name)
+    if not stored.record.get("head"):
+        raise UsageError(
+            say(f"{stored.name} is no reward model.", f"{stored.name} 不是奖励模型。"),
+            say(
+                "Train one with onebase align reward, or give module:function.",
+                "请用 onebase align reward 训练，或给出 模块:函数。",
+            ),
+        )
+    return stored
 
 
 def _function(name: str) -> RewardFunction:
@@ -162,12 +181,24 @@ def _function(name: str) -> RewardFunction:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
+        if _is_missing(error, module):
+            raise UsageError(
+                say(f"There is no reward {name}: {error}.", f"找不到奖励 {name}：{error}。"),
+                say(
+                    "Write module:function, the module being a Python file in this folder, named "
+                    "without .py.",
+                    "请写成 模块:函数，模块为当前目录中的 Python 文件，不带 .py。",
+                ),
+            ) from error
         raise UsageError(
-            say(f"There is no reward {name}: {error}.", f"找不到奖励 {name}：{error}。"),
             say(
-                "Write module:function, the module being a Python file in this folder.",
-                "请写成 模块:函数，模块为当前目录中的 Python 文件。",
+                f"The module of the reward {name} can't be imported: {_cause(error)}.",
+                f"无法导入奖励 {name} 的模块：{_cause(error)}。",
+            ),
+            say(
+                "Mend it, or install what it imports, and give the same command again.",
+                "请修正该模块或安装其所需的包，然后再次运行同一命令。",
             ),
         ) from error
     if not callable(found):
@@ -180,6 +211,45 @@ def _function(name: str) -> RewardFunction:
         )
     function: RewardFunction = found
     return function
+
+
+def _is_missing(error: BaseException, module: str) -> bool:
+    """Whether a module, or the function in it, is not there; else what it holds fails."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is None or module == error.name or module.startswith(f"{error.name}.")
+    if isinstance(error, ValueError | TypeError):  # no name of a module
+        return not _own_frames(error)
+    found = sys.modules.get(module)
+    return isinstance(error, AttributeError) and error.obj is found is not None
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in the user's code, and where."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = _own_frames(error)
+    if not frames or isinstance(error, SyntaxError):  # which names its file and line itself
+        return text
+    file, line = Path(frames[-1].filename).name, frames[-1].lineno
+    return say(f"{text} ({file}, line {line})", f"{text}（{file} 第 {line} 行）")
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """An error's frames in the user's code: outside this file, libraries and the import system."""
+    elsewhere = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    frames = traceback.extract_tb(error.__traceback__)
+    return [
+        frame
+        for frame in frames
+        if frame.filename != __file__ and not frame.filename.startswith(elsewhere)
+    ]
+
+
+def _number(value: object) -> float:
+    """A reward as a float; NaN where it is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - whatever __float__ of the user's object raises
+        return math.nan
 
 
 def distinct_2(texts: Sequence[str]) -> float:

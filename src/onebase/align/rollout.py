@@ -10,11 +10,11 @@ from onebase.data.template import Template
 from onebase.engine.batch import Batch
 from onebase.engine.compiled import compiled
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt import request_for
 from onebase.engine.request import Request
 from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
-from onebase.model.ends import end_tokens
 
 POLICY = "policy"
 SLOTS = 64
@@ -42,35 +42,25 @@ def roll_out(
     prompts: Sequence[Prompt],
     sampling: Sampling,
 ) -> list[Rollout]:
-    """An answer to each prompt, drawn from the policy as it is now, which ends where training by
-    `template` taught it. With a seed, the draws depend on it and the prompt's place alone.
+    """An answer to each prompt, drawn from the policy as it is now, without dropout, which ends where
+    training by `template` taught it, or where the base's context does. With a seed, the draws depend
+    on it and the prompt's place alone. Raises UsageError for a prompt that leaves no room.
     """
-    mode = policy.training
     batch = Batch(runner_for(base, slots=SLOTS), slots=SLOTS)
     task = LoadedTask(POLICY, 0, template, compiled(batch.runner, policy), base)
-    ends = end_tokens(base, template)
     requests = []
     for index, prompt in enumerate(prompts):
         own = sampling
         if sampling.seed is not None:
             seed = (sampling.seed + index) % (1 << 62)
             own = sampling.model_copy(update={"seed": seed})
-        requests.append(
-            Request(
-                (task,),
-                prompt.ids,
-                own,
-                limit=own.max_tokens,
-                ends=ends,
-                steady=False,
-                reported=False,
-                measured=True,
-            )
-        )
-        batch.add(requests[-1])
+        request = request_for((task,), prompt.ids, own)
+        request.steady = request.reported = False
+        request.measured = True
+        requests.append(request)
+        batch.add(request)
     while not batch.idle:
         batch.step()
-    policy.train(mode)
     return [
         Rollout(
             prompt,

@@ -4,9 +4,13 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,16 +18,19 @@ import yaml
 
 from onebase.adapters.runs import Ending, Run
 from onebase.adapters.workspace import Workspace
+from onebase.data.template import Template
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.checkpoint import Checkpoints
 from onebase.training.execution import resume_command
 from onebase.training.interruption import Interrupted, Interruption
+from onebase.training.moment import date_kept, moment_of, present, recorded
 from onebase.training.resume import interrupted_run
 
 SAVE_SECONDS = 60.0
 SAVE_LIMIT = 2
+_ROWS = "rows_sha256"  # of a run's config
 _log = logging.getLogger("onebase")
 
 
@@ -87,13 +94,16 @@ class AlignRun:
         """How long the run has been at work, all its sessions together."""
         return self._earlier + time.monotonic() - self._began
 
-    def restore(self, load: Callable[[dict[str, Any]], None]) -> None:
-        """Go on from the newest good checkpoint, where the run was interrupted, and say so."""
+    def restore(self, load: Callable[[dict[str, Any]], None], template: Template) -> None:
+        """Go on from the newest good checkpoint, where the run was interrupted, and say so. `template`
+        wrote its rows.
+        """
         if not self._resumed:
             return
         found = self._checkpoints.newest()
         state = found.state or {}
         self.run.cut(state.get("metrics_bytes", 0))
+        _cut(self.samples, state.get("samples_bytes", 0))
         if found.state is not None:
             load(state["state"])
             self._earlier = state["seconds"]
@@ -111,6 +121,8 @@ class AlignRun:
             else say("from the beginning", "从头")
         )
         self.note(say(f"Run {self.run.id} goes on {where}.", f"训练 {self.run.id} {where}继续。"))
+        for text in date_kept(self.run, template):
+            self.note(text)
 
     def log(self, **fields: Any) -> None:
         """One line of metrics.jsonl."""
@@ -121,6 +133,22 @@ class AlignRun:
         """A step's or an evaluation's measurements, logged and shown."""
         self.log(step=step, **fields)
         self.watcher.measured(step, fields)
+
+    @property
+    def samples(self) -> Path:
+        """Where answers are kept for the user to look at, one a line."""
+        return self.run.path / "samples.jsonl"
+
+    def sampled(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Answers for samples.jsonl: all of them, or none where the disk is full."""
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        before = _size(self.samples)
+        try:
+            with self.samples.open("ab") as stream:
+                stream.write(text.encode())
+        except OSError:  # the checkpoint's refusal is told
+            with suppress(OSError):
+                _cut(self.samples, before)
 
     def note(self, text: str, **fields: Any) -> None:
         """Something that the user should know."""
@@ -138,13 +166,14 @@ class AlignRun:
             raise KeyboardInterrupt
 
     def _save(self, state: Callable[[], dict[str, Any]]) -> None:
-        whole = {
-            "config": self._config,
-            "seconds": self.seconds,
-            "metrics_bytes": self.run.mark(),
-            "state": state(),
-        }
         try:
+            whole = {
+                "config": self._config,
+                "seconds": self.seconds,
+                "metrics_bytes": self.run.mark(),
+                "samples_bytes": _size(self.samples),
+                "state": state(),
+            }
             self._checkpoints.save(whole)
             self._refused = False
         except OSError as error:
@@ -166,23 +195,61 @@ class AlignRun:
         self._checkpoints.thin(1)
 
 
-@contextmanager
-def carried_out(
-    config: dict[str, Any],
-    base: Base,
-    workspace: Workspace,
-    *,
-    seed: int,
-    watcher: AlignWatcher | None,
-    restart: bool,
-    only: str | None = None,
-) -> Iterator[AlignRun]:
-    """The run that `config` asks for: a new one, or the newest one asked for the same where that
-    was interrupted. While entered, this process holds it; torch's random state is its own. `only`
-    is the id of the one run that it may be.
+def _size(file: Path) -> int:
+    """How many bytes there are; 0 without a file."""
+    return file.stat().st_size if file.exists() else 0
 
-    Raises UsageError where that run was asked for something else; Interrupted after Ctrl-C, the run saved
-    and to be resumed; whatever else ends it early leaves it as its last checkpoint holds it.
+
+def _cut(file: Path, size: int) -> None:
+    """Forget what was written behind the first `size` bytes."""
+    if _size(file) > size:
+        os.truncate(file, size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked for, and the interrupted run of the same that it goes on with (None: a new
+    one).
+    """
+
+    config: dict[str, Any]
+    earlier: Run | None
+
+    @property
+    def moment(self) -> datetime:
+        """When its rows are rendered: as they were, where it goes on."""
+        return present() if self.earlier is None else moment_of(self.earlier.config)
+
+    def rendered(self, template: Template, rows_sha256: str) -> "Plan":
+        """With the hash of its rows as tokens, as `template` wrote them. Raises UsageError where those
+        are not the rows that it would go on with.
+        """
+        moment = template.moment or self.moment
+        config = {**self.config, **recorded(moment), _ROWS: rows_sha256}
+        before = None if self.earlier is None else self.earlier.config.get(_ROWS)
+        if self.earlier is not None and before not in (None, rows_sha256):
+            raise UsageError(
+                say(
+                    f"Run {self.earlier.id} can't go on: its rows become other tokens than before "
+                    "(another tokenizer, chat template, or version of onebase).",
+                    f"训练 {self.earlier.id} 无法继续：数据转换出的词元与之前不同（分词器、对话模板或 "
+                    "onebase 的版本已改变）。",
+                ),
+                say(
+                    "Put it back as it was, or give its command again with --restart.",
+                    "请恢复原状，或在原来的命令后加 --restart 重新开始。",
+                ),
+            )
+        return replace(self, config=config)
+
+
+def planned(
+    config: dict[str, Any], workspace: Workspace, *, restart: bool, only: str | None = None
+) -> Plan:
+    """A new run of `config`, or the newest one asked for the same where that was interrupted. `only` is
+    the id of the one run that it may be.
+
+    Raises UsageError where that run was asked for something else.
     """
     earlier = None if restart else interrupted_run(workspace, config)
     if only is not None and (earlier is None or earlier.id != only):
@@ -197,6 +264,20 @@ def carried_out(
                 "请恢复原状，或用原来的命令重新开始。",
             ),
         )
+    return Plan(config, earlier)
+
+
+@contextmanager
+def carried_out(
+    plan: Plan, base: Base, workspace: Workspace, *, seed: int, watcher: AlignWatcher | None
+) -> Iterator[AlignRun]:
+    """The run that `plan` asks for. While entered, this process holds it; torch's random state is its
+    own.
+
+    Raises Interrupted after Ctrl-C, the run saved and to be resumed; whatever else ends it early leaves
+    it as its last checkpoint holds it.
+    """
+    config, earlier = plan.config, plan.earlier
     run = earlier or Run.create(workspace, config)
     interruption = Interruption()
     going = AlignRun(run, config, watcher or Silent(), interruption, resumed=earlier is not None)

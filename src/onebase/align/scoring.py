@@ -1,12 +1,13 @@
 """Scores of answers by a stored reward model."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs
-from onebase.align.rewards import LearnedReward, Prompt, reward_named
+from onebase.align.rewards import LearnedReward, Prompt, is_function, reward_named
 from onebase.data.example import Turn
 from onebase.engine.rows import read_rows
 from onebase.errors import UsageError
@@ -15,6 +16,19 @@ from onebase.model.base import Base
 from onebase.training.loop import pack_tokens
 
 REWARD = "reward"
+_log = logging.getLogger("onebase")
+
+
+def require_task(name: str) -> None:
+    """Raise UsageError for a reward that is no task's model: a function's scores are its own."""
+    if is_function(name):
+        raise UsageError(
+            say(f"{name!r} is no task.", f"{name!r} 不是任务。"),
+            say(
+                "Name a task trained by onebase align reward.",
+                "请指明由 onebase align reward 训练的任务。",
+            ),
+        )
 
 
 def score_answers(
@@ -23,24 +37,21 @@ def score_answers(
     *,
     base: Base,
     workspace: Workspace | None = None,
+    noted: Callable[[str], None] | None = None,
 ) -> list[float]:
     """The score of every (prompt, answer) by the reward model `task`, in deviations from its mean on
-    held-out answers. An empty prompt is that of a bare text. Raises UsageError.
+    held-out answers. An empty prompt is that of a bare text. What the user should know goes to `noted`,
+    or else to the log. Raises UsageError.
     """
-    if ":" in task:
-        raise UsageError(
-            say(f"{task!r} is no task.", f"{task!r} 不是任务。"),
-            say(
-                "Name a task trained by onebase align reward.",
-                "请指明由 onebase align reward 训练的任务。",
-            ),
-        )
+    require_task(task)
     model = reward_named(task, base, workspace or Workspace())
     assert isinstance(model, LearnedReward)
     units = []
     for number, (asked, said) in enumerate(answers, start=1):
         prompt = Prompt((Turn("user", asked),), (), {}, "answer", number)
         units.append([model.text(prompt, said).scored_by(REWARD)])
+    for text in model.notes:
+        (noted or _log.warning)(text)
     scores: list[float] = []
     for group in packs(units, 2 * pack_tokens(base.device)):
         with torch.inference_mode():

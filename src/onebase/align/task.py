@@ -1,9 +1,9 @@
-"""What is to be learned from preferences: the data as tokens, and the adapter it begins from."""
+"""What is to be aligned: the job, the adapter it begins from, and what it leaves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -18,19 +18,12 @@ from onebase.adapters.methods import (
     parts_of,
 )
 from onebase.adapters.peft_format import load_adapter, save_adapter
-from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
-from onebase.align.answers import Answered, answered
-from onebase.align.run import identified
+from onebase.align.recorded import other_precision, require_base
+from onebase.align.run import AlignRun, identified
 from onebase.data.places import without_marks
-from onebase.data.preferences import (
-    BARE,
-    Kind,
-    PreferenceSet,
-    load_preferences,
-    require_good_rows,
-)
+from onebase.data.preferences import BARE
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
@@ -38,8 +31,8 @@ from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.training.job import Job
-from onebase.training.outcome import already_stored
+from onebase.training.job import Job, check_seed
+from onebase.training.outcome import LEARNED, already_stored, not_promoted
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
@@ -93,6 +86,12 @@ class AlignJob:
         return Job(self.task, self.data, method, self.instruction, seed=self.seed, set=settings)
 
 
+def check_job(job: AlignJob) -> None:
+    """Refuse, before anything is loaded, what no base could change. Raises UsageError."""
+    check_task_name(job.task)
+    check_seed(job.seed)
+
+
 def pinned(job: AlignJob, begun: "Beginning") -> AlignJob:
     """`job` with the version named that it begins from, so that a resumed run finds the same."""
     return job if begun.stored is None else replace(job, start=begun.stored.name)
@@ -101,12 +100,17 @@ def pinned(job: AlignJob, begun: "Beginning") -> AlignJob:
 @dataclass(frozen=True)
 class Beginning:
     """What learns, as it begins: the adapter, how its prompts are written, and the version it comes
-    from (None: fresh).
+    from (None: fresh); `notes` are what a user should know of it.
     """
 
     adapter: Adapter
     template: Template
     stored: StoredAdapter | None
+    notes: tuple[str, ...] = ()
+
+    def at(self, moment: datetime) -> "Beginning":
+        """The same, its prompts with the date of `moment`."""
+        return replace(self, template=self.template.at(moment))
 
 
 def begin_from(
@@ -115,26 +119,16 @@ def begin_from(
     """The job's beginning. Raises UsageError for a task without an adapter where no method is named,
     one trained on another base, or one that is a reward model.
     """
-    check_task_name(job.task)
-    store = AdapterStore(workspace)
+    check_job(job)
     if job.method is None:
-        name = job.start or job.task
-        if job.start is None and job.task not in store.tasks():
-            raise UsageError(
-                say(
-                    f"There is no adapter of {job.task!r} to begin from.",
-                    f"{job.task!r} 还没有可作为起点的适配器。",
-                ),
-                say(
-                    "Train the task first, name one with --from, or begin afresh with --method.",
-                    "请先训练该任务，用 --from 指明一个适配器，或用 --method 重新开始。",
-                ),
-            )
-        stored = store.get(name)
-        _require_own(stored, base)
-        store.verify(stored)
+        stored = beginning_of(job, workspace)
+        require_base(stored, base)
+        AdapterStore(workspace).verify(stored)
         template = Template.from_config(base.tokenizer, stored.record.get("template") or {})
-        return Beginning(load_adapter(stored.path, base), template, stored)
+        adapter = load_adapter(stored.path, base)
+        if stored.method == "qlora" and base.precision.name == "nf4":
+            adapter.method = stored.method  # its files say lora, as PEFT knows no other
+        return Beginning(adapter, template, stored, tuple(other_precision(stored, base)))
     if FULL in parts_of(job.method):
         raise UsageError(
             say(
@@ -157,6 +151,32 @@ def begin_from(
     return Beginning(adapter, template, None)
 
 
+def beginning_of(job: AlignJob, workspace: Workspace) -> StoredAdapter:
+    """The stored adapter that a job without a method begins from. Raises UsageError where there is
+    none, or it is one that does not answer by an adapter.
+    """
+    store = AdapterStore(workspace)
+    if job.start is None and job.task not in store.tasks():
+        raise UsageError(
+            say(
+                f"There is no adapter of {job.task!r} to begin from.",
+                f"{job.task!r} 还没有可作为起点的适配器。",
+            ),
+            say(
+                "Train the task first, name one with --from, or begin afresh with --method.",
+                "请先训练该任务，用 --from 指明一个适配器，或用 --method 重新开始。",
+            ),
+        )
+    stored = store.get(job.start or job.task)
+    if stored.record.get("head") or stored.method == FULL:
+        what = say("a reward model", "奖励模型") if stored.record.get("head") else FULL
+        raise UsageError(
+            say(f"{stored.name} is {what}.", f"{stored.name} 是{what}。"),
+            say("Begin from an adapter that answers.", "请从一个能生成回答的适配器开始。"),
+        )
+    return stored
+
+
 def written(job: AlignJob, base: Base, *, max_tokens: int, bare: bool) -> Template:
     """How the job's texts are written; texts that answer nothing stand alone."""
     kind = BARE if bare and job.template == "auto" else job.template
@@ -167,91 +187,6 @@ def _own(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are the method's."""
     _, rest = own_settings(method, settings)
     return {key: value for key, value in settings.items() if key not in rest}
-
-
-def _require_own(stored: StoredAdapter, base: Base) -> None:
-    trained_on = stored.record.get("base_fingerprint")
-    if stored.record.get("head") or stored.method == "full":
-        what = say("a reward model", "奖励模型") if stored.record.get("head") else "full"
-        raise UsageError(
-            say(f"{stored.name} is {what}.", f"{stored.name} 是{what}。"),
-            say("Begin from an adapter that answers.", "请从一个能生成回答的适配器开始。"),
-        )
-    if trained_on and trained_on != base.fingerprint:
-        raise UsageError(
-            say(
-                f"{stored.name} was trained on {stored.base}, not on {base.name}.",
-                f"{stored.name} 是在 {stored.base} 上训练的，而不是 {base.name}。",
-            ),
-            say(f"Use --base {quote(stored.base)}.", f"请使用 --base {quote(stored.base)}。"),
-        )
-
-
-@dataclass(frozen=True)
-class PreferenceRow:
-    """A row as tokens: its answers (a pair's chosen one first) and its rating."""
-
-    answers: tuple[Answered, ...]
-    rating: float
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens its texts have."""
-        return sum(len(answer.ids) for answer in self.answers)
-
-
-@dataclass(frozen=True)
-class PreferenceData:
-    """A job's rows as tokens: what it learns from, what it is judged by, and the file they are of."""
-
-    train: list[PreferenceRow]
-    held_out: list[PreferenceRow]
-    source: PreferenceSet
-
-
-def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
-    """The job's file. Raises DataError or UsageError."""
-    source = load_preferences(job.data, kinds=kinds, columns=job.columns)
-    require_good_rows(source, skip_bad=job.skip_bad)
-    return source
-
-
-def preference_data(
-    job: AlignJob,
-    base: Base,
-    source: PreferenceSet,
-    begun: Beginning,
-    fraction: float,
-    *,
-    alone: bool = False,
-) -> PreferenceData:
-    """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
-    answer may stand `alone`. Raises UsageError for a row that is too long for the base's rotary
-    embedding.
-    """
-    if job.held_out is not None:
-        held = load_preferences(job.held_out, kinds=(source.kind,), columns=job.columns)
-        require_good_rows(held, skip_bad=job.skip_bad)
-        train = source
-    else:
-        train, held = source.split(fraction, job.seed)
-
-    def rows(data: PreferenceSet) -> list[PreferenceRow]:
-        return [
-            PreferenceRow(
-                tuple(
-                    answered(begun.template, row.example(index), alone=alone)
-                    for index in range(len(row.answers))
-                ),
-                row.rating,
-            )
-            for row in data.rows
-        ]
-
-    found = PreferenceData(rows(train), rows(held), source)
-    texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
-    base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
-    return found
 
 
 def config_of(
@@ -304,13 +239,16 @@ def config_of(
 def store_aligned(
     base: Base,
     workspace: Workspace,
-    run: Run,
+    run: AlignRun,
     task: str,
     adapter: Adapter,
     record: Mapping[str, Any],
+    *,
+    unlearned: str = "",
 ) -> StoredAdapter:
     """The version of the task that this run made: stored now, unless it already is. `record` stands
-    beside what every version's record says.
+    beside what every version's record says. `unlearned` is why nothing was learned: it is told, and
+    the task's current version stays.
     """
 
     def write(folder: Path) -> None:
@@ -319,7 +257,7 @@ def store_aligned(
         compiled(GenericRunner(base), adapter, folder)
 
     store = AdapterStore(workspace)
-    return already_stored(store, run, task) or store.add(
+    stored = already_stored(store, run.run, task) or store.add(
         task,
         write,
         {
@@ -328,7 +266,12 @@ def store_aligned(
             "precision": base.precision.text,
             "method": adapter.method,
             "options": adapter.options,
-            "run": run.id,
+            "run": run.run.id,
             **record,
+            "metrics": {**record["metrics"], LEARNED: not unlearned},
         },
+        promote=not unlearned,
     )
+    if unlearned:
+        run.note(f"{unlearned} {not_promoted(stored, workspace)}")
+    return stored

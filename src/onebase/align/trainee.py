@@ -44,6 +44,7 @@ class Trainee:
         self._peaks = [float(group["lr"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
         self.best: dict[str, Tensor] | None = None
+        self.moved = False  # whether any step had a gradient
 
     @property
     def head(self) -> ScalarHead:
@@ -51,12 +52,19 @@ class Trainee:
         assert self.adapter.head is not None, "no head"
         return self.adapter.head
 
+    def learn_without_dropout(self) -> None:
+        """Make ready for a step whose losses are of what the adapter says, nothing of it dropped."""
+        self.adapter.train()  # an LSTM on a GPU has gradients in no other mode
+        if self.adapter.lora is not None:
+            self.adapter.lora.eval()
+
     def update(self, factor: float = 1.0) -> float:
         """One optimizer step at `factor` of the learning rates; returns the gradients' norm. Raises
         NotFinite, nothing changed, where that is not finite.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self._clip)
         require_finite(float(norm))
+        self.moved = self.moved or float(norm) > 0
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
@@ -84,6 +92,7 @@ class Trainee:
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "moved": self.moved,
             "drawn": None if lora is None else lora.drawn,
         }
 
@@ -91,6 +100,7 @@ class Trainee:
         """Go on from a `state`."""
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.moved = state["moved"]
         device = self.base.device
         best = state["best"]
         self.best = None if best is None else {name: t.to(device) for name, t in best.items()}

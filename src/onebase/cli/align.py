@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from onebase.adapters.store import StoredAdapter
+from onebase.align.base_choice import base_for_job
 from onebase.align.dpo import train_dpo
 from onebase.align.kto import train_kto
 from onebase.align.ppo_training import train_ppo
 from onebase.align.resuming import resume_aligned
-from onebase.align.reward_model import train_reward
-from onebase.align.task import AlignJob
+from onebase.align.reward_model import DEFAULT_METHOD, train_reward
+from onebase.align.task import AlignJob, check_job
 from onebase.cli.align_progress import align_display
 from onebase.cli.scoring import score_command
 from onebase.cli.session import (
@@ -22,6 +23,7 @@ from onebase.cli.session import (
     WorkspaceOption,
     begin,
 )
+from onebase.cli.stdout import prints_to_stderr
 from onebase.cli.training import (
     ColumnsOption,
     HeldOutOption,
@@ -38,7 +40,6 @@ from onebase.data.columns import columns_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.model.fetch import DEFAULT_BASE
 from onebase.serving.presence import making_way
 from onebase.training.execution import summary
 
@@ -83,7 +84,7 @@ def reward_command(
     job = _job(
         task,
         data,
-        method,
+        method or DEFAULT_METHOD,
         None,
         instruction,
         held_out,
@@ -94,7 +95,7 @@ def reward_command(
         skip_bad,
     )
     session.workspace.require_writable()
-    loaded = load_base(base or DEFAULT_BASE, precision)
+    loaded = _base(session, job, base, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_reward(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
@@ -138,7 +139,7 @@ def dpo_command(
         skip_bad,
     )
     session.workspace.require_writable()
-    loaded = load_base(base or DEFAULT_BASE, precision)
+    loaded = _base(session, job, base, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_dpo(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
@@ -182,7 +183,7 @@ def kto_command(
         skip_bad,
     )
     session.workspace.require_writable()
-    loaded = load_base(base or DEFAULT_BASE, precision)
+    loaded = _base(session, job, base, precision)
     with making_way(session.workspace), align_display() as display:
         stored = train_kto(
             job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
@@ -233,8 +234,8 @@ def ppo_command(
         skip_bad,
     )
     session.workspace.require_writable()
-    loaded = load_base(base or DEFAULT_BASE, precision)
-    with making_way(session.workspace), align_display() as display:
+    loaded = _base(session, job, base, precision, reward=reward)
+    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
         stored = train_ppo(
             job,
             reward,
@@ -267,7 +268,7 @@ def _job(
                 "请选择用某方法重新开始，或从某个适配器开始。",
             ),
         )
-    return AlignJob(
+    job = AlignJob(
         task=task,
         data=data,
         method=method,
@@ -280,11 +281,26 @@ def _job(
         seed=seed,
         set=settings(set_ or []),
     )
+    check_job(job)
+    return job
+
+
+def _base(
+    session: Session,
+    job: AlignJob,
+    base: str | None,
+    precision: str | None,
+    *,
+    reward: str | None = None,
+) -> Base:
+    """The base that the job learns on: as its adapters were trained, unless chosen otherwise."""
+    chosen = base_for_job(job, session.workspace, base=base, precision=precision, reward=reward)
+    return load_base(chosen.base, chosen.precision)
 
 
 def resume_align(session: Session, run: str, base: Base) -> None:
     """Go on with an interrupted run of this kind, for `onebase resume`."""
-    with making_way(session.workspace), align_display() as display:
+    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
         stored = resume_aligned(run, base=base, workspace=session.workspace, watcher=display)
     show_aligned(session, stored)
 

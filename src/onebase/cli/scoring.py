@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from onebase.align.base_choice import base_for_scores
 from onebase.align.scoring import score_answers
 from onebase.cli.request_file import read_answers
 from onebase.cli.session import (
@@ -14,12 +15,12 @@ from onebase.cli.session import (
     PrecisionOption,
     WorkspaceOption,
     begin,
+    note,
 )
 from onebase.cli.training import load_base
 from onebase.engine.prompt import require_text
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.model.fetch import DEFAULT_BASE
 
 
 def score_command(
@@ -38,8 +39,9 @@ def score_command(
     """Score answers by a reward model: 0 is its mean, 1 a deviation above."""
     session = begin(workspace, as_json, lang)
     asked = _answers(file, prompt, answer)
-    loaded = load_base(base or DEFAULT_BASE, precision)
-    scores = score_answers(task, asked, base=loaded, workspace=session.workspace)
+    chosen = base_for_scores(task, session.workspace, base=base, precision=precision)
+    loaded = load_base(chosen.base, chosen.precision)
+    scores = score_answers(task, asked, base=loaded, workspace=session.workspace, noted=note)
     rows = [
         {"prompt": question, "answer": said, "score": score}
         for (question, said), score in zip(asked, scores, strict=True)

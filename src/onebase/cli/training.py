@@ -29,6 +29,7 @@ from onebase.model.fetch import DEFAULT_BASE
 from onebase.serving.presence import making_way
 from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
+from onebase.training.outcome import LEARNED
 from onebase.training.train import check_jobs, precision_for, summary, train
 
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]
@@ -216,6 +217,11 @@ def report_line(adapter: StoredAdapter) -> str:
         text += say(
             "its loss exploded or was no longer finite, lower learning_rate; ",
             "损失已发散或不是有限值，请减小 learning_rate；",
+        )
+    if metrics.get(LEARNED, True) is False:
+        text += say(
+            "nothing was learned, its gradient was 0 at every step, so it was not made current; ",
+            "每一步的梯度都为 0，没有学到任何内容，因此未设为当前版本；",
         )
     if loss is None or before is None:
         return text + say("no held-out loss to judge by", "没有可供评估的留出损失")

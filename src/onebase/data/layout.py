@@ -7,6 +7,7 @@ every piece is tokenised by itself, so the context is the same tokens in trainin
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -41,6 +42,8 @@ class Layout(Protocol):
     """What the layout itself writes after an answer, without the token that is added to it."""
     written: str
     """A conversation as it lays one out: its own text around the turns."""
+    dated: bool
+    """Whether it has written the date or the time so far."""
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
         """What stands before the next assistant turn; `turns` ends with a user turn.
@@ -59,11 +62,16 @@ class ChatLayout:
 
     An assistant turn is what the template adds to the generation prompt, up to its end token. The
     instruction is the system turn unless a conversation brings its own; where the template takes
-    no system turn, that text goes before the first user turn, after which comes a blank line.
+    no system turn, that text goes before the first user turn, after which comes a blank line. Where
+    the template writes the date, it is that of `moment` (None: of the rendering).
     """
 
-    def __init__(self, tokenizer: Any, instruction: str | None) -> None:
+    def __init__(
+        self, tokenizer: Any, instruction: str | None, moment: datetime | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._moment = moment
+        self.dated = False
         self._instruction: str | None = None  # nothing of the user's is in what is written
         self._eos: str = tokenizer.eos_token or ""
         self._takes_system = self._probe_system()
@@ -130,8 +138,15 @@ class ChatLayout:
             [{"role": turn.role, "content": turn.content} for turn in turns],
             tokenize=False,
             add_generation_prompt=prompt,
+            # In place of the function of that name that transformers gives every template.
+            **({} if self._moment is None else {"strftime_now": self._date}),
         )
         return text
+
+    def _date(self, form: str) -> str:
+        assert self._moment is not None
+        self.dated = True
+        return self._moment.strftime(form)
 
     def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         if self._instruction and turns[0].role != "system":
@@ -178,6 +193,7 @@ class PlainLayout:
         self._instruction = instruction or ""
         self._text = text
         self._lead = lead
+        self.dated = False
         self.end: str = tokenizer.eos_token or ""
         self.ending = ""
         first = tokenizer("a", verbose=False)["input_ids"][:1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from typing import Any, Self
@@ -51,6 +52,8 @@ class Template:
     begins with stand before everything (`leading` of them), the others where they are marked
     (`placed`); every repetition of the text, in a conversation, has the same ones.
 
+    A chat template may write the date: that of `moment`, or of each rendering where there is none.
+
     Raises `UsageError` for a kind, a text or a size that can't be used.
     """
 
@@ -61,6 +64,7 @@ class Template:
         kind: str = "auto",
         instruction: str | None = None,
         max_tokens: int = 512,
+        moment: datetime | None = None,
     ) -> None:
         if max_tokens < 2:
             raise UsageError(
@@ -72,11 +76,21 @@ class Template:
         self.kind = kind
         self.instruction = instruction
         self.max_tokens = max_tokens
+        self.moment = moment
         self._tokenizer = tokenizer
         text, self._instruction = with_places(kind), with_places(instruction or "")
         self.leading = leading(text)
         self.placed = (text + self._instruction).count(PLACE) - self.leading
-        self._layout = _layout(tokenizer, text[self.leading :], self._instruction or None)
+        self._layout = _layout(tokenizer, text[self.leading :], self._instruction or None, moment)
+
+    @property
+    def dated(self) -> bool:
+        """Whether it has written the date of its `moment` so far."""
+        return self._layout.dated
+
+    def at(self, moment: datetime) -> "Template":
+        """This template with another moment."""
+        return Template(self._tokenizer, **self.config(), moment=moment)
 
     @property
     def end(self) -> str:
@@ -278,7 +292,7 @@ class _Content:
         return self._text[: self._offsets[count - 1][1]]
 
 
-def _layout(tokenizer: Any, kind: str, instruction: str | None) -> Layout:
+def _layout(tokenizer: Any, kind: str, instruction: str | None, moment: datetime | None) -> Layout:
     if kind == "plain":
         return PlainLayout(tokenizer, instruction)
     if kind == "chat":
@@ -287,7 +301,7 @@ def _layout(tokenizer: Any, kind: str, instruction: str | None) -> Layout:
                 say("This base has no chat template.", "该基座模型没有对话模板。"),
                 say("Use the template `plain` or `auto`.", "请使用 `plain` 或 `auto` 模板。"),
             )
-        return ChatLayout(tokenizer, instruction)
+        return ChatLayout(tokenizer, instruction, moment)
     if "{" not in kind:
         raise unknown("template", "模板", kind, ("auto", "chat", "plain", "text with {input}"))
     return PlainLayout(tokenizer, instruction, kind, lead="")

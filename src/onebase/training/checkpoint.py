@@ -22,7 +22,7 @@ from onebase.language import say
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _NUMBER = re.compile(r"[0-9]{6,}")
 
 

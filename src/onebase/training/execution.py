@@ -1,6 +1,5 @@
 """Carrying a run out, from where it stands to its stored adapters, and saying how it ended."""
 
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -114,9 +113,7 @@ def summary(adapter: StoredAdapter) -> dict[str, Any]:
 
 def resume_command(run: Run, workspace: Workspace) -> str:
     """The command that goes on with the run."""
-    elsewhere = workspace.root.absolute() != Workspace().root.absolute()
-    place = f" --workspace {shlex.quote(str(workspace.root))}" if elsewhere else ""
-    return f"onebase resume {run.id}{place}"
+    return f"onebase resume {run.id}{workspace.option}"
 
 
 def _interrupted(run: Run, workspace: Workspace) -> Interrupted:

@@ -50,6 +50,15 @@ class TrainOptions(BaseModel):
     trunk: Literal["fp32", "fp16", "none"] = "fp32"
 
 
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless every generator takes `seed`."""
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(
+            say(f"seed={seed} is not valid.", f"seed={seed} 无效。"),
+            say("Give a whole number from 0 to 2**63 - 1.", "请给出 0 到 2**63 - 1 的整数。"),
+        )
+
+
 @dataclass(frozen=True)
 class Job:
     """One task to learn.

@@ -11,6 +11,7 @@ from onebase.language import say
 from onebase.training.checkpoint import Checkpoints
 from onebase.training.interruption import Interruption
 from onebase.training.learner import Learner
+from onebase.training.moment import date_kept
 from onebase.training.record import RunRecorder
 from onebase.training.request import require_same
 
@@ -44,7 +45,8 @@ class RunKeeper:
         self._interval = min(learner.options.save_seconds for learner in learners)
         limit = max(learner.options.save_limit for learner in learners)
         self._checkpoints = Checkpoints(run.checkpoints, limit)
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # of the jobs that trouble ended
+        self._still: set[str] = set()  # of those without a gradient
         self._began = time.monotonic()
         self._earlier = 0.0
         self._saved_at = -float("inf")
@@ -88,6 +90,9 @@ class RunKeeper:
             resumed_from=found.name,
             steps={learner.job.task: learner.step for learner in self._learners},
         )
+        kept = [text for one in self._learners for text in date_kept(self._run, one.template)]
+        for text in dict.fromkeys(kept):
+            self._recorder.noted(text)
 
     def between(self, *, judged: bool) -> None:
         """Between two joint steps, `judged` after an evaluation."""
@@ -95,6 +100,8 @@ class RunKeeper:
         for learner in self._learners:
             if learner.trouble and learner.job.task not in self._told:
                 self._tell_of_trouble(learner)
+            if learner.still and learner.job.task not in self._still:
+                self._tell_of_no_gradient(learner)
         self.check()
         since = time.monotonic() - self._saved_at
         wait = _SHARE * self._cost if self._cost > _QUICK else 0.0
@@ -148,6 +155,8 @@ class RunKeeper:
             learner.load(state["jobs"][learner.job.task])
             if learner.trouble:
                 self._told.add(learner.job.task)
+            if learner.still:
+                self._still.add(learner.job.task)
         self._earlier = state["seconds"]
         self.base_losses = state["base_losses"]
         torch.set_rng_state(state["random"])
@@ -209,6 +218,24 @@ class RunKeeper:
             f"{task} 在第 {step} 步后单独结束：{fact}；{kept}。请减小 learning_rate。",
         )
         self._recorder.noted(text, task=task, step=step, trouble=learner.trouble, best_step=best)
+
+    def _tell_of_no_gradient(self, learner: Learner) -> None:
+        task, base = learner.job.task, learner.base
+        self._still.add(task)
+        window = getattr(base.model.config, "sliding_window", None)
+        tokens = learner.adapter.before_text
+        text = say(
+            f"{task}: the gradient was exactly 0 in the whole first epoch: nothing is learned.",
+            f"{task}：第一轮中梯度始终恰好为 0：没有学到任何内容。",
+        )
+        if window and tokens:
+            text += say(
+                f" {base.name} attends to the last {window} tokens, and the {tokens} virtual tokens "
+                "stand before the text: use lora, or a base that attends to more.",
+                f"{base.name} 只关注最近 {window} 个词元，而 {tokens} 个虚拟词元位于文本之前："
+                "请使用 lora，或换用窗口更大的基座。",
+            )
+        self._recorder.noted(text, task=task, step=learner.step)
 
     def _tell_of_refusal(self, reason: str) -> None:
         text = say(

@@ -5,6 +5,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job, TrainOptions
+from onebase.training.moment import present
 from onebase.training.order import GivenOrder, Order
 
 # A loss counts as exploded after so many steps in a row above what a uniform guess would cost (ln
@@ -33,7 +35,7 @@ Trouble = Literal["not finite", "exploded"]
 # What a checkpoint keeps of a job as plain values, beside tensors, order and dropout.
 _COUNTS = (
     *("step", "epoch", "tokens", "seconds", "judged_step", "stopped", "trouble"),
-    *("best_loss", "best_step", "evaluations_since_best", "first_loss", "steps_above"),
+    *("best_loss", "best_step", "evaluations_since_best", "first_loss", "steps_above", "moved"),
 )
 
 
@@ -105,10 +107,18 @@ def task_data(job: Job, template: Template) -> TaskData:
 class Learner:
     """A job's state. `base` is what it learns on: the shared one, or a copy of its own where it
     changes every weight. `step` counts optimizer steps, `judged_step` is the last one with an
-    evaluation, `tokens` counts those learned from; `trouble` says why its loss ended it.
+    evaluation, `moment` is when its rows are rendered (None: now), `tokens` counts those learned from; `trouble` says why its loss ended it; `moved`
+    whether any step had a gradient.
     """
 
-    def __init__(self, job: Job, base: Base, data: TaskData | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        base: Base,
+        data: TaskData | None = None,
+        *,
+        moment: datetime | None = None,
+    ) -> None:
         self.job = job
         self.base = trainable_copy(base) if job.method == FULL else base
         self.options: TrainOptions
@@ -118,6 +128,7 @@ class Learner:
             kind=job.template,
             instruction=job.instruction,
             max_tokens=self.options.max_tokens,
+            moment=moment or present(),
         )
         self.data = task_data(job, self.template) if data is None else data.named(job.task)
         self.adapter: Adapter = build_adapter(
@@ -147,6 +158,7 @@ class Learner:
         self.evaluations_since_best = 0
         self.first_loss: float | None = None
         self.steps_above = 0
+        self.moved = False
         a_step = self.options.batch_size * self.options.accumulation
         self._batches: Order[TokenRow] | GivenOrder = Order(self.data.train, a_step, job.seed)
 
@@ -222,6 +234,11 @@ class Learner:
         return self.stopped or self.diverged or self.step >= self.total_steps
 
     @property
+    def still(self) -> bool:
+        """Whether a whole epoch has passed without a gradient."""
+        return self.step >= self.steps_an_epoch and not self.moved
+
+    @property
     def due(self) -> bool:
         """Whether an evaluation is to come before the next step."""
         ends = self.done or self.step % self.steps_an_epoch == 0
@@ -255,6 +272,7 @@ class Learner:
             group["lr"] = peak * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.moved = self.moved or float(norm) > 0
         self.step += 1
         self.epoch = self.step // self.steps_an_epoch
         return float(norm), self.peaks[0] * factor

@@ -8,11 +8,15 @@ from onebase.adapters.full import save_full
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.runs import Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.adapters.workspace import Workspace
 from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
 from onebase.errors import CorruptFileError
+from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.learner import Learner
+
+LEARNED = "learned"  # among the metrics: whether the training changed anything
 
 
 def store_once(
@@ -42,9 +46,19 @@ def already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | 
         store.verify(own[-1])
     except CorruptFileError:  # the machine went down before its files were on the disk
         return None
-    if own[-1] is versions[-1] and not own[-1].current:
+    learned = own[-1].metrics.get(LEARNED, True)
+    if own[-1] is versions[-1] and not own[-1].current and learned:
         return store.promote(own[-1].name)
     return own[-1]
+
+
+def not_promoted(stored: StoredAdapter, workspace: Workspace) -> str:
+    """What to say of a version that is stored and did not become the current one."""
+    command = f"onebase adapters promote {stored.name}{workspace.option}"
+    return say(
+        f"{stored.name} is stored and not made current; `{command}` would.",
+        f"{stored.name} 已保存，但未设为当前版本；如需启用：`{command}`。",
+    )
 
 
 def _store(
@@ -87,10 +101,12 @@ def _store(
                 "best_step": learner.best_step,
                 "steps": learner.step,
                 "diverged": learner.diverged,
+                LEARNED: learner.moved,
                 "truncated": learner.data.truncated,
                 "seconds": learner.seconds,
                 "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),
                 **metrics,
             },
         },
+        promote=learner.moved,
     )

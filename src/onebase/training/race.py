@@ -36,6 +36,7 @@ from onebase.training.interruption import Interrupted, Interruption
 from onebase.training.job import Job, TrainOptions
 from onebase.training.ladder import Place, draw_ladder, ranked, write_ladder
 from onebase.training.learner import TaskData, task_data
+from onebase.training.moment import present
 from onebase.training.outcome import store_once
 from onebase.training.record import RunRecorder
 from onebase.training.space import Configuration, Space, default_space
@@ -104,6 +105,7 @@ def race(
         kind=job.template,
         instruction=job.instruction,
         max_tokens=options.max_tokens,
+        moment=present(),
     )
     data = _data(replace(jobs[0], task=job.task), template)
     epochs = options.epochs if "epochs" in job.set else None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job
 from onebase.training.learner import Learner
+from onebase.training.moment import recorded
 
 # What must be the same for a run to go on; the rest says where things are.
 _OF_RUN = ("base_fingerprint", "precision")
@@ -31,6 +33,7 @@ def request_of(base: Base, learners: Sequence[Learner]) -> dict[str, Any]:
         "base_fingerprint": base.fingerprint,
         "precision": base.precision.text,
         "folder": str(Path.cwd()),
+        **recorded(_moment(learners)),
         "jobs": [_job(learner) for learner in learners],
     }
     plain: dict[str, Any] = yaml.safe_load(
@@ -38,10 +41,25 @@ def request_of(base: Base, learners: Sequence[Learner]) -> dict[str, Any]:
     )
     same = {
         **{key: plain[key] for key in _OF_RUN},
-        "jobs": [[job["task"], *(job[key] for key in _OF_JOB)] for job in plain["jobs"]],
+        "jobs": [
+            [job["task"], *(job[key] for key in _OF_JOB if key not in _varying(learner))]
+            for job, learner in zip(plain["jobs"], learners, strict=True)
+        ],
     }
     digest = hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode())
     return {"identity": digest.hexdigest(), **plain}
+
+
+def _moment(learners: Sequence[Learner]) -> datetime:
+    """When their rows were rendered: all at one moment."""
+    moment = learners[0].template.moment
+    assert moment is not None
+    return moment
+
+
+def _varying(learner: Learner) -> tuple[str, ...]:
+    """What another day changes of the same job: its rows, where the chat template writes the date."""
+    return ("rows_sha256",) if learner.template.dated else ()
 
 
 def _job(learner: Learner) -> dict[str, Any]:
@@ -179,6 +197,9 @@ def _changed(key: str, before: object, now: object) -> str:
         "base_fingerprint": say("the weights of the base", "基座的权重"),
         "data_sha256": say("the content of its data", "训练数据的内容"),
         "held_out_sha256": say("the content of its held-out data", "留出数据的内容"),
-        "rows_sha256": say("how its rows become tokens", "数据转换为词元的方式"),
+        "rows_sha256": say(
+            "how its rows become tokens (the tokenizer, the chat template, or the version of onebase)",
+            "数据转换为词元的方式（分词器、对话模板或 onebase 的版本）",
+        ),
     }
     return contents.get(key) or f"{key} {before!r} -> {now!r}"

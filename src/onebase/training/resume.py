@@ -11,6 +11,7 @@ from onebase.model.base import Base
 from onebase.training.execution import execute
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
+from onebase.training.moment import moment_of
 from onebase.training.request import base_of, jobs_of, request_of, require_same
 
 
@@ -37,7 +38,8 @@ def resume(
         jobs = jobs_of(config)
     except (KeyError, TypeError) as error:
         raise _incomplete(run, error) from error
-    learners = [Learner(job, base) for job in jobs]
+    moment = moment_of(config)
+    learners = [Learner(job, base, moment=moment) for job in jobs]
     now = request_of(base, learners)
     require_same(run.id, config, now)
     return execute(run, workspace, base, learners, now, watcher, resumed=True)

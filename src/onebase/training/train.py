@@ -10,9 +10,10 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.execution import execute, summary
-from onebase.training.job import Job
+from onebase.training.job import Job, check_seed
 from onebase.training.learner import Learner
 from onebase.training.loop import Watcher
+from onebase.training.moment import moment_of, present
 from onebase.training.request import request_of
 from onebase.training.resume import interrupted_run
 
@@ -38,9 +39,15 @@ def train(
     check_jobs(jobs)
     workspace = workspace or Workspace()
     base = base or Base.load(precision=precision_for(jobs, None))
-    learners = [Learner(job, base) for job in jobs]
+    moment = present()
+    learners = [Learner(job, base, moment=moment) for job in jobs]
     config = request_of(base, learners)
     earlier = None if restart else interrupted_run(workspace, config)
+    if earlier is not None and any(learner.template.dated for learner in learners):
+        moment = moment_of(earlier.config)
+        learners.clear()  # each may have a model of its own
+        learners += [Learner(job, base, moment=moment) for job in jobs]
+        config = request_of(base, learners)
     run = earlier or Run.create(workspace, config)
     resumed = earlier is not None
     return execute(run, workspace, base, learners, config, watcher, resumed=resumed)
@@ -60,11 +67,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         check_task_name(job.task)
         job.options()
-        if not 0 <= job.seed < 1 << 63:
-            raise UsageError(
-                say(f"seed={job.seed} is not valid.", f"seed={job.seed} 无效。"),
-                say("Give a whole number from 0 to 2**63 - 1.", "请给出 0 到 2**63 - 1 的整数。"),
-            )
+        check_seed(job.seed)
         if job.task in seen:
             raise UsageError(
                 say(f"Two jobs are called {job.task!r}.", f"有两个任务都叫 {job.task!r}。"),

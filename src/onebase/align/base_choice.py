@@ -1,0 +1,85 @@
+"""Which base a command loads, and in what precision, where the user leaves that open: what the adapters
+that take part were trained on.
+"""
+
+from dataclasses import dataclass
+from shlex import quote
+
+from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.adapters.workspace import Workspace
+from onebase.align.recorded import precision_of
+from onebase.align.rewards import is_function, stored_reward
+from onebase.align.scoring import require_task
+from onebase.align.task import AlignJob, beginning_of
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.fetch import DEFAULT_BASE, lasting_name
+from onebase.training.train import precision_for
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """The base to load, and the precision to hold it in (None: the usual one)."""
+
+    base: str
+    precision: str | None
+
+
+def base_for_job(
+    job: AlignJob,
+    workspace: Workspace,
+    *,
+    base: str | None = None,
+    precision: str | None = None,
+    reward: str | None = None,
+) -> BaseChoice:
+    """What `job` learns on: `base` and `precision` where they are given, else those of the adapter that
+    it begins from, else those of the reward model that judges it; nf4 for a fresh qlora.
+
+    Raises UsageError for adapters that are not there, or that were trained on different bases.
+    """
+    begun = None if job.method else beginning_of(job, workspace)
+    judge = None
+    if reward is not None and not is_function(reward):
+        judge = stored_reward(reward, AdapterStore(workspace))
+    trained = [stored for stored in (begun, judge) if stored is not None]
+    if base is None and len({stored.record.get("base_fingerprint") for stored in trained}) > 1:
+        raise _two_bases(*trained)
+    if job.method:
+        precision = precision_for([job.training_job(job.method, None)], precision)
+    return _chosen(trained, base, precision)
+
+
+def base_for_scores(
+    task: str, workspace: Workspace, *, base: str | None = None, precision: str | None = None
+) -> BaseChoice:
+    """What the reward model `task` scores on. Raises UsageError where there is no such model."""
+    require_task(task)
+    return _chosen([stored_reward(task, AdapterStore(workspace))], base, precision)
+
+
+def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | None) -> BaseChoice:
+    """The first of `trained` decides what is not given."""
+    bases = [stored.base for stored in trained if stored.base]
+    precisions = [text for stored in trained if (text := precision_of(stored))]
+    return BaseChoice(
+        base or lasting_name(next(iter(bases), DEFAULT_BASE)),
+        precision or next(iter(precisions), None),
+    )
+
+
+def _two_bases(begun: StoredAdapter, judge: StoredAdapter) -> UsageError:
+    command = f"onebase align reward --base {quote(begun.base)}"
+    return UsageError(
+        say(
+            f"{begun.name} was trained on {begun.base}, the reward model {judge.name} on {judge.base}: "
+            "policy and reward model share one base.",
+            f"{begun.name} 是在 {begun.base} 上训练的，奖励模型 {judge.name} 则是在 {judge.base} 上："
+            "策略与奖励模型共用一个基座。",
+        ),
+        say(
+            f"Train a reward model on the policy's base ({command} …), or begin a policy afresh with "
+            "--method.",
+            f"请在策略的基座上训练奖励模型（{command} …），或用 --method 重新开始训练策略。",
+        ),
+    )
