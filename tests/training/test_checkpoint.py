@@ -159,8 +159,9 @@ def test_one_that_is_being_deleted_is_none(tmp_path: Path, monkeypatch: pytest.M
 def test_another_version_s_format_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = saved(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        checkpoints = saved(tmp_path, 1)
     with pytest.raises(OnebaseError, match="another version of onebase") as caught:
         checkpoints.newest()
     assert "version that wrote it" in caught.value.remedy

@@ -22,9 +22,10 @@ from onebase.adapters.runs import Run, RunStore
 from onebase.errors import CorruptFileError, DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.training import checkpoint, moment
 from onebase.training import learner as learner_module
-from onebase.training import moment
 from onebase.training import train as train_module
+from onebase.training.checkpoint import Checkpoints
 from onebase.training.interruption import Interrupted
 from onebase.training.learner import Learner
 from onebase.training.resume import resume
@@ -123,6 +124,31 @@ def test_a_run_goes_on_to_the_same_adapters(
     with pytest.raises(UsageError, match="came to its end") as caught:
         resume(run.id, base=make_base(), workspace=workspace)
     assert "onebase runs list" in caught.value.remedy
+
+
+def as_format_1(run: Run) -> None:
+    """Make the newest checkpoint one of the format that did not note gradients."""
+    checkpoints = Checkpoints(run.checkpoints, limit=1)
+    state = checkpoints.newest().state
+    assert state is not None
+    for job in state["jobs"].values():
+        del job["counts"]["moved"]
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(checkpoint, "FORMAT", 1)
+        checkpoints.save(state)
+
+
+def test_a_run_of_an_earlier_format_goes_on_and_is_promoted(
+    jobs: list[onebase.Job],
+    workspace: onebase.Workspace,
+    expected: list[str],
+    make_base: Callable[..., Base],
+) -> None:
+    run = interrupted(make_base(), jobs, workspace, step=8)
+    as_format_1(run)
+    stored = resume(run.id, base=make_base(), workspace=workspace)
+    assert hashes(stored) == expected
+    assert [onebase.AdapterStore(workspace).get(task).version for task in ("a", "b")] == [1, 1]
 
 
 @pytest.mark.parametrize("stop", [1, 5])

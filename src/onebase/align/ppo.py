@@ -353,4 +353,4 @@ def load_models(models: Models, progress: Progress, state: Mapping[str, Any]) ->
     progress.stopped = state["stopped"]
     progress.judged = state["judged"]
     progress.judgements = state["judgements"]
-    progress.varied = state["varied"]
+    progress.varied = state.get("varied", True)  # not in format 1

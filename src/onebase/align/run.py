@@ -103,7 +103,7 @@ class AlignRun:
         found = self._checkpoints.newest()
         state = found.state or {}
         self.run.cut(state.get("metrics_bytes", 0))
-        _cut(self.samples, state.get("samples_bytes", 0))
+        _cut(self.samples, state.get("samples_bytes", 0 if found.state is None else math.inf))
         if found.state is not None:
             load(state["state"])
             self._earlier = state["seconds"]
@@ -200,10 +200,10 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _cut(file: Path, size: int) -> None:
+def _cut(file: Path, size: float) -> None:
     """Forget what was written behind the first `size` bytes."""
     if _size(file) > size:
-        os.truncate(file, size)
+        os.truncate(file, int(size))
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Trainee:
         """Go on from a `state`."""
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.moved = state["moved"]
+        self.moved = state.get("moved", True)  # not in format 1
         device = self.base.device
         best = state["best"]
         self.best = None if best is None else {name: t.to(device) for name, t in best.items()}

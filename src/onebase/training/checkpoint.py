@@ -23,6 +23,7 @@ from onebase.language import say
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 FORMAT = 2
+_READ = (1, FORMAT)  # 1 does not say whether anything had a gradient
 _NUMBER = re.compile(r"[0-9]{6,}")
 
 
@@ -189,7 +190,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _Damaged(say(f"{STATE}: {reason}", f"{STATE}：{reason}")) from error
     except (UnpicklingError, RuntimeError) as error:  # not what this product writes
         raise _Damaged(say(f"{STATE} can't be read", f"无法读取 {STATE}")) from error
-    if state.pop("format") != FORMAT:
+    if state.pop("format") not in _READ:
         raise _later(path)
     return state
 

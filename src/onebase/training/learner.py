@@ -310,6 +310,7 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state` of a job like this one, freshly built."""
+        self.moved = True  # unless the checkpoint says otherwise, which those of format 1 don't
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self._batches.load(state["order"])
