@@ -10,6 +10,7 @@ from onebase.language import say
 
 UNREAD = "unread"
 EMPTY = "empty"
+_NOTHING = ("[]", "{}")  # how a text says that there is nothing
 REFUSED = "refused"
 _TURN_ROLES = {
     **dict.fromkeys((CHAT.role, SHAREGPT.role), "role"),
@@ -58,7 +59,7 @@ class _Survey:
 
     def note(self, name: str, value: object, use: str) -> None:
         """What becomes of a value; what one row holds outweighs the rows that are empty there."""
-        if is_empty(value) or (use == UNREAD and value in ("[]", "{}")):
+        if is_empty(value) or (use == UNREAD and value in _NOTHING):
             self.uses.setdefault(name, EMPTY)
         elif unsupported(name.rpartition(".")[2], value):
             self.uses[name] = REFUSED
@@ -87,4 +88,4 @@ class _Survey:
 
 
 def _is_text(value: object) -> bool:
-    return type(value) is str and bool(value) and not value.isspace()
+    return type(value) is str and bool(value) and not value.isspace() and value not in _NOTHING

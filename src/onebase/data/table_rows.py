@@ -12,6 +12,7 @@ from onebase.errors import DataError
 from onebase.language import say
 
 _DELIMITERS = (",", ";", "\t", "|")
+_BOM = "\ufeff"  # where files were joined, there is another one
 _SAMPLE = 20  # rows that tell the delimiter
 _SAMPLE_TEXT = 1 << 18
 # Excel reads the delimiter from such a first line.
@@ -28,7 +29,7 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
             say(f"{file} holds JSON, not a table.", f"{file} 的内容是 JSON，不是表格。"),
             say("Rename it to .jsonl or .json.", "请改名为 .jsonl 或 .json。"),
         )
-    first = 1
+    first, text = 1, text.lstrip(_BOM)
     if separator := _SEPARATOR.match(text):
         delimiter, first = separator[1], 2
         text = text[separator.end() :]
@@ -88,8 +89,16 @@ def _without_blank_end(fields: list[str]) -> list[str]:
 
 
 def _is_header(fields: list[str], names: list[str]) -> bool:
-    """Whether a row is the header once more, as where files were joined."""
-    return [field.strip("\ufeff ") for field in fields] == names
+    """Whether a row is the header once more, as where files were joined: in any order, several names
+    also in another case.
+    """
+    first = fields[0].strip(f'{_BOM}" ')  # behind the mark a quote is a part of the field
+    if first.casefold() not in map(str.casefold, names):
+        return False  # as nearly every row
+    found = [first, *(field.strip() for field in fields[1:])]
+    if len(names) == 1:
+        return found == names
+    return sorted(map(str.casefold, found)) == sorted(map(str.casefold, names))
 
 
 def _odd_row(file: str, line: int, fields: list[str], names: list[str]) -> Row | BadRow:

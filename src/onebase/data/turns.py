@@ -41,7 +41,7 @@ _MASK_VALUES: dict[object, bool] = {
 }
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 _MEDIA = ("image", "audio", "video")
-_CALLS = ("tool_calls", "function_call")
+CALLS = ("tool_calls", "function_call")  # columns or fields, also where they are written as text
 _TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 
 
@@ -168,8 +168,8 @@ def unsupported(name: str, value: object) -> str | None:
     """Why a row with this column, or this field of a turn, would teach something wrong."""
     if is_empty(value):
         return None
-    if name in _CALLS:
-        return _no_calls()
+    if name in CALLS:
+        return None if value in ("[]", "{}") else _no_calls()
     if name.rstrip("s") in _MEDIA and isinstance(value, list | dict | bytes):
         return _no_media(name.rstrip("s"))
     return None
