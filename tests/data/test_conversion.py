@@ -136,3 +136,16 @@ def test_sharegpt_roles_are_translated() -> None:
 )
 def test_an_unfit_conversation_names_the_turn(values: dict[str, object], reason: object) -> None:
     assert bad(values, MESSAGES) == reason
+
+
+@pytest.mark.parametrize("column", ["tool_calls", "function_call"])
+@pytest.mark.parametrize("value", ['[{"name": "w"}]', "w()", [{"name": "w"}], {"name": "w"}])
+def test_calls_beside_an_answer_are_refused(column: str, value: object) -> None:
+    named, reason = bad({"q": "x", "a": "y", column: value}, PAIR)
+    assert named == column
+    assert "tool calls can't be learned" in reason
+
+
+@pytest.mark.parametrize("nothing", ["[]", "{}", "", [], None])
+def test_no_calls_are_no_reason(nothing: object) -> None:
+    assert turns({"q": "x", "a": "y", "tool_calls": nothing}, PAIR)

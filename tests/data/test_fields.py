@@ -127,3 +127,19 @@ def test_preferences_name_what_they_do_not_read(
     found = check_preferences(load_preferences(write("a.jsonl", [row] * 8)), Template(chatml))
     assert "margin'" in found.warnings[0]
     assert found.read_by[0].startswith("onebase align ")
+
+
+@pytest.mark.parametrize("first", ["[]", "{}", "", " "])
+@pytest.mark.parametrize("field", ["tool_call_id", "thinking", "metadata"])
+def test_a_field_that_first_says_nothing_is_named_where_it_says_something(
+    write: Write, first: str, field: str
+) -> None:
+    rows = [{"messages": [TALK[0], {**TALK[1], field: text}]} for text in (first, first, "text")]
+    (warning,) = unread(load_dataset(write("a.jsonl", rows)).fields)
+    assert f"'messages[].{field}'" in warning
+
+
+@pytest.mark.parametrize("column", ["model.tool_calls", "a.function_call", "x.images"])
+def test_a_column_with_a_dot_is_no_field(write: Write, column: str) -> None:
+    row = {"input": "q", "output": "a", column: [1]}
+    assert uses(write, row)[column] == "unread"

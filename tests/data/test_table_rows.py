@@ -69,6 +69,10 @@ def test_blank_columns_and_rows_are_passed_over(write: Write, text: str) -> None
         ("text,label\r\nA,x\r\n\ufefftext,label\r\nB,y\r\n", 3),
         ("text;label\nA;x\nB;y\ntext;label\n", 4),
         ("text,label,\nA,x,\ntext,label,\nB,y,\n", 3),
+        ("text,label\nA,x\nlabel,text\nB,y\n", 3),
+        ("text,label\nA,x\nText,LABEL\nB,y\n", 3),
+        ('"text","label"\nA,x\n\ufeff"text","label"\nB,y\n', 3),
+        ('text,label\n"A\nB",x\nB,y\n Label , text \n', 5),
     ],
 )
 def test_the_header_again_is_a_bad_row(write: Write, text: str, line: int) -> None:
@@ -105,3 +109,16 @@ def test_a_broken_quote_has_its_own_remedy(write: Write, text: str, remedy: str)
 def test_a_header_with_a_hole_is_refused(write: Write, text: str) -> None:
     with pytest.raises(DataError, match="no name for column"):
         read_rows(write("a.csv", text))
+
+
+@pytest.mark.parametrize("row", ["text,x", "label,label", "Text,text", "A,text"])
+def test_a_row_that_names_one_column_is_no_header(write: Write, row: str) -> None:
+    assert len(values(write, f"text,label\nA,x\n{row}\n")) == 2
+
+
+@pytest.mark.parametrize("header", ['"text","label"', "text,label", 'text,"label"'])
+@pytest.mark.parametrize("marks", [1, 2, 3])
+def test_marks_before_the_header_are_no_part_of_it(write: Write, header: str, marks: int) -> None:
+    text = f"{header}\nA,x\n"
+    table = read_rows(write("a.csv", b"\xef\xbb\xbf" * marks + text.encode()))
+    assert [row.values for row in table.rows] == [{"text": "A", "label": "x"}]

@@ -30,22 +30,25 @@ def fields_of(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[Field, .
         for name, value in row.values.items():
             # Nearly every value is text under a name that is known already.
             if not isinstance(value, str) or survey.uses.get(name, EMPTY) == EMPTY:
-                survey.note(name, value, roles.get(name, UNREAD))
+                survey.note(name, name, value, roles.get(name, UNREAD))
                 if name in roles:
                     survey.look_inside(name, value, _TURN_ROLES)
     return tuple(Field(name, use) for name, use in survey.uses.items())
 
 
-def unread(fields: Sequence[Field]) -> list[str]:
-    """A warning that names the columns and fields that hold something and are not read."""
+def unread(fields: Sequence[Field], held_out: str | None = None) -> list[str]:
+    """A warning that names the columns and fields that hold something and are not read; those of the
+    `held_out` file are told with its name.
+    """
     names = [field.name for field in fields if field.use == UNREAD]
     if not names:
         return []
     listed = ", ".join(map(repr, names))
+    where, where_zh = (f" in {held_out}", f"（{held_out}）") if held_out else ("", "")
     return [
         say(
-            f"Not read: {listed}. What stands there is left out.",
-            f"未读取：{listed}。其中的内容不会被使用。",
+            f"Not read{where}: {listed}. What stands there is left out.",
+            f"未读取{where_zh}：{listed}。其中的内容不会被使用。",
         )
     ]
 
@@ -57,11 +60,13 @@ class _Survey:
         self.uses: dict[str, str] = {}
         self._plain: set[tuple[str, ...]] = set()  # turns of such keys, all texts, are known
 
-    def note(self, name: str, value: object, use: str) -> None:
-        """What becomes of a value; what one row holds outweighs the rows that are empty there."""
+    def note(self, name: str, key: str, value: object, use: str) -> None:
+        """What becomes of a value under a key; what one row holds outweighs the rows that are empty
+        there.
+        """
         if is_empty(value) or (use == UNREAD and value in _NOTHING):
             self.uses.setdefault(name, EMPTY)
-        elif unsupported(name.rpartition(".")[2], value):
+        elif unsupported(key, value):
             self.uses[name] = REFUSED
         elif self.uses.get(name) != REFUSED:
             self.uses[name] = use
@@ -72,7 +77,7 @@ class _Survey:
             is_part = roles is _PART_ROLES and value.get("type") not in TEXT_PARTS
             for key, held in value.items():
                 inner = f"{name}.{key}"
-                self.note(inner, held, roles.get(key, REFUSED if is_part else UNREAD))
+                self.note(inner, key, held, roles.get(key, REFUSED if is_part else UNREAD))
                 if isinstance(held, list) and roles.get(key) == "content":
                     self.look_inside(inner, held, _PART_ROLES)
         elif isinstance(value, list):
