@@ -165,15 +165,23 @@ def _header(file: str, names: list[str]) -> list[str]:
 
 
 def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    """Rows of a Parquet file; a row's `line` is its number."""
+    """Rows of a Parquet file; a row's `line` is its number. Dates and times are read as text: Python has
+    neither nanoseconds nor the year 10000.
+    """
     import pyarrow
     from pyarrow import parquet
 
     try:
         opened = parquet.ParquetFile(pyarrow.BufferReader(data))
-        _header(file, opened.schema_arrow.names)
-        table = opened.read()
-    except (pyarrow.ArrowException, OSError) as problem:
+        names = opened.schema_arrow.names
+        columns = opened.read().columns
+        temporal = [pyarrow.types.is_temporal(column.type) for column in columns]
+        lists = [
+            (column.cast(pyarrow.string()) if is_time else column).to_pylist()
+            for column, is_time in zip(columns, temporal, strict=True)
+        ]
+    # Damaged text is a ValueError, a time inside a list that Python can't hold an OverflowError.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as problem:
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
         raise DataError(
             say(
@@ -182,5 +190,6 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
             ),
             say("Write the file again.", "请重新写出该文件。"),
         ) from problem
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield Row(file, number, values)
+    _header(file, names)
+    for number, values in enumerate(zip(*lists, strict=True), start=1):
+        yield Row(file, number, dict(zip(names, values, strict=True)))
