@@ -122,14 +122,19 @@ def own_words(command: Any, words: list[str]) -> Iterator[str]:
             return
 
 
+def require_commands(place: str, text: str) -> None:
+    """Raise where a message tells to type what the command line does not take."""
+    for command, words in told(text):
+        if words:  # a bare name is no command to type
+            command.make_context(place, shlex.split(" ".join(words)))
+
+
 @pytest.mark.parametrize(
     ("place", "text"),
     [(place, text) for place, text in MESSAGES if re.search(r"\bonebase \S", text)],
 )
 def test_a_command_in_a_message_is_one_and_takes_its_words(place: str, text: str) -> None:
-    for command, words in told(text):
-        if words:  # a bare name is no command to type
-            command.make_context(place, shlex.split(" ".join(words)))
+    require_commands(place, text)
 
 
 def all_options(command: Any) -> set[str]:
@@ -156,11 +161,10 @@ def test_an_option_in_a_message_exists() -> None:
         "See `onebase data chekc FILE`.",
         "Start `onebase align dpo --task T --prompts F`.",
         "Begin anew with onebase train --anew.",
-        "Go on with `onebase resume`.",
+        "Go on with `onebase resume --workspace W`.",
         "Use `onebase classify --task T more`.",
     ],
 )
 def test_a_wrong_command_is_noticed(text: str) -> None:
     with pytest.raises((AssertionError, typer.exceptions.TyperException)):
-        for command, words in told(text):
-            command.make_context("test", shlex.split(" ".join(words)))
+        require_commands("test", text)
