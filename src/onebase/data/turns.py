@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onebase.data.example import Role, Turn
-from onebase.data.values import Unfit, checked, is_empty, kind_of, text_of, value_of
+from onebase.data.values import (
+    Unfit,
+    checked,
+    is_empty,
+    kind_of,
+    text_of,
+    turns_as_text,
+    value_of,
+)
 from onebase.language import say
 
 
@@ -64,10 +72,7 @@ def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Tu
         as_text = items.lstrip().startswith("[")
         raise Unfit(
             column,
-            say(
-                "a list of turns written as text; write the list itself, in JSON lines or Parquet",
-                "是写成文本的对话列表；请在 JSONL 或 Parquet 中直接写列表",
-            )
+            turns_as_text()
             if as_text
             else say("text, expected a list of turns", "是文本，应为对话列表"),
         )
