@@ -1,5 +1,6 @@
 """Every column and every field of turns is read, or named as not read."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,25 @@ def test_a_field_that_first_says_nothing_is_named_where_it_says_something(
 def test_a_column_with_a_dot_is_no_field(write: Write, column: str) -> None:
     row = {"input": "q", "output": "a", column: [1]}
     assert uses(write, row)[column] == "unread"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"input": "q", "output": "a", "images": held} for held in (["x.png"], "x.png")],
+        [{"messages": [TALK[0], {**TALK[1], "images": held}]} for held in ([{"a": 1}], "x.png")],
+        [
+            {"messages": [{"role": "user", "content": [part]}, TALK[1]]}
+            for part in ({"type": "image", "x": [1]}, {"type": "text", "text": "q", "x": "y"})
+        ],
+    ],
+    ids=["columns", "turns", "parts"],
+)
+def test_a_field_that_one_row_is_refused_for_is_named_for_the_other(
+    write: Write, rows: list[dict[str, Any]], turned: bool
+) -> None:
+    data = load_dataset(write("a.jsonl", rows[::-1] if turned else rows))
+    assert len(data.bad) == len(data.examples) == 1
+    (warning,) = unread(data.fields)
+    assert re.search(r"(images|x)'", warning)

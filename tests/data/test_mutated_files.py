@@ -313,6 +313,7 @@ def remove_key(draw: random.Random, case: Case, _: Text) -> None:
         name = draw.choice(list(target))
         del target[name]
         case.changed |= {name.removeprefix(TWICE), "has no rows", "is empty", "an empty object"}
+        case.changed.add("no name for column")
 
 
 def rename_column(draw: random.Random, case: Case, _: Text) -> None:

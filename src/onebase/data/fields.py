@@ -10,8 +10,9 @@ from onebase.language import say
 
 UNREAD = "unread"
 EMPTY = "empty"
-_NOTHING = ("[]", "{}")  # how a text says that there is nothing
 REFUSED = "refused"
+_WEAK = (EMPTY, REFUSED)  # a row that holds something else, and is taken, outweighs them
+_NOTHING = ("[]", "{}")  # how a text says that there is nothing
 _TURN_ROLES = {
     **dict.fromkeys((CHAT.role, SHAREGPT.role), "role"),
     **dict.fromkeys((CHAT.content, SHAREGPT.content), "content"),
@@ -29,7 +30,7 @@ def fields_of(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple[Field, .
     for row in rows:
         for name, value in row.values.items():
             # Nearly every value is text under a name that is known already.
-            if not isinstance(value, str) or survey.uses.get(name, EMPTY) == EMPTY:
+            if not isinstance(value, str) or survey.uses.get(name, EMPTY) in _WEAK:
                 survey.note(name, name, value, roles.get(name, UNREAD))
                 if name in roles:
                     survey.look_inside(name, value, _TURN_ROLES)
@@ -61,15 +62,16 @@ class _Survey:
         self._plain: set[tuple[str, ...]] = set()  # turns of such keys, all texts, are known
 
     def note(self, name: str, key: str, value: object, use: str) -> None:
-        """What becomes of a value under a key; what one row holds outweighs the rows that are empty
-        there.
+        """What becomes of a value under a key. A row that is refused for it is told of by itself: what
+        another row loses there outweighs it, and either of them the rows that are empty there.
         """
         if is_empty(value) or (use == UNREAD and value in _NOTHING):
-            self.uses.setdefault(name, EMPTY)
+            use = EMPTY
         elif unsupported(key, value):
-            self.uses[name] = REFUSED
-        elif self.uses.get(name) != REFUSED:
-            self.uses[name] = use
+            use = REFUSED
+        known = self.uses.get(name, EMPTY)
+        if use not in _WEAK or known == EMPTY:
+            self.uses[name] = use if use != EMPTY else known
 
     def look_inside(self, name: str, value: object, roles: Mapping[str, str]) -> None:
         """The fields of a turn, or of a list of turns, and those of content in parts."""

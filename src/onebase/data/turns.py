@@ -248,6 +248,7 @@ def _joined(parts: Sequence[object], place: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in TEXT_PARTS and isinstance(text, str):
             texts.append(text)
+            _require_text_alone(part, f"{place}[{number}]")
             continue
         media = next((name for name in _MEDIA if name in str(kind)), None)
         if media:
@@ -261,6 +262,14 @@ def _joined(parts: Sequence[object], place: str) -> str:
             )
         raise Unfit(f"{place}[{number}]", reason)
     return "".join(texts)
+
+
+def _require_text_alone(part: object, place: str) -> None:
+    """Raise Unfit for a text part with a field that can't be left out: images, tool calls."""
+    if isinstance(part, dict) and len(part) > 2:
+        for key, value in part.items():
+            if reason := unsupported(key, value):
+                raise Unfit(f"{place}.{key}", reason)
 
 
 def _no_calls() -> str:
