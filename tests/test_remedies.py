@@ -78,7 +78,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 def place_holder(word: str) -> bool:
     """Whether a word stands for one of the user's: FILE, TASK, …"""
-    return word in (VALUE, "…", "文件") or (word.isascii() and word.isupper())
+    stands_in = word in ("…", "文件") or set(word) == {VALUE}  # two values may stand side by side
+    return stands_in or (word.isascii() and word.isupper())
 
 
 def told(text: str) -> Iterator[tuple[Any, list[str]]]:
