@@ -169,3 +169,28 @@ def test_the_report_is_json(write: Write, chatml: Tokenizer) -> None:
     assert back["duplicates"] == [{"first": 2, "second": 9, "conflicting": True}]
     assert back["bad"] == [{"file": "a.jsonl", "line": 10, "column": "output", "reason": "empty"}]
     assert back["prompt_tokens"]["median"] > 0
+
+
+TWO_QUESTIONS = [{"role": "user", "content": text} for text in ("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"input": "y", "output": None}, "null"),
+        ({"question": "y"}, "missing"),
+        ({"input": TWO_QUESTIONS, "output": "a"}, "Roles must alternate"),
+    ],
+)
+def test_the_held_out_file_is_looked_over_too(
+    write: Write, no_system: Tokenizer, row: dict[str, object], reason: str
+) -> None:
+    train = load_dataset(write("a.jsonl", [{"input": q, "output": a} for q, a in many(8)]))
+    held = load_dataset(write("b.jsonl", [{"input": "z", "output": "a", "topic": "t"}, row]))
+    found = check(train, Template(no_system), held_out=held)
+    assert [(bad.file, bad.line) for bad in found.bad] == [("b.jsonl", 2)]
+    assert reason in found.bad[0].reason
+    assert found.rows == 8
+    (warning,) = found.warnings
+    assert warning.startswith("Not read in b.jsonl: ")
+    assert "'topic'" in warning

@@ -136,3 +136,46 @@ def test_sharegpt_roles_are_translated() -> None:
 )
 def test_an_unfit_conversation_names_the_turn(values: dict[str, object], reason: object) -> None:
     assert bad(values, MESSAGES) == reason
+
+
+@pytest.mark.parametrize("column", ["tool_calls", "function_call"])
+@pytest.mark.parametrize("value", ['[{"name": "w"}]', "w()", [{"name": "w"}], {"name": "w"}])
+def test_calls_beside_an_answer_are_refused(column: str, value: object) -> None:
+    named, reason = bad({"q": "x", "a": "y", column: value}, PAIR)
+    assert named == column
+    assert "tool calls can't be learned" in reason
+
+
+@pytest.mark.parametrize("nothing", ["[]", "{}", "", [], None])
+def test_no_calls_are_no_reason(nothing: object) -> None:
+    assert turns({"q": "x", "a": "y", "tool_calls": nothing}, PAIR)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]',
+        "[{'content': 'q', 'role': 'user'}]",
+        ' [ {"from": "gpt", "value": "a"} ]\n',
+        "[{'role': 'assistant', 'content': \"it's\"}]",
+    ],
+)
+@pytest.mark.parametrize("column", ["q", "a"])
+def test_turns_that_a_table_holds_as_text_are_not_learned_as_json(column: str, text: str) -> None:
+    named, reason = bad({"q": "x", "a": "y", column: text}, PAIR)
+    assert named == column
+    assert "a list of turns written as text" in reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "engineer", "content": "x"}]',
+        '[{"role": "user", "name": "x"}]',
+        'Write {"role": "user", "content": "q"}',
+        "[1] role: user, content: x",
+        '{"role": "user", "content": "q"}',
+    ],
+)
+def test_other_json_is_learned(text: str) -> None:
+    assert turns({"q": "x", "a": text}, PAIR)[-1] == ("assistant", text)

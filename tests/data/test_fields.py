@@ -1,5 +1,6 @@
 """Every column and every field of turns is read, or named as not read."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,41 @@ def test_preferences_name_what_they_do_not_read(
     found = check_preferences(load_preferences(write("a.jsonl", [row] * 8)), Template(chatml))
     assert "margin'" in found.warnings[0]
     assert found.read_by[0].startswith("onebase align ")
+
+
+@pytest.mark.parametrize("first", ["[]", "{}", "", " "])
+@pytest.mark.parametrize("field", ["tool_call_id", "thinking", "metadata"])
+def test_a_field_that_first_says_nothing_is_named_where_it_says_something(
+    write: Write, first: str, field: str
+) -> None:
+    rows = [{"messages": [TALK[0], {**TALK[1], field: text}]} for text in (first, first, "text")]
+    (warning,) = unread(load_dataset(write("a.jsonl", rows)).fields)
+    assert f"'messages[].{field}'" in warning
+
+
+@pytest.mark.parametrize("column", ["model.tool_calls", "a.function_call", "x.images"])
+def test_a_column_with_a_dot_is_no_field(write: Write, column: str) -> None:
+    row = {"input": "q", "output": "a", column: [1]}
+    assert uses(write, row)[column] == "unread"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"input": "q", "output": "a", "images": held} for held in (["x.png"], "x.png")],
+        [{"messages": [TALK[0], {**TALK[1], "images": held}]} for held in ([{"a": 1}], "x.png")],
+        [
+            {"messages": [{"role": "user", "content": [part]}, TALK[1]]}
+            for part in ({"type": "image", "x": [1]}, {"type": "text", "text": "q", "x": "y"})
+        ],
+    ],
+    ids=["columns", "turns", "parts"],
+)
+def test_a_field_that_one_row_is_refused_for_is_named_for_the_other(
+    write: Write, rows: list[dict[str, Any]], turned: bool
+) -> None:
+    data = load_dataset(write("a.jsonl", rows[::-1] if turned else rows))
+    assert len(data.bad) == len(data.examples) == 1
+    (warning,) = unread(data.fields)
+    assert re.search(r"(images|x)'", warning)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from onebase.data.formats import load_dataset
 from onebase.data.rows import read_requests, read_rows
 from onebase.errors import DataError
 
@@ -129,3 +130,38 @@ def test_a_bad_request_is_named(write: Write, content: object, words: str) -> No
 def test_requests_are_not_looked_for_on_the_hub(write: Write) -> None:
     with pytest.raises(DataError, match="no file nobody/nothing"):
         read_requests(Path("nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"a": "1"}\n{}\n{"a": "2"}\n'),
+        ("a.json", '[{"a": "1"},\n{},\n{"a": "2"}]'),
+        ("a.jsonl", '{"a": "1"}\n { } \n{"a": "2"}\n'),
+    ],
+)
+def test_an_empty_object_is_a_bad_row(write: Write, name: str, text: str) -> None:
+    table = read_rows(write(name, text))
+    assert [row.line for row in table.rows] == [1, 3]
+    assert [str(row) for row in table.bad] == [f"{name}:2: an empty object"]
+
+
+@pytest.mark.parametrize("text", ["{}\n{}\n", "[{}]", "{}"])
+def test_a_file_of_empty_objects_is_refused_by_row(write: Write, text: str) -> None:
+    found = load_dataset(write("a.jsonl", text))
+    assert not found.examples
+    assert all("an empty object" in row.reason for row in found.bad)
+
+
+@pytest.mark.parametrize("text", ["\u3000\n", "\xa0", "\u2028\n\u0085"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_file_of_blanks_has_no_rows(write: Write, name: str, text: str) -> None:
+    with pytest.raises(DataError, match="has no rows"):
+        read_rows(write(name, text))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("marks", ["\ufeff\ufeff", "\ufeff\n\ufeff", "\ufeff \ufeff"])
+def test_an_array_behind_two_marks_is_refused_for_them(write: Write, name: str, marks: str) -> None:
+    with pytest.raises(DataError, match="two files were joined"):
+        read_rows(write(name, f'{marks}[\n{{"a": "1"}},\n{{"a": "2"}}\n]'))

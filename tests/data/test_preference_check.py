@@ -111,3 +111,16 @@ def test_rows_that_the_template_refuses_are_bad(write: Write, no_system: Tokeniz
     assert bad.line == 11
     assert "Roles must alternate" in bad.reason
     assert found.rows == 11
+
+
+def test_the_held_out_pairs_are_looked_over_too(write: Write, chatml: Tokenizer) -> None:
+    good = pair(20, "yes", "no") | {"margin": 3}
+    for row, reason in (
+        (pair(21, "yes", "yes"), "the same as the chosen answer"),
+        ({"prompt": "q", "chosen": "a"}, "missing"),
+        (pair(21, "yes", ""), "empty"),
+    ):
+        found = report(write, chatml, PAIRS, [good, row])
+        assert [(bad.file, bad.line) for bad in found.bad] == [("h.jsonl", 2)]
+        assert reason in found.bad[0].reason
+        assert "Not read in h.jsonl: 'margin'" in found.warnings[0]

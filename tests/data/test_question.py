@@ -140,3 +140,22 @@ def test_preferences_read_what_stands_beside_the_question(
     (row,) = load_preferences(write("a.jsonl", [asked | answered | beside])).rows
     assert [turn.content for turn in row.asked] == ["s", "q0", "a0", "q\n\ni"]
     assert row.answers[0] == "a"
+
+
+EARLIER = [{"role": "system", "content": "B"}, {**U, "content": "q0"}, {**A, "content": "a0"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"messages": [EARLIER[0], U, A], "history": EARLIER}, "history"),
+        ({"prompt": [EARLIER[0], U], "completion": "a", "history": EARLIER}, "history"),
+        ({"messages": [EARLIER[0], U, A], "prompt": EARLIER[:2]}, "prompt"),
+    ],
+)
+def test_only_one_system_text_is_taken(write: Write, row: dict[str, Any], column: str) -> None:
+    assert said(write, row)[0] == ("system", "B")
+    assert [role for role, _ in said(write, row)].count("system") == 1
+    other = [{"role": "system", "content": "other"}, *row[column][1:]]
+    (bad,) = load_dataset(write("b.jsonl", [row | {column: other}])).bad
+    assert (bad.column, bad.reason) == (column, "two system texts")

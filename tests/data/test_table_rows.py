@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from onebase.data.rows import read_rows
 from onebase.errors import DataError
@@ -69,6 +71,10 @@ def test_blank_columns_and_rows_are_passed_over(write: Write, text: str) -> None
         ("text,label\r\nA,x\r\n\ufefftext,label\r\nB,y\r\n", 3),
         ("text;label\nA;x\nB;y\ntext;label\n", 4),
         ("text,label,\nA,x,\ntext,label,\nB,y,\n", 3),
+        ("text,label\nA,x\nlabel,text\nB,y\n", 3),
+        ("text,label\nA,x\nText,LABEL\nB,y\n", 3),
+        ('"text","label"\nA,x\n\ufeff"text","label"\nB,y\n', 3),
+        ('text,label\n"A\nB",x\nB,y\n Label , text \n', 5),
     ],
 )
 def test_the_header_again_is_a_bad_row(write: Write, text: str, line: int) -> None:
@@ -105,3 +111,58 @@ def test_a_broken_quote_has_its_own_remedy(write: Write, text: str, remedy: str)
 def test_a_header_with_a_hole_is_refused(write: Write, text: str) -> None:
     with pytest.raises(DataError, match="no name for column"):
         read_rows(write("a.csv", text))
+
+
+@pytest.mark.parametrize("row", ["text,x", "label,label", "Text,text", "A,text"])
+def test_a_row_that_names_one_column_is_no_header(write: Write, row: str) -> None:
+    assert len(values(write, f"text,label\nA,x\n{row}\n")) == 2
+
+
+@pytest.mark.parametrize("header", ['"text","label"', "text,label", 'text,"label"'])
+@pytest.mark.parametrize("marks", [1, 2, 3])
+def test_marks_before_the_header_are_no_part_of_it(write: Write, header: str, marks: int) -> None:
+    text = f"{header}\nA,x\n"
+    table = read_rows(write("a.csv", b"\xef\xbb\xbf" * marks + text.encode()))
+    assert [row.values for row in table.rows] == [{"text": "A", "label": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("column", "texts"),
+    [
+        (
+            pyarrow.array([1, None], pyarrow.timestamp("ns")),
+            ["1970-01-01 00:00:00.000000001", None],
+        ),
+        (pyarrow.array([0, 2**52], pyarrow.timestamp("s")), ["1970-01-01 00:00:00", None]),
+        (pyarrow.array([1, 3], pyarrow.time64("ns")), ["00:00:00.000000001", "00:00:00.000000003"]),
+        (pyarrow.array([1, 2**62], pyarrow.duration("s")), ["1", str(2**62)]),
+        (pyarrow.array([0, 1], pyarrow.date32()), ["1970-01-01", "1970-01-02"]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_times_in_parquet_are_read_as_text(
+    write: Write, column: pyarrow.Array, texts: list[str | None]
+) -> None:
+    path = write("a.parquet", b"")
+    parquet.write_table(pyarrow.table({"text": ["A", "B"], "time": column}), path)
+    found = [row.values["time"] for row in read_rows(path).rows]
+    assert str(found[0]).startswith(str(texts[0]))
+    assert texts[1] is None or found[1] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([b"\xff\xfe", b"B"]).cast(pyarrow.binary()).view(pyarrow.string()),
+        pyarrow.array([[b"\xca"], [b"B"]]).view(pyarrow.list_(pyarrow.string())),
+        pyarrow.array([[2**52], [1]], pyarrow.list_(pyarrow.timestamp("s"))),
+    ],
+    ids=["text", "a text in a list", "a time in a list"],
+)
+def test_a_parquet_value_that_python_can_not_hold_is_refused(
+    write: Write, column: pyarrow.Array
+) -> None:
+    path = write("a.parquet", b"")
+    parquet.write_table(pyarrow.table({"text": ["A", "B"], "x": column}), path)
+    with pytest.raises(DataError, match="can't be read as Parquet"):
+        read_rows(path)

@@ -285,3 +285,15 @@ def _seconds(template: Template) -> float:
     for _ in range(50):
         template.example(PAIR)
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain", "Q: {input}\nA:"])
+@pytest.mark.parametrize("text", ["a\ufdd0b", "\ufdd0a", "a\ufdd0"])
+def test_a_noncharacter_is_dropped_only_where_places_are_marked(
+    chatml: Tokenizer, kind: str, text: str
+) -> None:
+    row = Example((Turn("user", text), Turn("assistant", text)), "a.jsonl", 1)
+    plain = chatml.decode(Template(chatml, kind=kind).example(row).ids)
+    assert plain.count(text) == 2
+    placed = Template(chatml, kind=kind, instruction="{v:2}")
+    assert "\ufdd0" not in chatml.decode([id_ for id_ in placed.example(row).ids if id_ >= 0])

@@ -169,3 +169,24 @@ def test_what_text_can_not_hold_is_named(
 def test_an_empty_field_refuses_nothing(write: Write, field: str, nothing: object) -> None:
     path = write("a.jsonl", [{"messages": talk({field: nothing}), field: nothing}])
     assert not load_dataset(path).bad
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("images", [{"path": "x.png"}], "holds an image"),
+        ("audio", {"path": "x.wav"}, "holds audio"),
+        ("tool_calls", [{"name": "w"}], "tool calls can't be learned"),
+        ("function_call", "w()", "tool calls can't be learned"),
+    ],
+)
+def test_a_part_of_text_with_more_than_text_is_refused(
+    write: Write, field: str, value: Any, words: str
+) -> None:
+    part = {"type": "text", "text": "q", field: value}
+    turns = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]
+    (bad,) = load_dataset(write("a.jsonl", [{"messages": turns}])).bad
+    assert bad.column == f"messages[0].content[0].{field}"
+    assert words in bad.reason
+    part[field] = None
+    assert load_dataset(write("b.jsonl", [{"messages": turns}])).examples[0].input == "q"

@@ -44,7 +44,8 @@ def test_they_are_refused_with_the_command_that_reads_them(
     with pytest.raises(DataError) as refused:
         load_dataset(path)
     remedy = refused.value.remedy
-    assert f"`{command} --task TASK --data 'a b.jsonl'`" in remedy
+    method = "" if row in RATED else " --method lora"  # a reward model has its own
+    assert f"`{command} --task TASK --data 'a b.jsonl'{method}`" in remedy
     assert load_preferences(path).kind == kind  # the command does read it
     assert len(load_preferences(path).rows) == 3
     # The other remedy works when it is pasted.

@@ -50,7 +50,8 @@ class CheckReport:
     """What `check` found.
 
     `fields` says of every column, and of every field of turns (`messages[].weight`), which role it is
-    read for, or that it is unread, refused or empty. `rows` counts good and bad rows. `duplicates` pair the first line of an input with each later
+    read for, or that it is unread, refused or empty. `rows` counts good and bad rows; those of the
+    held-out file that are `bad` stand behind the file's own. `duplicates` pair the first line of an input with each later
     one; `overlap` pairs a line with a line of the held-out file that has its input. Token counts
     are per example, after truncation; `truncated` examples lose a part of their text.
     """
@@ -77,17 +78,14 @@ class CheckReport:
 
 
 def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = None) -> CheckReport:
-    """Look a data set over as `template` will render it. A row that it refuses is a bad row."""
+    """Look a data set over as `template` will render it. A row that it refuses is a bad row, also of
+    the held-out file.
+    """
     bad = list(dataset.bad)
-    good: list[Example] = []
-    rendered: list[Rendered] = []
-    for example in dataset.examples:
-        try:
-            rendered.append(template.example(example))
-        except DataError as refusal:
-            bad.append(refused(example.file, example.line, refusal))
-        else:
-            good.append(example)
+    good, rendered = _rendered(dataset, template, bad)
+    if held_out:
+        bad += held_out.bad
+        _rendered(held_out, template, bad)
     learned = [sum(tokens.learned) for tokens in rendered]
     prompt = [len(tokens.ids) - sum(tokens.learned) for tokens in rendered]
     labels = Counter(example.answer for example in good) if dataset.labels else Counter()
@@ -108,11 +106,27 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         labels=dict(labels.most_common()),
         warnings=(
             *unread(dataset.fields),
+            *(unread(held_out.fields, held_out.path) if held_out else ()),
             *alike(labels + _labels(held_out)),
             *_warnings(good, labels, template, nothing_learned),
         ),
         first_example=template.marked(good[0]) if good else "",
     )
+
+
+def _rendered(
+    dataset: Dataset, template: Template, bad: list[BadRow]
+) -> tuple[list[Example], list[Rendered]]:
+    """The examples that the template takes, and their tokens; the others are added to `bad`."""
+    good, tokens = [], []
+    for example in dataset.examples:
+        try:
+            tokens.append(template.example(example))
+        except DataError as refusal:
+            bad.append(refused(example.file, example.line, refusal))
+        else:
+            good.append(example)
+    return good, tokens
 
 
 def _labels(dataset: Dataset | None) -> Counter[str]:

@@ -6,6 +6,7 @@ from onebase.data.example import BadRow, Example, Turn
 from onebase.data.question import asked_of, preceded
 from onebase.data.row import Row
 from onebase.data.turns import (
+    CALLS,
     chat_of,
     holds_turns,
     is_answer,
@@ -34,8 +35,8 @@ def convert(row: Row, columns: Mapping[str, str]) -> Example | BadRow:
 def require_supported(values: Mapping[str, object]) -> None:
     """Raise Unfit for a row with a column that can't be left out: images, tool calls."""
     for name, value in values.items():
-        # Text, which nearly every value is, is never refused.
-        if not isinstance(value, str) and (reason := unsupported(name, value)):
+        # Nearly every value is text, which is refused for calls alone.
+        if (not isinstance(value, str) or name in CALLS) and (reason := unsupported(name, value)):
             raise Unfit(name, reason)
 
 

@@ -215,6 +215,7 @@ def _format(
 
 def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command: str) -> DataError:
     names = {role: name for role, name in found.items() if role not in _BESIDE_TEXT}
+    learn = _learning(command, path)
     return DataError(
         say(
             f"{path} holds judged answers: the column {column!r} says how good each one is. Training "
@@ -222,18 +223,23 @@ def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command:
             f"{path} 是带评判的回答：列 {column!r} 表示每个回答的好坏。直接训练会把差的回答也当作好的来学。",
         ),
         say(
-            f"Learn from both with `onebase {command} --task TASK --data {shlex.quote(str(path))}`. To learn all "
-            f"answers alike: `{columns_option(names)}`.",
-            f"请用 `onebase {command} --task TASK --data {shlex.quote(str(path))}` 学习其好坏。若确要一律学习："
-            f"`{columns_option(names)}`。",
+            f"Learn from both with {learn}. To learn all answers alike: `{columns_option(names)}`.",
+            f"请用 {learn} 学习其好坏。若确要一律学习：`{columns_option(names)}`。",
         ),
     )
 
 
+def _learning(command: str, path: str | Path) -> str:
+    """The command that learns a new task from a file. A reward model needs no method, it has its own."""
+    method = "" if command == "align reward" else " --method lora"
+    return f"`onebase {command} --task TASK --data {shlex.quote(str(path))}{method}`"
+
+
 def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:
+    dpo, reward = _learning("align dpo", path), _learning("align reward", path)
     remedy = say(
-        "They are for `onebase align reward` and `onebase align dpo`.",
-        "偏好数据用于 `onebase align reward` 与 `onebase align dpo`。",
+        f"Learn from them with {dpo}, or a reward model with {reward}.",
+        f"请用 {dpo} 学习，或用 {reward} 训练奖励模型。",
     )
     if "input" in found:
         names = columns_option({"input": found["input"], "output": found["chosen"]})

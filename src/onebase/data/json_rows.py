@@ -60,6 +60,8 @@ def array_rows(file: str, text: str) -> Iterator[Row | BadRow]:
     syntax error of an array, no row can be told from the next.
     """
     at = _skip(text, 0)
+    if at == len(text):
+        return
     if text[at] != "[":
         raise _no_array(file, text)
     objects = _Objects()
@@ -115,8 +117,10 @@ def _row(file: str, line: int, value: object, twice: list[str]) -> Row | BadRow:
             key,
             say("this key stands twice in one object", "同一对象中该键出现了两次"),
         )
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return Row(file, line, value)
+    if isinstance(value, dict):
+        return BadRow(file, line, None, say("an empty object", "是空对象"))
     if isinstance(value, list):
         kind = say("an array", "数组")
     else:

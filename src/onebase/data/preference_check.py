@@ -98,14 +98,14 @@ class _Read:
 def check_preferences(
     data: PreferenceSet, template: Template, *, held_out: PreferenceSet | None = None
 ) -> PreferenceReport:
-    """Look preferences over as `template` will render them. A row that it refuses is a bad row."""
-    bad, good = list(data.bad), []
-    for row in data.rows:
-        examples = tuple(row.example(index) for index in range(len(row.answers)))
-        try:
-            good.append(_Read(row, examples, tuple(map(template.example, examples))))
-        except DataError as refusal:
-            bad.append(refused(row.file, row.line, refusal))
+    """Look preferences over as `template` will render them. A row that it refuses is a bad row, also
+    of the held-out file.
+    """
+    bad = list(data.bad)
+    good = _taken(data, template, bad)
+    if held_out:
+        bad += held_out.bad
+        _taken(held_out, template, bad)
     answers = [length for read in good for length in read.lengths]
     totals = [len(tokens.ids) for read in good for tokens in read.rendered]
     longer = [read.lengths[0] > read.lengths[-1] for read in good if data.kind == "pairs"]
@@ -130,9 +130,25 @@ def check_preferences(
         truncated=sum(tokens.truncated for read in good for tokens in read.rendered),
         ratings=Ratings(min(rated), mean(rated), max(rated), len(set(rated))) if rated else None,
         longer_chosen=mean(longer) if longer else None,
-        warnings=(*unread(data.fields), *_warnings(data.kind, good, template)),
+        warnings=(
+            *unread(data.fields),
+            *(unread(held_out.fields, held_out.path) if held_out else ()),
+            *_warnings(data.kind, good, template),
+        ),
         first_example=_shown(good[0].examples, template) if good else "",
     )
+
+
+def _taken(data: PreferenceSet, template: Template, bad: list[BadRow]) -> list[_Read]:
+    """The rows that the template takes; the others are added to `bad`."""
+    good = []
+    for row in data.rows:
+        examples = tuple(row.example(index) for index in range(len(row.answers)))
+        try:
+            good.append(_Read(row, examples, tuple(map(template.example, examples))))
+        except DataError as refusal:
+            bad.append(refused(row.file, row.line, refusal))
+    return good
 
 
 def _repeats(rows: Sequence[Preference]) -> tuple[Repeat, ...]:

@@ -40,10 +40,7 @@ def preceded(
         turns = _behind_prompt(values, columns["prompt"], turns)
     if "history" in columns:
         earlier = _history(values.get(columns["history"]), columns["history"])
-        if earlier and turns[0].role == "system":
-            turns = (turns[0], *earlier, *turns[1:])
-        else:
-            turns = (*earlier, *turns)
+        turns = _joined(earlier, turns, columns["history"])
     column = columns.get("system")
     if column is None or is_empty(values.get(column)):
         return tuple(turns)
@@ -86,11 +83,20 @@ def _behind_prompt(
     earlier = as_context(asked)
     if contains(as_context(turns), earlier):
         return turns
-    if turns[0].role == "system":
-        if earlier[0].role == "system":
+    return _joined(earlier, turns, column)
+
+
+def _joined(earlier: Sequence[Turn], turns: Sequence[Turn], column: str) -> Sequence[Turn]:
+    """The `earlier` turns of a column before others, whose system text stays first. Raises Unfit where
+    each has one of its own.
+    """
+    if not earlier or turns[0].role != "system":
+        return (*earlier, *turns)
+    if earlier[0].role == "system":
+        if earlier[0] != turns[0]:
             raise Unfit(column, say("two system texts", "有两个系统消息"))
-        return (turns[0], *earlier, *turns[1:])
-    return (*earlier, *turns)
+        earlier = earlier[1:]
+    return (turns[0], *earlier, *turns[1:])
 
 
 def _history(value: object, column: str) -> tuple[Turn, ...]:

@@ -229,7 +229,7 @@ def _encoding(data: bytes) -> str:
 
 def _json_lines(file: str, data: bytes) -> Iterator[Row | BadRow]:
     text = _text(file, data)
-    is_array = re.match(r"\s*\[\s*(\{|$)", text)
+    is_array = re.match(r"[\s\ufeff]*\[\s*(\{|$)", text)
     return array_rows(file, text) if is_array else line_rows(file, text)
 
 

@@ -12,6 +12,7 @@ from onebase.errors import DataError
 from onebase.language import say
 
 _DELIMITERS = (",", ";", "\t", "|")
+_BOM = "\ufeff"  # where files were joined, there is another one
 _SAMPLE = 20  # rows that tell the delimiter
 _SAMPLE_TEXT = 1 << 18
 # Excel reads the delimiter from such a first line.
@@ -28,7 +29,7 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
             say(f"{file} holds JSON, not a table.", f"{file} 的内容是 JSON，不是表格。"),
             say("Rename it to .jsonl or .json.", "请改名为 .jsonl 或 .json。"),
         )
-    first = 1
+    first, text = 1, text.lstrip(_BOM)
     if separator := _SEPARATOR.match(text):
         delimiter, first = separator[1], 2
         text = text[separator.end() :]
@@ -88,8 +89,16 @@ def _without_blank_end(fields: list[str]) -> list[str]:
 
 
 def _is_header(fields: list[str], names: list[str]) -> bool:
-    """Whether a row is the header once more, as where files were joined."""
-    return [field.strip("\ufeff ") for field in fields] == names
+    """Whether a row is the header once more, as where files were joined: in any order, several names
+    also in another case.
+    """
+    first = fields[0].strip(f'{_BOM}" ')  # behind the mark a quote is a part of the field
+    if first.casefold() not in map(str.casefold, names):
+        return False  # as nearly every row
+    found = [first, *(field.strip() for field in fields[1:])]
+    if len(names) == 1:
+        return found == names
+    return sorted(map(str.casefold, found)) == sorted(map(str.casefold, names))
 
 
 def _odd_row(file: str, line: int, fields: list[str], names: list[str]) -> Row | BadRow:
@@ -156,15 +165,23 @@ def _header(file: str, names: list[str]) -> list[str]:
 
 
 def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    """Rows of a Parquet file; a row's `line` is its number."""
+    """Rows of a Parquet file; a row's `line` is its number. Dates and times are read as text: Python has
+    neither nanoseconds nor the year 10000.
+    """
     import pyarrow
     from pyarrow import parquet
 
     try:
         opened = parquet.ParquetFile(pyarrow.BufferReader(data))
-        _header(file, opened.schema_arrow.names)
-        table = opened.read()
-    except (pyarrow.ArrowException, OSError) as problem:
+        names = opened.schema_arrow.names
+        columns = opened.read().columns
+        temporal = [pyarrow.types.is_temporal(column.type) for column in columns]
+        lists = [
+            (column.cast(pyarrow.string()) if is_time else column).to_pylist()
+            for column, is_time in zip(columns, temporal, strict=True)
+        ]
+    # Damaged text is a ValueError, a time inside a list that Python can't hold an OverflowError.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as problem:
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
         raise DataError(
             say(
@@ -173,5 +190,6 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
             ),
             say("Write the file again.", "请重新写出该文件。"),
         ) from problem
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield Row(file, number, values)
+    _header(file, names)
+    for number, values in enumerate(zip(*lists, strict=True), start=1):
+        yield Row(file, number, dict(zip(names, values, strict=True)))

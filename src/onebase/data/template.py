@@ -223,8 +223,8 @@ class Template:
     def _tokens(self, example: Example) -> list[_Tokens]:
         context = self._without_places(example.turns[:-1])
         try:
-            said = example.answer.replace(PLACE, "")
-            answer = Piece(self._layout.answer(context, said), learned=True)
+            (said,) = self._without_places(example.turns[-1:])
+            answer = Piece(self._layout.answer(context, said.content), learned=True)
             pieces = [*self._layout.context(context), answer]
         except TemplateError as refusal:
             raise DataError(

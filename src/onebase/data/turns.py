@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onebase.data.example import Role, Turn
-from onebase.data.values import Unfit, checked, is_empty, kind_of, text_of, value_of
+from onebase.data.values import (
+    Unfit,
+    checked,
+    is_empty,
+    kind_of,
+    text_of,
+    turns_as_text,
+    value_of,
+)
 from onebase.language import say
 
 
@@ -41,7 +49,7 @@ _MASK_VALUES: dict[object, bool] = {
 }
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 _MEDIA = ("image", "audio", "video")
-_CALLS = ("tool_calls", "function_call")
+CALLS = ("tool_calls", "function_call")  # columns or fields, also where they are written as text
 _TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 
 
@@ -64,10 +72,7 @@ def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Tu
         as_text = items.lstrip().startswith("[")
         raise Unfit(
             column,
-            say(
-                "a list of turns written as text; write the list itself, in JSON lines or Parquet",
-                "是写成文本的对话列表；请在 JSONL 或 Parquet 中直接写列表",
-            )
+            turns_as_text()
             if as_text
             else say("text, expected a list of turns", "是文本，应为对话列表"),
         )
@@ -168,8 +173,8 @@ def unsupported(name: str, value: object) -> str | None:
     """Why a row with this column, or this field of a turn, would teach something wrong."""
     if is_empty(value):
         return None
-    if name in _CALLS:
-        return _no_calls()
+    if name in CALLS:
+        return None if value in ("[]", "{}") else _no_calls()
     if name.rstrip("s") in _MEDIA and isinstance(value, list | dict | bytes):
         return _no_media(name.rstrip("s"))
     return None
@@ -243,6 +248,7 @@ def _joined(parts: Sequence[object], place: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in TEXT_PARTS and isinstance(text, str):
             texts.append(text)
+            _require_text_alone(part, f"{place}[{number}]")
             continue
         media = next((name for name in _MEDIA if name in str(kind)), None)
         if media:
@@ -256,6 +262,14 @@ def _joined(parts: Sequence[object], place: str) -> str:
             )
         raise Unfit(f"{place}[{number}]", reason)
     return "".join(texts)
+
+
+def _require_text_alone(part: object, place: str) -> None:
+    """Raise Unfit for a text part with a field that can't be left out: images, tool calls."""
+    if isinstance(part, dict) and len(part) > 2:
+        for key, value in part.items():
+            if reason := unsupported(key, value):
+                raise Unfit(f"{place}.{key}", reason)
 
 
 def _no_calls() -> str:

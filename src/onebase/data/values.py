@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from onebase.language import say
 
+_TURNS = re.compile(r"\s*\[\s*\{")
+_ROLE = re.compile(r"""["'](?:role|from)["']\s*:\s*["'](?:user|assistant|system|human|gpt)["']""")
+_CONTENT = re.compile(r"""["'](?:content|value)["']\s*:""")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -30,8 +33,21 @@ def value_of(values: Mapping[str, object], column: str) -> object:
 
 
 def text_of(values: Mapping[str, object], column: str) -> str:
-    """The text in a column. Raises Unfit."""
-    return checked(value_of(values, column), column)
+    """The text in a column. Raises Unfit, also for turns that stand there as text, as a table holds
+    them: a model would learn to write their JSON.
+    """
+    text = checked(value_of(values, column), column)
+    if _TURNS.match(text) and _ROLE.search(text) and _CONTENT.search(text):
+        raise Unfit(column, turns_as_text())
+    return text
+
+
+def turns_as_text() -> str:
+    """Why a list of turns can't be read out of a text."""
+    return say(
+        "a list of turns written as text; write the list itself, in JSON lines or Parquet",
+        "是写成文本的对话列表；请在 JSONL 或 Parquet 中直接写列表",
+    )
 
 
 def checked(value: object, column: str) -> str:
