@@ -1,8 +1,10 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
+from tests.data.conftest import CHATML
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from onebase.data.example import Example, Role, Turn
@@ -297,3 +299,26 @@ def test_a_noncharacter_is_dropped_only_where_places_are_marked(
     assert plain.count(text) == 2
     placed = Template(chatml, kind=kind, instruction="{v:2}")
     assert "\ufdd0" not in chatml.decode([id_ for id_ in placed.example(row).ids if id_ >= 0])
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["%d %b %Y", "%Y-%m-%d %H:%M:%S", "%A, %B %-d", "%j/%U %%", "today", "%Y年%m月%d日", "%I %p"],
+)
+def test_a_template_writes_the_date_of_a_moment(form: str, tokenizer_with: Build) -> None:
+    """As transformers' own function would have then, and no other text changes."""
+    moment = datetime(2026, 3, 5, 17, 4, 9)
+    own = f"  {{{{ strftime_now('{form}') }}}}\n{{% set f = '{form}' %}}{{{{ strftime_now(f) }}}}\n"
+    dated = tokenizer_with(own + CHATML)
+    template = Template(dated, moment=moment)
+    assert template.dated
+    written = moment.strftime(form)
+    plain = Template(tokenizer_with(f"  {written}\n{written}\n" + CHATML))
+    assert template.prompt_text("q") == plain.prompt_text("q")
+    assert template.marked(TALK) == plain.marked(TALK)
+    later = template.at(datetime(2027, 1, 1))
+    assert later.prompt_text("q") == template.prompt_text("q").replace(
+        written, datetime(2027, 1, 1).strftime(form)
+    )
+    assert not Template(dated).dated
+    assert not plain.at(moment).dated

@@ -369,8 +369,10 @@ def test_what_has_changed_is_named(
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }}:"
     rewritten = Base(tiny_model("llama"), tokenizer, name="tiny-llama")
-    both = "a: how its rows become tokens; b: how its rows become tokens."
-    assert refusal(rewritten) == both
+    rows = (
+        "how its rows become tokens (the tokenizer, the chat template, or the version of onebase)"
+    )
+    assert refusal(rewritten) == f"a: {rows}; b: {rows}."
     for old, new, said in (
         ("epochs: 2", "epochs: 5", "a: epochs 2 -> 5."),
         ("seed: 0", "seed: 3", "a: seed 0 -> 3."),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from onebase.data.dates import PARTS, date_parts, of_moment, writes_date
 from onebase.data.ends import ending_token, special_tokens
 from onebase.data.example import Turn
 from onebase.errors import UsageError
@@ -43,7 +44,7 @@ class Layout(Protocol):
     written: str
     """A conversation as it lays one out: its own text around the turns."""
     dated: bool
-    """Whether it has written the date or the time so far."""
+    """Whether it writes the date or the time, of its own moment."""
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
         """What stands before the next assistant turn; `turns` ends with a user turn.
@@ -70,8 +71,12 @@ class ChatLayout:
         self, tokenizer: Any, instruction: str | None, moment: datetime | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._moment = moment
-        self.dated = False
+        template = str(tokenizer.chat_template)
+        self.dated = moment is not None and writes_date(template)
+        self._date: dict[str, Any] = {}
+        if moment is not None and self.dated:
+            written = of_moment(tokenizer.get_chat_template())
+            self._date = {"chat_template": written, PARTS: date_parts(moment)}
         self._instruction: str | None = None  # nothing of the user's is in what is written
         self._eos: str = tokenizer.eos_token or ""
         self._takes_system = self._probe_system()
@@ -138,15 +143,9 @@ class ChatLayout:
             [{"role": turn.role, "content": turn.content} for turn in turns],
             tokenize=False,
             add_generation_prompt=prompt,
-            # In place of the function of that name that transformers gives every template.
-            **({} if self._moment is None else {"strftime_now": self._date}),
+            **self._date,
         )
         return text
-
-    def _date(self, form: str) -> str:
-        assert self._moment is not None
-        self.dated = True
-        return self._moment.strftime(form)
 
     def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
         if self._instruction and turns[0].role != "system":

@@ -85,7 +85,7 @@ class Template:
 
     @property
     def dated(self) -> bool:
-        """Whether it has written the date of its `moment` so far."""
+        """Whether it writes the date of its `moment`."""
         return self._layout.dated
 
     def at(self, moment: datetime) -> "Template":
