@@ -153,11 +153,21 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
     watching = job.options(method, WatchOptions)
     _check_groups(rolling, options)
     job = pinned(job, begun)
-    found = load_prompts(job.data, begun.template, columns=job.columns, skip_bad=job.skip_bad)
+    found = load_prompts(
+        job.data,
+        begun.template,
+        columns=job.columns,
+        encoding=job.encoding,
+        skip_bad=job.skip_bad,
+    )
     learned, held = found.split(watching.held_out, job.seed)
     if job.held_out is not None:
         named = load_prompts(
-            job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
+            job.held_out,
+            begun.template,
+            columns=job.columns,
+            encoding=job.encoding,
+            skip_bad=job.skip_bad,
         )
         learned, held = list(found.prompts), list(named.prompts)
     rewarding = reward_named(reward, base, workspace)

@@ -56,6 +56,7 @@ def load_prompts(
     template: Template,
     *,
     columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     skip_bad: bool = False,
 ) -> PromptSet:
     """The prompts of a file, as `template` writes them. `columns` names the file's column for a role
@@ -64,7 +65,7 @@ def load_prompts(
     Raises DataError for a file without two good prompts, or with bad rows unless `skip_bad`;
     UsageError for an unknown column.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     require_readable(path, table)
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     roles = _columns(path, names, columns or {})

@@ -49,7 +49,7 @@ class AlignJob:
     """One task to align. `data` and `held_out` are files of preferences (for PPO, of prompts).
 
     `method` None begins from the task's current adapter, or from `start` (`task@2`); else a fresh
-    adapter of that method learns. `set` holds the method's options and the algorithm's.
+    adapter of that method learns. `encoding` is that of files that are not UTF-8. `set` holds the method's options and the algorithm's.
     """
 
     task: str
@@ -60,6 +60,7 @@ class AlignJob:
     held_out: str | Path | None = None
     template: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
     skip_bad: bool = False
     seed: int = 0
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -211,7 +212,7 @@ class PreferenceData:
 
 def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
     """The job's file. Raises DataError or UsageError."""
-    source = load_preferences(job.data, kinds=kinds, columns=job.columns)
+    source = load_preferences(job.data, kinds=kinds, columns=job.columns, encoding=job.encoding)
     require_good_rows(source, skip_bad=job.skip_bad)
     return source
 
@@ -230,7 +231,9 @@ def preference_data(
     embedding.
     """
     if job.held_out is not None:
-        held = load_preferences(job.held_out, kinds=(source.kind,), columns=job.columns)
+        held = load_preferences(
+            job.held_out, kinds=(source.kind,), columns=job.columns, encoding=job.encoding
+        )
         require_good_rows(held, skip_bad=job.skip_bad)
         train = source
     else:
@@ -272,6 +275,7 @@ def config_of(
         "held_out": None if job.held_out is None else str(job.held_out),
         "template": job.template,
         "columns": dict(job.columns),
+        "encoding": job.encoding,
         "skip_bad": job.skip_bad,
         "seed": job.seed,
         "set": dict(job.set),
@@ -283,7 +287,10 @@ def config_of(
         "kind": kind,
         "asked": {key: value for key, value in asked.items() if key not in elsewhere},
         "options": settings,
-        "hashes": [*hashes, None if job.held_out is None else read_rows(job.held_out).sha256],
+        "hashes": [
+            *hashes,
+            None if job.held_out is None else read_rows(job.held_out, encoding=job.encoding).sha256,
+        ],
         "base": base.fingerprint,
         "precision": base.precision.text,
     }

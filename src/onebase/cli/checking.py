@@ -11,6 +11,7 @@ import typer
 
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     WorkspaceOption,
@@ -41,6 +42,7 @@ def check_command(
     file: Annotated[str, typer.Argument(help="The data file.")],
     held_out: Annotated[str | None, typer.Option(help="The file it will be judged by.")] = None,
     columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     content: Annotated[
         Content,
         typer.Option(
@@ -60,7 +62,7 @@ def check_command(
     """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
     session = begin(workspace, as_json, lang)
     chosen = columns_of(columns) if columns else None
-    data = _loaded(file, chosen, content)
+    data = _loaded(file, chosen, encoding, content)
     bare = isinstance(data, PreferenceSet) and data.bare
     rendering = Template(
         _tokenizer(base or DEFAULT_BASE),
@@ -70,10 +72,10 @@ def check_command(
     )
     report: CheckReport | PreferenceReport
     if isinstance(data, PreferenceSet):
-        judged = load_preferences(held_out, columns=chosen) if held_out else None
+        judged = load_preferences(held_out, columns=chosen, encoding=encoding) if held_out else None
         report = check_preferences(data, rendering, held_out=judged)
     else:
-        examples = load_dataset(held_out, columns=chosen) if held_out else None
+        examples = load_dataset(held_out, columns=chosen, encoding=encoding) if held_out else None
         report = check(data, rendering, held_out=examples)
     found = report.to_dict()
     if as_json:
@@ -85,17 +87,19 @@ def check_command(
         raise typer.Exit(3)
 
 
-def _loaded(file: str, columns: dict[str, str] | None, content: Content) -> Dataset | PreferenceSet:
+def _loaded(
+    file: str, columns: dict[str, str] | None, encoding: str | None, content: Content
+) -> Dataset | PreferenceSet:
     """What the file holds: answers where its columns are some format's, else preferences."""
     if content == "preferences":
-        return load_preferences(file, columns=columns)
+        return load_preferences(file, columns=columns, encoding=encoding)
     try:
-        return load_dataset(file, columns=columns)
+        return load_dataset(file, columns=columns, encoding=encoding)
     except (DataError, UsageError) as refusal:
         if content == "answers":
             raise
         try:
-            return load_preferences(file, columns=columns)
+            return load_preferences(file, columns=columns, encoding=encoding)
         except OnebaseError:
             raise refusal from None
 

@@ -107,15 +107,20 @@ FORMATS = (
 UNKNOWN_FORMAT = "unknown"  # of a file with no row that can be read
 
 
-def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
+def load_dataset(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+) -> Dataset:
     """Read every row of a file (or Hub data set); what is wrong with a row stands in `.bad`.
 
     `columns` names the file's column for a role (`{"input": "mr", "output": "ref"}`), over what
-    detection would find. Raises `UsageError` for a role or column that does not exist, and
-    `DataError` for a file that can't be read, has no known format, or holds preferences: pairs of
-    answers, and answers that a column rates or judges.
+    detection would find. `encoding` is the one of a text that is not UTF-8. Raises `UsageError` for a
+    role, column or encoding that does not exist, and `DataError` for a file that can't be read, has no
+    known format, or holds preferences: pairs of answers, and answers that a column rates or judges.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     given = roles_of(columns or {}, {role for form in FORMATS for role in form.every})
     form, found = _format(path, table.rows, given)
     good: list[Example] = []

@@ -140,15 +140,17 @@ def load_preferences(
     *,
     kinds: Sequence[Kind] = ("pairs", "ratings", "judged"),
     columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> PreferenceSet:
     """Read every row of a file (or Hub data set) of one of the `kinds`; what is wrong with a row
     stands in `.bad`.
 
-    `columns` names the file's column for a role (`{"output": "review", "rating": "stars"}`).
+    `columns` names the file's column for a role (`{"output": "review", "rating": "stars"}`);
+    `encoding` is the one of a text that is not UTF-8.
     Raises UsageError for a role or column that does not exist, and DataError for a file that
     can't be read or holds no such preferences.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     require_readable(path, table)
     given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.every})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))

@@ -68,10 +68,11 @@ class TaskData:
 def task_data(job: Job, template: Template) -> TaskData:
     """Read, check, split and render a job's data. Raises DataError or UsageError."""
     options, _ = job.options()
-    dataset = load_dataset(job.data, columns=dict(job.columns) or None)
+    dataset = load_dataset(job.data, columns=dict(job.columns) or None, encoding=job.encoding)
     require_good(dataset, skip_bad=job.skip_bad)
     if job.held_out is not None:
-        train, held = dataset, load_dataset(job.held_out, columns=dict(job.columns) or None)
+        train = dataset
+        held = load_dataset(job.held_out, columns=dict(job.columns) or None, encoding=job.encoding)
         require_good(held, skip_bad=job.skip_bad)
     elif options.held_out:
         train, held = split(dataset, options.held_out, job.seed)

@@ -290,6 +290,7 @@ def _config(
                 "instruction": entrant.instruction,
                 "template": entrant.template,
                 "columns": dict(entrant.columns),
+                "encoding": entrant.encoding,
                 "skip_bad": entrant.skip_bad,
                 "seed": entrant.seed,
                 "set": dict(entrant.set),

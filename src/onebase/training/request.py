@@ -19,7 +19,17 @@ from onebase.training.learner import Learner
 # What must be the same for a run to go on; the rest says where things are.
 _OF_RUN = ("base_fingerprint", "precision")
 _OF_JOB = (
-    *("method", "instruction", "template", "columns", "skip_bad", "seed", "set", "options"),
+    *(
+        "method",
+        "instruction",
+        "template",
+        "columns",
+        "encoding",
+        "skip_bad",
+        "seed",
+        "set",
+        "options",
+    ),
     *("data_sha256", "held_out_sha256", "rows_sha256"),
 )
 
@@ -55,6 +65,7 @@ def _job(learner: Learner) -> dict[str, Any]:
         "instruction": job.instruction,
         "template": job.template,
         "columns": dict(job.columns),
+        "encoding": job.encoding,
         "skip_bad": job.skip_bad,
         "seed": job.seed,
         "set": {
@@ -83,6 +94,7 @@ def jobs_of(config: Mapping[str, Any]) -> list[Job]:
             task=item["task"],
             data=_placed(item["data"], config),
             held_out=None if item["held_out"] is None else _placed(item["held_out"], config),
+            encoding=item.get("encoding"),
             set=_given(item["set"]),
             **{
                 key: item[key]

@@ -6,6 +6,7 @@ from onebase.adapters.methods import parts_of
 from onebase.adapters.runs import Run
 from onebase.adapters.store import StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
+from onebase.data.encoding import codec_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -60,6 +61,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         check_task_name(job.task)
         job.options()
+        if job.encoding is not None:
+            codec_of(job.encoding)
         if not 0 <= job.seed < 1 << 63:
             raise UsageError(
                 say(f"seed={job.seed} is not valid.", f"seed={job.seed} 无效。"),
