@@ -25,8 +25,6 @@ from onebase.align.task import (
     store_aligned,
 )
 from onebase.align.trainee import RATE, Trainee
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -90,8 +88,7 @@ def train_dpo(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template)]:
-            run.note(text)
+        run.tell(job.task, data.bad, data.notes)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
         if not learning.first:
             _judge(learning, base, run)

@@ -27,8 +27,6 @@ from onebase.align.task import (
     store_aligned,
 )
 from onebase.align.trainee import RATE, Trainee
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -93,8 +91,7 @@ def train_kto(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in [*unread(source.fields), *no_end(begun.template)]:
-            run.note(text)
+        run.tell(job.task, data.bad, data.notes)
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
         if not learning.first:
             _judge(learning, base, run)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
 from onebase.adapters.store import StoredAdapter
@@ -24,12 +25,13 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import load_prompts, require_room
+from onebase.align.prompts import PromptSet, load_prompts, require_room
 from onebase.align.rewards import Prompt, Reward, reward_named
 from onebase.align.run import AlignRun, AlignWatcher, carried_out
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
-from onebase.data.check import no_end
+from onebase.data.check import left_out, no_end
+from onebase.data.example import BadRow
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -83,8 +85,7 @@ def train_ppo(
         ready.config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(ready.load)
-        for text in no_end(ready.begun.template):
-            run.note(text)
+        run.tell(job.task, ready.bad, ready.notes)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
             here = progress.step % ready.watching.judge_every == 0
@@ -132,6 +133,8 @@ class _Ready:
     watching: WatchOptions
     config: dict[str, Any]
     data_sha256: str
+    bad: tuple[BadRow, ...]
+    notes: tuple[str, ...]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -161,6 +164,7 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
         skip_bad=job.skip_bad,
     )
     learned, held = found.split(watching.held_out, job.seed)
+    bad = found.bad
     if job.held_out is not None:
         named = load_prompts(
             job.held_out,
@@ -170,6 +174,7 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
             skip_bad=job.skip_bad,
         )
         learned, held = list(found.prompts), list(named.prompts)
+        bad += named.bad
     rewarding = reward_named(reward, base, workspace)
     models = _models(job, begun, base, rewarding, options, valuing, watching)
     trained = [models.policy] if models.value is None else [models.policy, models.value]
@@ -196,7 +201,27 @@ def _prepare(job: AlignJob, reward: str, base: Base, workspace: Workspace) -> _R
             reward=rewarding.name,
         ),
         data_sha256=found.sha256,
+        bad=bad,
+        notes=(
+            *left_out(bad),
+            *_asked_once(found),
+            *no_end(begun.template),
+            *unchanged_experts(base, [method]),
+        ),
     )
+
+
+def _asked_once(found: PromptSet) -> list[str]:
+    """A note where rows repeat a prompt: the columns beside it may differ."""
+    if not found.repeated:
+        return []
+    return [
+        say(
+            f"{found.repeated} rows repeat the prompt of an earlier row: it is asked once, with the "
+            "columns of the first.",
+            f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
+        )
+    ]
 
 
 def _store(

@@ -27,7 +27,6 @@ from onebase.align.task import (
     store_aligned,
 )
 from onebase.align.trainee import Trainee
-from onebase.data.fields import unread
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import UsageError
@@ -101,8 +100,7 @@ def train_reward(
         config, base, workspace, seed=job.seed, watcher=watcher, restart=restart, only=run_id
     ) as run:
         run.restore(learning.load)
-        for text in unread(source.fields):
-            run.note(text)
+        run.tell(job.task, data.bad, data.notes)
         run.watcher.began(f"{job.task} ({method})", learning.step, learning.total)
         while learning.step < learning.total:
             run.between(learning.state)

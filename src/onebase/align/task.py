@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL
 from onebase.adapters.methods import (
     METHODS,
@@ -23,6 +24,9 @@ from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered
 from onebase.align.run import identified
+from onebase.data.check import left_out, no_end
+from onebase.data.example import BadRow
+from onebase.data.fields import unread
 from onebase.data.places import without_marks
 from onebase.data.preferences import (
     BARE,
@@ -31,6 +35,7 @@ from onebase.data.preferences import (
     load_preferences,
     require_good_rows,
 )
+from onebase.data.rendering import rendered_preferences
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
@@ -203,11 +208,15 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """A job's rows as tokens: what it learns from, what it is judged by, and the file they are of."""
+    """A job's rows as tokens: what it learns from, what it is judged by, the file they are of, the rows
+    that are left out, and what the user should know before the first step.
+    """
 
     train: list[PreferenceRow]
     held_out: list[PreferenceRow]
     source: PreferenceSet
+    bad: tuple[BadRow, ...]
+    notes: tuple[str, ...]
 
 
 def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
@@ -227,34 +236,40 @@ def preference_data(
     alone: bool = False,
 ) -> PreferenceData:
     """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
-    answer may stand `alone`. Raises UsageError for a row that is too long for the base's rotary
-    embedding.
+    answer may stand `alone`. Raises DataError for rows that the template refuses, unless they are to
+    be skipped, and UsageError for a row that is too long for the base's rotary embedding.
     """
+    source, tokens = rendered_preferences(source, begun.template, alone=alone)
+    require_good_rows(source, skip_bad=job.skip_bad)
+    found = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
+    bad = source.bad
     if job.held_out is not None:
         held = load_preferences(
             job.held_out, kinds=(source.kind,), columns=job.columns, encoding=job.encoding
         )
+        held, tokens = rendered_preferences(held, begun.template, alone=alone)
         require_good_rows(held, skip_bad=job.skip_bad)
+        found |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
+        bad += held.bad
         train = source
     else:
         train, held = source.split(fraction, job.seed)
 
     def rows(data: PreferenceSet) -> list[PreferenceRow]:
         return [
-            PreferenceRow(
-                tuple(
-                    answered(begun.template, row.example(index), alone=alone)
-                    for index in range(len(row.answers))
-                ),
-                row.rating,
-            )
-            for row in data.rows
+            PreferenceRow(tuple(map(answered, found[id(row)])), row.rating) for row in data.rows
         ]
 
-    found = PreferenceData(rows(train), rows(held), source)
-    texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
+    notes = (
+        *left_out(bad),
+        *unread(source.fields),
+        *no_end(begun.template),
+        *unchanged_experts(base, [begun.adapter.method]),
+    )
+    data = PreferenceData(rows(train), rows(held), source, bad, notes)
+    texts = [answer.ids for row in (*data.train, *data.held_out) for answer in row.answers]
     base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
-    return found
+    return data
 
 
 def config_of(

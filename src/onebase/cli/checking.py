@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
@@ -29,6 +30,7 @@ from onebase.data.template import Template
 from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
+from onebase.model.ends import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
 
@@ -64,8 +66,10 @@ def check_command(
     chosen = columns_of(columns) if columns else None
     data = _loaded(file, chosen, encoding, content)
     bare = isinstance(data, PreferenceSet) and data.bare
+    folder = resolve(base or DEFAULT_BASE)
+    ends = named_ends(folder)
     rendering = Template(
-        _tokenizer(base or DEFAULT_BASE),
+        _tokenizer(folder),
         kind=BARE if bare and template == "auto" else template,
         instruction=instruction,
         max_tokens=max_tokens,
@@ -73,10 +77,10 @@ def check_command(
     report: CheckReport | PreferenceReport
     if isinstance(data, PreferenceSet):
         judged = load_preferences(held_out, columns=chosen, encoding=encoding) if held_out else None
-        report = check_preferences(data, rendering, held_out=judged)
+        report = check_preferences(data, rendering, held_out=judged, ends=ends)
     else:
         examples = load_dataset(held_out, columns=chosen, encoding=encoding) if held_out else None
-        report = check(data, rendering, held_out=examples)
+        report = check(data, rendering, held_out=examples, ends=ends)
     found = report.to_dict()
     if as_json:
         session.show(found)
@@ -104,9 +108,8 @@ def _loaded(
             raise refusal from None
 
 
-def _tokenizer(base: str) -> Any:
+def _tokenizer(path: Path) -> Any:
     """The tokenizer alone of a base: its weights say nothing about a file."""
-    path = resolve(base)
     try:
         return read_tokenizer(path)
     except (ValueError, KeyError, OSError) as error:

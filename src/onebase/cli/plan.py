@@ -151,6 +151,11 @@ def _lines(made: Plan) -> list[str]:
         f"{lost}：试训练中损失已发散或不是有限值，估计可能不准；请减小 learning_rate。",
     )
     return [
+        *(
+            f"{item['task']}: {text}"
+            for item in made.measured.get("tasks", ())
+            for text in item.get("notes", ())
+        ),
         *([trouble] if lost else []),
         say(
             f"memory (estimate): {memory} at the peak; free: {free}",

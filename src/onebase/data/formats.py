@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onebase.data.columns import columns_option, require_columns, roles_of
+from onebase.data.columns import columns_option, read_options, require_columns, roles_of
 from onebase.data.conversion import convert
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import fields_of
@@ -122,7 +122,7 @@ def load_dataset(
     """
     table = read_rows(path, encoding=encoding)
     given = roles_of(columns or {}, {role for form in FORMATS for role in form.every})
-    form, found = _format(path, table.rows, given)
+    form, found = _format(path, table.rows, given, encoding)
     good: list[Example] = []
     bad: list[BadRow] = list(table.bad)
     for row in table.rows:
@@ -141,6 +141,7 @@ def load_dataset(
         bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
         labels=tuple(labels),
         sha256=table.sha256,
+        options=read_options(given, encoding),
     )
 
 
@@ -164,7 +165,7 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
     It can't while it holds bad rows, unless `skip_bad`, and never without a good one.
     """
     path, count = dataset.path, len(dataset.bad)
-    command = f"onebase data check {shlex.quote(path)}"
+    command = f"onebase data check {shlex.quote(path)}{dataset.options}"
     shown = "; ".join(str(row) for row in dataset.bad[:_NAMED_BAD_ROWS])
     more = count - _NAMED_BAD_ROWS
     if more > 0:
@@ -194,7 +195,7 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
 
 
 def _format(
-    path: str | Path, rows: Sequence[Row], given: Mapping[str, str]
+    path: str | Path, rows: Sequence[Row], given: Mapping[str, str], encoding: str | None
 ) -> tuple[str, dict[str, str]]:
     counts = Counter(column for row in rows for column in row.values)
     if not counts:
@@ -214,11 +215,14 @@ def _format(
     if not ({"output", "messages", "conversations"} & given.keys() or "label" in found):
         judging = judging_column(rows, counts.keys() - set(found.values()))
         if judging:
-            raise _is_judged(path, found, *judging)
+            raise _is_judged(path, found, *judging, read_options({}, encoding))
     return form.name, found
 
 
-def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command: str) -> DataError:
+def _is_judged(
+    path: str | Path, found: Mapping[str, str], column: str, command: str, options: str
+) -> DataError:
+    command = f"onebase {command} --task TASK --data {shlex.quote(str(path))}{options}"
     names = {role: name for role, name in found.items() if role not in _BESIDE_TEXT}
     return DataError(
         say(
@@ -227,10 +231,8 @@ def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command:
             f"{path} 是带评判的回答：列 {column!r} 表示每个回答的好坏。直接训练会把差的回答也当作好的来学。",
         ),
         say(
-            f"Learn from both with `onebase {command} --task TASK --data {shlex.quote(str(path))}`. To learn all "
-            f"answers alike: `{columns_option(names)}`.",
-            f"请用 `onebase {command} --task TASK --data {shlex.quote(str(path))}` 学习其好坏。若确要一律学习："
-            f"`{columns_option(names)}`。",
+            f"Learn from both with `{command}`. To learn all answers alike: `{columns_option(names)}`.",
+            f"请用 `{command}` 学习其好坏。若确要一律学习：`{columns_option(names)}`。",
         ),
     )
 
