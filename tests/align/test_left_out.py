@@ -162,5 +162,5 @@ def test_pairs_are_learned_behind_one_prompt(write: Write, make_base: Callable[.
     for row in (*data.train, *data.held_out):
         chosen, rejected = row.answers
         assert chosen.prompt == rejected.prompt
-        assert len(chosen.ids) == 128
+        assert 100 < len(chosen.ids) <= 128
         assert rejected.answer

@@ -352,13 +352,13 @@ def test_rows_that_the_template_refuses_are_refused_by_line_or_skipped(
     for name, rows in (("one", good), ("two", [*good, row, row])):
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(f"{json.dumps(item)}\n" for item in rows), encoding="utf-8")
-    changes = {"data": files[0], "held_out": files[1]} if held_out else {"data": files[1]}
+    learned, judged = (files[0], files[1]) if held_out else (files[1], None)
     with pytest.raises(DataError) as refused:
-        onebase.train([job(**changes)], base=base, workspace=workspace)
+        onebase.train([job(learned, held_out=judged)], base=base, workspace=workspace)
     assert refused.value.message.count(reason) == 2
     assert f"{files[1]}:9" in refused.value.message
     watcher = Noting()
-    skipping = job(**changes, skip_bad=True)
+    skipping = job(learned, held_out=judged, skip_bad=True)
     stored = onebase.train([skipping], base=base, workspace=workspace, watcher=watcher)[0]
     run = RunStore(workspace).get(stored.record["run"])
     text = (run.path / "skipped-support.jsonl").read_text(encoding="utf-8")

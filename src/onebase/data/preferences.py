@@ -189,7 +189,7 @@ def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
     shown = "; ".join(str(row) for row in data.bad[:5])
     if len(data.bad) > 5:
         shown += say(f"; and {len(data.bad) - 5} more", f"；另有 {len(data.bad) - 5} 行")
-    if data.bad and not skip_bad:
+    if data.bad and not (skip_bad and data.rows):
         raise DataError(
             say(
                 f"{data.path} has bad rows: {len(data.bad)}: {shown}.",
