@@ -72,7 +72,7 @@ CASES = [
     data("d.jsonl", b"", id="empty"),
     data("d.jsonl", b"\xef\xbb\xbf\n", id="only a BOM"),
     data("d.jsonl", (GOOD + '{"input": "b", "output": "好"}\n').encode("gbk"), "d.jsonl:2", "UTF-8",
-         "iconv", id="not UTF-8"),
+         "--encoding gb18030", id="not UTF-8"),
     data("d.jsonl", GOOD + '{"input": "b", "outp', "d.jsonl:2", id="truncated line"),
     data("d.json", '[{"input": "a", "output": "b"}, {"input": "c", "ou', "cut off",
          id="truncated array"),

@@ -31,6 +31,14 @@ def test_requests(tmp_path: Path, text: str | bytes) -> None:
     assert str(found[0][1]).startswith("A")
 
 
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "utf-16-le"])
+def test_files_in_an_encoding_that_is_named(tmp_path: Path, encoding: str) -> None:
+    asked = write(tmp_path, '{"input": "Где посылка?"}\n'.encode(encoding))
+    assert read_requests(asked, "t", encoding=encoding) == [("t", "Где посылка?")]
+    scored = write(tmp_path, '{"text": "Скоро."}\n'.encode(encoding))
+    assert read_answers(scored, encoding=encoding) == [("", "Скоро.")]
+
+
 def test_requests_may_hold_what_a_row_of_data_may(tmp_path: Path) -> None:
     text = (
         '{"input": "q", "system": "s", "history": [["q0", "a0"]], "context": "c"}\n'

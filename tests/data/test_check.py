@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from onebase.data.check import CheckReport, Duplicate, check
+from onebase.data.check import CheckReport, Duplicate, check, named_lines
 from onebase.data.formats import load_dataset
 from onebase.data.template import Template
 from onebase.language import set_language
@@ -99,6 +99,10 @@ def test_labels_are_counted_and_imbalance_is_named(write: Write, chatml: Tokeniz
             "it as a control token. In answers it is shown as text.",
         ),
         (
+            [*many(8), ("Ca va tr\ufffds bien", "oui"), ("q", "M\ufffdller")],
+            "U+FFFD (\ufffd) stands in lines 9, 10: characters were lost when the file was converted.",
+        ),
+        (
             [*many(8), *[(f"same {n}", f"same {n}") for n in range(7)]],
             "The answer only repeats the input in lines 9, 10, 11, 12, 13 and 2 more.",
         ),
@@ -147,6 +151,40 @@ def test_rows_with_nothing_to_learn_are_named(write: Write, chatml: Tokenizer) -
         "Nothing can be learned from lines 1, 2, 3, 4, 5 and 3 more: the prompt alone fills "
         "max_tokens (5).",
     )
+
+
+def test_an_end_of_the_base_s_own_ends_answers(write: Write, chatml: Tokenizer) -> None:
+    rows = [{"input": asked, "output": answer} for asked, answer in [*many(8), ("q", "a<s>b")]]
+    data, template = load_dataset(write("a.jsonl", rows)), Template(chatml)
+    for ends, words in ((set(), "shown without it"), ({3}, "An answer ends where it writes")):
+        (warning,) = check(data, template, ends=ends).warnings
+        assert "'<s>'" in warning
+        assert words in warning
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1], [0, 1, 2]])
+def test_earlier_answers_that_a_template_rewrites_are_told(
+    write: Write, chatml_but: Callable[[str, str], Tokenizer], rows: list[int]
+) -> None:
+    last_alone = "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}"
+    tokenizer = chatml_but("{{ m.content }}", last_alone)
+    content = [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": f"<think>{n}</think>a" if n in rows else "a"},
+                {"role": "user", "content": "r"},
+                {"role": "assistant", "content": "b"},
+            ]
+        }
+        for n in range(8)
+    ]
+    data = load_dataset(write("a.jsonl", content))
+    (warning,) = check(data, Template(tokenizer)).warnings
+    assert (
+        f"not learned in {named_lines(data.examples[: len(rows)])} ({len(rows)} answers)" in warning
+    )
+    assert check(data, Template(tokenizer, kind="plain")).warnings == ()
 
 
 def test_a_row_that_the_template_refuses_is_bad(write: Write, no_system: Tokenizer) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from onebase.data.check import Spread
 from onebase.data.preference_check import PreferenceReport, Ratings, Repeat, check_preferences
 from onebase.data.preferences import load_preferences
+from onebase.data.rendering import rendered_preferences
 from onebase.data.template import Template
 
 Write = Callable[[str, object], Path]
@@ -95,12 +96,54 @@ def test_warnings(rows: list[Any], warning: str, write: Write, chatml: Tokenizer
     assert warning in found
 
 
-def test_answers_that_a_limit_makes_the_same(write: Write, chatml: Tokenizer) -> None:
-    long = "no " * 40
-    rows = [*PAIRS, pair(11, long + "yes", long + "never")]
-    found = report(write, chatml, rows, max_tokens=32)
-    assert found.truncated == 2
-    assert any("both answers of line 11 are the same" in warning for warning in found.warnings)
+LONG = "no " * 40
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            pair(11, LONG + "yes", LONG + "never"),
+            "cut to max_tokens (32), both answers are the same",
+        ),
+        (
+            {**pair(11, "yes", "no"), "system": LONG},
+            "leaves no answer within max_tokens (32)",
+        ),
+        (
+            {"prompt": "q", "chosen": LONG + "a", "rejected": LONG},
+            "cut to max_tokens (32), both answers are the same",
+        ),
+    ],
+)
+def test_a_pair_of_which_a_limit_leaves_nothing_is_bad(
+    row: Any, reason: str, write: Write, chatml: Tokenizer
+) -> None:
+    found = report(write, chatml, [*PAIRS, row], max_tokens=32)
+    assert [(bad.line, bad.reason) for bad in found.bad] == [(11, reason)]
+    assert found.rows == 11
+    assert found.truncated == 0
+
+
+@pytest.mark.parametrize(
+    "answers", [("yes " * 12, "no"), ("no", "yes " * 12), ("a " * 9, "b " * 8)]
+)
+def test_a_long_question_is_cut_to_one_prompt_for_both_answers(
+    answers: tuple[str, str], write: Write, chatml: Tokenizer
+) -> None:
+    asked = " ".join(f"word{n}" for n in range(99))
+    rows = [*PAIRS, {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}]
+    data = load_preferences(write("p.jsonl", rows))
+    chosen, rejected = rendered_preferences(data, Template(chatml, max_tokens=96))[1][10]
+    assert chosen.ids[: chosen.begin] == rejected.ids[: rejected.begin]
+    assert chosen.truncated
+    assert rejected.truncated
+    assert 90 <= max(len(chosen.ids), len(rejected.ids)) <= 96
+    assert chosen.ids[-1] == rejected.ids[-1]  # both came to their ends
+    shown = check_preferences(
+        load_preferences(write("p.jsonl", rows[10:] * 2)), Template(chatml, max_tokens=96)
+    ).first_example.split("\n--- rejected ---\n")
+    assert len({text.partition("⟦")[0] for text in shown}) == 1
 
 
 def test_rows_that_the_template_refuses_are_bad(write: Write, no_system: Tokenizer) -> None:

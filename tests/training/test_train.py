@@ -307,6 +307,102 @@ def test_bad_rows_of_a_held_out_file_are_refused_too(
     assert not workspace.root.exists()
 
 
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Noting(Interrupting):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+        pass
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def chat(*said: str) -> dict[str, Any]:
+    """Turns of the user, the last of the assistant."""
+    roles = ["user"] * (len(said) - 1) + ["assistant"]
+    turns = zip(roles, said, strict=True)
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (chat("a", "b", "c"), "the chat template refuses these turns: roles must alternate"),
+        (chat("a", "b", "c", "d"), "roles must alternate"),
+        (chat("a"), "an assistant turn before any user turn"),
+        ({"messages": []}, "empty"),
+    ],
+)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_rows_that_the_template_refuses_are_refused_by_line_or_skipped(
+    row: dict[str, Any], reason: str, held_out: bool, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base, workspace = make_base(), onebase.Workspace(tmp_path / "w")
+    base.tokenizer.chat_template = ALTERNATING
+    good = [chat(f"where is {number}?", "on its way") for number in range(8)]
+    files = []
+    for name, rows in (("one", good), ("two", [*good, row, row])):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(f"{json.dumps(item)}\n" for item in rows), encoding="utf-8")
+    learned, judged = (files[0], files[1]) if held_out else (files[1], None)
+    with pytest.raises(DataError) as refused:
+        onebase.train([job(learned, held_out=judged)], base=base, workspace=workspace)
+    assert refused.value.message.count(reason) == 2
+    assert f"{files[1]}:9" in refused.value.message
+    watcher = Noting()
+    skipping = job(learned, held_out=judged, skip_bad=True)
+    stored = onebase.train([skipping], base=base, workspace=workspace, watcher=watcher)[0]
+    run = RunStore(workspace).get(stored.record["run"])
+    text = (run.path / "skipped-support.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["file"], line["line"]) for line in lines] == [(str(files[1]), n) for n in (9, 10)]
+    assert all(reason in line["reason"] for line in lines)
+    assert any("Left out: 2 rows" in note for note in watcher.notes)
+
+
+def test_rows_of_which_nothing_is_left_are_told_and_listed(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    rows = [chat(f"where is {number}?", "on its way") for number in range(8)]
+    system = {"role": "system", "content": "long " * 40}
+    rows.append({"messages": [system, *chat("q", "a")["messages"]]})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    workspace, watcher = onebase.Workspace(tmp_path / "w"), Noting()
+    asked = job(data, set={"rank": 2, "epochs": 1, "max_tokens": 64, "held_out": 0})
+    onebase.train([asked], base=make_base(), workspace=workspace, watcher=watcher)
+    assert any("Nothing can be learned from line 9" in note for note in watcher.notes)
+    (run,) = RunStore(workspace).list()
+    listed = json.loads((run.path / "skipped-support.jsonl").read_text(encoding="utf-8"))
+    assert (listed["line"], listed["reason"]) == (9, "leaves no answer within max_tokens (64)")
+
+
+def test_answers_that_the_template_rewrites_are_told_before_training(
+    tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    base.tokenizer.chat_template = base.tokenizer.chat_template.replace(
+        "{{ message['content'] }}",
+        "{{ message['content'] if loop.last else message['content'].split('</think>')[-1] }}",
+    )
+    turns = [*chat("q", "<think>x</think>a")["messages"], *chat("r", "b")["messages"]]
+    data = tmp_path / "rows.jsonl"
+    data.write_text(f"{json.dumps({'messages': turns})}\n" * 8, encoding="utf-8")
+    watcher = Noting()
+    workspace = onebase.Workspace(tmp_path / "w")
+    onebase.train([job(data)], base=base, workspace=workspace, watcher=watcher)
+    assert any("Earlier answers are not learned" in note for note in watcher.notes)
+
+
 def test_rows_that_leave_nothing_to_learn(
     rows: Path, tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from onebase.data.example import Example
-from onebase.data.template import Template
+from onebase.data.template import Rendered
 from onebase.engine.forward import Reading
 from onebase.engine.rows import PlacedRows, TokenRow, even_groups
-from onebase.errors import DataError
-from onebase.language import say
 
 
 @dataclass(frozen=True)
@@ -46,27 +43,9 @@ class Answered:
         return TokenRow(adapter, self.ids, (False,) * len(self.ids), (len(self.ids) - 1,))
 
 
-def answered(template: Template, example: Example, *, alone: bool = False) -> Answered:
-    """The last answer of an example, and all that stands before it as its prompt.
-
-    Raises DataError where an example leaves no answer, or nothing before it, unless the answer may
-    stand `alone`.
-    """
-    rendered = template.example(example)
-    begin = len(rendered.ids)
-    while begin > 0 and rendered.learned[begin - 1]:
-        begin -= 1
-    if begin == len(rendered.ids) or (begin == 0 and not alone):
-        what = say("answer", "回答") if begin else say("prompt", "提问")
-        raise DataError(
-            say(
-                f"{example.file}:{example.line} leaves no {what} within {template.max_tokens} "
-                "tokens.",
-                f"{example.file}:{example.line} 在 {template.max_tokens} 个词元内没有留下{what}。",
-            ),
-            say("Raise max_tokens, or shorten the row.", "请增大 max_tokens，或缩短该行。"),
-        )
-    return Answered(rendered.ids[:begin], rendered.ids[begin:])
+def answered(rendered: Rendered) -> Answered:
+    """The last answer of an example, and all that stands before it as its prompt."""
+    return Answered(rendered.ids[: rendered.begin], rendered.ids[rendered.begin :])
 
 
 def by_row(reading: Reading, placed: PlacedRows, rows: int) -> Tensor:

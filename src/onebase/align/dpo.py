@@ -17,8 +17,6 @@ from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
 from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
 from onebase.align.unlearned import no_gradient, nothing_better
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
 from onebase.training.job import TrainOptions
@@ -83,8 +81,7 @@ def train_dpo(
     learning = _Learning(trainee, data, options, job.seed, _share(options))
     with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
         run.restore(learning.load, begun.template)
-        for text in [*unread(source.fields), *no_end(begun.template), *begun.notes, *data.notes]:
-            run.note(text)
+        run.tell(job.task, data.bad, data.notes)
         run.watcher.began(f"{job.task} (DPO, {method})", learning.step, learning.total)
         if not learning.first:
             _judge(learning, base, run)

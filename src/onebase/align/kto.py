@@ -20,8 +20,6 @@ from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
 from onebase.align.task import AlignJob, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import RATE, Trainee
 from onebase.align.unlearned import no_gradient, nothing_better, one_judgement
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import DataError
 from onebase.language import say
@@ -89,13 +87,7 @@ def train_kto(
     learning = _Learning(trainee, data, options, job.seed)
     with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
         run.restore(learning.load, begun.template)
-        for text in [
-            *unread(source.fields),
-            *no_end(begun.template),
-            *begun.notes,
-            *learning.one_judgement(),
-        ]:
-            run.note(text)
+        run.tell(job.task, data.bad, [*data.notes, *learning.one_judgement()])
         run.watcher.began(f"{job.task} (KTO, {method})", learning.step, learning.total)
         if not learning.first:
             _judge(learning, base, run)

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
 from onebase.adapters.store import StoredAdapter
@@ -24,13 +25,14 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import digest_of, load_prompts, require_room
+from onebase.align.prompts import PromptSet, digest_of, load_prompts, require_room
 from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
 from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
-from onebase.data.check import no_end
+from onebase.data.check import left_out, no_end
+from onebase.data.example import BadRow
 from onebase.data.rows import read_rows
 from onebase.errors import UsageError
 from onebase.language import say
@@ -84,8 +86,7 @@ def train_ppo(
     title = f"{job.task} (PPO, {ready.begun.adapter.method})"
     with carried_out(ready.plan, base, workspace, seed=job.seed, watcher=watcher) as run:
         run.restore(ready.load, ready.begun.template)
-        for text in ready.notes:
-            run.note(text)
+        run.tell(job.task, ready.bad, ready.notes)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
             here = progress.step % ready.watching.judge_every == 0
@@ -134,16 +135,8 @@ class _Ready:
     watching: WatchOptions
     plan: Plan
     data_sha256: str
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know before the first step."""
-        return [
-            *no_end(self.begun.template),
-            *self.begun.notes,
-            *(self.models.reward.notes if isinstance(self.models.reward, LearnedReward) else ()),
-            *_without_dropout(self.begun.adapter),
-        ]
+    bad: tuple[BadRow, ...]
+    notes: tuple[str, ...]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds."""
@@ -179,20 +172,32 @@ def _prepare(
         job,
         base,
         [rolling, options, valuing, watching],
-        [read_rows(job.data).sha256],
+        [read_rows(job.data, encoding=job.encoding).sha256],
         reward=rewarding.name,
     )
     plan = planned(config, workspace, restart=restart, only=only)
     begun = begun.at(plan.moment)
     if isinstance(rewarding, LearnedReward):
         rewarding = rewarding.at(plan.moment)
-    found = load_prompts(job.data, begun.template, columns=job.columns, skip_bad=job.skip_bad)
+    found = load_prompts(
+        job.data,
+        begun.template,
+        columns=job.columns,
+        encoding=job.encoding,
+        skip_bad=job.skip_bad,
+    )
     learned, held = found.split(watching.held_out, job.seed)
+    bad = found.bad
     if job.held_out is not None:
         named = load_prompts(
-            job.held_out, begun.template, columns=job.columns, skip_bad=job.skip_bad
+            job.held_out,
+            begun.template,
+            columns=job.columns,
+            encoding=job.encoding,
+            skip_bad=job.skip_bad,
         )
         learned, held = list(found.prompts), list(named.prompts)
+        bad += named.bad
     models = _models(job, begun, base, rewarding, options, valuing, watching)
     trained = [models.policy] if models.value is None else [models.policy, models.value]
     before = max(trainee.adapter.before_text for trainee in trained)
@@ -213,6 +218,16 @@ def _prepare(
         watching=watching,
         plan=plan.rendered(begun.template, digest_of([*learned, *held])),
         data_sha256=found.sha256,
+        bad=bad,
+        notes=(
+            *left_out(bad),
+            *_asked_once(found),
+            *no_end(begun.template),
+            *unchanged_experts(base, [method]),
+            *begun.notes,
+            *(rewarding.notes if isinstance(rewarding, LearnedReward) else ()),
+            *_without_dropout(begun.adapter),
+        ),
     )
 
 
@@ -227,6 +242,19 @@ def _require_room_to_judge(
         return  # what it reads is cut
     read = [replace(item, ids=tuple(reward.template.prompt(item.asked))) for item in prompts]
     require_room(base, read, before, tokens)
+
+
+def _asked_once(found: PromptSet) -> list[str]:
+    """A note where rows repeat a prompt: the columns beside it may differ."""
+    if not found.repeated:
+        return []
+    return [
+        say(
+            f"{found.repeated} rows repeat the prompt of an earlier row: it is asked once, with the "
+            "columns of the first.",
+            f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
+        )
+    ]
 
 
 def _store(

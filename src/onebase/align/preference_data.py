@@ -5,9 +5,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onebase.adapters.experts import unchanged_experts
 from onebase.align.answers import Answered, answered
 from onebase.align.task import AlignJob, Beginning
+from onebase.data.check import left_out, no_end
+from onebase.data.example import BadRow
+from onebase.data.fields import unread
 from onebase.data.preferences import Kind, PreferenceSet, load_preferences, require_good_rows
+from onebase.data.rendering import rendered_preferences
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
@@ -28,14 +33,15 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """A job's rows as tokens: what it learns from, what it is judged by, and the file they are of.
-    `notes` are what a user should know of them.
+    """A job's rows as tokens: what it learns from, what it is judged by, the file they are of, the rows
+    that are left out, and what the user should know before the first step.
     """
 
     train: list[PreferenceRow]
     held_out: list[PreferenceRow]
     source: PreferenceSet
-    notes: tuple[str, ...] = ()
+    bad: tuple[BadRow, ...]
+    notes: tuple[str, ...]
 
     def digest(self) -> str:
         """A hash of all rows as the model sees them, SHA-256."""
@@ -52,7 +58,7 @@ class PreferenceData:
 
 def load_rows(job: AlignJob, kinds: Sequence[Kind]) -> PreferenceSet:
     """The job's file. Raises DataError or UsageError."""
-    source = load_preferences(job.data, kinds=kinds, columns=job.columns)
+    source = load_preferences(job.data, kinds=kinds, columns=job.columns, encoding=job.encoding)
     require_good_rows(source, skip_bad=job.skip_bad)
     return source
 
@@ -67,80 +73,52 @@ def preference_data(
     alone: bool = False,
 ) -> PreferenceData:
     """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
-    answer may stand `alone`. Raises UsageError for a row that is too long for the base's rotary
-    embedding, and DataError where nothing is left to learn from or to judge by.
+    answer may stand `alone`. Raises DataError for rows that the template refuses, unless they are to
+    be skipped, and where nothing is left to learn from or to judge by; UsageError for a row that is
+    too long for the base's rotary embedding.
     """
+    source, tokens = rendered_preferences(source, begun.template, alone=alone)
+    require_good_rows(source, skip_bad=job.skip_bad)
+    found = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
+    bad = source.bad
     if job.held_out is not None:
-        held = load_preferences(job.held_out, kinds=(source.kind,), columns=job.columns)
+        held = load_preferences(
+            job.held_out, kinds=(source.kind,), columns=job.columns, encoding=job.encoding
+        )
+        held, tokens = rendered_preferences(held, begun.template, alone=alone)
         require_good_rows(held, skip_bad=job.skip_bad)
+        found |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
+        bad += held.bad
         train = source
     else:
         train, held = source.split(fraction, job.seed)
+    for part, what in (
+        (train, say("to learn from", "用于学习")),
+        (held, say("held out to judge by", "留出用于评估")),
+    ):
+        if not part.rows:
+            raise _nothing_left(part, what)
 
     def rows(data: PreferenceSet) -> list[PreferenceRow]:
         return [
-            PreferenceRow(
-                tuple(
-                    answered(begun.template, row.example(index), alone=alone)
-                    for index in range(len(row.answers))
-                ),
-                row.rating,
-            )
-            for row in data.rows
+            PreferenceRow(tuple(map(answered, found[id(row)])), row.rating) for row in data.rows
         ]
 
-    learned, judged = (_apart(rows(data), begun.template.max_tokens) for data in (train, held))
-    for data, kept, what in (
-        (train, learned, say("to learn from", "用于学习")),
-        (held, judged, say("held out to judge by", "留出用于评估")),
-    ):
-        if not kept.rows:
-            raise _nothing_left(data, kept, what)
-    found = PreferenceData(
-        learned.rows,
-        judged.rows,
-        source,
-        tuple(note for note in (learned.note, judged.note) if note),
+    notes = (
+        *left_out(bad),
+        *unread(source.fields),
+        *(unread(held.fields, held.path) if job.held_out is not None else ()),
+        *no_end(begun.template),
+        *unchanged_experts(base, [begun.adapter.method]),
+        *begun.notes,
     )
-    texts = [answer.ids for row in (*found.train, *found.held_out) for answer in row.answers]
+    data = PreferenceData(rows(train), rows(held), source, bad, notes)
+    texts = [answer.ids for row in (*data.train, *data.held_out) for answer in row.answers]
     base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
-    return found
+    return data
 
 
-@dataclass(frozen=True)
-class _Apart:
-    """Rows whose answers can be told apart, and what to say of the others."""
-
-    rows: list[PreferenceRow]
-    note: str
-
-
-def _apart(rows: list[PreferenceRow], max_tokens: int) -> _Apart:
-    """Leaves out the pairs whose answers are the same as tokens: they have no gradient."""
-    kept = [row for row in rows if len(set(row.answers)) == len(row.answers)]
-    count = len(rows) - len(kept)
-    if not count:
-        return _Apart(kept, "")
-    return _Apart(
-        kept,
-        say(
-            f"{count} of {len(rows)} pairs are left out: cut to max_tokens={max_tokens}, both answers "
-            "are the same.",
-            f"{len(rows)} 个回答对中有 {count} 个不予使用：截断到 max_tokens={max_tokens} 后，"
-            "两个回答相同。",
-        ),
-    )
-
-
-def _nothing_left(data: PreferenceSet, kept: _Apart, what: str) -> DataError:
-    if kept.note:
-        return DataError(
-            say(
-                f"Nothing of {data.path} is left {what}. {kept.note}",
-                f"{data.path} 中没有{what}的数据。{kept.note}",
-            ),
-            say("Raise max_tokens, or shorten the answers.", "请增大 max_tokens，或缩短回答。"),
-        )
+def _nothing_left(data: PreferenceSet, what: str) -> DataError:
     return DataError(
         say(
             f"Nothing of {data.path} is {what}: all of its rows are of one question.",

@@ -13,12 +13,13 @@ from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Turn
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
+from onebase.data.rendering import refused
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template
 from onebase.data.turns import is_answer
 from onebase.data.values import Unfit
-from onebase.errors import DataError
+from onebase.errors import DataError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -35,10 +36,13 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A file's prompts, each once, and the SHA-256 of its bytes."""
+    """A file's prompts, each once; its bad rows; how many rows were `repeated`, saying a prompt again;
+    and the SHA-256 of its bytes.
+    """
 
     prompts: tuple[Prompt, ...]
     bad: tuple[BadRow, ...]
+    repeated: int
     sha256: str
 
     def split(self, fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -58,6 +62,7 @@ def load_prompts(
     template: Template,
     *,
     columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     skip_bad: bool = False,
 ) -> PromptSet:
     """The prompts of a file, as `template` writes them. `columns` names the file's column for a role
@@ -66,28 +71,35 @@ def load_prompts(
     Raises DataError for a file without two good prompts, or with bad rows unless `skip_bad`;
     UsageError for an unknown column.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     require_readable(path, table)
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     roles = _columns(path, names, columns or {})
     found: dict[tuple[Turn, ...], Prompt] = {}
-    bad = list(table.bad)
+    bad, repeated = list(table.bad), 0
     for row in table.rows:
         try:
             asked = _asked(row, roles)
+            ids = tuple(template.prompt(asked))
         except Unfit as unfit:
             bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
-            continue
-        ids = tuple(template.prompt(asked))
-        found.setdefault(asked, Prompt(asked, ids, row.values, row.file, row.line))
-    if bad and not skip_bad:
+        except UsageError as refusal:
+            bad.append(refused(row.file, row.line, refusal))
+        else:
+            prompt = Prompt(asked, ids, row.values, row.file, row.line)
+            repeated += found.setdefault(asked, prompt) is not prompt
+    if bad and not (skip_bad and found):
         shown = "; ".join(str(item) for item in bad[:5])
+        if len(bad) > 5:
+            shown += say(f"; and {len(bad) - 5} more", f"；另有 {len(bad) - 5} 行")
         raise DataError(
             say(
                 f"{path} has bad rows: {len(bad)}: {shown}.",
                 f"{path} 有 {len(bad)} 行坏数据：{shown}。",
             ),
-            say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。"),
+            say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。")
+            if found
+            else say("Not one row is good: mend them.", "没有一行可用：请修正这些行。"),
         )
     if len(found) < 2:
         raise DataError(
@@ -97,7 +109,7 @@ def load_prompts(
             ),
             say("Add more: some are held out to judge by.", "请增加提示：其中一部分用于评估。"),
         )
-    return PromptSet(tuple(found.values()), tuple(bad), table.sha256)
+    return PromptSet(tuple(found.values()), tuple(bad), repeated, table.sha256)
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:

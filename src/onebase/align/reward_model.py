@@ -20,7 +20,6 @@ from onebase.align.run import AlignRun, AlignWatcher, carried_out, planned
 from onebase.align.task import AlignJob, begin_from, config_of, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import no_gradient
-from onebase.data.fields import unread
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import UsageError
@@ -95,8 +94,7 @@ def train_reward(
     learning = _Learning(trainee, data, scale, options, job.seed)
     with carried_out(plan, base, workspace, seed=job.seed, watcher=watcher) as run:
         run.restore(learning.load, begun.template)
-        for text in [*unread(source.fields), *begun.notes, *data.notes]:
-            run.note(text)
+        run.tell(job.task, data.bad, data.notes)
         run.watcher.began(f"{job.task} ({method})", learning.step, learning.total)
         while learning.step < learning.total:
             run.between(learning.state)

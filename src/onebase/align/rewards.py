@@ -24,7 +24,7 @@ from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
-from onebase.errors import OnebaseError, UsageError
+from onebase.errors import DataError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -113,9 +113,21 @@ class LearnedReward:
     notes: tuple[str, ...] = ()
 
     def text(self, prompt: Prompt, answer: str) -> Answered:
-        """An answer as the model reads it, cut to what it was trained on."""
+        """An answer as the model reads it, cut to what it was trained on. Raises DataError where nothing
+        is left of it.
+        """
         turns = (*prompt.asked, Turn("assistant", answer))
-        return answered(self.template, Example(turns, prompt.file, prompt.line), alone=True)
+        rendered = self.template.example(Example(turns, prompt.file, prompt.line))
+        if rendered.begin == len(rendered.ids):
+            limit = self.template.max_tokens
+            raise DataError(
+                say(
+                    f"{prompt.file}:{prompt.line} leaves no answer within {limit} tokens.",
+                    f"{prompt.file}:{prompt.line} 在 {limit} 个词元内没有留下回答。",
+                ),
+                say("Shorten the row.", "请缩短该行。"),
+            )
+        return answered(rendered)
 
     def at(self, moment: datetime) -> "LearnedReward":
         """The same, its texts with the date of `moment`."""

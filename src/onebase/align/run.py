@@ -18,6 +18,7 @@ import yaml
 
 from onebase.adapters.runs import Ending, Run
 from onebase.adapters.workspace import Workspace
+from onebase.data.example import BadRow
 from onebase.data.template import Template
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
@@ -26,6 +27,7 @@ from onebase.training.checkpoint import Checkpoints
 from onebase.training.execution import resume_command
 from onebase.training.interruption import Interrupted, Interruption
 from onebase.training.moment import date_kept, moment_of, present, recorded
+from onebase.training.record import list_skipped
 from onebase.training.resume import interrupted_run
 
 SAVE_SECONDS = 60.0
@@ -154,6 +156,15 @@ class AlignRun:
         """Something that the user should know."""
         self.log(note=text, **fields)
         self.watcher.noted(text)
+
+    def tell(self, task: str, bad: Sequence[BadRow], notes: Sequence[str]) -> None:
+        """What the user should know before the first step; the rows that are left out are listed in the
+        run's folder.
+        """
+        with suppress(OSError):  # a full disk, as in `log`
+            list_skipped(self.run, task, bad)
+        for text in notes:
+            self.note(text)
 
     def between(self, state: Callable[[], dict[str, Any]], *, due: bool = False) -> None:
         """Between two steps: save where it is time or `due`. Raises KeyboardInterrupt, saved,

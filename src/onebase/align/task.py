@@ -42,7 +42,7 @@ class AlignJob:
     """One task to align. `data` and `held_out` are files of preferences (for PPO, of prompts).
 
     `method` None begins from the task's current adapter, or from `start` (`task@2`); else a fresh
-    adapter of that method learns. `set` holds the method's options and the algorithm's.
+    adapter of that method learns. `encoding` is that of files that are not UTF-8. `set` holds the method's options and the algorithm's.
     """
 
     task: str
@@ -53,6 +53,7 @@ class AlignJob:
     held_out: str | Path | None = None
     template: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
     skip_bad: bool = False
     seed: int = 0
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -207,6 +208,8 @@ def config_of(
         "held_out": None if job.held_out is None else str(job.held_out),
         "template": job.template,
         "columns": dict(job.columns),
+        # Not where it was not given: earlier versions did not know it.
+        **({"encoding": job.encoding} if job.encoding else {}),
         "skip_bad": job.skip_bad,
         "seed": job.seed,
         "set": dict(job.set),
@@ -218,7 +221,10 @@ def config_of(
         "kind": kind,
         "asked": {key: value for key, value in asked.items() if key not in elsewhere},
         "options": settings,
-        "hashes": [*hashes, None if job.held_out is None else read_rows(job.held_out).sha256],
+        "hashes": [
+            *hashes,
+            None if job.held_out is None else read_rows(job.held_out, encoding=job.encoding).sha256,
+        ],
         "base": base.fingerprint,
         "precision": base.precision.text,
     }

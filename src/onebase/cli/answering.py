@@ -14,6 +14,7 @@ from onebase.adapters.methods import parse_options
 from onebase.cli.request_file import read_requests
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     PrecisionOption,
@@ -62,6 +63,7 @@ def generate_command(
     task: Annotated[str | None, typer.Option(help="The task, task@version, or base.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer.")] = None,
     file: Annotated[Path | None, typer.Option(help='Rows {"task", "input"}.')] = None,
+    encoding: EncodingOption = None,
     base: BaseOption = None,
     precision: PrecisionOption = None,
     max_tokens: MaxTokens = 128,
@@ -103,7 +105,9 @@ def generate_command(
     if prompt is not None:
         require_text(prompt)
     requests: list[tuple[str, Prompt]] = (
-        [(task or BASE_TASK, str(prompt))] if file is None else read_requests(file, task)
+        [(task or BASE_TASK, str(prompt))]
+        if file is None
+        else read_requests(file, task, encoding=encoding)
     )
     engine = engine_for(session, [name for name, _ in requests], base, precision)
     answers = engine.generate(requests, sampling)

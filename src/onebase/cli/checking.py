@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
@@ -11,6 +12,7 @@ import typer
 
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     WorkspaceOption,
@@ -28,6 +30,7 @@ from onebase.data.template import Template
 from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder
+from onebase.model.ends import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
 
@@ -41,6 +44,7 @@ def check_command(
     file: Annotated[str, typer.Argument(help="The data file.")],
     held_out: Annotated[str | None, typer.Option(help="The file it will be judged by.")] = None,
     columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     content: Annotated[
         Content,
         typer.Option(
@@ -60,21 +64,23 @@ def check_command(
     """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
     session = begin(workspace, as_json, lang)
     chosen = columns_of(columns) if columns else None
-    data = _loaded(file, chosen, content)
+    data = _loaded(file, chosen, encoding, content)
     bare = isinstance(data, PreferenceSet) and data.bare
+    folder = resolve(base or DEFAULT_BASE)
+    ends = named_ends(folder)
     rendering = Template(
-        _tokenizer(base or DEFAULT_BASE),
+        _tokenizer(folder),
         kind=BARE if bare and template == "auto" else template,
         instruction=instruction,
         max_tokens=max_tokens,
     )
     report: CheckReport | PreferenceReport
     if isinstance(data, PreferenceSet):
-        judged = load_preferences(held_out, columns=chosen) if held_out else None
-        report = check_preferences(data, rendering, held_out=judged)
+        judged = load_preferences(held_out, columns=chosen, encoding=encoding) if held_out else None
+        report = check_preferences(data, rendering, held_out=judged, ends=ends)
     else:
-        examples = load_dataset(held_out, columns=chosen) if held_out else None
-        report = check(data, rendering, held_out=examples)
+        examples = load_dataset(held_out, columns=chosen, encoding=encoding) if held_out else None
+        report = check(data, rendering, held_out=examples, ends=ends)
     found = report.to_dict()
     if as_json:
         session.show(found)
@@ -85,24 +91,25 @@ def check_command(
         raise typer.Exit(3)
 
 
-def _loaded(file: str, columns: dict[str, str] | None, content: Content) -> Dataset | PreferenceSet:
+def _loaded(
+    file: str, columns: dict[str, str] | None, encoding: str | None, content: Content
+) -> Dataset | PreferenceSet:
     """What the file holds: answers where its columns are some format's, else preferences."""
     if content == "preferences":
-        return load_preferences(file, columns=columns)
+        return load_preferences(file, columns=columns, encoding=encoding)
     try:
-        return load_dataset(file, columns=columns)
+        return load_dataset(file, columns=columns, encoding=encoding)
     except (DataError, UsageError) as refusal:
         if content == "answers":
             raise
         try:
-            return load_preferences(file, columns=columns)
+            return load_preferences(file, columns=columns, encoding=encoding)
         except OnebaseError:
             raise refusal from None
 
 
-def _tokenizer(base: str) -> Any:
+def _tokenizer(path: Path) -> Any:
     """The tokenizer alone of a base: its weights say nothing about a file."""
-    path = resolve(base)
     try:
         return read_tokenizer(path)
     except (ValueError, KeyError, OSError) as error:

@@ -6,6 +6,7 @@ import typer
 
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     PrecisionOption,
@@ -46,6 +47,7 @@ def plan_command(
     held_out: HeldOutOption = None,
     template: TemplateOption = "auto",
     columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
     skip_bad: SkipBadOption = False,
@@ -68,6 +70,7 @@ def plan_command(
         held_out=held_out,
         template=template,
         columns=columns,
+        encoding=encoding,
         set_=set_,
         seed=seed,
         skip_bad=skip_bad,
@@ -148,6 +151,11 @@ def _lines(made: Plan) -> list[str]:
         f"{lost}：试训练中损失已发散或不是有限值，估计可能不准；请减小 learning_rate。",
     )
     return [
+        *(
+            f"{item['task']}: {text}"
+            for item in made.measured.get("tasks", ())
+            for text in item.get("notes", ())
+        ),
         *([trouble] if lost else []),
         say(
             f"memory (estimate): {memory} at the peak; free: {free}",

@@ -8,6 +8,7 @@ import typer
 from onebase.cli.ladder import RaceDisplay, ladder_header, ladder_rows
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     PrecisionOption,
@@ -70,6 +71,7 @@ def race_command(
     held_out: HeldOutOption = None,
     template: TemplateOption = "auto",
     columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
     skip_bad: SkipBadOption = False,
@@ -100,6 +102,7 @@ def race_command(
         held_out=held_out,
         template=template,
         columns=columns,
+        encoding=encoding,
         set_=[*(set_ or []), *([f"epochs={epochs}"] if epochs is not None else [])],
         seed=seed,
         skip_bad=skip_bad,

@@ -32,7 +32,9 @@ _ANSWERS = (
 )
 
 
-def read_requests(file: Path, task: str | None) -> list[tuple[str, Prompt]]:
+def read_requests(
+    file: Path, task: str | None, *, encoding: str | None = None
+) -> list[tuple[str, Prompt]]:
     """The task and the prompt of every row; `task` stands in where a row names none.
 
     Fields that are not read are named to the user. Raises DataError naming the line.
@@ -42,7 +44,7 @@ def read_requests(file: Path, task: str | None) -> list[tuple[str, Prompt]]:
         '请写入 {"task": "support", "input": "…"} 这样的行。',
     )
     found = []
-    for row, columns in _matched(file, _REQUESTS, "input", remedy):
+    for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
         try:
             found.append((_task(row, task), _prompt(row, columns)))
         except Unfit as unfit:
@@ -50,14 +52,14 @@ def read_requests(file: Path, task: str | None) -> list[tuple[str, Prompt]]:
     return found
 
 
-def read_answers(file: Path) -> list[tuple[str, str]]:
+def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, str]]:
     """The question, which may be empty, and the answer of every row. Raises DataError as above."""
     remedy = say(
         'Write rows like {"text": "…"} or {"input": "…", "output": "…"}.',
         '请写成 {"text": "…"} 或 {"input": "…", "output": "…"} 这样的行。',
     )
     found = []
-    for row, columns in _matched(file, _ANSWERS, "output", remedy):
+    for row, columns in _matched(file, encoding, _ANSWERS, "output", remedy):
         asked = columns.get("input", "")
         try:
             require_supported(row.values)
@@ -69,12 +71,12 @@ def read_answers(file: Path) -> list[tuple[str, str]]:
 
 
 def _matched(
-    file: Path, formats: Sequence[Format], needed: str, remedy: str
+    file: Path, encoding: str | None, formats: Sequence[Format], needed: str, remedy: str
 ) -> list[tuple[Row, dict[str, str]]]:
     """The rows of a file and what each of its columns stands for."""
     found = []
     unused: dict[str, Field] = {}
-    for row in data_rows.read_requests(file).rows:
+    for row in data_rows.read_requests(file, encoding=encoding).rows:
         columns = next(
             (match for form in formats if (match := form.match(row.values, {})) is not None), None
         )

@@ -10,6 +10,7 @@ from onebase.align.scoring import score_answers
 from onebase.cli.request_file import read_answers
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     PrecisionOption,
@@ -30,6 +31,7 @@ def score_command(
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="What was asked.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", help="The answer to score.")] = None,
+    encoding: EncodingOption = None,
     base: BaseOption = None,
     precision: PrecisionOption = None,
     workspace: WorkspaceOption = None,
@@ -38,7 +40,7 @@ def score_command(
 ) -> None:
     """Score answers by a reward model: 0 is its mean, 1 a deviation above."""
     session = begin(workspace, as_json, lang)
-    asked = _answers(file, prompt, answer)
+    asked = _answers(file, prompt, answer, encoding)
     chosen = base_for_scores(task, session.workspace, base=base, precision=precision)
     loaded = load_base(chosen.base, chosen.precision)
     scores = score_answers(task, asked, base=loaded, workspace=session.workspace, noted=note)
@@ -49,7 +51,9 @@ def score_command(
     session.show({"scores": rows}, *(f"{row['score']:+.3f}  {row['answer']}" for row in rows))
 
 
-def _answers(file: Path | None, prompt: str | None, answer: str | None) -> list[tuple[str, str]]:
+def _answers(
+    file: Path | None, prompt: str | None, answer: str | None, encoding: str | None
+) -> list[tuple[str, str]]:
     if (file is None) == (answer is None):
         raise UsageError(
             say("There is nothing to score.", "没有要打分的内容。"),
@@ -63,4 +67,4 @@ def _answers(file: Path | None, prompt: str | None, answer: str | None) -> list[
             if text:
                 require_text(text)
         return [(prompt or "", answer or "")]
-    return read_answers(file)
+    return read_answers(file, encoding=encoding)

@@ -31,6 +31,10 @@ PrecisionOption = Annotated[
         "w8a8 or auto.",
     ),
 ]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Of data files that are not UTF-8: gb18030, cp1252 …"),
+]
 
 
 _NO_WIDTH = 100_000  # columns

@@ -13,6 +13,7 @@ from onebase.adapters.store import StoredAdapter
 from onebase.cli.progress import TrainingDisplay
 from onebase.cli.session import (
     BaseOption,
+    EncodingOption,
     JsonOption,
     LangOption,
     PrecisionOption,
@@ -70,6 +71,7 @@ def train_command(
     held_out: HeldOutOption = None,
     template: TemplateOption = "auto",
     columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
     skip_bad: SkipBadOption = False,
@@ -92,6 +94,7 @@ def train_command(
         held_out=held_out,
         template=template,
         columns=columns,
+        encoding=encoding,
         set_=set_,
         seed=seed,
         skip_bad=skip_bad,
@@ -113,6 +116,7 @@ def asked_for(
     held_out: str | None,
     template: str,
     columns: list[str] | None,
+    encoding: str | None,
     set_: list[str] | None,
     seed: int,
     skip_bad: bool,
@@ -125,7 +129,13 @@ def asked_for(
             "instruction": instruction,
             "held-out": held_out,
         }
-        own |= {"columns": columns, "set": set_, "skip-bad": skip_bad, "seed": seed}
+        own |= {
+            "columns": columns,
+            "encoding": encoding,
+            "set": set_,
+            "skip-bad": skip_bad,
+            "seed": seed,
+        }
         own |= {"method": method != "lora", "template": template != "auto"}
         if given := [f"--{name}" for name, value in own.items() if value]:
             flags = ", ".join(given)
@@ -150,6 +160,7 @@ def asked_for(
         held_out=held_out,
         template=template,
         columns=columns_of(columns or []),
+        encoding=encoding,
         skip_bad=skip_bad,
         seed=seed,
         set=settings(set_ or []),

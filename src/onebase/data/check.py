@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
 from onebase.data.lookalikes import alike
+from onebase.data.rendering import rendered_examples
 from onebase.data.template import Rendered, Template
-from onebase.errors import DataError
 from onebase.language import say
 
 _FEW_ROWS = 8
@@ -77,15 +77,20 @@ class CheckReport:
         return asdict(self)
 
 
-def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = None) -> CheckReport:
+def check(
+    dataset: Dataset,
+    template: Template,
+    *,
+    held_out: Dataset | None = None,
+    ends: Collection[int] = (),
+) -> CheckReport:
     """Look a data set over as `template` will render it. A row that it refuses is a bad row, also of
-    the held-out file.
+    the held-out file. `ends` are the tokens at which the base itself ends an answer.
     """
-    bad = list(dataset.bad)
-    good, rendered = _rendered(dataset, template, bad)
+    dataset, rendered = rendered_examples(dataset, template)
+    good = dataset.examples
     if held_out:
-        bad += held_out.bad
-        _rendered(held_out, template, bad)
+        held_out, _ = rendered_examples(held_out, template)
     learned = [sum(tokens.learned) for tokens in rendered]
     prompt = [len(tokens.ids) - sum(tokens.learned) for tokens in rendered]
     labels = Counter(example.answer for example in good) if dataset.labels else Counter()
@@ -96,7 +101,7 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
         columns=dict(dataset.columns),
         fields={field.name: field.use for field in dataset.fields},
         rows=len(dataset.examples) + len(dataset.bad),
-        bad=tuple(bad),
+        bad=dataset.bad + (held_out.bad if held_out else ()),
         duplicates=_duplicates(good),
         overlap=_overlap(good, held_out.examples) if held_out else (),
         prompt_tokens=Spread.of(prompt),
@@ -108,25 +113,11 @@ def check(dataset: Dataset, template: Template, *, held_out: Dataset | None = No
             *unread(dataset.fields),
             *(unread(held_out.fields, held_out.path) if held_out else ()),
             *alike(labels + _labels(held_out)),
-            *_warnings(good, labels, template, nothing_learned),
+            *_warnings(good, labels, template, nothing_learned, ends),
+            *rewritten(good, rendered),
         ),
         first_example=template.marked(good[0]) if good else "",
     )
-
-
-def _rendered(
-    dataset: Dataset, template: Template, bad: list[BadRow]
-) -> tuple[list[Example], list[Rendered]]:
-    """The examples that the template takes, and their tokens; the others are added to `bad`."""
-    good, tokens = [], []
-    for example in dataset.examples:
-        try:
-            tokens.append(template.example(example))
-        except DataError as refusal:
-            bad.append(refused(example.file, example.line, refusal))
-        else:
-            good.append(example)
-    return good, tokens
 
 
 def _labels(dataset: Dataset | None) -> Counter[str]:
@@ -134,14 +125,6 @@ def _labels(dataset: Dataset | None) -> Counter[str]:
     if dataset is None or not dataset.labels:
         return Counter()
     return Counter(example.answer for example in dataset.examples)
-
-
-def refused(file: str, line: int, refusal: DataError) -> BadRow:
-    """The bad row of a refusal that begins with the place of its row."""
-    reason = refusal.message
-    for place in (f"{file}:{line}: ", f"{file}:{line}："):
-        reason = reason.removeprefix(place)
-    return BadRow(file, line, None, reason)
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:
@@ -172,9 +155,10 @@ def _warnings(
     labels: Counter[str],
     template: Template,
     nothing_learned: Sequence[Example],
+    ends: Collection[int],
 ) -> list[str]:
-    found = few_rows(len(examples)) + no_end(template)
-    found += control_tokens(examples, template) + ends_inside(examples, template)
+    found = few_rows(len(examples)) + no_end(template) + lost_characters(examples)
+    found += control_tokens(examples, template, ends) + ends_inside(examples, template)
     if labels and max(labels.values()) > _IMBALANCE * min(labels.values()):
         (most, many), *_, (least, few) = labels.most_common()
         found.append(
@@ -191,6 +175,19 @@ def _warnings(
             )
         )
     return found + no_room(nothing_learned, template)
+
+
+def left_out(bad: Sequence[BadRow]) -> list[str]:
+    """What a training says of the rows that it leaves out."""
+    if not bad:
+        return []
+    return [
+        say(
+            f"Left out: {len(bad)} rows, such as {bad[0]}. All of them are listed in the run's folder "
+            "(skipped-TASK.jsonl).",
+            f"未使用 {len(bad)} 行，例如 {bad[0]}。全部列在训练目录的 skipped-任务名.jsonl 中。",
+        )
+    ]
 
 
 def few_rows(count: int) -> list[str]:
@@ -222,8 +219,28 @@ def no_end(template: Template) -> list[str]:
     ]
 
 
-def control_tokens(examples: Sequence[Example], template: Template) -> list[str]:
-    """A warning for each special token that stands in a text, and what becomes of it in answers."""
+def lost_characters(examples: Sequence[Example]) -> list[str]:
+    """A warning where an earlier conversion put U+FFFD for what it could not read."""
+    found = [
+        example for example in examples if any("\ufffd" in turn.content for turn in example.turns)
+    ]
+    if not found:
+        return []
+    lines = named_lines(found)
+    return [
+        say(
+            f"U+FFFD (\ufffd) stands in {lines}: characters were lost when the file was converted.",
+            f"{lines}含有 U+FFFD（\ufffd）：文件在转换编码时丢失了字符。",
+        )
+    ]
+
+
+def control_tokens(
+    examples: Sequence[Example], template: Template, ends: Collection[int] = ()
+) -> list[str]:
+    """A warning for each special token that stands in a text, and what becomes of it in answers, which
+    also end at the base's own `ends`.
+    """
     tokens = sorted(template.special_tokens, key=len, reverse=True)
     special = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
     odd: dict[str, list[Example]] = {}
@@ -236,14 +253,14 @@ def control_tokens(examples: Sequence[Example], template: Template) -> list[str]
             "the model will read it as a control token. ",
             f"{named_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
         )
-        + _in_answers(template.special_tokens[token], template)
+        + _in_answers(template.special_tokens[token], template, ends)
         for token, where in sorted(odd.items())
     ]
 
 
-def _in_answers(token: int, template: Template) -> str:
+def _in_answers(token: int, template: Template, ends: Collection[int]) -> str:
     """What becomes of a special token that the model writes."""
-    if token in template.ends:
+    if token in template.ends or token in ends:
         return say("An answer ends where it writes this token.", "模型写出该标记时，回答即结束。")
     if token in template.hidden:
         return say("Answers are shown without it.", "回答中不显示该标记。")
@@ -281,6 +298,22 @@ def no_room(examples: Sequence[Example], template: Template) -> list[str]:
             f"Nothing can be learned from {lines}: the prompt alone fills "
             f"max_tokens ({template.max_tokens}).",
             f"{lines}没有可学习的内容：提示已占满 max_tokens（{template.max_tokens}）。",
+        )
+    ]
+
+
+def rewritten(examples: Sequence[Example], rendered: Sequence[Rendered]) -> list[str]:
+    """A warning where earlier answers are not learned, because the template rewrites them."""
+    found = [example for example, row in zip(examples, rendered, strict=True) if row.rewritten]
+    if not found:
+        return []
+    count, lines = sum(row.rewritten for row in rendered), named_lines(found)
+    return [
+        say(
+            f"Earlier answers are not learned in {lines} ({count} answers): the chat template rewrites "
+            "them, as templates do that drop earlier reasoning. The last answer of each is learned.",
+            f"{lines}中较早的回答（共 {count} 个）不会被学习：对话模板会改写它们（例如去掉较早的思考过程）。"
+            "每行最后一个回答会被学习。",
         )
     ]
 

@@ -89,6 +89,12 @@ def columns_option(columns: Mapping[str, str]) -> str:
     return " ".join(f"--columns {shlex.quote(pair)}" for pair in pairs)
 
 
+def read_options(columns: Mapping[str, str], encoding: str | None) -> str:
+    """The options that a file was read with, behind a space each, for a command that reads it again."""
+    options = f" {columns_option(columns)}" if columns else ""
+    return options + (f" --encoding {shlex.quote(encoding)}" if encoding else "")
+
+
 def named_twice(role: str, column: str) -> UsageError:
     """The error for a role or a column that `--columns` names twice."""
     return UsageError(

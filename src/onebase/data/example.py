@@ -83,7 +83,8 @@ class Dataset:
     `columns` maps each role of the format (`input`, `output`, `label`, ...) to the file's column;
     `fields` says of every column, and of every field of turns, what became of it.
     `labels` are the classes of a classification set, sorted; empty for every other format.
-    `sha256` is over the file's bytes, or over all of its files' bytes in order.
+    `sha256` is over the file's bytes, or over all of its files' bytes in order. `options` are those of
+    the command that reads the file so.
     """
 
     path: str
@@ -94,3 +95,4 @@ class Dataset:
     labels: tuple[str, ...]
     sha256: str
     fields: tuple[Field, ...] = ()
+    options: str = ""

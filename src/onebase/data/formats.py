@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onebase.data.columns import columns_option, require_columns, roles_of
+from onebase.data.columns import columns_option, read_options, require_columns, roles_of
 from onebase.data.conversion import convert
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import fields_of
@@ -107,17 +107,22 @@ FORMATS = (
 UNKNOWN_FORMAT = "unknown"  # of a file with no row that can be read
 
 
-def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) -> Dataset:
+def load_dataset(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+) -> Dataset:
     """Read every row of a file (or Hub data set); what is wrong with a row stands in `.bad`.
 
     `columns` names the file's column for a role (`{"input": "mr", "output": "ref"}`), over what
-    detection would find. Raises `UsageError` for a role or column that does not exist, and
-    `DataError` for a file that can't be read, has no known format, or holds preferences: pairs of
-    answers, and answers that a column rates or judges.
+    detection would find. `encoding` is the one of a text that is not UTF-8. Raises `UsageError` for a
+    role, column or encoding that does not exist, and `DataError` for a file that can't be read, has no
+    known format, or holds preferences: pairs of answers, and answers that a column rates or judges.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     given = roles_of(columns or {}, {role for form in FORMATS for role in form.every})
-    form, found = _format(path, table.rows, given)
+    form, found = _format(path, table.rows, given, encoding)
     good: list[Example] = []
     bad: list[BadRow] = list(table.bad)
     for row in table.rows:
@@ -136,6 +141,7 @@ def load_dataset(path: str | Path, *, columns: Mapping[str, str] | None = None) 
         bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
         labels=tuple(labels),
         sha256=table.sha256,
+        options=read_options(given, encoding),
     )
 
 
@@ -159,7 +165,7 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
     It can't while it holds bad rows, unless `skip_bad`, and never without a good one.
     """
     path, count = dataset.path, len(dataset.bad)
-    command = f"onebase data check {shlex.quote(path)}"
+    command = f"onebase data check {shlex.quote(path)}{dataset.options}"
     shown = "; ".join(str(row) for row in dataset.bad[:_NAMED_BAD_ROWS])
     more = count - _NAMED_BAD_ROWS
     if more > 0:
@@ -189,7 +195,7 @@ def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
 
 
 def _format(
-    path: str | Path, rows: Sequence[Row], given: Mapping[str, str]
+    path: str | Path, rows: Sequence[Row], given: Mapping[str, str], encoding: str | None
 ) -> tuple[str, dict[str, str]]:
     counts = Counter(column for row in rows for column in row.values)
     if not counts:
@@ -209,13 +215,15 @@ def _format(
     if not ({"output", "messages", "conversations"} & given.keys() or "label" in found):
         judging = judging_column(rows, counts.keys() - set(found.values()))
         if judging:
-            raise _is_judged(path, found, *judging)
+            raise _is_judged(path, found, *judging, read_options({}, encoding))
     return form.name, found
 
 
-def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command: str) -> DataError:
+def _is_judged(
+    path: str | Path, found: Mapping[str, str], column: str, command: str, options: str
+) -> DataError:
     names = {role: name for role, name in found.items() if role not in _BESIDE_TEXT}
-    learn = _learning(command, path)
+    learn = _learning(command, path, options)
     return DataError(
         say(
             f"{path} holds judged answers: the column {column!r} says how good each one is. Training "
@@ -229,10 +237,10 @@ def _is_judged(path: str | Path, found: Mapping[str, str], column: str, command:
     )
 
 
-def _learning(command: str, path: str | Path) -> str:
+def _learning(command: str, path: str | Path, options: str = "") -> str:
     """The command that learns a new task from a file. A reward model needs no method, it has its own."""
     method = "" if command == "align reward" else " --method lora"
-    return f"`onebase {command} --task TASK --data {shlex.quote(str(path))}{method}`"
+    return f"`onebase {command} --task TASK --data {shlex.quote(str(path))}{options}{method}`"
 
 
 def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:

@@ -1,6 +1,6 @@
 """What a user wants to know of a file of preferences before learning from it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -10,16 +10,14 @@ from onebase.data.check import (
     control_tokens,
     ends_inside,
     few_rows,
-    named_lines,
+    lost_characters,
     no_end,
-    no_room,
-    refused,
 )
 from onebase.data.example import BadRow, Example
 from onebase.data.fields import unread
 from onebase.data.preferences import COMMANDS, Kind, Preference, PreferenceSet
+from onebase.data.rendering import rendered_preferences
 from onebase.data.template import Rendered, Template
-from onebase.errors import DataError
 from onebase.language import say
 
 _MOSTLY = 0.8  # of the pairs: then length alone tells the better answer
@@ -96,16 +94,22 @@ class _Read:
 
 
 def check_preferences(
-    data: PreferenceSet, template: Template, *, held_out: PreferenceSet | None = None
+    data: PreferenceSet,
+    template: Template,
+    *,
+    held_out: PreferenceSet | None = None,
+    ends: Collection[int] = (),
 ) -> PreferenceReport:
-    """Look preferences over as `template` will render them. A row that it refuses is a bad row, also
-    of the held-out file.
+    """Look preferences over as `template` will render them. A row that it refuses is a bad row, and so
+    is one that its limit leaves nothing to learn of, also of the held-out file. `ends` as in `check`.
     """
-    bad = list(data.bad)
-    good = _taken(data, template, bad)
+    data, rendered = rendered_preferences(data, template, alone=data.bare)
     if held_out:
-        bad += held_out.bad
-        _taken(held_out, template, bad)
+        held_out, _ = rendered_preferences(held_out, template, alone=held_out.bare)
+    good = [
+        _Read(row, tuple(row.example(index) for index in range(len(row.answers))), tokens)
+        for row, tokens in zip(data.rows, rendered, strict=True)
+    ]
     answers = [length for read in good for length in read.lengths]
     totals = [len(tokens.ids) for read in good for tokens in read.rendered]
     longer = [read.lengths[0] > read.lengths[-1] for read in good if data.kind == "pairs"]
@@ -119,7 +123,7 @@ def check_preferences(
         columns=dict(data.columns),
         fields={field.name: field.use for field in data.fields},
         rows=len(data.rows) + len(data.bad),
-        bad=tuple(bad),
+        bad=data.bad + (held_out.bad if held_out else ()),
         repeats=_repeats([read.row for read in good]),
         overlap=tuple(
             (read.row.line, lines[read.row.key]) for read in good if read.row.key in lines
@@ -133,22 +137,10 @@ def check_preferences(
         warnings=(
             *unread(data.fields),
             *(unread(held_out.fields, held_out.path) if held_out else ()),
-            *_warnings(data.kind, good, template),
+            *_warnings(data.kind, good, template, ends),
         ),
         first_example=_shown(good[0].examples, template) if good else "",
     )
-
-
-def _taken(data: PreferenceSet, template: Template, bad: list[BadRow]) -> list[_Read]:
-    """The rows that the template takes; the others are added to `bad`."""
-    good = []
-    for row in data.rows:
-        examples = tuple(row.example(index) for index in range(len(row.answers)))
-        try:
-            good.append(_Read(row, examples, tuple(map(template.example, examples))))
-        except DataError as refusal:
-            bad.append(refused(row.file, row.line, refusal))
-    return good
 
 
 def _repeats(rows: Sequence[Preference]) -> tuple[Repeat, ...]:
@@ -165,26 +157,16 @@ def _repeats(rows: Sequence[Preference]) -> tuple[Repeat, ...]:
 def _shown(answers: Sequence[Example], template: Template) -> str:
     """The first row's answers; of a pair, the chosen one and below it the rejected one."""
     between = say("\n--- rejected ---\n", "\n--- 被拒绝 ---\n")
-    return between.join(map(template.marked, answers))
+    return between.join(template.marked_answers(answers))
 
 
-def _warnings(kind: Kind, good: Sequence[_Read], template: Template) -> list[str]:
+def _warnings(
+    kind: Kind, good: Sequence[_Read], template: Template, ends: Collection[int]
+) -> list[str]:
     examples = [example for read in good for example in read.examples]
-    empty = [read.examples[0] for read in good if not all(read.lengths)]
-    found = few_rows(len(good)) + no_end(template) + control_tokens(examples, template)
-    found += ends_inside(examples, template) + no_room(empty, template)
-    if same := [
-        read.examples[0]
-        for read in good
-        if len(read.rendered) == 2 and read.rendered[0].ids == read.rendered[1].ids
-    ]:
-        found.append(
-            say(
-                f"Cut to max_tokens ({template.max_tokens}), both answers of "
-                f"{named_lines(same)} are the same.",
-                f"截断到 max_tokens（{template.max_tokens}）后，{named_lines(same)}的两个回答相同。",
-            )
-        )
+    found = few_rows(len(good)) + no_end(template) + lost_characters(examples)
+    found += control_tokens(examples, template, ends)
+    found += ends_inside(examples, template)
     ratings = [read.row.rating for read in good]
     if kind == "pairs" and good:
         longer = mean(read.lengths[0] > read.lengths[1] for read in good)

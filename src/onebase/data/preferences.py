@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onebase.data.columns import require_columns, roles_of
+from onebase.data.columns import read_options, require_columns, roles_of
 from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Example, Field, Turn
 from onebase.data.fields import fields_of
@@ -104,7 +104,8 @@ class Preference:
 @dataclass(frozen=True)
 class PreferenceSet:
     """A file of one kind of preferences, its good rows and its bad ones. `bare` says that it holds
-    texts that answer nothing. `columns` and `fields` as in Dataset. `sha256` is over the file's bytes.
+    texts that answer nothing. `columns`, `fields` and `options` as in Dataset. `sha256` is over the file's
+    bytes.
     """
 
     path: str
@@ -115,6 +116,7 @@ class PreferenceSet:
     rows: tuple[Preference, ...]
     bad: tuple[BadRow, ...]
     sha256: str
+    options: str = ""
 
     @property
     def bare(self) -> bool:
@@ -140,15 +142,17 @@ def load_preferences(
     *,
     kinds: Sequence[Kind] = ("pairs", "ratings", "judged"),
     columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> PreferenceSet:
     """Read every row of a file (or Hub data set) of one of the `kinds`; what is wrong with a row
     stands in `.bad`.
 
-    `columns` names the file's column for a role (`{"output": "review", "rating": "stars"}`).
+    `columns` names the file's column for a role (`{"output": "review", "rating": "stars"}`);
+    `encoding` is the one of a text that is not UTF-8.
     Raises UsageError for a role or column that does not exist, and DataError for a file that
     can't be read or holds no such preferences.
     """
-    table = read_rows(path)
+    table = read_rows(path, encoding=encoding)
     require_readable(path, table)
     given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.every})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
@@ -173,6 +177,7 @@ def load_preferences(
             rows=tuple(rows),
             bad=ordered,
             sha256=table.sha256,
+            options=read_options(given, encoding),
         )
     raise _no_format(path, names, kinds)
 
@@ -184,7 +189,7 @@ def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
     shown = "; ".join(str(row) for row in data.bad[:5])
     if len(data.bad) > 5:
         shown += say(f"; and {len(data.bad) - 5} more", f"；另有 {len(data.bad) - 5} 行")
-    if data.bad and not skip_bad:
+    if data.bad and not (skip_bad and data.rows):
         raise DataError(
             say(
                 f"{data.path} has bad rows: {len(data.bad)}: {shown}.",
@@ -204,7 +209,7 @@ def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
 
 def _remedy(data: PreferenceSet) -> str:
     """What to do about bad rows; leaving them out is no way where every row is one."""
-    command = f"onebase data check --as preferences {shlex.quote(data.path)}"
+    command = f"onebase data check --as preferences {shlex.quote(data.path)}{data.options}"
     if not data.rows:
         return say(
             f"See them all with `{command}` and mend them.", f"请用 `{command}` 查看全部并修正。"

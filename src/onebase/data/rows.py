@@ -5,12 +5,12 @@ What spoils one row becomes a `BadRow`; what spoils the file raises `DataError`.
 
 import hashlib
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from onebase.data.encoding import decoded
 from onebase.data.example import BadRow
 from onebase.data.hub import READABLE, fetch
 from onebase.data.json_rows import array_rows, line_rows
@@ -20,7 +20,8 @@ from onebase.errors import DataError
 from onebase.language import say
 
 _NAMED = 5  # bad rows in a message
-Reader = Callable[[str, bytes], Iterator[Row | BadRow]]
+# Reads the bytes of the file of that name, in an encoding that may be given.
+Reader = Callable[[str, bytes, str | None], Iterator[Row | BadRow]]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip/xlsx", b"%PDF": "PDF"}
 
@@ -34,23 +35,25 @@ class Rows:
     sha256: str
 
 
-def read_rows(path: str | Path) -> Rows:
-    """Read a local file, or the Hub data set `owner/name` where no such file exists.
+def read_rows(path: str | Path, *, encoding: str | None = None) -> Rows:
+    """Read a local file, or the Hub data set `owner/name` where no such file exists. `encoding` is the
+    one of a text that is not UTF-8.
 
-    Raises `DataError` for a file that is missing, empty, not UTF-8, cut off or of another kind.
+    Raises `DataError` for a file that is missing, empty, in another encoding, cut off or of another
+    kind, and `UsageError` for an encoding that does not exist.
     """
-    return _read(path, _files(path))
+    return _read(path, _files(path), encoding)
 
 
-def read_requests(path: Path) -> Rows:
+def read_requests(path: Path, *, encoding: str | None = None) -> Rows:
     """Read a local file of requests: as its ending says, and as JSON lines where that says nothing.
 
     Raises `DataError` as `read_rows` does, and for the first row that can't be read.
     """
     if path.exists() and not path.is_dir():
-        table = _read(path, [path], other=_json_lines)
+        table = _read(path, [path], encoding, other=_json_lines)
     else:
-        table = _read(path, _files(path, hub=False))
+        table = _read(path, _files(path, hub=False), encoding)
     if table.bad:
         raise DataError(
             f"{table.bad[0]}{say('.', '。')}",
@@ -73,7 +76,9 @@ def require_readable(path: str | Path, table: Rows) -> None:
     )
 
 
-def _read(path: str | Path, files: list[Path], other: Reader | None = None) -> Rows:
+def _read(
+    path: str | Path, files: list[Path], encoding: str | None, other: Reader | None = None
+) -> Rows:
     """The rows of these files in order; those of an unknown ending are read by `other`."""
     read: list[Row | BadRow] = []
     digest = hashlib.sha256()
@@ -82,7 +87,7 @@ def _read(path: str | Path, files: list[Path], other: Reader | None = None) -> R
         digest.update(data)
         named = file.suffix.lower() in READABLE
         reader = other if other is not None and not named else _reader(file, data)
-        read += reader(str(file), data)
+        read += reader(str(file), data, encoding)
     if not read:
         raise DataError(
             say(f"{path} has no rows.", f"{path} 没有任何数据行。"),
@@ -193,59 +198,29 @@ def _reader(file: Path, data: bytes) -> Reader:
     return _READERS[ending]
 
 
-def _text(file: str, data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = data.count(b"\n", 0, problem.start) + 1
-        raise DataError(
-            say(f"{file}:{line} is not UTF-8.", f"{file}:{line} 不是 UTF-8 编码。"),
-            say(
-                f"Convert it: `iconv -f {_encoding(data)} -t UTF-8 {shlex.quote(file)} > NEW_FILE`.",
-                f"请转换：`iconv -f {_encoding(data)} -t UTF-8 {shlex.quote(file)} > 新文件`。",
-            ),
-        ) from problem
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(
-            say(f"{file}:{line} holds a NUL byte.", f"{file}:{line} 含有 NUL 字节。"),
-            say(
-                "It is no text file, or UTF-16; save it as UTF-8 text.",
-                "它不是文本文件，或为 UTF-16 编码；请另存为 UTF-8 文本。",
-            ),
-        )
-    return text
-
-
-def _encoding(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
-    try:
-        data.decode("gb18030")
-    except UnicodeDecodeError:
-        return "LATIN1"
-    return "GB18030"
-
-
-def _json_lines(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    text = _text(file, data)
+def _json_lines(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
+    text = decoded(file, data, encoding)
     is_array = re.match(r"[\s\ufeff]*\[\s*(\{|$)", text)
     return array_rows(file, text) if is_array else line_rows(file, text)
 
 
-def _json(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    text = _text(file, data)
+def _json(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
+    text = decoded(file, data, encoding)
     # Many `.json` files hold JSON lines; an object that spans lines is one object, not rows.
     is_lines = re.match(r"\s*\{.*\}[ \t\r]*\n\s*\{", text)
     return line_rows(file, text) if is_lines else array_rows(file, text)
 
 
-def _comma(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    return delimited_rows(file, _text(file, data), ",")
+def _comma(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
+    return delimited_rows(file, decoded(file, data, encoding), ",")
 
 
-def _tab(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    return delimited_rows(file, _text(file, data), "\t")
+def _tab(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
+    return delimited_rows(file, decoded(file, data, encoding), "\t")
+
+
+def _parquet(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
+    return parquet_rows(file, data)  # its texts are UTF-8 always
 
 
 _READERS: dict[str, Reader] = {
@@ -254,5 +229,5 @@ _READERS: dict[str, Reader] = {
     ".json": _json,
     ".csv": _comma,
     ".tsv": _tab,
-    ".parquet": parquet_rows,
+    ".parquet": _parquet,
 }

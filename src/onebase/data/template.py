@@ -21,11 +21,22 @@ _SETTINGS = ("kind", "instruction", "max_tokens")
 
 @dataclass(frozen=True)
 class Rendered:
-    """An example as token ids; `learned[i]` says whether `ids[i]` is to be predicted."""
+    """An example as token ids; `learned[i]` says whether `ids[i]` is to be predicted. `rewritten` counts
+    the earlier answers that are not learned because the chat template rewrites them.
+    """
 
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
     truncated: bool
+    rewritten: int = 0
+
+    @property
+    def begin(self) -> int:
+        """Where the last answer begins; the number of tokens where nothing is left of it."""
+        begin = len(self.ids)
+        while begin > 0 and self.learned[begin - 1]:
+            begin -= 1
+        return begin
 
 
 @dataclass(frozen=True)
@@ -144,10 +155,24 @@ class Template:
 
         Raises `DataError` for turns that the chat template refuses.
         """
-        tokens, truncated = self._fit(example)
-        ids = tuple(self._counted([piece.ids for piece in tokens]))
-        learned = tuple(piece.learned for piece in tokens for _ in piece.ids)
-        return Rendered(ids, learned, truncated)
+        return self.answers([example])[0]
+
+    def answers(self, examples: Sequence[Example]) -> tuple[Rendered, ...]:
+        """The tokens of examples that differ in their last answer alone. Their prompt is the same to the
+        token: it is cut for the longest answer.
+
+        Raises `DataError` for turns that the chat template refuses.
+        """
+        every, truncated, rewritten = self._fit(examples)
+        return tuple(
+            Rendered(
+                tuple(self._counted([piece.ids for piece in tokens])),
+                tuple(piece.learned for piece in tokens for _ in piece.ids),
+                truncated,
+                rewritten,
+            )
+            for tokens in every
+        )
 
     def answer_ids(self, answer: str) -> list[int]:
         """The token ids that are learned for an answer (or a label), its end token among them."""
@@ -155,10 +180,15 @@ class Template:
 
     def marked(self, example: Example) -> str:
         """The text of an example after truncation, what is learned between ⟦ and ⟧."""
-        tokens, _ = self._fit(example)
-        return shown(
-            "".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens)
-        )
+        return self.marked_answers([example])[0]
+
+    def marked_answers(self, examples: Sequence[Example]) -> list[str]:
+        """The texts of examples as `answers` cuts them, what is learned between ⟦ and ⟧."""
+        every, _, _ = self._fit(examples)
+        return [
+            shown("".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens))
+            for tokens in every
+        ]
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this template again."""
@@ -237,20 +267,25 @@ class Template:
             ) from refusal
         return [_Tokens(piece.text, self._ids(piece.text), piece.learned) for piece in pieces]
 
-    def _fit(self, example: Example) -> tuple[list[_Tokens], bool]:
-        tokens = self._tokens(example)
-        over = _length(tokens) - self.max_tokens
+    def _fit(self, examples: Sequence[Example]) -> tuple[list[list[_Tokens]], bool, int]:
+        """The examples within `max_tokens`, with one prompt; whether they were cut for it; and how many
+        earlier answers the template has rewritten.
+        """
+        every = [self._tokens(example) for example in examples]
+        rewritten = _rewritten(examples[0], every[0])
+        over = max(map(_length, every)) - self.max_tokens
         if over <= 0:
-            return tokens, False
-        content = _Content(self._tokenizer, example.input)
+            return every, False, rewritten
+        content = _Content(self._tokenizer, examples[0].input)
         keep = len(content)
         # The answer does not fit beside any content: it will be cut, so leave the question some.
         floor = min(keep, self.max_tokens // 4) if over > keep else 0
         while over > 0 and keep > floor:
             keep = max(keep - over, floor)
-            tokens = self._tokens(_with_input(example, content.first(keep)))
-            over = _length(tokens) - self.max_tokens
-        return self._cut(tokens), True
+            asked = content.first(keep)
+            every = [self._tokens(_with_input(example, asked)) for example in examples]
+            over = max(map(_length, every)) - self.max_tokens
+        return [self._cut(tokens) for tokens in every], True, rewritten
 
     def _cut(self, tokens: list[_Tokens]) -> list[_Tokens]:
         """`tokens` without what exceeds `max_tokens` at their end."""
@@ -309,6 +344,15 @@ def _layout(tokenizer: Any, kind: str, instruction: str | None, moment: datetime
 
 def _length(tokens: Sequence[_Tokens]) -> int:
     return sum(len(piece.ids) for piece in tokens)
+
+
+def _rewritten(example: Example, tokens: Sequence[_Tokens]) -> int:
+    """How many answers before the last were to be learned and are context alone."""
+    if len(example.turns) < 4:
+        return 0
+    first = next(at for at, turn in enumerate(example.turns) if turn.role == "user")
+    earlier = sum(turn.role == "assistant" and turn.learned for turn in example.turns[first:-1])
+    return earlier - sum(piece.learned for piece in tokens[:-1])
 
 
 def _with_input(example: Example, content: str) -> Example:

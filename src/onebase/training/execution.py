@@ -10,8 +10,6 @@ from safetensors import SafetensorError
 from onebase.adapters.runs import Ending, Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
@@ -78,7 +76,7 @@ def _learn(
     base: Base, learners: Sequence[Learner], recorder: RunRecorder, keeper: RunKeeper
 ) -> None:
     for learner in learners:
-        for text in [*unread(learner.data.dataset.fields), *no_end(learner.template)]:
+        for text in learner.notes:
             recorder.noted(f"{learner.job.task}: {text}", task=learner.job.task)
     if keeper.base_losses is None:
         losses = base_losses(base, learners, keeper.check)

@@ -64,7 +64,7 @@ class Job:
     """One task to learn.
 
     `data` and `held_out` are files (or Hub data sets) in any of the known formats; `template` is
-    auto, chat, plain or a text with {input}; `set` holds the method's options and TrainOptions.
+    auto, chat, plain or a text with {input}; `encoding` is that of files that are not UTF-8; `set` holds the method's options and TrainOptions.
     """
 
     task: str
@@ -74,6 +74,7 @@ class Job:
     held_out: str | Path | None = None
     template: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
     skip_bad: bool = False
     seed: int = 0
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -123,6 +124,7 @@ _KINDS: dict[str, type] = {
     "held_out": str,
     "template": str,
     "columns": dict,
+    "encoding": str,
     "skip_bad": bool,
     "seed": int,
     "set": dict,

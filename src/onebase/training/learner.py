@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.methods import METHODS, build_adapter, own_settings, parts_of
-from onebase.data.example import BadRow, Dataset
+from onebase.data.check import left_out, no_end, no_room, rewritten
+from onebase.data.example import BadRow, Dataset, Example
+from onebase.data.fields import unread
 from onebase.data.formats import load_dataset, require_good
 from onebase.data.places import without_marks
+from onebase.data.rendering import rendered_examples, without_room
 from onebase.data.split import split
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow
@@ -41,7 +45,9 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class TaskData:
-    """A job's rows as tokens: what it learns from, and what it is judged by."""
+    """A job's rows as tokens: what it learns from, and what it is judged by. `bad` are the rows that are
+    left out, `notes` what the user should know before the first step.
+    """
 
     train: list[TokenRow]
     held_out: list[TokenRow]
@@ -49,6 +55,7 @@ class TaskData:
     held_out_sha256: str | None
     bad: tuple[BadRow, ...]
     truncated: int
+    notes: tuple[str, ...]
 
     def digest(self) -> str:
         """A hash of all rows as the model sees them, SHA-256."""
@@ -64,25 +71,46 @@ class TaskData:
         train, held_out = (
             [replace(row, adapter=task) for row in rows] for rows in (self.train, self.held_out)
         )
-        return replace(self, train=train, held_out=held_out, bad=(), truncated=0)
+        return replace(self, train=train, held_out=held_out, bad=(), truncated=0, notes=())
 
 
 def task_data(job: Job, template: Template) -> TaskData:
-    """Read, check, split and render a job's data. Raises DataError or UsageError."""
+    """Read, render, check and split a job's data. Raises DataError or UsageError."""
     options, _ = job.options()
-    dataset = load_dataset(job.data, columns=dict(job.columns) or None)
+    columns = dict(job.columns) or None
+    dataset = load_dataset(job.data, columns=columns, encoding=job.encoding)
+    dataset, tokens = rendered_examples(dataset, template)
     require_good(dataset, skip_bad=job.skip_bad)
+    found = {id(example): item for example, item in zip(dataset.examples, tokens, strict=True)}
+    bad = dataset.bad
+    held: Dataset | None = None
+    held_out_sha256: str | None = None
+    train = dataset
     if job.held_out is not None:
-        train, held = dataset, load_dataset(job.held_out, columns=dict(job.columns) or None)
+        held = load_dataset(job.held_out, columns=columns, encoding=job.encoding)
+        held, tokens = rendered_examples(held, template)
         require_good(held, skip_bad=job.skip_bad)
+        found |= {id(example): item for example, item in zip(held.examples, tokens, strict=True)}
+        bad += held.bad
+        held_out_sha256 = held.sha256
     elif options.held_out:
         train, held = split(dataset, options.held_out, job.seed)
-    else:
-        train, held = dataset, None
-    rendered = [template.example(example) for example in train.examples]
-    judged = [template.example(example) for example in held.examples] if held else []
-    rows = [TokenRow(job.task, item.ids, item.learned) for item in rendered]
-    if not any(row.labels for row in rows):
+
+    empty: list[Example] = []
+
+    def rows(examples: Sequence[Example]) -> list[TokenRow]:
+        made = []
+        for example in examples:
+            item = found[id(example)]
+            row = TokenRow(job.task, item.ids, item.learned)
+            if row.labels:
+                made.append(row)
+            else:
+                empty.append(example)
+        return made
+
+    learned, judged = rows(train.examples), rows(held.examples) if held else []
+    if not learned:
         raise DataError(
             say(
                 f"No row of {job.data} leaves anything to learn within {options.max_tokens} tokens.",
@@ -90,17 +118,22 @@ def task_data(job: Job, template: Template) -> TaskData:
             ),
             say("Raise max_tokens, or shorten the rows.", "请增大 max_tokens，或缩短数据。"),
         )
+    rendered = [found[id(example)] for example in train.examples]
+    bad += tuple(without_room(example, template) for example in empty)
     return TaskData(
-        train=[row for row in rows if row.labels],
-        held_out=[
-            row
-            for row in (TokenRow(job.task, item.ids, item.learned) for item in judged)
-            if row.labels
-        ],
+        train=learned,
+        held_out=judged,
         dataset=dataset,
-        held_out_sha256=held.sha256 if held and job.held_out is not None else None,
-        bad=dataset.bad + (held.bad if held and job.held_out is not None else ()),
+        held_out_sha256=held_out_sha256,
+        bad=bad,
         truncated=sum(item.truncated for item in rendered),
+        notes=(
+            *left_out(bad),
+            *unread(dataset.fields),
+            *no_end(template),
+            *rewritten(train.examples, rendered),
+            *no_room(empty, template),
+        ),
     )
 
 
@@ -212,6 +245,11 @@ class Learner:
         self.data = replace(self.data, train=rows, held_out=held_out)
         self.options = self.options.model_copy(update={"epochs": 1})
         self._batches = GivenOrder(batches)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before the first step."""
+        return [*self.data.notes, *unchanged_experts(self.base, [self.job.method])]
 
     @property
     def steps_an_epoch(self) -> int:

@@ -191,6 +191,7 @@ def _whole(learner: Learner) -> dict[str, Any]:
         "epochs": options.epochs,
         "judged_tokens": judged_tokens(data.held_out, learner.base.device),
         "base_judged_tokens": _judged_bare(learner),
+        "notes": learner.notes,
     }
 
 

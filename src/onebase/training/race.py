@@ -10,11 +10,10 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.runs import Ending, Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.data.check import no_end
-from onebase.data.fields import unread
 from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
@@ -38,7 +37,7 @@ from onebase.training.ladder import Place, draw_ladder, ranked, write_ladder
 from onebase.training.learner import TaskData, task_data
 from onebase.training.moment import present
 from onebase.training.outcome import store_once
-from onebase.training.record import RunRecorder
+from onebase.training.record import RunRecorder, list_skipped
 from onebase.training.space import Configuration, Space, default_space
 from onebase.training.train import check_jobs, precision_for
 
@@ -126,8 +125,9 @@ def race(
         # For what draws from torch itself, such as the dropout inside a whole model.
         torch.manual_seed(job.seed)
         try:
-            recorder.skipped(job.task, data.bad)
-            for text in [*unread(data.dataset.fields), *no_end(template)]:
+            list_skipped(run, job.task, data.bad)
+            methods = [item.method for item in candidates]
+            for text in [*data.notes, *unchanged_experts(base, methods)]:
                 recorder.noted(text, task=job.task)
             course = Course(base, job, data, plan, recorder, follower, limits)
             end = _run(course, choice, limits, candidates, watcher)
@@ -292,6 +292,7 @@ def _config(
                 "instruction": entrant.instruction,
                 "template": entrant.template,
                 "columns": dict(entrant.columns),
+                "encoding": entrant.encoding,
                 "skip_bad": entrant.skip_bad,
                 "seed": entrant.seed,
                 "set": dict(entrant.set),

@@ -23,6 +23,18 @@ class Listener(Protocol):
         """A sentence or two."""
 
 
+def list_skipped(run: Run, task: str, bad: Sequence[BadRow]) -> None:
+    """Write the rows of a task's data that are left out into the run's folder. Raises OSError."""
+    if not bad:
+        return
+    lines = [
+        {"file": row.file, "line": row.line, "column": row.column, "reason": row.reason}
+        for row in bad
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (run.path / f"skipped-{task}.jsonl").write_text(text, encoding="utf-8")
+
+
 class RunRecorder:
     """Writes what happens into the run's folder and passes it on to `watcher`. Lines that a full
     disk refuses are kept and written later.
@@ -37,20 +49,9 @@ class RunRecorder:
     def started(self, learners: Sequence[Learner]) -> None:
         """Note what could not be used, and pass on."""
         for learner in learners:
-            self.skipped(learner.job.task, learner.data.bad)
+            list_skipped(self._run, learner.job.task, learner.data.bad)
         if self._watcher:
             self._watcher.started(learners)
-
-    def skipped(self, task: str, bad: Sequence[BadRow]) -> None:
-        """The rows of a task's data that could not be used."""
-        if not bad:
-            return
-        lines = [
-            {"file": row.file, "line": row.line, "column": row.column, "reason": row.reason}
-            for row in bad
-        ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (self._run.path / f"skipped-{task}.jsonl").write_text(text, encoding="utf-8")
 
     def base_judged(self, losses: dict[str, float]) -> None:
         """The bare base's held-out loss of every task."""

@@ -21,7 +21,17 @@ from onebase.training.moment import recorded
 # What must be the same for a run to go on; the rest says where things are.
 _OF_RUN = ("base_fingerprint", "precision")
 _OF_JOB = (
-    *("method", "instruction", "template", "columns", "skip_bad", "seed", "set", "options"),
+    *(
+        "method",
+        "instruction",
+        "template",
+        "columns",
+        "encoding",
+        "skip_bad",
+        "seed",
+        "set",
+        "options",
+    ),
     *("data_sha256", "held_out_sha256", "rows_sha256"),
 )
 
@@ -42,7 +52,7 @@ def request_of(base: Base, learners: Sequence[Learner]) -> dict[str, Any]:
     same = {
         **{key: plain[key] for key in _OF_RUN},
         "jobs": [
-            [job["task"], *(job[key] for key in _OF_JOB if key not in _varying(learner))]
+            [job["task"], *(job[key] for key in _OF_JOB if key not in _left_out(learner))]
             for job, learner in zip(plain["jobs"], learners, strict=True)
         ],
     }
@@ -57,9 +67,12 @@ def _moment(learners: Sequence[Learner]) -> datetime:
     return moment
 
 
-def _varying(learner: Learner) -> tuple[str, ...]:
-    """What another day changes of the same job: its rows, where the chat template writes the date."""
-    return ("rows_sha256",) if learner.template.dated else ()
+def _left_out(learner: Learner) -> list[str]:
+    """What is not in the hash of a job: its rows where the chat template writes the date, which is
+    another on another day; an encoding that was not given, which earlier versions did not know.
+    """
+    dated = ["rows_sha256"] if learner.template.dated else []
+    return dated if learner.job.encoding else [*dated, "encoding"]
 
 
 def _job(learner: Learner) -> dict[str, Any]:
@@ -73,6 +86,7 @@ def _job(learner: Learner) -> dict[str, Any]:
         "instruction": job.instruction,
         "template": job.template,
         "columns": dict(job.columns),
+        "encoding": job.encoding,
         "skip_bad": job.skip_bad,
         "seed": job.seed,
         "set": {
@@ -101,6 +115,7 @@ def jobs_of(config: Mapping[str, Any]) -> list[Job]:
             task=item["task"],
             data=_placed(item["data"], config),
             held_out=None if item["held_out"] is None else _placed(item["held_out"], config),
+            encoding=item.get("encoding"),
             set=_given(item["set"]),
             **{
                 key: item[key]

@@ -6,6 +6,7 @@ from onebase.adapters.methods import parts_of
 from onebase.adapters.runs import Run
 from onebase.adapters.store import StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
+from onebase.data.encoding import codec_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -67,6 +68,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         check_task_name(job.task)
         job.options()
+        if job.encoding is not None:
+            codec_of(job.encoding)
         check_seed(job.seed)
         if job.task in seen:
             raise UsageError(
