@@ -59,6 +59,7 @@ class _Chat:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         turns = turns_of(body.messages)
         prompt = await chat_prompt(lease.task, turns, "messages")
         longest = body.wanted_tokens or self._service.settings.limits.default_tokens
@@ -148,4 +149,4 @@ class _Chat:
         }
 
     def _logprobs(self, event: Event) -> dict[str, Any] | None:
-        return chat_logprobs(event.tokens, self._service.token_text) if self._reported else None
+        return chat_logprobs(event.tokens, self._texts) if self._reported else None

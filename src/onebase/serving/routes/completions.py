@@ -59,6 +59,7 @@ class _Completion:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         longest = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max(1, longest), body.logprobs)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
@@ -165,12 +166,12 @@ class _Completion:
         return event.request.prompt_logprobs if self._body.echo else []
 
     def _offsets(self) -> TextOffsets:
-        return TextOffsets(self._service.token_text)
+        return TextOffsets(self._texts)
 
     def _logprobs(self, tokens: list[Token], offsets: TextOffsets) -> dict[str, Any] | None:
         if self._body.logprobs is None:
             return None
-        return completion_logprobs(tokens, self._service.token_text, offsets)
+        return completion_logprobs(tokens, self._texts, offsets)
 
     def _head(self, lease: Lease) -> dict[str, Any]:
         return {

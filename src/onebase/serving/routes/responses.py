@@ -64,6 +64,7 @@ class _Response:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         turns = turns_of(body.messages(), "input", 1 if body.instructions else 0)
         prompt = await chat_prompt(lease.task, turns, "input")
         longest = body.max_output_tokens or self._service.settings.limits.default_tokens
@@ -203,5 +204,5 @@ class _Response:
     def _logprobs(self, tokens: "list[Token] | tuple[Token, ...]") -> list[Any]:
         if not self._reported:
             return []
-        content: list[Any] = chat_logprobs(tokens, self._service.token_text)["content"]
+        content: list[Any] = chat_logprobs(tokens, self._texts)["content"]
         return content
