@@ -73,13 +73,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
     @property
     def base(self) -> Base:
         """What the name `base` answers on. Raises UsageError where there is none."""
-        bare = self._tasks.get(BASE_TASK)
-        if bare is None:
-            raise UsageError(
-                say("This engine was given no base.", "该引擎没有基座。"),
-                say("Make it with one: Engine(base).", "请在创建时给出：Engine(base)。"),
-            )
-        return bare.base
+        return self[BASE_TASK].base
 
     def load_stored(
         self, adapter: StoredAdapter, name: str, base: Base | None = None
@@ -191,6 +185,8 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def __getitem__(self, name: str) -> LoadedTask:
         task = self._tasks.get(name)
         if task is None:
+            if name == BASE_TASK:
+                raise _no_base()
             raise unknown("task", "任务", name, list(self._tasks))
         return task
 
@@ -210,6 +206,13 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def contributions(self) -> dict[str, Contribution]:
         """What each loaded task contributes, by name."""
         return {name: task.contribution for name, task in self._tasks.items()}
+
+
+def _no_base() -> UsageError:
+    return UsageError(
+        say("This engine was given no base.", "该引擎没有基座。"),
+        say("Make it with one: Engine(base).", "请在创建时给出：Engine(base)。"),
+    )
 
 
 def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
