@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ CHATML = (
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    texts: Sequence[str] = ("the parcel is on its way", "hello, how are you today?"),
+) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,9 +81,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["the parcel is on its way", "hello, how are you today?"], trainer
-    )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -194,4 +194,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-base")
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unlike_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another base, as a folder: other weights, vocabulary, template and a longer context."""
+    folder = tmp_path_factory.mktemp("unlike-base")
+    model: Any = tiny_model("llama", seed=7)
+    model.config.max_position_embeddings = 4096
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer(["Monday and Tuesday", "every lamp is broken"])
+    tokenizer.chat_template = (
+        "{% for message in messages %}({{ message['role'] }}) {{ message['content'] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}(model) {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebase.adapters.methods import METHODS
-from onebase.cli.answering import streamed
+from onebase.cli.chat import streamed
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
 from onebase.engine.sampling import Sampling

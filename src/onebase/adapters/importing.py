@@ -14,6 +14,8 @@ from onebase.adapters.chatglm_prefix import is_chatglm_prefix, load_chatglm_pref
 from onebase.adapters.peft_config import CONFIG, AdapterFolder, read_peft_config, targeted
 from onebase.adapters.peft_format import WEIGHTS, load_adapter, parts_of_config, save_adapter
 from onebase.adapters.portable import REWARD_HEAD, read_portable, score_scale
+from onebase.adapters.text_part import name_for_peft
+from onebase.adapters.workspace import is_utf8
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -76,6 +78,12 @@ def find_adapter(folder: Path) -> AdapterFolder:
     with what is there instead.
     """
     found = AdapterFolder(folder, foreign=True)
+    if not is_utf8(folder):
+        shown = str(folder).encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(
+            say(f"The path of {shown} is not UTF-8.", f"{shown} 的路径不是 UTF-8。"),
+            say("Rename the folder.", "请重命名该目录。"),
+        )
     if not folder.is_dir():
         where = folder.parent if folder.is_file() else folder
         raise UsageError(
@@ -210,7 +218,12 @@ def _bare_layers(
         held = {"LORA": adapter.lora, "IA3": adapter.ia3}.get(part["peft_type"])
         if held is None or part.get("target_modules") in (None, "all-linear"):
             continue
-        bare = [n for n in base.shape.linears if n not in held.sites and targeted(part, n)]
+        layers = [name for name in base.shape.linears if name not in held.sites]
+        bare = [
+            name
+            for name in layers
+            if targeted(part, name) or targeted(part, name_for_peft(base, name))
+        ]
         if bare:
             notes.append(
                 say(

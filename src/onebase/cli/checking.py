@@ -15,6 +15,7 @@ from onebase.cli.session import (
     EncodingOption,
     JsonOption,
     LangOption,
+    Session,
     WorkspaceOption,
     begin,
 )
@@ -27,9 +28,9 @@ from onebase.data.formats import load_dataset
 from onebase.data.preference_check import PreferenceReport, check_preferences
 from onebase.data.preferences import BARE, PreferenceSet, load_preferences
 from onebase.data.template import Template
-from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
+from onebase.errors import CorruptFileError, DataError, FolderError, OnebaseError, UsageError
 from onebase.language import say
-from onebase.model.cache import cached_models, models_folder
+from onebase.model.cache import cached_models, models_folder, require_keepable
 from onebase.model.ends import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
@@ -172,9 +173,12 @@ def doctor_command(
     session = begin(workspace, as_json, lang)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = psutil.virtual_memory()
-    folder = models_folder()
-    disk = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists()))
-    models = [path.name for path in cached_models()]
+    try:
+        folder, models = models_folder(), [path.name for path in cached_models()]
+    except FolderError:  # no home folder: told among the problems
+        folder, models = None, []
+    kept = (folder or session.workspace.root).absolute()
+    disk = shutil.disk_usage(next(path for path in [kept, *kept.parents] if path.exists()))
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "device": gpu or "cpu",
@@ -188,12 +192,20 @@ def doctor_command(
             for name in ("torch", "transformers", "peft", "safetensors")
         },
         "models": models,
-        "cache": str(folder),
+        "cache": None if folder is None else str(folder),
         "workspace": str(session.workspace.root),
         "tasks": session.store.tasks(),
         "missing": [] if DEFAULT_BASE in models else [DEFAULT_BASE],
     }
     lines = [f"{key}: {_row(value)}" for key, value in result.items() if key != "missing"]
+    problems = _problems(session)
+    result["problems"] = [
+        {"message": problem.message, "remedy": problem.remedy} for problem in problems
+    ]
+    lines += [
+        say(f"problem: {item.message} {item.remedy}", f"问题：{item.message}{item.remedy}")
+        for item in problems
+    ]
     for name in result["missing"]:
         lines.append(
             say(
@@ -202,3 +214,16 @@ def doctor_command(
             )
         )
     session.show(result, *lines)
+
+
+def _problems(session: Session) -> list[OnebaseError]:
+    """What would keep other commands from their work: folders that can't be written to, adapters that
+    can't be read.
+    """
+    found: list[OnebaseError] = []
+    for require in (require_keepable, session.workspace.require_writable):
+        try:
+            require()
+        except FolderError as error:
+            found.append(error)
+    return [*found, *session.store.unlisted().values()]

@@ -32,7 +32,7 @@ ENTRIES = {
     "resume": Entry("resume:resume_command", "Continue an interrupted run exactly."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),
-    "chat": Entry("answering:chat_command", "Talk to a task."),
+    "chat": Entry("chat:chat_command", "Talk to a task."),
     "serve": Entry("serve:serve_command", "Answer for every task over HTTP, as OpenAI's API does."),
     "export": Entry(
         "export:export_command", "Write an adapter for PEFT, merged, or for llama.cpp."

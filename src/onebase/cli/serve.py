@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onebase.adapters.methods import parse_options
-from onebase.cli.answering import load_base
+from onebase.cli.loading import load_base
 from onebase.cli.session import (
     BaseOption,
     JsonOption,
@@ -22,6 +22,7 @@ from onebase.cli.session import (
     note,
 )
 from onebase.engine.engine import Engine
+from onebase.engine.task_bases import trained_on, trained_over
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
@@ -145,7 +146,7 @@ def choose_base(session: Session, tasks: Sequence[str]) -> str:
     """
     store = session.store
     wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
-    bases = Counter(item.base for item in wanted if item.base)
+    bases = Counter(trained_on(item) for item in wanted if item.base)
     if len(bases) > 1 and tasks:
         raise UsageError(
             say(
@@ -180,6 +181,16 @@ def _say_ready(session: Session, service: "Service", url: str, seconds: float) -
             f"{len(answering)} 个任务）。文档：{url}/docs。按 Ctrl-C 停止。",
         )
     )
+    for offer in offers:
+        lossy = trained_over(offer.adapter)
+        if offer.reason is None and lossy not in (None, base.precision.text):
+            note(
+                say(
+                    f"{offer.name} was trained over its base in {lossy}, which --precision {lossy} "
+                    "serves.",
+                    f"{offer.name} 训练时基座精度为 {lossy}；可用 --precision {lossy} 提供。",
+                )
+            )
     if session.json:
         ready = {"url": url, "base": base.name, "precision": base.precision.text}
         session.show({**ready, "tasks": answering, "seconds": round(seconds, 2)})

@@ -117,7 +117,11 @@ def note(text: str) -> None:
 def print_error(error: OnebaseError, *, as_json: bool) -> None:
     """One line of cause and one of remedy, or the contract's JSON object."""
     if as_json:
-        detail = {"code": error.code, "message": error.message, "remedy": error.remedy}
-        print(json_line({"error": detail}))
+        print(json_line({"error": error_detail(error)}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))
     note(say("Remedy: ", "解决：") + " ".join(error.remedy.split()))
+
+
+def error_detail(error: OnebaseError) -> dict[str, str]:
+    """An error as JSON has it."""
+    return {"code": error.code, "message": error.message, "remedy": error.remedy}

@@ -19,13 +19,13 @@ from onebase.engine.classification import (
     scoring_requests,
 )
 from onebase.engine.generic_runner import GenericRunner
-from onebase.engine.pool import AdapterPool, LoadedTask
+from onebase.engine.pool import BASE_TASK, AdapterPool, LoadedTask
 from onebase.engine.prompt import Ids, Prompt, prompt_ids, request_for, require_scorable
 from onebase.engine.request import Event, FinishReason, Request
 from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
 from onebase.engine.turns import Turns
-from onebase.errors import OnebaseError, UsageError
+from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -48,32 +48,41 @@ class Answer:
 
 
 class Engine:
-    """Answers for the tasks of `adapters`, and for `base`. A task of full fine-tuning brings a
-    base of its own into memory. Up to `slots` requests of a base run at once.
+    """Answers for the tasks of `adapters`, and for `base`, which may be left out where every task
+    brings a base of its own, as full fine-tuning does. Up to `slots` requests of a base run at once.
 
     Raises UsageError when an adapter was trained on another base, CorruptFileError when its
     files are damaged.
     """
 
     def __init__(
-        self, base: Base, adapters: Iterable[StoredAdapter] = (), *, slots: int = 64
+        self, base: Base | None = None, adapters: Iterable[StoredAdapter] = (), *, slots: int = 64
     ) -> None:
-        self.base = base
         self._slots = slots
         self._turns = Turns()  # held by whoever runs a model or changes the tasks
         self._making = Lock()
         self._batches: dict[Base, Batch] = {}
         self._added: deque[Request] = deque()
         self._events: list[Event] = []
-        self.tasks = AdapterPool(self._batch(base).runner, self._turns, self._forget)
+        self.tasks = AdapterPool(lambda base: self._batch(base).runner, self._turns, self._forget)
+        if base is not None:
+            self.tasks.load_bare(BASE_TASK, base=base)
         for adapter in adapters:
             self.load(adapter)
 
-    def load(self, adapter: StoredAdapter, *, name: str | None = None) -> LoadedTask:
-        """Load a stored adapter into the running engine under its task's name, or `name`. Requests
-        that began with what answered to it before finish with that.
+    @property
+    def base(self) -> Base:
+        """What the name `base` answers on. Raises UsageError where there is none."""
+        return self.tasks.base
+
+    def load(
+        self, adapter: StoredAdapter, *, name: str | None = None, base: Base | None = None
+    ) -> LoadedTask:
+        """Load a stored adapter into the running engine under its task's name, or `name`, to answer
+        on `base`, or on the engine's own. Requests that began with what answered to it before finish
+        with that.
         """
-        return self.tasks.load_stored(adapter, name or adapter.task)
+        return self.tasks.load_stored(adapter, name or adapter.task, base)
 
     def unload(self, name: str) -> None:
         """Forget a task; requests that began with it finish. Raises UsageError when it is not
@@ -243,7 +252,7 @@ class Engine:
                     self.abort(request)
         for request in requests:
             if request.finish_reason == "error":
-                raise _failed(request)
+                raise request.failure()
 
     def _logprobs(
         self, tasks: tuple[LoadedTask, ...], prompts: Sequence[Ids], answers: Sequence[Ids]
@@ -305,7 +314,7 @@ class Engine:
         if batch is None:
             return
         batch.runner.forget(task)
-        bases = {self.base, *(other.base for other in self.tasks.values())}
+        bases = {other.base for other in self.tasks.values()}
         if task.base not in bases and batch.idle:
             del self._batches[task.base]
 
@@ -313,21 +322,3 @@ class Engine:
         for batch in list(self._batches.values()):
             yield from batch.requests
         yield from list(self._added)
-
-
-def _failed(request: Request) -> OnebaseError:
-    if request.error:
-        return OnebaseError(
-            say(
-                f"No answer could be drawn: {request.error}.",
-                f"无法生成回答：{request.error}。",
-            ),
-            say("Change the request, or use another base.", "请修改请求，或换用其他基座。"),
-        )
-    return OnebaseError(
-        say(
-            "The pass over the model failed in another thread.",
-            "模型的前向计算在另一个线程中失败。",
-        ),
-        say("See that thread's error, and ask again.", "请查看该线程的错误后重试。"),
-    )

@@ -51,45 +51,64 @@ class LoadedTask:
 
 
 class AdapterPool(Mapping[str, LoadedTask]):
-    """Loaded tasks by name; `base` is the bare base and always there.
+    """Loaded tasks by name. Each has a base; where none is named, it is that of the task `base`, the
+    bare base.
 
-    What runs the base is used, and the tasks are changed, while `turn` is held; `removed` is then
-    told of a task that no name answers to any more.
+    `compiler_of` gives what runs a base. It is used, and the tasks are changed, while `turn` is held;
+    `removed` is then told of a task that no name answers to any more.
     """
 
     def __init__(
         self,
-        compiler: Compiler,
+        compiler_of: Callable[[Base], Compiler],
         turn: AbstractContextManager[None],
         removed: Callable[[LoadedTask], None],
     ) -> None:
-        self._compiler = compiler
-        self._base = compiler.base
+        self._compiler_of = compiler_of
         self._turn = turn
         self._removed = removed
-        bare = LoadedTask(BASE_TASK, 0, Template(self._base.tokenizer), NOTHING, self._base)
-        self._tasks: dict[str, LoadedTask] = {BASE_TASK: bare}
-        self._held = {bare}
+        self._tasks: dict[str, LoadedTask] = {}
+        self._held: set[LoadedTask] = set()
 
-    def load_stored(self, adapter: StoredAdapter, name: str) -> LoadedTask:
-        """Make a stored adapter answer to `name`, replacing what did."""
+    @property
+    def base(self) -> Base:
+        """What the name `base` answers on. Raises UsageError where there is none."""
+        return self[BASE_TASK].base
+
+    def load_stored(
+        self, adapter: StoredAdapter, name: str, base: Base | None = None
+    ) -> LoadedTask:
+        """Make a stored adapter answer to `name` on `base`, replacing what did. A task of full
+        fine-tuning is a base itself: `base` may be that one, already loaded.
+        """
         record = adapter.record
-        self._check(adapter)
-        template = Template.from_config(self._base.tokenizer, record.get("template") or {})
+        _require_answers(adapter)
+        settings = record.get("template") or {}
         labels = tuple(record.get("labels") or ())
         if adapter.method == FULL:
-            own = self._base
-            if own.path != adapter.path:
-                own = Base.load(str(adapter.path), device=str(self._base.device))
+            own = self._model_of(adapter, base)
+            template = Template.from_config(own.tokenizer, settings)
             return self.load_full(name, own, template, version=adapter.version, labels=labels)
+        base = base or self.base
+        _require_trained_on(adapter, base)
         return self.load(
             name,
-            load_adapter(adapter.path, self._base),
-            template,
+            load_adapter(adapter.path, base),
+            Template.from_config(base.tokenizer, settings),
             version=adapter.version,
             labels=labels,
             folder=adapter.path,
+            base=base,
         )
+
+    def _model_of(self, adapter: StoredAdapter, base: Base | None) -> Base:
+        """The model that a full fine-tuned task is: `base` or the engine's own, if it is that one."""
+        bare = self._tasks.get(BASE_TASK)
+        known = base or (None if bare is None else bare.base)
+        if known is not None and known.path == adapter.path:
+            return known
+        device = None if known is None else str(known.device)
+        return Base.load(str(adapter.path), device=device)
 
     def load(
         self,
@@ -100,17 +119,18 @@ class AdapterPool(Mapping[str, LoadedTask]):
         version: int = 0,
         labels: tuple[str, ...] = (),
         folder: Path | None = None,
+        base: Base | None = None,
     ) -> LoadedTask:
-        """Compile `adapter`, saved in `folder` if anywhere, and make it answer to `name`,
+        """Compile `adapter`, saved in `folder` if anywhere, and make it answer to `name` on `base`,
         replacing what did.
         """
+        base = base or self.base
         with torch.no_grad():
             found = _hash(adapter.eval().contribution().digest(), template)
+        compiler = self._compiler_of(base)
         with self._turn:
-            contribution = compiled(self._compiler, adapter, folder)
-        task = LoadedTask(
-            _task_of(name), version, template, contribution, self._base, labels, found
-        )
+            contribution = compiled(compiler, adapter, folder)
+        task = LoadedTask(_task_of(name), version, template, contribution, base, labels, found)
         return self._put(name, task)
 
     def load_full(
@@ -124,15 +144,20 @@ class AdapterPool(Mapping[str, LoadedTask]):
     ) -> LoadedTask:
         """Make `name` answer from a base of its own."""
         found = _hash(base.fingerprint, template)
-        size = 0 if base is self._base else base.bytes
+        bare = self._tasks.get(BASE_TASK)
+        size = 0 if bare is not None and base is bare.base else base.bytes
         task = LoadedTask(_task_of(name), version, template, NOTHING, base, labels, found, size)
         return self._put(name, task)
 
-    def load_bare(self, name: str, instruction: str | None) -> LoadedTask:
-        """Make `name` the bare base with an instruction."""
+    def load_bare(
+        self, name: str, instruction: str | None = None, base: Base | None = None
+    ) -> LoadedTask:
+        """Make `name` the bare base, with an instruction."""
+        base = base or self.base
+        self._compiler_of(base)  # refused here where nothing can run it
         text = None if instruction is None else without_marks(instruction)
-        template = Template(self._base.tokenizer, instruction=text)
-        return self._put(name, LoadedTask(name, 0, template, NOTHING, self._base))
+        template = Template(base.tokenizer, instruction=text)
+        return self._put(name, LoadedTask(name, 0, template, NOTHING, base))
 
     def unload(self, name: str) -> None:
         """Forget a task. Raises UsageError when it is not loaded or is the base."""
@@ -160,6 +185,8 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def __getitem__(self, name: str) -> LoadedTask:
         task = self._tasks.get(name)
         if task is None:
+            if name == BASE_TASK:
+                raise _no_base()
             raise unknown("task", "任务", name, list(self._tasks))
         return task
 
@@ -180,34 +207,55 @@ class AdapterPool(Mapping[str, LoadedTask]):
         """What each loaded task contributes, by name."""
         return {name: task.contribution for name, task in self._tasks.items()}
 
-    def _check(self, adapter: StoredAdapter) -> None:
-        """Raise UsageError for an adapter that can't answer on this base."""
-        trained_on = adapter.record.get("base_fingerprint")
-        if adapter.method != FULL and trained_on and trained_on != self._base.fingerprint:
-            name = adapter.record.get("base")
-            raise UsageError(
-                say(
-                    f"{adapter.task}@{adapter.version} was trained on {name}, "
-                    f"not on {self._base.name}.",
-                    f"{adapter.task}@{adapter.version} 是在 {name} 上训练的，"
-                    f"而不是 {self._base.name}。",
-                ),
-                say(
-                    f"Load it with --base {quote(str(name))}, or train the task on this base.",
-                    f"请用 --base {quote(str(name))} 加载，或在该基座上重新训练。",
-                ),
-            )
-        if adapter.record.get("head"):
-            raise UsageError(
-                say(
-                    f"{adapter.name} is a reward model: it scores answers and gives none.",
-                    f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
-                ),
-                say(
-                    f"Score answers with: onebase align score --task {adapter.task}.",
-                    f"请用它打分：onebase align score --task {adapter.task}。",
-                ),
-            )
+
+def _no_base() -> UsageError:
+    return UsageError(
+        say("This engine was given no base.", "该引擎没有基座。"),
+        say("Make it with one: Engine(base).", "请在创建时给出：Engine(base)。"),
+    )
+
+
+def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
+    """Raise UsageError for an adapter of another base."""
+    trained_on = adapter.record.get("base_fingerprint")
+    if not trained_on or trained_on == base.fingerprint:
+        return
+    if adapter.base == base.name:
+        raise UsageError(
+            say(
+                f"{adapter.name} was trained on other weights of {base.name} than these.",
+                f"训练 {adapter.name} 时，{base.name} 的权重与现在不同。",
+            ),
+            say(
+                "Put the old ones back, name the right base with --base, or train the task again.",
+                "请恢复原来的权重，用 --base 指明正确的基座，或重新训练该任务。",
+            ),
+        )
+    raise UsageError(
+        say(
+            f"{adapter.name} was trained on {adapter.base}, not on {base.name}.",
+            f"{adapter.name} 是在 {adapter.base} 上训练的，而不是 {base.name}。",
+        ),
+        say(
+            f"Load it with --base {quote(adapter.base)}, or train the task on this base.",
+            f"请用 --base {quote(adapter.base)} 加载，或在该基座上重新训练。",
+        ),
+    )
+
+
+def _require_answers(adapter: StoredAdapter) -> None:
+    """Raise UsageError for a reward model."""
+    if adapter.record.get("head"):
+        raise UsageError(
+            say(
+                f"{adapter.name} is a reward model: it scores answers and gives none.",
+                f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
+            ),
+            say(
+                f"Score answers with: onebase align score --task {adapter.task}.",
+                f"请用它打分：onebase align score --task {adapter.task}。",
+            ),
+        )
 
 
 def _task_of(name: str) -> str:

@@ -12,6 +12,8 @@ from onebase.adapters.contribution import Contribution, merged
 from onebase.engine.detokenizer import Detokenizer
 from onebase.engine.pool import LoadedTask
 from onebase.engine.sampling import Sampling
+from onebase.errors import OnebaseError
+from onebase.language import say
 from onebase.model.base import Base
 
 # "error": the step that the request took part in failed.
@@ -129,6 +131,21 @@ class Request:
         """
         most = min(len(self.prompt), self.wanted) - 1
         return max(0, most if self.score_from is None else min(most, self.score_from - 1))
+
+    def failure(self) -> OnebaseError:
+        """What to tell where it ended with "error"."""
+        if self.error:
+            return OnebaseError(
+                say(f"No answer could be drawn: {self.error}.", f"无法生成回答：{self.error}。"),
+                say("Change the request, or use another base.", "请修改请求，或换用其他基座。"),
+            )
+        return OnebaseError(
+            say(
+                "The pass over the model failed in another thread.",
+                "模型的前向计算在另一个线程中失败。",
+            ),
+            say("See that thread's error, and ask again.", "请查看该线程的错误后重试。"),
+        )
 
 
 @dataclass(frozen=True, eq=False)

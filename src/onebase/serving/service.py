@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK, LoadedTask
@@ -13,6 +14,7 @@ from onebase.engine.sampling import Sampling
 from onebase.engine.thread import EngineThread
 from onebase.errors import UsageError
 from onebase.language import say
+from onebase.model.base import Base
 from onebase.serving.admission import Admission
 from onebase.serving.catalog import Catalog
 from onebase.serving.errors import ApiError, bad_field, internal_error, timed_out
@@ -39,7 +41,7 @@ class Service:
         self.residency = Residency(
             engine, self.thread, catalog.store, self.metrics, settings.adapter_bytes
         )
-        self.token_text = TokenText(engine.base.tokenizer)
+        self._texts: WeakKeyDictionary[Base, TokenText] = WeakKeyDictionary()
         self.ready = False
         self.failure: BaseException | None = None  # why it could not start
         self.created = int(time.time())
@@ -97,6 +99,12 @@ class Service:
         if self.settings.log_prompts:
             log[name] = text
 
+    def texts(self, base: Base) -> TokenText:
+        """The texts of a base's tokens. A full fine-tuned task may have a tokenizer of its own."""
+        if base not in self._texts:
+            self._texts[base] = TokenText(base.tokenizer)
+        return self._texts[base]
+
     def fingerprint(self, task: LoadedTask) -> str:
         """Names all that an answer's numbers depend on: base, kernel, precision, adapter."""
         base = task.base
@@ -146,6 +154,11 @@ class Lease:
     def fingerprint(self) -> str:
         """The reply's system_fingerprint."""
         return self.service.fingerprint(self.task)
+
+    @property
+    def texts(self) -> TokenText:
+        """The texts of the tokens that it answers in."""
+        return self.service.texts(self.task.base)
 
     async def ask(
         self, sequences: Sequence[Wanted], param: str, *, form: str | None = None

@@ -15,6 +15,7 @@ from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.sampling_fields import seeded
@@ -22,7 +23,7 @@ from onebase.serving.service import Lease, Service
 from onebase.serving.trimmed import Trimmed
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")
@@ -59,6 +60,7 @@ class _Chat:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         turns = turns_of(body.messages)
         prompt = await chat_prompt(lease.task, turns, "messages")
         longest = body.wanted_tokens or self._service.settings.limits.default_tokens
@@ -148,4 +150,4 @@ class _Chat:
         }
 
     def _logprobs(self, event: Event) -> dict[str, Any] | None:
-        return chat_logprobs(event.tokens, self._service.token_text) if self._reported else None
+        return chat_logprobs(event.tokens, self._texts) if self._reported else None

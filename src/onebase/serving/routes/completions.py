@@ -14,13 +14,14 @@ from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import TextOffsets, completion_logprobs
 from onebase.serving.prompts import check_ids, text_prompt
 from onebase.serving.sampling_fields import seeded
 from onebase.serving.service import Lease, Service
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")
@@ -59,6 +60,7 @@ class _Completion:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         longest = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max(1, longest), body.logprobs)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
@@ -165,12 +167,12 @@ class _Completion:
         return event.request.prompt_logprobs if self._body.echo else []
 
     def _offsets(self) -> TextOffsets:
-        return TextOffsets(self._service.token_text)
+        return TextOffsets(self._texts)
 
     def _logprobs(self, tokens: list[Token], offsets: TextOffsets) -> dict[str, Any] | None:
         if self._body.logprobs is None:
             return None
-        return completion_logprobs(tokens, self._service.token_text, offsets)
+        return completion_logprobs(tokens, self._texts, offsets)
 
     def _head(self, lease: Lease) -> dict[str, Any]:
         return {

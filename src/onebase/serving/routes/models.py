@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from onebase.adapters.full import FULL
 from onebase.adapters.store import StoredAdapter
 from onebase.engine.pool import BASE_TASK
 from onebase.language import say
@@ -74,7 +75,11 @@ def described_offer(service: Service, offer: Offer) -> dict[str, Any]:
 
 
 def _warning(service: Service, adapter: StoredAdapter) -> str | None:
-    """Where a task was trained over a base in another precision than the server's."""
+    """Where a task was trained over a base in another precision than the server's. Full fine-tuning
+    made it a base of its own, which is not held in the server's.
+    """
+    if adapter.method == FULL:
+        return None
     trained, served = adapter.record.get("precision"), service.engine.base.precision.text
     if not trained or trained == served:
         return None

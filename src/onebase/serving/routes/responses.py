@@ -16,6 +16,7 @@ from onebase.serving.errors import ApiError, unsupported
 from onebase.serving.event_stream import EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.responses_schema import ResponsesRequest, other_fields
@@ -23,7 +24,7 @@ from onebase.serving.service import Lease, Service
 from onebase.serving.trimmed import Trimmed
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses")
@@ -64,6 +65,7 @@ class _Response:
 
     async def _ask(self, lease: Lease) -> Exchange:
         body = self._body
+        self._texts = lease.texts
         turns = turns_of(body.messages(), "input", 1 if body.instructions else 0)
         prompt = await chat_prompt(lease.task, turns, "input")
         longest = body.max_output_tokens or self._service.settings.limits.default_tokens
@@ -203,5 +205,5 @@ class _Response:
     def _logprobs(self, tokens: "list[Token] | tuple[Token, ...]") -> list[Any]:
         if not self._reported:
             return []
-        content: list[Any] = chat_logprobs(tokens, self._service.token_text)["content"]
+        content: list[Any] = chat_logprobs(tokens, self._texts)["content"]
         return content

@@ -1,0 +1,201 @@
+"""`onebase chat`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from onebase.cli.answering import (
+    FrequencyPenalty,
+    MaxTokens,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    sampling_of,
+)
+from onebase.cli.loading import TaskLoader
+from onebase.cli.session import (
+    BaseOption,
+    JsonOption,
+    LangOption,
+    PrecisionOption,
+    Session,
+    WorkspaceOption,
+    begin,
+    error_detail,
+    note,
+)
+from onebase.data.example import Turn
+from onebase.engine.engine import Engine
+from onebase.engine.pool import BASE_TASK
+from onebase.engine.sampling import Sampling
+from onebase.engine.task_bases import AUTO
+from onebase.errors import OnebaseError
+from onebase.language import say
+
+# What can go wrong with one answer and leaves the chat as it was. A RuntimeError is torch's.
+_FAILED = (OnebaseError, RuntimeError, MemoryError)
+
+
+def chat_command(
+    task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
+    base: BaseOption = None,
+    precision: PrecisionOption = AUTO,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    presence_penalty: PresencePenalty = 0.0,
+    seed: Seed = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+    lang: LangOption = None,
+) -> None:
+    """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
+    session = begin(workspace, as_json, lang)
+    sampling = sampling_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+    )
+    chat = Chat(session, TaskLoader(session, [task], base, precision), task, sampling)
+    note(
+        say(
+            "/task NAME switches, /reset forgets, /quit leaves.",
+            "/task 名称 切换任务，/reset 清空，/quit 退出。",
+        )
+    )
+    try:
+        chat.run(_lines())
+    except KeyboardInterrupt:
+        chat.show()
+        raise
+    chat.show()
+
+
+class Chat:
+    """A conversation with one task at a time. What goes wrong with an answer or a switch is told, and
+    changes nothing else.
+
+    `said` has every line that was asked, with its answer, or with the `error` in place of one.
+    """
+
+    def __init__(self, session: Session, loader: TaskLoader, task: str, sampling: Sampling) -> None:
+        self.said: list[dict[str, Any]] = []
+        self._session = session
+        self._loader = loader
+        self._task = task
+        self._sampling = sampling
+        self._turns: list[Turn] = []
+
+    def run(self, lines: Iterator[str]) -> None:
+        """Answer each line, or do what it says, until /quit or the last of them."""
+        for line in lines:
+            command, _, argument = line.partition(" ")
+            if not line.startswith("/"):
+                self._answer(line)
+            elif command == "/quit":
+                break
+            elif command == "/reset":
+                self._turns = []
+            elif command == "/task":
+                self._switch(argument.strip())
+            else:
+                note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
+
+    def show(self) -> None:
+        """Print what was said, for --json; without it, each answer was printed as it came."""
+        if self._session.json:
+            self._session.show({"answers": self.said})
+
+    def _switch(self, name: str) -> None:
+        try:
+            self._loader.load([name])
+        except (*_FAILED, OSError) as error:
+            _tell(_as_told(error))
+            return
+        self._task, self._turns = name, []
+        note(say(f"Now: {name}", f"当前任务：{name}"))
+
+    def _answer(self, line: str) -> None:
+        engine = self._loader.engine
+        turns = [*self._turns, Turn("user", line)]
+        told = {"task": engine.tasks[self._task].task, "prompt": line, "text": ""}
+        self.said.append(told)
+        try:
+            for part in streamed(engine, self._task, turns, self._sampling):
+                told["text"] += part
+                if not self._session.json:
+                    print(part, end="", flush=True)
+        except _FAILED as error:
+            if told["text"] and not self._session.json:
+                print(flush=True)
+            failure = _as_told(error)
+            self.said[-1] = {**told, "error": error_detail(failure)}
+            _tell(failure)
+            if self._turns:
+                note(say("/reset forgets the conversation.", "/reset 清空对话。"))
+            return
+        if not self._session.json:
+            print(flush=True)
+        self._turns = [*turns, Turn("assistant", told["text"] or " ")]
+
+
+def _tell(error: OnebaseError) -> None:
+    note(f"{error.message} {error.remedy}")
+
+
+def _as_told(error: BaseException) -> OnebaseError:
+    if isinstance(error, OnebaseError):
+        return error
+    cause = str(error) or type(error).__name__
+    return OnebaseError(
+        say(f"The pass over the model failed: {cause}", f"模型的前向计算失败：{cause}"),
+        say("Ask again, or end with /quit.", "请重试，或用 /quit 退出。"),
+    )
+
+
+def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
+    """The parts of an answer as they come, without white space around the whole.
+
+    Raises OnebaseError where none can be drawn.
+    """
+    request = engine.add_request(task, turns, sampling)
+    waiting, begun = "", False  # white space that more text has to follow
+    try:
+        while request.finish_reason is None:
+            for event in engine.step():
+                text = waiting + event.text if begun else event.text.lstrip()
+                waiting = text[len(text.rstrip()) :]
+                if part := text.rstrip():
+                    begun = True
+                    yield part
+    finally:
+        engine.abort(request)
+    if request.finish_reason == "error":
+        raise request.failure()
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

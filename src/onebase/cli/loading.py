@@ -1,0 +1,111 @@
+"""Tasks loaded for a command that answers, each on its own base."""
+
+from collections.abc import Sequence
+
+from onebase.adapters.store import StoredAdapter
+from onebase.cli.session import Session, note
+from onebase.engine.engine import Engine
+from onebase.engine.pool import BASE_TASK
+from onebase.engine.task_bases import AUTO, BaseChoice, BaseOptions
+from onebase.errors import MissingBaseError, UsageError, unknown
+from onebase.language import say
+from onebase.model.base import Base
+
+
+class TaskLoader:
+    """One engine, and tasks that are loaded into it when they are asked for, each on the base that
+    BaseOptions chooses. A base is loaded once.
+    """
+
+    def __init__(
+        self, session: Session, tasks: Sequence[str], base: str | None, precision: str | None
+    ) -> None:
+        self.engine = Engine()
+        self._store = session.store
+        self._options = BaseOptions(base, precision)
+        self._bases: dict[BaseChoice, Base] = {}
+        self._first = [self._stored(name) for name in dict.fromkeys(tasks) if name != BASE_TASK]
+        self.load(tasks)
+
+    def load(self, tasks: Sequence[str]) -> None:
+        """Have these tasks in the engine. `base` is that of the tasks that were asked for first.
+
+        An unknown or damaged task is refused before a base is loaded.
+        """
+        wanted = [name for name in dict.fromkeys(tasks) if name not in self.engine.tasks]
+        stored = {name: self._stored(name) for name in wanted if name != BASE_TASK}
+        choices = {name: self._options.of_task(adapter) for name, adapter in stored.items()}
+        if BASE_TASK in wanted:
+            choices[BASE_TASK] = self._options.of_base(self._first)
+        for adapter in stored.values():
+            self._store.verify(adapter)
+        for name in wanted:
+            base = self._base(choices[name], stored.get(name))
+            if name == BASE_TASK:
+                self.engine.tasks.load_bare(name, base=base)
+            else:
+                self.engine.load(stored[name], name=name, base=base)
+        if len({task.base for task in self.engine.tasks.values()}) > 1:
+            for name in wanted:
+                held = self.engine.tasks[name].base
+                note(
+                    say(
+                        f"{name} answers on {held.name} in {held.precision}.",
+                        f"{name} 使用基座 {held.name}，精度 {held.precision}。",
+                    )
+                )
+
+    def _stored(self, name: str) -> StoredAdapter:
+        try:
+            return self._store.get(name)
+        except UsageError:
+            tasks = self._store.tasks()
+            if name.partition("@")[0] in tasks:
+                raise
+            raise unknown("task", "任务", name, [*tasks, BASE_TASK]) from None
+
+    def _base(self, choice: BaseChoice, adapter: StoredAdapter | None) -> Base:
+        if choice not in self._bases:
+            try:
+                self._bases[choice] = load_base(choice.name, choice.precision)
+            except MissingBaseError as error:
+                if adapter is None or self._options.base is not None:
+                    raise
+                raise MissingBaseError(
+                    say(
+                        f"{adapter.name} belongs to the base {choice.name}, which is not at hand: "
+                        f"{error.message}",
+                        f"{adapter.name} 属于基座 {choice.name}，但找不到该基座：{error.message}",
+                    ),
+                    say(
+                        "Put it back, or say with --base where it is now.",
+                        "请恢复该基座，或用 --base 指明其现在的位置。",
+                    ),
+                ) from error
+            if self._options.precision == AUTO != choice.precision:
+                _tell_precision(self._bases[choice])
+        return self._bases[choice]
+
+
+def load_base(name: str, precision: str | None) -> Base:
+    """A base to answer with; for `auto` the user is told what was taken, and what it costs."""
+    # Imported late: it loads numba, which the other commands of this file's users may not need.
+    from onebase.engine.lean.quality import load_for_answering
+
+    base, quality = load_for_answering(name, precision)
+    if quality is not None:
+        note(
+            say(
+                f"Precision w8a8: on a sample of texts its loss is {quality.loss:+.3f} nats a token from "
+                f"that of fp32, the divergence {quality.divergence:.4f}. --precision fp32 is exact.",
+                f"精度 w8a8：在样本文本上，损失与 fp32 相差 {quality.loss:+.3f} 纳特/词元，"
+                f"KL 散度为 {quality.divergence:.4f}。需要精确结果时请用 --precision fp32。",
+            )
+        )
+    elif precision == AUTO:
+        _tell_precision(base)
+    return base
+
+
+def _tell_precision(base: Base) -> None:
+    note(say(f"Precision {base.precision}.", f"精度 {base.precision}。"))
