@@ -10,9 +10,10 @@ import torch
 import onebase
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
-from onebase.align.base_choice import BaseChoice, base_for_job, base_for_scores
+from onebase.align.base_choice import base_for_job, base_for_scores
 from onebase.align.recorded import other_precision
 from onebase.align.task import AlignJob, begin_from
+from onebase.engine.task_bases import BaseChoice
 from onebase.errors import UsageError
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE

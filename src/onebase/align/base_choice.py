@@ -2,7 +2,6 @@
 that take part were trained on.
 """
 
-from dataclasses import dataclass
 from shlex import quote
 
 from onebase.adapters.store import AdapterStore, StoredAdapter
@@ -11,18 +10,11 @@ from onebase.align.recorded import precision_of
 from onebase.align.rewards import is_function, stored_reward
 from onebase.align.scoring import require_task
 from onebase.align.task import AlignJob, beginning_of
+from onebase.engine.task_bases import BaseChoice, trained_on
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.model.fetch import DEFAULT_BASE, lasting_name
+from onebase.model.fetch import DEFAULT_BASE
 from onebase.training.train import precision_for
-
-
-@dataclass(frozen=True)
-class BaseChoice:
-    """The base to load, and the precision to hold it in (None: the usual one)."""
-
-    base: str
-    precision: str | None
 
 
 def base_for_job(
@@ -60,10 +52,10 @@ def base_for_scores(
 
 def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | None) -> BaseChoice:
     """The first of `trained` decides what is not given."""
-    bases = [stored.base for stored in trained if stored.base]
+    bases = [trained_on(stored) for stored in trained]
     precisions = [text for stored in trained if (text := precision_of(stored))]
     return BaseChoice(
-        base or lasting_name(next(iter(bases), DEFAULT_BASE)),
+        base or next(iter(bases), DEFAULT_BASE),
         precision or next(iter(precisions), None),
     )
 

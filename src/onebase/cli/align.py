@@ -306,7 +306,7 @@ def _base(
 ) -> Base:
     """The base that the job learns on: as its adapters were trained, unless chosen otherwise."""
     chosen = base_for_job(job, session.workspace, base=base, precision=precision, reward=reward)
-    return load_base(chosen.base, chosen.precision)
+    return load_base(chosen.name, chosen.precision)
 
 
 def resume_align(session: Session, run: str, base: Base) -> None:

@@ -42,7 +42,7 @@ def score_command(
     session = begin(workspace, as_json, lang)
     asked = _answers(file, prompt, answer, encoding)
     chosen = base_for_scores(task, session.workspace, base=base, precision=precision)
-    loaded = load_base(chosen.base, chosen.precision)
+    loaded = load_base(chosen.name, chosen.precision)
     scores = score_answers(task, asked, base=loaded, workspace=session.workspace, noted=note)
     rows = [
         {"prompt": question, "answer": said, "score": score}
