@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.head import ScalarHead
@@ -31,6 +29,7 @@ from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
+from onebase.align.watch import WatchOptions, trouble
 from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
 from onebase.data.rows import read_rows
@@ -43,23 +42,6 @@ from onebase.training.order import Order
 WATCHED = 4
 _DRAWS = 1 << 32  # apart from the seeds of the steps
 _SEEDS = 1 << 62  # a generator takes one below it
-
-
-class WatchOptions(BaseModel):
-    """How PPO is watched: a share of `held_out` prompts judges the policy every `judge_every` steps,
-    by `judge_answers` answers at least, and the best within `stop_kl` is kept. It stops where a step's KL
-    goes over `stop_kl` (nats an answer) or the entropy of its tokens falls under `stop_entropy` of what
-    it was.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    held_out: float = Field(0.1, gt=0, lt=1)
-    judge_every: int = Field(5, ge=1)
-    judge_answers: int = Field(32, ge=1)
-    stop_kl: float = Field(30.0, gt=0)
-    stop_entropy: float = Field(0.1, ge=0, lt=1)
-    clip: float = Field(1.0, gt=0)
 
 
 def train_ppo(
@@ -106,7 +88,7 @@ def train_ppo(
                 seed=((job.seed << 20) + progress.step * 4096) % _SEEDS,
             )
             run.measured(progress.step, **record)
-            progress.stopped = _trouble(record, progress, ready.watching)
+            progress.stopped = trouble(record, progress, ready.watching)
         if progress.stopped:
             run.note(progress.stopped)
         _judge(ready, run)
@@ -420,24 +402,3 @@ def _without_dropout(adapter: Adapter) -> list[str]:
             f"PPO 训练不使用 dropout（忽略 dropout={dropout:g}）：回答也是在没有 dropout 时生成的。",
         )
     ]
-
-
-def _trouble(record: dict[str, float], progress: Progress, watching: WatchOptions) -> str:
-    """Why PPO should stop after this step, or nothing."""
-    if record["kl"] > watching.stop_kl:
-        return say(
-            f"Stopped after step {progress.step}: the KL divergence of {record['kl']:.1f} is over "
-            f"stop_kl={watching.stop_kl:g}. The best policy before it is kept.",
-            f"第 {progress.step} 步后停止：KL 散度 {record['kl']:.1f} 超过 "
-            f"stop_kl={watching.stop_kl:g}。保留此前最佳的策略。",
-        )
-    floor = watching.stop_entropy * (progress.first_entropy or 0.0)
-    if record["entropy"] < floor:
-        return say(
-            f"Stopped after step {progress.step}: the answers have become all alike (entropy "
-            f"{record['entropy']:.3f}, at first {progress.first_entropy:.3f}). The best policy "
-            "before it is kept.",
-            f"第 {progress.step} 步后停止：回答已趋于雷同（熵 {record['entropy']:.3f}，起初 "
-            f"{progress.first_entropy:.3f}）。保留此前最佳的策略。",
-        )
-    return ""
