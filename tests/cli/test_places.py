@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,45 @@ def test_the_remedy_names_what_chose_the_folder(
     assert "--workspace" in _folder_remedy(str(desk / "own" / "runs"), own)
     for other in (str(desk / "out"), None, 3):
         assert "choose another folder" not in _folder_remedy(other, ["--workspace"])
+
+
+def cache_in_a_file(desk: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ONEBASE_CACHE", str(desk / "file/cache"))
+    return "ONEBASE_CACHE"
+
+
+def workspace_in_a_file(desk: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ONEBASE_WORKSPACE", str(desk / "file/ws"))
+    return "ONEBASE_WORKSPACE"
+
+
+def cache_that_is_read_only(desk: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ONEBASE_CACHE", str(desk / "cache"))
+    monkeypatch.setattr("onebase.model.cache.os.access", lambda *_: False)
+    return "ONEBASE_CACHE"
+
+
+def copied_adapter(desk: Path, _: pytest.MonkeyPatch) -> str:
+    folder = desk / "ws/adapters/copied/1"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    return "onebase adapters import"
+
+
+@pytest.mark.parametrize(
+    "fault", [cache_in_a_file, workspace_in_a_file, cache_that_is_read_only, copied_adapter]
+)
+def test_doctor_names_what_would_hinder(
+    fault: Callable[[Path, pytest.MonkeyPatch], str],
+    desk: Path,
+    onebase: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert onebase("doctor", "--json").json["problems"] == []
+    (desk / "file").write_text("", encoding="utf-8")
+    words = fault(desk, monkeypatch)
+    result = onebase("doctor", "--json")
+    assert result.code == 0, result.err
+    told = result.json["problems"]
+    assert any(words in item["remedy"] for item in told)
+    assert told[0]["message"] in onebase("doctor").out

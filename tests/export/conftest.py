@@ -50,6 +50,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 GEMMA3 = {
     "head_dim": 16,
     "query_pre_attn_scalar": 16,
@@ -78,6 +84,19 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         LlamaConfig,
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
         "byte-level",
+    ),
+    "llama-yarn": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": YARN}, "byte-level"),
+    "qwen2-yarn": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        {"rope_parameters": {**YARN, "attention_factor": 1.5}},
+        "qwen",
+    ),
+    "qwen3-yarn": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"head_dim": 16, "rope_parameters": {**YARN, "factor": 3.0, "beta_fast": 32}},
+        "qwen",
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}, "qwen"),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}, "qwen"),

@@ -1,5 +1,6 @@
 """GGUF files read back: by GGUFReader, and by onebase itself as a base."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
-from tests.export.conftest import written
+from tests.export.conftest import YARN, written
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
@@ -147,10 +148,48 @@ def test_llama_3s_frequencies(make_family: MakeBase, tmp_path: Path) -> None:
     assert factors[-1] == pytest.approx(8.0)
 
 
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama-yarn", {"type": "yarn", "factor": 4.0, "original_context_length": 16,
+                        "attn_factor": None}),
+        ("qwen2-yarn", {"type": "yarn", "factor": 4.0, "attn_factor": 1.5 / (0.1 * math.log(4) + 1)}),
+        ("qwen3-yarn", {"type": "yarn", "factor": 3.0, "original_context_length": 16}),
+        ("llama-linear", {"type": "linear", "factor": 4.0, "original_context_length": None}),
+    ],
+)  # fmt: skip
+def test_scaled_rotary_embeddings_are_written_and_read_back(
+    family: str, fields: dict[str, Any], make_family: MakeBase, tmp_path: Path
+) -> None:
+    base = make_family(family)
+    written(base, tmp_path / "m.gguf", name="m", kind="f32")
+    name = base.model.config.model_type
+    for key, value in fields.items():
+        found = field(tmp_path / "m.gguf", f"{name}.rope.scaling.{key}")
+        assert found == (value if value is None else pytest.approx(value))
+    read = Base.load(str(tmp_path / "m.gguf"))
+    for position in (5, 40, 300):  # within the context that it was trained with, and beyond
+        places = torch.tensor([[position]])
+        theirs = read.model.model.rotary_emb(torch.zeros(1), places)
+        ours = base.model.model.rotary_emb(torch.zeros(1), places)
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_scaling_that_depends_on_the_text_is_refused(
+    kind: str, length_bound_base: MakeBase, tmp_path: Path
+) -> None:
+    with pytest.raises(OnebaseError, match=r"phi3 model|rope_type='dynamic'"):
+        written(length_bound_base(kind), tmp_path / "m.gguf", name="m", kind="f32")
+
+
 def test_other_families_are_refused(make_base: MakeBase, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a glm model") as caught:
         written(make_base("glm"), tmp_path / "m.gguf", name="m", kind="f32")
     assert "gemma3_text" in caught.value.remedy
+
+
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +198,12 @@ def test_other_families_are_refused(make_base: MakeBase, tmp_path: Path) -> None
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
          "rope_type='dynamic'"),
+        ("llama", {"rope_parameters": {**YARN, "beta_fast": 16}}, "beta_fast=16"),
+        ("qwen2", {"rope_parameters": {**YARN, "truncate": False}}, "truncate=False"),
+        ("qwen3", {"rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 1.0}},
+         "mscale=2.0"),
+        ("gemma3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}},
+         "rope_type='yarn'"),
         ("qwen3", {"attention_bias": True}, "attention_bias=True"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
          "layer_types="),

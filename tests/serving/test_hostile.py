@@ -70,6 +70,49 @@ def test_the_error_names_the_field(
     assert refused(server, path, **fields) == (400, param)
 
 
+def posted(server: Any, path: str, content: str) -> Any:
+    return server.http.post(
+        path, content=content.encode(), headers={"Content-Type": "application/json"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "param"),
+    [
+        (CHAT, '{"model": "base", "messages": [], "model": "support"}', "model"),
+        (CHAT, '{"model": "base", "messages": [{"role": "user", "content": "a", "content": "b"}]}',
+         "messages.0.content"),
+        (CHAT, '{"model": "base", "metadata": {"a": "1", "b": "2", "a": "3"}}', "metadata.a"),
+        (CHAT, '{"stop": {"x": {"y": 1, "y": 2}}, "stop": []}', "stop"),
+        ("/v1/completions", '{"model": "base", "prompt": "a", "prompt": "b"}', "prompt"),
+        ("/v1/responses", '{"model": "base", "input": "a", "text": {"format": {"type": "text",'
+         ' "type": "json_object"}}}', "text.format.type"),
+        ("/v1/classify", '{"model": "mood", "input": "a", "labels": ["x"], "labels": ["y"]}',
+         "labels"),
+        ("/v1/adapters", '{"task": "support", "task": "tone"}', "task"),
+        ("/v1/adapters/support/promote", '{"version": 1, "version": 2}', "version"),
+    ],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused(
+    path: str, content: str, param: str, server: Any
+) -> None:
+    answer = posted(server, path, content)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert param in answer.json()["error"]["message"]
+    assert "twice" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/classify"])
+@pytest.mark.parametrize("opened", ["[", '{"a": '])
+def test_a_body_that_is_nested_too_deep_is_refused(path: str, opened: str, server: Any) -> None:
+    for content in (opened * 200_000, f'{{"model": "base", "metadata": {opened * 200_000}'):
+        answer = posted(server, path, content)
+        assert answer.status_code == 400, answer.text
+        assert "nested too deep" in answer.json()["error"]["message"]
+    assert server.text() == server.text()
+
+
 def test_the_largest_top_k_cuts_nothing(server: Any) -> None:
     assert server.text(top_k=(1 << 64)) == server.text()
 

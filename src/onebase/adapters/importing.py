@@ -14,6 +14,7 @@ from onebase.adapters.chatglm_prefix import is_chatglm_prefix, load_chatglm_pref
 from onebase.adapters.peft_config import CONFIG, AdapterFolder, read_peft_config, targeted
 from onebase.adapters.peft_format import WEIGHTS, load_adapter, parts_of_config, save_adapter
 from onebase.adapters.portable import REWARD_HEAD, read_portable, score_scale
+from onebase.adapters.text_part import name_for_peft
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -210,7 +211,12 @@ def _bare_layers(
         held = {"LORA": adapter.lora, "IA3": adapter.ia3}.get(part["peft_type"])
         if held is None or part.get("target_modules") in (None, "all-linear"):
             continue
-        bare = [n for n in base.shape.linears if n not in held.sites and targeted(part, n)]
+        layers = [name for name in base.shape.linears if name not in held.sites]
+        bare = [
+            name
+            for name in layers
+            if targeted(part, name) or targeted(part, name_for_peft(base, name))
+        ]
         if bare:
             notes.append(
                 say(

@@ -14,7 +14,6 @@ A scalar head is PEFT's `score`, saved whole, of a sequence classifier with one 
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,12 @@ from onebase.adapters.peft_tensors import (
     read_head,
     read_tensors,
     refuse_unread,
+)
+from onebase.adapters.text_part import (
+    has_outer_names,
+    inner_config,
+    inner_tensors,
+    name_for_peft,
 )
 from onebase.language import say
 from onebase.model.base import Base
@@ -98,16 +103,16 @@ def _parts(adapter: Adapter, base: Base) -> dict[str, tuple[dict[str, Any], dict
     parts: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}
     if adapter.lora is not None:
         name = "qlora" if "qlora" in names else "lora"
-        config = peft.LoraConfig(**_lora_settings(adapter.lora, shape.linears), **common)
-        parts[name] = (_plain(config), _lora_tensors(adapter.lora))
+        config = peft.LoraConfig(**_lora_settings(adapter.lora, base), **common)
+        parts[name] = (_plain(config), _lora_tensors(adapter.lora, base))
     if adapter.ia3 is not None:
         inner = sorted({n for n, (_, on_inputs) in adapter.ia3.sites.items() if on_inputs})
         config = peft.IA3Config(
-            target_modules=_shortest(list(adapter.ia3.sites), shape.linears),
-            feedforward_modules=_shortest(inner, shape.linears),
+            target_modules=_shortest(list(adapter.ia3.sites), base),
+            feedforward_modules=_shortest(inner, base),
             **common,
         )
-        parts["ia3"] = (_plain(config), _ia3_tensors(adapter.ia3))
+        parts["ia3"] = (_plain(config), _ia3_tensors(adapter.ia3, base))
     if adapter.prompt is not None:
         rows = adapter.prompt().detach()
         sized = {
@@ -150,16 +155,21 @@ def _plain(config: Any) -> dict[str, Any]:
     return plain
 
 
-def _shortest(names: list[str], linears: Mapping[str, Any]) -> list[str]:
-    """`names` by their last parts where those mean no other layer, else in full."""
+def _shortest(names: list[str], base: Base) -> list[str]:
+    """`names` by their last parts where those mean no other layer, else in full. The layers that read
+    images may have the same last parts.
+    """
     last = {name.rsplit(".", 1)[-1] for name in names}
-    meant = {name for name in linears if name.rsplit(".", 1)[-1] in last}
-    return sorted(last if meant == set(names) else names)
+    meant = {name for name in base.shape.linears if name.rsplit(".", 1)[-1] in last}
+    if meant == set(names) and not base.is_text_part:
+        return sorted(last)
+    return sorted(name_for_peft(base, name) for name in names)
 
 
-def _lora_settings(lora: Lora, linears: Mapping[str, Any]) -> dict[str, Any]:
-    ranks = {name: site.rank for name, site in lora.sites.items()}
-    alphas = {name: _whole(site.scale * site.rank) for name, site in lora.sites.items()}
+def _lora_settings(lora: Lora, base: Base) -> dict[str, Any]:
+    sites = {name_for_peft(base, name): site for name, site in lora.sites.items()}
+    ranks = {name: site.rank for name, site in sites.items()}
+    alphas = {name: _whole(site.scale * site.rank) for name, site in sites.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
@@ -168,7 +178,7 @@ def _lora_settings(lora: Lora, linears: Mapping[str, Any]) -> dict[str, Any]:
         "use_dora": lora.dora,
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "target_modules": _shortest(lora.names, linears),
+        "target_modules": _shortest(lora.names, base),
     }
 
 
@@ -176,19 +186,20 @@ def _whole(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _lora_tensors(lora: Lora) -> dict[str, Tensor]:
+def _lora_tensors(lora: Lora, base: Base) -> dict[str, Tensor]:
     tensors = {}
     for at, name in enumerate(lora.names):
-        tensors[f"{LAYER_PREFIX}{name}.lora_A.weight"] = lora.a[at].detach()
-        tensors[f"{LAYER_PREFIX}{name}.lora_B.weight"] = lora.b[at].detach()
+        layer = f"{LAYER_PREFIX}{name_for_peft(base, name)}"
+        tensors[f"{layer}.lora_A.weight"] = lora.a[at].detach()
+        tensors[f"{layer}.lora_B.weight"] = lora.b[at].detach()
         if lora.dora:
-            tensors[f"{LAYER_PREFIX}{name}.lora_magnitude_vector"] = lora.magnitude[at].detach()
+            tensors[f"{layer}.lora_magnitude_vector"] = lora.magnitude[at].detach()
     return tensors
 
 
-def _ia3_tensors(ia3: Ia3) -> dict[str, Tensor]:
+def _ia3_tensors(ia3: Ia3, base: Base) -> dict[str, Tensor]:
     return {
-        f"{LAYER_PREFIX}{name}.ia3_l": vector.detach()[None]
+        f"{LAYER_PREFIX}{name_for_peft(base, name)}.ia3_l": vector.detach()[None]
         if on_inputs
         else vector.detach()[:, None]
         for vector, (name, (_, on_inputs)) in zip(ia3.vectors, ia3.sites.items(), strict=True)
@@ -206,6 +217,10 @@ def load_adapter(folder: Path | AdapterFolder, base: Base) -> Adapter:
     config = read_peft_config(source)
     parts = parts_of_config(source, config)
     tensors = read_tensors(source)
+    if has_outer_names(base, tensors):
+        tensors = inner_tensors(tensors)
+        config = inner_config(base, config)
+        parts = {name: inner_config(base, part) for name, part in parts.items()}
     head = None
     if config.get("task_type") == "SEQ_CLS":
         head = read_head(source, tensors, base)

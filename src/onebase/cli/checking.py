@@ -13,6 +13,7 @@ from onebase.cli.session import (
     BaseOption,
     JsonOption,
     LangOption,
+    Session,
     WorkspaceOption,
     begin,
 )
@@ -25,9 +26,9 @@ from onebase.data.formats import load_dataset
 from onebase.data.preference_check import PreferenceReport, check_preferences
 from onebase.data.preferences import BARE, PreferenceSet, load_preferences
 from onebase.data.template import Template
-from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
+from onebase.errors import CorruptFileError, DataError, FolderError, OnebaseError, UsageError
 from onebase.language import say
-from onebase.model.cache import cached_models, models_folder
+from onebase.model.cache import cached_models, models_folder, require_keepable
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
 
@@ -187,6 +188,14 @@ def doctor_command(
         "missing": [] if DEFAULT_BASE in models else [DEFAULT_BASE],
     }
     lines = [f"{key}: {_row(value)}" for key, value in result.items() if key != "missing"]
+    problems = _problems(session)
+    result["problems"] = [
+        {"message": problem.message, "remedy": problem.remedy} for problem in problems
+    ]
+    lines += [
+        say(f"problem: {item.message} {item.remedy}", f"问题：{item.message}{item.remedy}")
+        for item in problems
+    ]
     for name in result["missing"]:
         lines.append(
             say(
@@ -195,3 +204,16 @@ def doctor_command(
             )
         )
     session.show(result, *lines)
+
+
+def _problems(session: Session) -> list[OnebaseError]:
+    """What would keep other commands from their work: folders that can't be written to, adapters that
+    can't be read.
+    """
+    found: list[OnebaseError] = []
+    for require in (require_keepable, session.workspace.require_writable):
+        try:
+            require()
+        except FolderError as error:
+            found.append(error)
+    return [*found, *session.store.unlisted().values()]

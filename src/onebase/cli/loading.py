@@ -7,7 +7,7 @@ from onebase.cli.session import Session, note
 from onebase.engine.engine import Engine
 from onebase.engine.pool import BASE_TASK
 from onebase.engine.task_bases import AUTO, BaseChoice, BaseOptions
-from onebase.errors import MissingBaseError, unknown
+from onebase.errors import MissingBaseError, UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -56,10 +56,13 @@ class TaskLoader:
                 )
 
     def _stored(self, name: str) -> StoredAdapter:
-        tasks = self._store.tasks()
-        if name.split("@", maxsplit=1)[0] not in tasks:
-            raise unknown("task", "任务", name, [*tasks, BASE_TASK])
-        return self._store.get(name)
+        try:
+            return self._store.get(name)
+        except UsageError:
+            tasks = self._store.tasks()
+            if name.partition("@")[0] in tasks:
+                raise
+            raise unknown("task", "任务", name, [*tasks, BASE_TASK]) from None
 
     def _base(self, choice: BaseChoice, adapter: StoredAdapter | None) -> Base:
         if choice not in self._bases:

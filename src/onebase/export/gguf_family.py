@@ -4,7 +4,8 @@ Sources: the GGUF specification (ggml's docs/gguf.md) and what llama.cpp compute
 architecture. A setting that llama.cpp would compute otherwise is refused, never left out.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Family:
     activation: str = "silu"
     interleaved: bool = False
     norms_from_zero: bool = False
-    rope: tuple[str, ...] = ("default", "linear")
+    rope: tuple[str, ...] = ("default", "linear", "yarn")
     extra: Callable[[GGUFWriter, Any], None] | None = None
 
     @property
@@ -64,6 +65,7 @@ def family_of(base: Base) -> Family:
         ("hidden_act", activation, activation == family.activation),
         ("rope_type", rope["rope_type"], rope["rope_type"] in family.rope),
         *_own_settings(config),
+        *(_yarn_settings(rope) if rope["rope_type"] == "yarn" else ()),
     ]
     for setting, value, known in settings:
         if not known:
@@ -98,6 +100,21 @@ def _own_settings(config: Any) -> list[tuple[str, Any, bool]]:
         found.append(("rope_type", local, local == "default"))
     elif layer_types is not None:
         found.append(("layer_types", layer_types, set(layer_types) == {"full_attention"}))
+    return found
+
+
+def _yarn_settings(rope: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+    """YaRN's settings, of which llama.cpp has the factor, the context it was trained with and a factor
+    of the logits. Older versions of it pass over the two betas.
+    """
+    found: list[tuple[str, Any, bool]] = [
+        (name, rope.get(name), rope.get(name) in (None, default))
+        for name, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True))
+    ]
+    scales = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
+    found.append(
+        ("mscale", rope.get("mscale"), not scales or rope.get("attention_factor") is not None)
+    )
     return found
 
 
@@ -137,8 +154,24 @@ def write_settings(writer: GGUFWriter, family: Family, base: Base) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    elif rope["rope_type"] == "yarn":
+        _write_yarn(writer, rope, config.max_position_embeddings)
     if family.extra is not None:
         family.extra(writer, config)
+
+
+def _write_yarn(writer: GGUFWriter, rope: Mapping[str, Any], context: int) -> None:
+    """YaRN (arXiv:2309.00071). llama.cpp scales the logits by `0.1 ln(factor) + 1` (the paper's
+    equation 22), times what the file says.
+    """
+    original = rope["original_max_position_embeddings"]
+    factor = rope["factor"] or context / original
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    writer.add_rope_scaling_orig_ctx_len(original)
+    if (scale := rope.get("attention_factor")) is not None:
+        usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(scale / usual)
 
 
 def _gemma3(writer: GGUFWriter, config: Any) -> None:
@@ -205,13 +238,16 @@ def rope_factors(base: Base) -> Tensor | None:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(MODEL_ARCH.LLAMA, interleaved=True, rope=("default", "linear", "llama3")),
+    "llama": Family(
+        MODEL_ARCH.LLAMA, interleaved=True, rope=("default", "linear", "yarn", "llama3")
+    ),
     "qwen2": Family(MODEL_ARCH.QWEN2),
     "qwen3": Family(MODEL_ARCH.QWEN3),
     "gemma3_text": Family(
         MODEL_ARCH.GEMMA3,
         activation="gelu_pytorch_tanh",
         norms_from_zero=True,
+        rope=("default", "linear"),
         extra=_gemma3,
     ),
 }

@@ -1,5 +1,6 @@
 """Which kinds of model can be a base: causal language models with attention, known by their config."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def text_part(model: Any) -> Any:
     text.model, text.lm_head = inner, head
     text.generation_config = model.generation_config
     return text
+
+
+def has_text_part(folder: Path) -> bool:
+    """Whether `folder` holds a model of which `text_part` is a part."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get("text_config"), dict)
 
 
 def _refused(place: Path, kind: str, reason: str) -> UsageError:

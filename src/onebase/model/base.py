@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
-from onebase.model.architecture import check_architecture, head_sizes, text_part
+from onebase.model.architecture import check_architecture, has_text_part, head_sizes, text_part
 from onebase.model.fetch import DEFAULT_BASE, lasting_name, resolve
 from onebase.model.precision import Precision, choose, hold, of_type, weight_of
 from onebase.model.rotary import hold_rotary
@@ -105,6 +105,11 @@ class Base:
         _ = self.content  # of the weights as they were, whatever the precision
         hold(self.model, list(self.shape.linears), precision, device)
         self.precision = precision
+
+    @cached_property
+    def is_text_part(self) -> bool:
+        """Whether its folder holds a model that also reads images, of which it is a part."""
+        return self.path is not None and has_text_part(self.path)
 
     @property
     def device(self) -> torch.device:

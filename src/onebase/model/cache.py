@@ -58,6 +58,16 @@ def cached_models() -> list[Path]:
     )
 
 
+def require_keepable() -> None:
+    """Raise FolderError unless base models can be kept where they should be; nothing is made."""
+    folder = models_folder()
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise _not_kept(folder, say(f"{there} is a file", f"{there} 是文件"))
+    if not os.access(there, os.W_OK):
+        raise _not_kept(folder, say(f"{there} is read-only", f"{there} 只读"))
+
+
 def _require_writable(folder: Path) -> None:
     """Make `folder`, or raise FolderError."""
     reason = say("it is read-only", "该目录只读")
@@ -67,7 +77,11 @@ def _require_writable(folder: Path) -> None:
             return
     except OSError as error:
         reason = error.strerror or str(error)
-    raise FolderError(
+    raise _not_kept(folder, reason)
+
+
+def _not_kept(folder: Path, reason: str) -> FolderError:
+    return FolderError(
         say(
             f"Base models can't be kept in {folder}: {reason}.",
             f"无法将基座模型保存到 {folder}：{reason}。",

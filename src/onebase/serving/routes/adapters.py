@@ -10,11 +10,12 @@ from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.serving.errors import ApiError, bad_field, broken_adapter, unknown_model
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.routes.models import described_offer
 from onebase.serving.service import Service
 from onebase.serving.text_field import Text
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class TaskName(BaseModel):

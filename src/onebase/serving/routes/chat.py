@@ -15,6 +15,7 @@ from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.sampling_fields import seeded
@@ -22,7 +23,7 @@ from onebase.serving.service import Lease, Service
 from onebase.serving.trimmed import Trimmed
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")

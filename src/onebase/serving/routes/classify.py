@@ -16,11 +16,12 @@ from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import bad_field
 from onebase.serving.exchange import Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.prompts import chat_prompt
 from onebase.serving.service import Lease, Service
 from onebase.serving.text_field import Text
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 Label = Annotated[Text, Field(min_length=1)]
 
 

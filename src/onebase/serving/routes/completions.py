@@ -14,13 +14,14 @@ from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import TextOffsets, completion_logprobs
 from onebase.serving.prompts import check_ids, text_prompt
 from onebase.serving.sampling_fields import seeded
 from onebase.serving.service import Lease, Service
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")

@@ -16,6 +16,7 @@ from onebase.serving.errors import ApiError, unsupported
 from onebase.serving.event_stream import EventStream, frame
 from onebase.serving.exchange import Exchange, Wanted
 from onebase.serving.fields import check_fields, ignored_header
+from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.responses_schema import ResponsesRequest, other_fields
@@ -23,7 +24,7 @@ from onebase.serving.service import Lease, Service
 from onebase.serving.trimmed import Trimmed
 from onebase.serving.usage import usage_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses")
