@@ -75,24 +75,42 @@ def test_training_names_what_it_does_not_read(onebase, base: str, desk: Path) ->
     assert "Not read: 'tools'" in result.err
 
 
-@pytest.mark.parametrize("form", ["one option", "two options"])
+@pytest.mark.parametrize("form", ["one option", "two options", "--column"])
 def test_columns_with_commas(onebase, base: str, desk: Path, form: str) -> None:
     row = {"question, as asked": "q", "a=b": "a"}
     (desk / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
     pairs = ["input=question, as asked", "output=a=b"]
     options = ["--columns", ",".join(pairs)]
-    if form == "two options":
-        options = [word for pair in pairs for word in ("--columns", pair)]
+    if form != "one option":
+        name = "--column" if form == "--column" else "--columns"
+        options = [word for pair in pairs for word in (name, pair)]
     result = onebase("data", "check", "a.jsonl", "--base", base, *options, "--json")
     assert result.code == 0, result.err
     assert result.json["columns"] == {"input": "question, as asked", "output": "a=b"}
 
 
 @pytest.mark.usefixtures("trained")
-def test_labels_with_commas(onebase) -> None:
-    flags = ("--task", "mood", "--text", "Hi", "--labels", "late, but fine", "--labels", "never")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--labels", "late, but fine", "--labels", "never"), ["late, but fine", "never"]),
+        (("--label", "late, but fine"), ["late, but fine"]),
+        (("--label", "late, but fine", "--label", "never"), ["late, but fine", "never"]),
+        (("--label", "a, b", "--labels", "c,d"), ["a, b", "c", "d"]),
+    ],
+)
+def test_labels_with_commas(onebase, options: tuple[str, ...], expected: list[str]) -> None:
+    flags = ("--task", "mood", "--text", "Hi", *options)
     labels = onebase("classify", *flags, "--json").json["labels"]
-    assert sorted(item["label"] for item in labels) == ["late, but fine", "never"]
+    assert sorted(item["label"] for item in labels) == expected
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("option", ["--label=", "--labels=,", "--label= "])
+def test_labels_that_name_none_are_refused(onebase, option: str) -> None:
+    result = onebase("classify", "--task", "mood", "--text", "Hi", option)
+    assert result.code == 2
+    assert "No label is named" in result.err
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "half \udc00", "a\ud800b"])

@@ -115,7 +115,10 @@ def classify_command(
     text: Annotated[str, typer.Option(help="What to classify.")],
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="Another label; repeatable. One alone is split at its commas."),
+        typer.Option("--labels", help="Labels with commas between; given twice, one label each."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="One label, commas and all; repeatable.")
     ] = None,
     base: BaseOption = None,
     precision: PrecisionOption = None,
@@ -128,7 +131,17 @@ def classify_command(
     require_text(text)
     engine = TaskLoader(session, [task], base, precision).engine
     loaded = engine.tasks[task]
-    scores = engine.classify(task, [text], labels_of(labels or [], loaded.labels))[0]
+    one_each = [name for item in label or [] if (name := item.strip())]
+    names = dict.fromkeys([*one_each, *labels_of(labels or [], loaded.labels)])
+    if (labels or label) and not names:
+        raise UsageError(
+            say("No label is named.", "没有给出标签。"),
+            say(
+                "Give at least one: --label yes --label no.",
+                "请至少给出一个：--label 是 --label 否。",
+            ),
+        )
+    scores = engine.classify(task, [text], list(names))[0]
     session.show(
         {
             "task": loaded.task,

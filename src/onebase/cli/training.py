@@ -48,7 +48,8 @@ TemplateOption = Annotated[
     str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
 ]
 ColumnsOption = Annotated[
-    list[str] | None, typer.Option("--columns", help="input=a,output=b; repeatable.")
+    list[str] | None,
+    typer.Option("--columns", "--column", help="input=a,output=b; repeatable."),
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
