@@ -34,6 +34,10 @@ def full_server(
     return start(allow_full=True), Base.load(str(stored.path), device="cpu")
 
 
+def whole_characters(text: str) -> str:
+    return text.replace("\ufffd", "").strip()
+
+
 def test_tokens_are_spelled_as_its_own_tokenizer_does(full_server: tuple[Any, Base]) -> None:
     server, own = full_server
     fields = {"model": "whole", "temperature": 0, "max_tokens": 12}
@@ -47,14 +51,16 @@ def test_tokens_are_spelled_as_its_own_tokenizer_does(full_server: tuple[Any, Ba
 
     chat = server.chat("whole", prompt, logprobs=True, max_tokens=12).json()["choices"][0]
     raw = b"".join(bytes(item["bytes"]) for item in chat["logprobs"]["content"])
-    assert raw.decode(errors="replace").strip() == chat["message"]["content"]
+    assert whole_characters(raw.decode(errors="replace")) == whole_characters(
+        chat["message"]["content"]
+    )
 
-    asked = {"model": "whole", "input": prompt, "temperature": 0, "max_output_tokens": 12}
-    include = {"top_logprobs": 1, "include": ["message.output_text.logprobs"]}
-    response = server.http.post("/v1/responses", json={**asked, **include}).json()
+    asked: dict[str, Any] = {"model": "whole", "input": prompt, "temperature": 0}
+    asked |= {"max_output_tokens": 12, "top_logprobs": 1}
+    response = server.http.post("/v1/responses", json=asked).json()
     part = response["output"][0]["content"][0]
     raw = b"".join(bytes(item["bytes"]) for item in part["logprobs"])
-    assert raw.decode(errors="replace").strip() == part["text"]
+    assert whole_characters(raw.decode(errors="replace")) == whole_characters(part["text"])
     assert part["text"] == chat["message"]["content"]
 
 
