@@ -111,6 +111,15 @@ def cache_that_is_read_only(desk: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "ONEBASE_CACHE"
 
 
+def no_home(_: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ONEBASE_CACHE")
+    monkeypatch.setattr(Path, "home", homeless)
+    return "ONEBASE_CACHE"
+
+
 def copied_adapter(desk: Path, _: pytest.MonkeyPatch) -> str:
     folder = desk / "ws/adapters/copied/1"
     folder.mkdir(parents=True)
@@ -119,7 +128,8 @@ def copied_adapter(desk: Path, _: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "fault", [cache_in_a_file, workspace_in_a_file, cache_that_is_read_only, copied_adapter]
+    "fault",
+    [cache_in_a_file, workspace_in_a_file, cache_that_is_read_only, no_home, copied_adapter],
 )
 def test_doctor_names_what_would_hinder(
     fault: Callable[[Path, pytest.MonkeyPatch], str],

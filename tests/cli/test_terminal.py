@@ -132,3 +132,47 @@ def test_an_argument_that_is_not_utf_8_is_told(
     assert result.code == 2
     assert "is not UTF-8" in result.err
     assert "itself failed" not in result.err
+
+
+@pytest.mark.parametrize("place", ["option", "variable", "current folder"])
+@pytest.mark.parametrize("command", ["train", "align kto", "race"])
+def test_a_workspace_whose_path_is_not_utf_8_is_told_before_training(
+    place: str,
+    command: str,
+    desk: Path,
+    base: str,
+    onebase: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = desk / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    data = str(desk / "support.jsonl")
+    asked = [*command.split(), "--task", "t", "--data", data, "--base", base, "--json"]
+    if place == "option":
+        asked += ["--workspace", str(folder)]
+    elif place == "variable":
+        monkeypatch.setenv("ONEBASE_WORKSPACE", str(folder / "ws"))
+    else:
+        monkeypatch.chdir(folder)
+    result = onebase(*asked)
+    assert result.code == 1
+    assert "workspace" in result.json["error"]["message"]
+    assert "is not UTF-8" in result.json["error"]["message"]
+    assert "ONEBASE_WORKSPACE" in result.json["error"]["remedy"]
+    assert "Loading" not in result.err
+
+
+def test_an_adapter_whose_path_is_not_utf_8_is_told(desk: Path, base: str, onebase: Run) -> None:
+    folder = desk / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    result = onebase("adapters", "import", folder, "--task", "t", "--base", base)
+    assert result.code == 2
+    assert "is not UTF-8" in result.err
+    assert "Rename the folder" in result.err

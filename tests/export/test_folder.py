@@ -69,3 +69,20 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     new_folder(tmp_path / "out", fill)
     alive = f".out.{os.getppid()}.partial"
     assert names(tmp_path) == sorted([alive, f"{alive}/a", ".out.notes.partial", "out", "out/a"])
+
+
+@pytest.mark.parametrize("place", ["the folder", "one above it", "the current one"])
+def test_a_path_that_is_not_utf_8(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    if place == "the current one":
+        monkeypatch.chdir(folder)
+    out = {"the folder": folder, "one above it": folder / "out"}.get(place, Path("out"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        new_folder(out, fill)
+    assert names(folder) == []

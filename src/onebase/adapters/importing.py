@@ -15,6 +15,7 @@ from onebase.adapters.peft_config import CONFIG, AdapterFolder, read_peft_config
 from onebase.adapters.peft_format import WEIGHTS, load_adapter, parts_of_config, save_adapter
 from onebase.adapters.portable import REWARD_HEAD, read_portable, score_scale
 from onebase.adapters.text_part import name_for_peft
+from onebase.adapters.workspace import is_utf8
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -77,6 +78,12 @@ def find_adapter(folder: Path) -> AdapterFolder:
     with what is there instead.
     """
     found = AdapterFolder(folder, foreign=True)
+    if not is_utf8(folder):
+        shown = str(folder).encode("utf-8", "replace").decode("utf-8")
+        raise UsageError(
+            say(f"The path of {shown} is not UTF-8.", f"{shown} 的路径不是 UTF-8。"),
+            say("Rename the folder.", "请重命名该目录。"),
+        )
     if not folder.is_dir():
         where = folder.parent if folder.is_file() else folder
         raise UsageError(

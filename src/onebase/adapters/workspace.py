@@ -29,6 +29,19 @@ class Workspace:
 
     def require_writable(self) -> None:
         """Raise FolderError unless something can be written into it; nothing is."""
+        if not is_utf8(self.root):
+            shown = str(self.root.absolute()).encode("utf-8", "replace").decode("utf-8")
+            raise FolderError(
+                say(
+                    f"The path of the workspace {shown} is not UTF-8: no adapter could be written "
+                    "into it.",
+                    f"工作区 {shown} 的路径不是 UTF-8，无法写入适配器。",
+                ),
+                say(
+                    "Choose another folder with --workspace or ONEBASE_WORKSPACE.",
+                    "请用 --workspace 或 ONEBASE_WORKSPACE 指定其他目录。",
+                ),
+            )
         there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
         if there.is_dir() and os.access(there, os.W_OK):
             return
@@ -44,6 +57,15 @@ class Workspace:
                 "请用 --workspace 或 ONEBASE_WORKSPACE 指定其他目录。",
             ),
         )
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the whole path is text that files and records can name."""
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -166,9 +166,12 @@ def doctor_command(
     session = begin(workspace, as_json, lang)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = psutil.virtual_memory()
-    folder = models_folder()
-    disk = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists()))
-    models = [path.name for path in cached_models()]
+    try:
+        folder, models = models_folder(), [path.name for path in cached_models()]
+    except FolderError:  # no home folder: told among the problems
+        folder, models = None, []
+    kept = (folder or session.workspace.root).absolute()
+    disk = shutil.disk_usage(next(path for path in [kept, *kept.parents] if path.exists()))
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "device": gpu or "cpu",
@@ -182,7 +185,7 @@ def doctor_command(
             for name in ("torch", "transformers", "peft", "safetensors")
         },
         "models": models,
-        "cache": str(folder),
+        "cache": None if folder is None else str(folder),
         "workspace": str(session.workspace.root),
         "tasks": session.store.tasks(),
         "missing": [] if DEFAULT_BASE in models else [DEFAULT_BASE],
