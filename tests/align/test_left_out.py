@@ -13,8 +13,9 @@ from onebase.align import rewards, run
 from onebase.align.dpo import train_dpo
 from onebase.align.kto import train_kto
 from onebase.align.ppo_training import train_ppo
+from onebase.align.preference_data import load_rows, preference_data
 from onebase.align.reward_model import train_reward
-from onebase.align.task import AlignJob, begin_from, load_rows, preference_data
+from onebase.align.task import AlignJob, begin_from
 from onebase.errors import DataError
 from onebase.model.base import Base
 
