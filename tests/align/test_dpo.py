@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.align.conftest import Notes
 
 import onebase
 from onebase.adapters.methods import build_adapter
@@ -17,11 +16,10 @@ from onebase.align.answers import Answered, by_row
 from onebase.align.dpo import train_dpo
 from onebase.align.kto import train_kto
 from onebase.align.resuming import resume_aligned
-from onebase.align.reward_model import train_reward
 from onebase.align.task import AlignJob
 from onebase.align.trainee import Trainee
 from onebase.engine.rows import read_rows
-from onebase.errors import DataError, UsageError
+from onebase.errors import UsageError
 from onebase.model.base import Base
 
 METHODS = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning-v2"]
@@ -149,42 +147,6 @@ def test_a_run_whose_data_changed_does_not_go_on(
     pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n")
     with pytest.raises(UsageError, match="changed"):
         resume_aligned(folder.name, base=base, workspace=workspace)
-
-
-@pytest.mark.parametrize("trainer", [train_dpo, train_reward], ids=["dpo", "reward"])
-@pytest.mark.parametrize("alike", [2, 10, 12])
-def test_pairs_that_are_the_same_when_cut_are_left_out_and_told(
-    alike: int,
-    trainer: Callable[..., Any],
-    write: Callable[..., Path],
-    make_base: Callable[..., Base],
-    tmp_path: Path,
-) -> None:
-    rows = [
-        {
-            "prompt": f"q{at}",
-            "chosen": "word " * 40 + "yes" if at < alike else "yes",
-            "rejected": "word " * 40 + "no" if at < alike else "no",
-        }
-        for at in range(12)
-    ]
-    asked = AlignJob(
-        *("desk", write("pairs.jsonl", rows), "lora"),
-        template="plain",
-        held_out=write("held.jsonl", [{**row, "prompt": "h"} for row in rows[-2:]] * 2)
-        if alike < 12
-        else None,
-        set={"epochs": 1, "max_tokens": 48, "rank": 2},
-    )
-    workspace, watcher = Workspace(tmp_path / "w"), Notes()
-    if alike == 12:
-        with pytest.raises(DataError, match=r"12 of 12|11 of 11") as caught:
-            trainer(asked, base=make_base(), workspace=workspace)
-        assert "max_tokens" in caught.value.remedy
-        assert not workspace.runs.exists()
-        return
-    trainer(asked, base=make_base(), workspace=workspace, watcher=watcher)
-    assert any(f"{alike} of 12 pairs are left out" in text for text in watcher.notes)
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])

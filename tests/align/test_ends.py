@@ -12,6 +12,7 @@ from onebase.align.dpo import train_dpo
 from onebase.align.kto import train_kto
 from onebase.align.ppo_training import train_ppo
 from onebase.align.task import AlignJob
+from onebase.align.unlearned import nothing_better
 from onebase.model.base import Base
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
@@ -79,4 +80,5 @@ def test_with_an_end_it_has_nothing_to_say(
 ) -> None:
     base = make_base()
     base.tokenizer.eos_token = None  # the template ends turns with <|im_end|> all the same
-    assert set(align(base, Workspace(tmp_path / "w")).said) == {"a step"}
+    said = set(align(base, Workspace(tmp_path / "w")).said)
+    assert said - {nothing_better()} == {"a step"}  # which one step may well come to

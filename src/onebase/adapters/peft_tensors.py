@@ -54,7 +54,7 @@ def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
         reason = getattr(error, "strerror", None) or str(error)
         raise folder.damaged(WEIGHTS, reason) from error
     tensors: dict[str, Tensor] = {}
-    for key, tensor in stored.items():
+    for key, tensor in sorted(stored.items()):
         name = key
         for pattern, replacement in _ALSO_READ:
             name = pattern.sub(replacement, name)
