@@ -138,8 +138,9 @@ def classify_command(
     one_each = [name for item in label or [] if (name := item.strip())]
     names = dict.fromkeys([*one_each, *labels_of(labels or [], loaded.labels)])
     if (labels or label) and not names:
+        given = ", ".join(map(repr, [*(labels or []), *(label or [])]))
         raise UsageError(
-            say("No label is named.", "没有给出标签。"),
+            say(f"{given} names no labels.", f"{given} 中没有标签。"),
             say(
                 "Give at least one: --label yes --label no.",
                 "请至少给出一个：--label 是 --label 否。",
