@@ -1,5 +1,6 @@
 # The two commands: `make demo` and `make test`. Both begin with `make setup`.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 LLAMA_CPP ?= $(or $(ONEBASE_CACHE),$(HOME)/.cache/onebase)/llama.cpp
@@ -25,8 +26,8 @@ $(READY): pyproject.toml requirements/constraints.txt
 demo: setup ## five tasks learned together on one base, before and after
 	$(BIN)/onebase demo
 
-test: setup ## the test suite
-	$(BIN)/python -m pytest -q
+test: setup ## the test suite, a file at a time in each of so many processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: setup ## the checks that take minutes
 	$(BIN)/python -m pytest -q -m slow

@@ -110,7 +110,7 @@ def test_labels_with_commas(onebase, options: tuple[str, ...], expected: list[st
 def test_labels_that_name_none_are_refused(onebase, option: str) -> None:
     result = onebase("classify", "--task", "mood", "--text", "Hi", option)
     assert result.code == 2
-    assert "No label is named" in result.err
+    assert "names no labels" in result.err
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "half \udc00", "a\ud800b"])
