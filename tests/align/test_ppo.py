@@ -292,6 +292,27 @@ def test_a_reward_model_scores_in_the_same_pass(
         train_ppo(job(prompts), "desk", base=base, workspace=workspace)
 
 
+@pytest.mark.parametrize("column", ["tools", "gold", "source"])
+def test_a_reward_model_reads_no_other_column_and_that_is_told(
+    column: str,
+    pairs: Path,
+    write: Callable[..., Path],
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+) -> None:
+    """A function is given the whole row, and there is nothing to tell."""
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    quality = AlignJob("quality", pairs, "lora", set={"epochs": 1, "rank": 2})
+    train_reward(quality, base=base, workspace=workspace)
+    prompts = write("more.jsonl", [{"prompt": f"q{at}", column: f"x{at}"} for at in range(6)])
+    told = {}
+    for reward in ("quality", "m:f"):
+        watcher = Notes()
+        train_ppo(job(prompts), reward, base=base, workspace=workspace, watcher=watcher)
+        told[reward] = [text for text in watcher.notes if f"Not read: {column!r}" in text]
+    assert (len(told["quality"]), len(told["m:f"])) == (1, 0)
+
+
 def test_a_reward_that_fails_names_the_row_and_the_run_goes_on(
     prompts: Path,
     make_base: Callable[..., Base],

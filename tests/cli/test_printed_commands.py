@@ -119,7 +119,7 @@ def test_what_an_alignment_proposes(onebase) -> None:
     words = {"T": "policy", "F": write([{"prompt": f"q{n}"} for n in range(4)], "asked.jsonl")}
     proposed = [words.get(word, word) for word in command_in(trained.out, "align ppo")]
     brief = ("steps=1", "prompts=2", "samples=1", "max_tokens=4", "minibatch=2")
-    rolled = onebase(*proposed, "--method", "lora", *(w for b in brief for w in ("--set", b)))
+    rolled = onebase(*proposed, *(w for b in brief for w in ("--set", b)))
     assert rolled.code == 0, rolled.err
     assert onebase(*command_in(rolled.out, "runs show")).code == 0
 

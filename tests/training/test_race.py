@@ -1,5 +1,6 @@
 """Races: who wins, what it costs, and what is left when one ends early."""
 
+import errno
 import json
 import math
 import signal
@@ -23,6 +24,7 @@ from onebase.model.base import Base
 from onebase.training import budget as budget_module
 from onebase.training import course as course_module
 from onebase.training import loop as loop_module
+from onebase.training import race as race_module
 from onebase.training.budget import Budget, RacePlan
 from onebase.training.course import entrant_job
 from onebase.training.interruption import Interrupted
@@ -682,6 +684,26 @@ def test_bad_rows_are_written_down_once(
     assert not workspace.root.exists()
     raced = race(replace(job, skip_bad=True), base=make_base(), workspace=workspace, count=2)
     assert [file.name for file in raced.run.path.glob("skipped-*")] == ["skipped-zs.jsonl"]
+
+
+@pytest.mark.parametrize("full", ["ladder.json", "ladder.png"])
+def test_a_full_disk_costs_the_ladder_and_not_the_winner(
+    full: str,
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(file: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    name = {"ladder.json": "write_ladder", "ladder.png": "draw_ladder"}[full]
+    monkeypatch.setattr(race_module, name, refused)
+    watcher = Watching()
+    raced = race(job, base=make_base(), workspace=workspace, space=RATES, count=3, watcher=watcher)
+    assert onebase.AdapterStore(workspace).get("zs").name == raced.adapter.name
+    assert raced.run.status == "finished"
+    assert any("No space left on device" in text for text in watcher.notes)
 
 
 @pytest.mark.parametrize(

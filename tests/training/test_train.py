@@ -296,6 +296,20 @@ def test_skipped_rows_of_a_held_out_file_are_written_down(
     assert (skipped["file"], skipped["line"]) == (str(held), 2)
 
 
+@pytest.mark.parametrize("column", ["tools", "weight_of_row", "source"])
+def test_columns_of_a_held_out_file_that_are_not_read_are_told(
+    column: str, rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+) -> None:
+    held = tmp_path / "held.jsonl"
+    row = {"question": "a", "answer": "b", column: "x"}
+    held.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    workspace = onebase.Workspace(tmp_path / "w")
+    (stored,) = onebase.train([job(rows, held_out=held)], base=make_base(), workspace=workspace)
+    lines = RunStore(workspace).get(stored.record["run"]).metrics()
+    notes = [line["note"] for line in lines if "note" in line]
+    assert any(f"{column!r}" in note and str(held) in note for note in notes)
+
+
 def test_bad_rows_of_a_held_out_file_are_refused_too(
     rows: Path, tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:

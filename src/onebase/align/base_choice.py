@@ -61,7 +61,7 @@ def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | Non
 
 
 def _two_bases(begun: StoredAdapter, judge: StoredAdapter) -> UsageError:
-    command = f"onebase align reward --base {quote(begun.base)}"
+    command = f"onebase align reward --task TASK --data FILE --base {quote(begun.base)}"
     return UsageError(
         say(
             f"{begun.name} was trained on {begun.base}, the reward model {judge.name} on {judge.base}: "
@@ -70,8 +70,8 @@ def _two_bases(begun: StoredAdapter, judge: StoredAdapter) -> UsageError:
             "策略与奖励模型共用一个基座。",
         ),
         say(
-            f"Train a reward model on the policy's base ({command} …), or begin a policy afresh with "
+            f"Train a reward model on the policy's base ({command}), or begin a policy afresh with "
             "--method.",
-            f"请在策略的基座上训练奖励模型（{command} …），或用 --method 重新开始训练策略。",
+            f"请在策略的基座上训练奖励模型（{command}），或用 --method 重新开始训练策略。",
         ),
     )

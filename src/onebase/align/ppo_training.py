@@ -23,7 +23,7 @@ from onebase.align.ppo import (
     models_state,
     ppo_step,
 )
-from onebase.align.prompts import PromptSet, digest_of, load_prompts, require_room
+from onebase.align.prompts import PromptSet, asked_once, digest_of, load_prompts, require_room
 from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
 from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
@@ -32,6 +32,7 @@ from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
 from onebase.align.watch import WatchOptions, trouble
 from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
+from onebase.data.fields import unread
 from onebase.data.rows import read_rows
 from onebase.errors import UsageError
 from onebase.language import say
@@ -203,14 +204,21 @@ def _prepare(
         bad=bad,
         notes=(
             *left_out(bad),
-            *_asked_once(found),
+            *asked_once(found),
             *no_end(begun.template),
             *unchanged_experts(base, [method]),
             *begun.notes,
-            *(rewarding.notes if isinstance(rewarding, LearnedReward) else ()),
+            *_of_reward(rewarding, found),
             *_without_dropout(begun.adapter),
         ),
     )
+
+
+def _of_reward(reward: Reward, found: PromptSet) -> list[str]:
+    """What to say of a reward model: a function is given the whole row, a model reads its prompt alone."""
+    if not isinstance(reward, LearnedReward):
+        return []
+    return [*unread(found.fields), *reward.notes]
 
 
 def _require_room_to_judge(
@@ -224,19 +232,6 @@ def _require_room_to_judge(
         return  # what it reads is cut
     read = [replace(item, ids=tuple(reward.template.prompt(item.asked))) for item in prompts]
     require_room(base, read, before, tokens)
-
-
-def _asked_once(found: PromptSet) -> list[str]:
-    """A note where rows repeat a prompt: the columns beside it may differ."""
-    if not found.repeated:
-        return []
-    return [
-        say(
-            f"{found.repeated} rows repeat the prompt of an earlier row: it is asked once, with the "
-            "columns of the first.",
-            f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
-        )
-    ]
 
 
 def _store(

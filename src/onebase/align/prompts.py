@@ -10,7 +10,8 @@ from pathlib import Path
 from onebase.align.rewards import Prompt
 from onebase.data.columns import require_columns, roles_of
 from onebase.data.conversion import require_supported
-from onebase.data.example import BadRow, Turn
+from onebase.data.example import BadRow, Field, Turn
+from onebase.data.fields import fields_of
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
 from onebase.data.rendering import refused
@@ -37,12 +38,14 @@ FORMATS = (
 @dataclass(frozen=True)
 class PromptSet:
     """A file's prompts, each once; its bad rows; how many rows were `repeated`, saying a prompt again;
-    and the SHA-256 of its bytes.
+    what became of its columns; and the SHA-256 of its bytes.
     """
 
+    path: str
     prompts: tuple[Prompt, ...]
     bad: tuple[BadRow, ...]
     repeated: int
+    fields: tuple[Field, ...]
     sha256: str
 
     def split(self, fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -109,7 +112,8 @@ def load_prompts(
             ),
             say("Add more: some are held out to judge by.", "请增加提示：其中一部分用于评估。"),
         )
-    return PromptSet(tuple(found.values()), tuple(bad), repeated, table.sha256)
+    fields = fields_of(table.rows, roles)
+    return PromptSet(str(path), tuple(found.values()), tuple(bad), repeated, fields, table.sha256)
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:
@@ -118,6 +122,19 @@ def digest_of(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(array("q", (len(prompt.ids), *prompt.ids)).tobytes())
     return digest.hexdigest()
+
+
+def asked_once(found: PromptSet) -> list[str]:
+    """A note where rows repeat a prompt: the columns beside it may differ."""
+    if not found.repeated:
+        return []
+    return [
+        say(
+            f"{found.repeated} rows repeat the prompt of an earlier row: it is asked once, with the "
+            "columns of the first.",
+            f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
+        )
+    ]
 
 
 def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int) -> None:

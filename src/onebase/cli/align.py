@@ -330,8 +330,8 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['score_deviation']:.2f}",
         )
         after = say(
-            f"Try: onebase align ppo --task T --prompts F --reward {stored.task}",
-            f"试试：onebase align ppo --task T --prompts F --reward {stored.task}",
+            f"Try: onebase align ppo --task T --method lora --prompts F --reward {stored.task}",
+            f"试试：onebase align ppo --task T --method lora --prompts F --reward {stored.task}",
         )
     elif "reward_before" in metrics:
         text = name + say(

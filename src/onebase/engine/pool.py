@@ -252,8 +252,8 @@ def _require_answers(adapter: StoredAdapter) -> None:
                 f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
             ),
             say(
-                f"Score answers with: onebase align score --task {adapter.task}.",
-                f"请用它打分：onebase align score --task {adapter.task}。",
+                f"Score answers with: onebase align score --task {adapter.task} --file ANSWERS.jsonl",
+                f"请用它打分：onebase align score --task {adapter.task} --file 回答.jsonl",
             ),
         )
 

@@ -85,6 +85,7 @@ def task_data(job: Job, template: Template) -> TaskData:
     bad = dataset.bad
     held: Dataset | None = None
     held_out_sha256: str | None = None
+    passed_over = unread(dataset.fields)
     train = dataset
     if job.held_out is not None:
         held = load_dataset(job.held_out, columns=columns, encoding=job.encoding)
@@ -92,6 +93,7 @@ def task_data(job: Job, template: Template) -> TaskData:
         require_good(held, skip_bad=job.skip_bad)
         found |= {id(example): item for example, item in zip(held.examples, tokens, strict=True)}
         bad += held.bad
+        passed_over += unread(held.fields, held.path)
         held_out_sha256 = held.sha256
     elif options.held_out:
         train, held = split(dataset, options.held_out, job.seed)
@@ -129,7 +131,7 @@ def task_data(job: Job, template: Template) -> TaskData:
         truncated=sum(item.truncated for item in rendered),
         notes=(
             *left_out(bad),
-            *unread(dataset.fields),
+            *passed_over,
             *no_end(template),
             *rewritten(train.examples, rendered),
             *no_room(empty, template),

@@ -135,7 +135,7 @@ def race(
             if end == "interrupted" and not course.tokens:
                 raise KeyboardInterrupt
             best = course.best()
-            raced = _store(run, workspace, base, job, course, best, end, began)
+            raced = _store(run, workspace, base, job, course, best, end, began, recorder)
             ending = "interrupted" if end == "interrupted" else "finished"
             outcome = {"adapters": [summary(raced.adapter)], "end": end}
         except KeyboardInterrupt as stop:  # before the first step, or again at the very end
@@ -226,6 +226,7 @@ def _store(
     best: Entrant,
     end: RaceEnd,
     began: float,
+    recorder: RunRecorder,
 ) -> Raced:
     """The best as the task's next version, and the ladder beside the run."""
     places = ranked(course.places)
@@ -242,10 +243,14 @@ def _store(
         "end": end,
     }
     base_loss = course.base_loss
-    draw_ladder(run.path / "ladder.png", places, base_loss)
-    write_ladder(run.path / "ladder.json", places, task=job.task, base_eval_loss=base_loss, **about)
     store = AdapterStore(workspace)
     stored = store_once(store, base, run, learner, base_loss, race=about)
+    try:
+        facts = {"task": job.task, "base_eval_loss": base_loss, **about}
+        write_ladder(run.path / "ladder.json", places, **facts)
+        draw_ladder(run.path / "ladder.png", places, base_loss)
+    except OSError as error:  # a full disk costs no more than the picture
+        recorder.noted(_not_drawn(run, error), task=job.task)
     seconds = time.monotonic() - began
     return Raced(
         run=run,
@@ -304,6 +309,14 @@ def _config(
         yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
     )
     return plain
+
+
+def _not_drawn(run: Run, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return say(
+        f"The ladder of race {run.id} can't be written: {reason}. Its winner is stored.",
+        f"无法写出竞赛 {run.id} 的排名：{reason}。优胜者已保存。",
+    )
 
 
 def _nothing_held_out() -> UsageError:
