@@ -1,5 +1,6 @@
 """Adapters of the text part of Gemma 3, over the whole model as transformers loads it for PEFT."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.adapters.test_tensor_names import ours, theirs
 from tests.conftest import tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_config import AdapterFolder
 from onebase.adapters.peft_format import load_adapter, save_adapter
+from onebase.errors import CorruptFileError
 from onebase.model.base import Base
 
 TEXT = {
@@ -123,6 +125,38 @@ def test_what_peft_trained_on_the_whole_model_is_read(
     found = ours(base, load_adapter(AdapterFolder(tmp_path, foreign=True), base).eval())
     torch.testing.assert_close(found, theirs(model), atol=1e-4, rtol=0)
     assert float((found - theirs(peft_base(whole))).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_peft_trained_on_the_whole_model_is_read_over_the_text_part_s_own_files(
+    kind: str, whole: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    model = peft.get_peft_model(peft_base(whole), FOREIGN[kind]())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    base = Base.load(str(whole), device="cpu")
+    base.model.save_pretrained(tmp_path / "text")
+    for file in whole.glob("*token*"):
+        shutil.copy(file, tmp_path / "text")
+    alone = Base.load(str(tmp_path / "text"), device="cpu")
+    assert not alone.is_text_part
+    adapter = load_adapter(AdapterFolder(tmp_path / "adapter", foreign=True), alone).eval()
+    torch.testing.assert_close(ours(alone, adapter), theirs(model), atol=1e-4, rtol=0)
+
+
+def test_a_layer_under_both_names_is_refused(whole: Path, tmp_path: Path) -> None:
+    base = Base.load(str(whole), device="cpu")
+    save_adapter(build_adapter(base, "lora", {"rank": 2}), tmp_path, base)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = min(tensors)
+    tensors[first.replace(".language_model.", ".", 1)] = tensors[first] + 1
+    save_file(tensors, file)
+    with pytest.raises(CorruptFileError, match="under two names"):
+        load_adapter(tmp_path, base)
 
 
 def test_what_was_trained_on_the_text_part_alone_is_read(whole: Path, tmp_path: Path) -> None:

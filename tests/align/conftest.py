@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from onebase.align.run import Silent
+from onebase.training import checkpoint
+from onebase.training.checkpoint import Checkpoints
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -20,6 +22,25 @@ class Notes(Silent):
 
     def noted(self, text: str) -> None:
         self.notes.append(text)
+
+
+def as_format_1(run: Path) -> None:
+    """Make the newest checkpoint of a run one of the format before, which noted less."""
+    checkpoints = Checkpoints(run / "checkpoints", limit=1)
+    whole = checkpoints.newest().state
+    assert whole is not None
+    del whole["samples_bytes"]
+    state = whole["state"]
+    for key in ("judgements", "varied"):
+        state.pop(key, None)
+    for name in ("trainee", "policy", "value"):
+        if state.get(name):
+            del state[name]["moved"]
+    if isinstance(state.get("best"), dict):
+        state["best"].pop("step", None)
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setattr(checkpoint, "FORMAT", 1)
+        checkpoints.save(whole)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.align.conftest import as_format_1
 
 import onebase
 from onebase.adapters.methods import build_adapter
@@ -130,6 +131,32 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(
     again = resume_aligned(folder.name, base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert again.record["run"] == folder.name
+
+
+@pytest.mark.parametrize("trainer", [train_dpo, train_kto], ids=["dpo", "kto"])
+def test_a_run_of_an_earlier_format_is_stored(
+    trainer: Callable[..., Any],
+    pairs: Path,
+    judged: Path,
+    make_base: Callable[..., Base],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupted when all was learned and nothing stored."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    asked = job(pairs if trainer is train_dpo else judged)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(f"{trainer.__module__}.store_aligned", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(asked, base=base, workspace=workspace)
+    (folder,) = workspace.runs.iterdir()
+    as_format_1(folder)
+    stored = resume_aligned(folder.name, base=base, workspace=workspace)
+    assert onebase.AdapterStore(workspace).get("desk").name == stored.name
 
 
 def test_a_run_whose_data_changed_does_not_go_on(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.align.conftest import Notes
+from tests.align.conftest import Notes, as_format_1
 
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
@@ -348,7 +348,9 @@ def test_a_reward_must_be_finite(
         train_ppo(job(prompts), "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
 
 
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "of an earlier format"])
 def test_an_interrupted_run_goes_on_to_the_same_policy(
+    earlier: bool,
     prompts: Path,
     make_base: Callable[..., Base],
     tmp_path: Path,
@@ -368,8 +370,11 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     with pytest.raises(KeyboardInterrupt):
         train_ppo(asked_for, "m:f", base=base, workspace=workspace, watcher=Stop())
     (folder,) = workspace.runs.iterdir()
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 1, "answer": "written after the checkpoint"}\n')
+    if earlier:  # which did not know how long samples.jsonl was
+        as_format_1(folder)
+    else:
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"step": 1, "answer": "written after the checkpoint"}\n')
     again = resume_aligned(folder.name, base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert again.metrics["reward"] == whole.metrics["reward"]

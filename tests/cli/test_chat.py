@@ -50,7 +50,16 @@ def unreadable(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "Permission denied"
 
 
-@pytest.mark.parametrize("fault", [damaged, base_gone, of_another_base, reward_model, unreadable])
+def edited(workspace: Path, _: pytest.MonkeyPatch) -> str:
+    file = workspace / "adapters/mood/1/onebase.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**record, "template": {"kind": 5}}), encoding="utf-8")
+    return "mood can't be loaded"
+
+
+@pytest.mark.parametrize(
+    "fault", [damaged, base_gone, of_another_base, reward_model, unreadable, edited]
+)
 def test_a_task_that_can_not_be_loaded_changes_nothing(
     fault: Callable[..., str], onebase: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,31 @@ def test_utf8_is_never_read_as_something_else(write: Write, text: str, given: st
     assert pairs_of(path, given) == [tuple(text.strip().split(","))]
 
 
+@pytest.mark.parametrize("given", ["utf-8", "utf8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("text", ["garçon,ça va\n", "Где,моя посылка\n", "a,Ευχαριστώ\n"])
+def test_utf8_by_a_name_of_unicode_s_own_is_utf8(write: Write, text: str, given: str) -> None:
+    path = write("a.csv", "input,output\n" + text)
+    assert pairs_of(path, given) == [tuple(text.strip().split(","))]
+
+
+@pytest.mark.parametrize("given", [None, "utf-8"])
+@pytest.mark.parametrize("text", ["\x1b$B text,été\n", "\x1b$B,plain\n", "\x1b(J,log\n"])
+def test_an_escape_alone_is_no_other_encoding(write: Write, text: str, given: str | None) -> None:
+    path = write("a.csv", "input,output\n" + text)
+    assert pairs_of(path, given) == [tuple(text.strip().split(","))]
+
+
+@pytest.mark.parametrize("given", ["cp1252", "cp1251", "koi8-r"])
+def test_an_encoding_of_one_byte_does_not_garble_utf8_with_a_bad_line(
+    write: Write, given: str
+) -> None:
+    lines = [f"été {n},là-bas\n".encode() for n in range(30)]
+    lines[10] = "été,là\n".encode("latin-1")
+    path = write("a.csv", b"input,output\n" + b"".join(lines))
+    with pytest.raises(DataError, match=r"a\.csv:12 is not UTF-8, which the rest"):
+        read_rows(path, encoding=given)
+
+
 def test_a_file_in_another_encoding_than_the_given_one_names_its_own(write: Write) -> None:
     path = write("a.csv", written("my file.csv", "cp932")[0])
     with pytest.raises(DataError, match=r"is not euc_jp\. It reads as cp932"):

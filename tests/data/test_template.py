@@ -303,7 +303,18 @@ def test_a_noncharacter_is_dropped_only_where_places_are_marked(
 
 @pytest.mark.parametrize(
     "form",
-    ["%d %b %Y", "%Y-%m-%d %H:%M:%S", "%A, %B %-d", "%j/%U %%", "today", "%Y年%m月%d日", "%I %p"],
+    [
+        "%d %b %Y",
+        "%Y-%m-%d %H:%M:%S",
+        "%A, %B %-d",
+        "%j/%U %%",
+        "today",
+        "%Y年%m月%d日",
+        "%I %p",
+        "%C",
+        "%%d %%Y",
+        "100%%",
+    ],
 )
 def test_a_template_writes_the_date_of_a_moment(form: str, tokenizer_with: Build) -> None:
     """As transformers' own function would have then, and no other text changes."""

@@ -225,3 +225,22 @@ def test_a_record_that_was_edited_is_an_error_naming_the_adapter(
     for path in ("/v1/models", "/v1/adapters"):
         assert server.http.get(path).status_code == 200
     assert server.chat().status_code == 200
+
+
+def test_the_key_that_stands_twice_is_found_among_many(server: Any) -> None:
+    """A search for each key would take minutes; a path for each item would take gigabytes."""
+    many = ", ".join(f'"k{n}": 1' for n in range(150_000))
+    answer = posted(server, CHAT, f'{{"model": "base", "metadata": {{{many}, "k149999": 2}}}}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata.k149999")
+    deep = "[" * 800 + '{"a": 1, "a": 2}' + ", 1" * 100_000 + "]" * 800
+    answer = posted(server, CHAT, f'{{"model": "base", "metadata": {deep}}}')
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("metadata.0.0.0")
+
+
+@pytest.mark.parametrize("key", ["\\ud800", "x\\udfff", "k" * 100_000])
+def test_a_key_that_no_answer_can_hold_is_named_in_part(key: str, server: Any) -> None:
+    answer = posted(server, CHAT, f'{{"model": "base", "{key}": 1, "{key}": 2}}')
+    assert answer.status_code == 400, answer.text
+    assert "twice" in answer.json()["error"]["message"]
+    assert len(answer.text) < 2000

@@ -218,7 +218,11 @@ def load_adapter(folder: Path | AdapterFolder, base: Base) -> Adapter:
     parts = parts_of_config(source, config)
     tensors = read_tensors(source)
     if has_outer_names(base, tensors):
-        tensors = inner_tensors(tensors)
+        inner = inner_tensors(tensors)
+        if len(inner) < len(tensors):
+            reason = say("a layer has tensors under two names", "某一层的张量有两个名称")
+            raise source.damaged(WEIGHTS, reason)
+        tensors = inner
         config = inner_config(base, config)
         parts = {name: inner_config(base, part) for name, part in parts.items()}
     head = None

@@ -53,6 +53,10 @@ def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise folder.damaged(WEIGHTS, reason) from error
+    except KeyError as error:  # a kind of number that safetensors knows and torch does not
+        kind = error.args[0]
+        reason = say(f"it holds {kind}, not floating point", f"其中有 {kind}，而非浮点数")
+        raise folder.damaged(WEIGHTS, reason) from error
     tensors: dict[str, Tensor] = {}
     for key, tensor in sorted(stored.items()):
         name = key

@@ -13,6 +13,7 @@ from onebase.adapters.peft_config import named, targeted
 from onebase.model.base import Base
 
 _INNER, _OUTER = "model.", "model.language_model."
+_PREFIX = "base_model.model."  # of PEFT's names
 
 
 def name_for_peft(base: Base, name: str) -> str:
@@ -21,22 +22,25 @@ def name_for_peft(base: Base, name: str) -> str:
 
 
 def has_outer_names(base: Base, tensors: dict[str, Tensor]) -> bool:
-    """Whether an adapter's tensors are named as in the whole model. Those of an adapter that was trained
-    on the text part by itself are not.
+    """Whether an adapter's tensors are named as in the whole model, and the base has the text part by
+    itself, from whatever files. Those of an adapter that was trained on that are not.
     """
-    return base.is_text_part and any(f".{_OUTER}" in key for key in tensors)
+    return not any(name.startswith(_OUTER) for name in base.shape.linears) and any(
+        f"{_PREFIX}{_OUTER}" in key for key in tensors
+    )
 
 
 def inner_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names that they have in the text part."""
-    return {key.replace(f".{_OUTER}", f".{_INNER}", 1): value for key, value in tensors.items()}
+    outer, inner = f"{_PREFIX}{_OUTER}", f"{_PREFIX}{_INNER}"
+    return {key.replace(outer, inner, 1): value for key, value in tensors.items()}
 
 
 def inner_config(base: Base, config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of PEFT's whose fields name the text part's layers, each in full."""
     if config.get("peft_type") not in ("LORA", "IA3"):
         return config
-    names = {name: name_for_peft(base, name) for name in base.shape.linears}
+    names = {name: _OUTER + name.removeprefix(_INNER) for name in base.shape.linears}
     found = {
         **config,
         "target_modules": [name for name, outer in names.items() if targeted(config, outer)],

@@ -99,7 +99,7 @@ def train_kto(
                 run.between(learning.state, due=True)
         trainee.take_best()
         unlearned = learning.unlearned()
-        if learning.best["step"] == 0 and not unlearned:
+        if learning.best.get("step") == 0 and not unlearned:
             run.note(nothing_better())
         stored = store_aligned(
             base,

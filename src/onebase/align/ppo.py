@@ -352,5 +352,5 @@ def load_models(models: Models, progress: Progress, state: Mapping[str, Any]) ->
     progress.best = state["best"]
     progress.stopped = state["stopped"]
     progress.judged = state["judged"]
-    progress.judgements = state["judgements"]
+    progress.judgements = state.get("judgements", {})  # not in format 1
     progress.varied = state.get("varied", True)  # not in format 1

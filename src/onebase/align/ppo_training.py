@@ -29,7 +29,7 @@ from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
-from onebase.align.watch import WatchOptions, trouble
+from onebase.align.watch import WatchOptions, judgements_in, trouble
 from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
 from onebase.data.fields import unread
@@ -69,6 +69,7 @@ def train_ppo(
     title = f"{job.task} (PPO, {ready.begun.adapter.method})"
     with carried_out(ready.plan, base, workspace, seed=job.seed, watcher=watcher) as run:
         run.restore(ready.load, ready.begun.template)
+        progress.judgements = progress.judgements or judgements_in(run.run.metrics())
         run.tell(job.task, ready.bad, ready.notes)
         run.watcher.began(title, progress.step, options.steps)
         while progress.step < options.steps and not progress.stopped:
@@ -159,9 +160,9 @@ def _prepare(
         reward=rewarding.name,
     )
     plan = planned(config, workspace, restart=restart, only=only)
-    begun = begun.at(plan.moment)
+    begun = begun.at(moment := plan.moment)
     if isinstance(rewarding, LearnedReward):
-        rewarding = rewarding.at(plan.moment)
+        rewarding = rewarding.at(moment)
     found = load_prompts(
         job.data,
         begun.template,
@@ -170,7 +171,7 @@ def _prepare(
         skip_bad=job.skip_bad,
     )
     learned, held = found.split(watching.held_out, job.seed)
-    bad = found.bad
+    sets = [found]
     if job.held_out is not None:
         named = load_prompts(
             job.held_out,
@@ -180,7 +181,7 @@ def _prepare(
             skip_bad=job.skip_bad,
         )
         learned, held = list(found.prompts), list(named.prompts)
-        bad += named.bad
+        sets.append(named)
     models = _models(job, begun, base, rewarding, options, valuing, watching)
     trained = [models.policy] if models.value is None else [models.policy, models.value]
     before = max(trainee.adapter.before_text for trainee in trained)
@@ -201,24 +202,23 @@ def _prepare(
         watching=watching,
         plan=plan.rendered(begun.template, digest_of([*learned, *held])),
         data_sha256=found.sha256,
-        bad=bad,
+        bad=tuple(row for item in sets for row in item.bad),
         notes=(
-            *left_out(bad),
-            *asked_once(found),
+            *(note for item in sets for note in [*left_out(item.bad), *asked_once(item)]),
             *no_end(begun.template),
             *unchanged_experts(base, [method]),
             *begun.notes,
-            *_of_reward(rewarding, found),
+            *_of_reward(rewarding, sets),
             *_without_dropout(begun.adapter),
         ),
     )
 
 
-def _of_reward(reward: Reward, found: PromptSet) -> list[str]:
+def _of_reward(reward: Reward, sets: Sequence[PromptSet]) -> list[str]:
     """What to say of a reward model: a function is given the whole row, a model reads its prompt alone."""
     if not isinstance(reward, LearnedReward):
         return []
-    return [*unread(found.fields), *reward.notes]
+    return [*(note for item in sets for note in unread(item.fields, item.path)), *reward.notes]
 
 
 def _require_room_to_judge(

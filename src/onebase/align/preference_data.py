@@ -108,7 +108,7 @@ def preference_data(
         *left_out(bad),
         *unread(source.fields),
         *(unread(held.fields, held.path) if job.held_out is not None else ()),
-        *no_end(begun.template),
+        *(() if alone else no_end(begun.template)),
         *unchanged_experts(base, [begun.adapter.method]),
         *begun.notes,
     )

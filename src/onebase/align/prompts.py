@@ -91,6 +91,7 @@ def load_prompts(
         else:
             prompt = Prompt(asked, ids, row.values, row.file, row.line)
             repeated += found.setdefault(asked, prompt) is not prompt
+    bad.sort(key=lambda item: (item.file, item.line))
     if bad and not (skip_bad and found):
         shown = "; ".join(str(item) for item in bad[:5])
         if len(bad) > 5:
@@ -130,8 +131,8 @@ def asked_once(found: PromptSet) -> list[str]:
         return []
     return [
         say(
-            f"{found.repeated} rows repeat the prompt of an earlier row: it is asked once, with the "
-            "columns of the first.",
+            f"{found.repeated} {'row repeats' if found.repeated == 1 else 'rows repeat'} the prompt of an "
+            "earlier row: it is asked once, with the columns of the first.",
             f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
         )
     ]

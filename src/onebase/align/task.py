@@ -22,6 +22,7 @@ from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.align.recorded import other_precision, require_base
 from onebase.align.run import AlignRun, identified
+from onebase.data.encoding import codec_of
 from onebase.data.places import without_marks
 from onebase.data.preferences import BARE
 from onebase.data.rows import read_rows
@@ -91,6 +92,8 @@ def check_job(job: AlignJob) -> None:
     """Refuse, before anything is loaded, what no base could change. Raises UsageError."""
     check_task_name(job.task)
     check_seed(job.seed)
+    if job.encoding is not None:
+        codec_of(job.encoding)
 
 
 def pinned(job: AlignJob, begun: "Beginning") -> AlignJob:

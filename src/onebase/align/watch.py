@@ -1,5 +1,8 @@
 """How PPO is watched, and when it stops by itself."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.align.ppo import Progress
@@ -42,3 +45,18 @@ def trouble(record: dict[str, float], progress: Progress, watching: WatchOptions
             f"{progress.first_entropy:.3f}）。保留此前最佳的策略。",
         )
     return ""
+
+
+def judgements_in(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The first judgement of a run, the best and the last, from its metrics.jsonl: checkpoints of
+    format 1 don't hold them.
+    """
+    judged = [line for line in lines if "eval_reward" in line]
+    if not judged:
+        return {}
+    best = [line for line in judged if line["best"]] or judged
+    chosen = {"first": judged[0], "best": best[-1], "last": judged[-1]}
+    return {
+        name: {key: line[key] for key in line if key == "step" or key.startswith("eval_")}
+        for name, line in chosen.items()
+    }

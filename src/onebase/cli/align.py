@@ -43,6 +43,7 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.serving.presence import making_way
 from onebase.training.execution import summary
+from onebase.training.outcome import asked_as
 
 align_app = typer.Typer(
     no_args_is_help=True,
@@ -330,8 +331,8 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['score_deviation']:.2f}",
         )
         after = say(
-            f"Try: onebase align ppo --task T --method lora --prompts F --reward {stored.task}",
-            f"试试：onebase align ppo --task T --method lora --prompts F --reward {stored.task}",
+            f"Try: onebase align ppo --task T --method lora --prompts F --reward {asked_as(stored)}",
+            f"试试：onebase align ppo --task T --method lora --prompts F --reward {asked_as(stored)}",
         )
     elif "reward_before" in metrics:
         text = name + say(
@@ -352,7 +353,7 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"held-out loss {before:.3f} -> {loss:.3f}", f"留出损失 {before:.3f} -> {loss:.3f}"
         )
         after = say(
-            f"Try: onebase generate --task {stored.task} --prompt …",
-            f"试试：onebase generate --task {stored.task} --prompt …",
+            f"Try: onebase generate --task {asked_as(stored)} --prompt …",
+            f"试试：onebase generate --task {asked_as(stored)} --prompt …",
         )
     session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)

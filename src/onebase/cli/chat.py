@@ -40,6 +40,8 @@ from onebase.language import say
 
 # What can go wrong with one answer and leaves the chat as it was. A RuntimeError is torch's.
 _FAILED = (OnebaseError, RuntimeError, MemoryError)
+# And with loading a task: its files are gone, or its record was edited by hand.
+_NOT_LOADED = (*_FAILED, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 def chat_command(
@@ -125,8 +127,9 @@ class Chat:
     def _switch(self, name: str) -> None:
         try:
             self._loader.load([name])
-        except (*_FAILED, OSError) as error:
-            _tell(_as_told(error))
+        except _NOT_LOADED as error:
+            what = say(f"{name} can't be loaded", f"无法加载 {name}")
+            _tell(_as_told(error, what))
             return
         self._task, self._turns = name, []
         note(say(f"Now: {name}", f"当前任务：{name}"))
@@ -144,7 +147,8 @@ class Chat:
         except _FAILED as error:
             if told["text"] and not self._session.json:
                 print(flush=True)
-            failure = _as_told(error)
+            what = say("The pass over the model failed", "模型的前向计算失败")
+            failure = _as_told(error, what)
             self.said[-1] = {**told, "error": error_detail(failure)}
             _tell(failure)
             if self._turns:
@@ -159,12 +163,12 @@ def _tell(error: OnebaseError) -> None:
     note(f"{error.message} {error.remedy}")
 
 
-def _as_told(error: BaseException) -> OnebaseError:
+def _as_told(error: BaseException, what: str) -> OnebaseError:
     if isinstance(error, OnebaseError):
         return error
     cause = str(error) or type(error).__name__
     return OnebaseError(
-        say(f"The pass over the model failed: {cause}", f"模型的前向计算失败：{cause}"),
+        say(f"{what}: {cause}", f"{what}：{cause}"),
         say("Ask again, or end with /quit.", "请重试，或用 /quit 退出。"),
     )
 
@@ -179,6 +183,8 @@ def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Samplin
     try:
         while request.finish_reason is None:
             for event in engine.step():
+                if event.request is not request:  # what was left of an answer that failed
+                    continue
                 text = waiting + event.text if begun else event.text.lstrip()
                 waiting = text[len(text.rstrip()) :]
                 if part := text.rstrip():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.session import Session, note
 from onebase.engine.engine import Engine
-from onebase.engine.pool import BASE_TASK
+from onebase.engine.pool import BASE_TASK, require_answers
 from onebase.engine.task_bases import AUTO, BaseChoice, BaseOptions
 from onebase.errors import MissingBaseError, UsageError, unknown
 from onebase.language import say
@@ -38,6 +38,7 @@ class TaskLoader:
         if BASE_TASK in wanted:
             choices[BASE_TASK] = self._options.of_base(self._first)
         for adapter in stored.values():
+            require_answers(adapter)
             self._store.verify(adapter)
         for name in wanted:
             base = self._base(choices[name], stored.get(name))
@@ -78,9 +79,10 @@ class TaskLoader:
                         f"{adapter.name} 属于基座 {choice.name}，但找不到该基座：{error.message}",
                     ),
                     say(
-                        "Put it back, or say with --base where it is now.",
+                        "Put it back, or say with --base where it is now. ",
                         "请恢复该基座，或用 --base 指明其现在的位置。",
-                    ),
+                    )
+                    + error.remedy,
                 ) from error
             if self._options.precision == AUTO != choice.precision:
                 _tell_precision(self._bases[choice])

@@ -41,6 +41,7 @@ from onebase.training.course import entrant_job
 from onebase.training.execution import summary
 from onebase.training.interruption import Interrupted
 from onebase.training.job import Job
+from onebase.training.outcome import asked_as
 from onebase.training.race import Raced, race
 from onebase.training.space import Space, default_space, read_space
 from onebase.training.train import precision_for
@@ -184,8 +185,8 @@ def show_raced(session: Session, raced: Raced) -> None:
         ),
         say(f"The ladder as a picture: {raced.plot}", f"天梯图：{raced.plot}"),
         say(
-            f"Try: onebase generate --task {adapter.task} --prompt …",
-            f"试试：onebase generate --task {adapter.task} --prompt …",
+            f"Try: onebase generate --task {asked_as(adapter)} --prompt …",
+            f"试试：onebase generate --task {asked_as(adapter)} --prompt …",
         ),
     ):
         print(line)

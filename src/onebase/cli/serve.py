@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onebase.adapters.full import FULL
 from onebase.adapters.methods import parse_options
 from onebase.cli.loading import load_base
 from onebase.cli.session import (
@@ -146,7 +147,8 @@ def choose_base(session: Session, tasks: Sequence[str]) -> str:
     """
     store = session.store
     wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
-    bases = Counter(trained_on(item) for item in wanted if item.base)
+    # A task of full fine-tuning is a base itself, and stands beside any.
+    bases = Counter(trained_on(item) for item in wanted if item.base and item.method != FULL)
     if len(bases) > 1 and tasks:
         raise UsageError(
             say(

@@ -30,7 +30,7 @@ from onebase.model.fetch import DEFAULT_BASE
 from onebase.serving.presence import making_way
 from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
-from onebase.training.outcome import LEARNED
+from onebase.training.outcome import LEARNED, asked_as
 from onebase.training.train import check_jobs, precision_for, summary, train
 
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]
@@ -175,8 +175,8 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
         say(
-            f"Try: onebase generate --task {stored[0].task} --prompt …",
-            f"试试：onebase generate --task {stored[0].task} --prompt …",
+            f"Try: onebase generate --task {asked_as(stored[0])} --prompt …",
+            f"试试：onebase generate --task {asked_as(stored[0])} --prompt …",
         ),
     )
 

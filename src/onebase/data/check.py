@@ -183,9 +183,9 @@ def left_out(bad: Sequence[BadRow]) -> list[str]:
         return []
     return [
         say(
-            f"Left out: {len(bad)} rows, such as {bad[0]}. All of them are listed in the run's folder "
-            "(skipped-TASK.jsonl).",
-            f"未使用 {len(bad)} 行，例如 {bad[0]}。全部列在训练目录的 skipped-任务名.jsonl 中。",
+            f"Left out: {len(bad)} {'row' if len(bad) == 1 else 'rows'}, such as {bad[0]}. A run lists all "
+            "of them in its folder (skipped-TASK.jsonl).",
+            f"未使用 {len(bad)} 行，例如 {bad[0]}。训练会将其全部列在训练目录的 skipped-任务名.jsonl 中。",
         )
     ]
 

@@ -5,49 +5,15 @@ transformers hands a template plain values alone, no function. So the function i
 template, which puts the moment together from its parts.
 """
 
+from contextlib import suppress
 from datetime import datetime
 
 FUNCTION = "strftime_now"
 PARTS = "onebase_date_parts"  # what the macro reads
+_PERCENT = "\ue000"  # stands for %% until the other codes are done
 _CODES = (
-    *("%-d", "%-m", "%-H", "%-I", "%-M", "%-S", "%-j", "%-y"),
-    *(
-        "%a",
-        "%A",
-        "%b",
-        "%B",
-        "%c",
-        "%d",
-        "%D",
-        "%e",
-        "%f",
-        "%F",
-        "%g",
-        "%G",
-        "%h",
-        "%H",
-        "%I",
-        "%j",
-    ),
-    *(
-        "%k",
-        "%l",
-        "%m",
-        "%M",
-        "%p",
-        "%P",
-        "%r",
-        "%R",
-        "%s",
-        "%S",
-        "%T",
-        "%u",
-        "%U",
-        "%V",
-        "%w",
-        "%W",
-    ),
-    *("%x", "%X", "%y", "%Y", "%z", "%Z", "%%"),
+    *(f"%-{code}" for code in "dmHIMSjy"),
+    *(f"%{code}" for code in "aAbBcCdDefFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"),
 )
 # The template's own text begins behind the line's end, which trim_blocks takes away.
 _MACRO = (
@@ -72,5 +38,9 @@ def of_moment(template: str) -> str:
 
 
 def date_parts(moment: datetime) -> dict[str, str]:
-    """What strftime makes of every code, by the code."""
-    return {code: moment.strftime(code) for code in _CODES}
+    """What strftime makes of every code that this system has, by the code."""
+    parts = {"%%": _PERCENT}
+    for code in _CODES:
+        with suppress(ValueError):  # Windows has fewer
+            parts[code] = moment.strftime(code)
+    return {**parts, _PERCENT: "%"}

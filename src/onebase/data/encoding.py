@@ -44,7 +44,8 @@ def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
     try:
         text = data.decode(_MARKS.get(mark, "utf-8"))
     except UnicodeDecodeError as problem:
-        if codec in (None, "utf-8"):
+        # An encoding of one byte a letter would read most of such a file as something else, silently.
+        if codec in (None, "utf-8") or (not _is_wide(codec) and mostly(data, "utf-8")):
             raise _not_utf8(file, data, problem) from problem
     else:
         if mark or not _is_other(data, text, codec):
@@ -65,7 +66,7 @@ def codec_of(encoding: str) -> str:
     """Python's name of an encoding that users name. Raises UsageError."""
     try:
         "a".encode(encoding)  # a codec of no text, such as base64, is refused
-        name = codecs.lookup(encoding).name
+        name = codecs.lookup(encoding).name.replace("utf-8-sig", "utf-8")
     except (LookupError, ValueError):
         name = None
     if name is None or name in _NO_FILES:
@@ -83,16 +84,24 @@ def _is_other(data: bytes, text: str, codec: str | None) -> bool:
     """Whether what decodes as UTF-8 is something else: UTF-16 without a mark has NULs, and encodings
     of seven bits have escapes.
     """
+    if codec == "utf-8":
+        return b"\0" in data and bool(likely(data))
     if b"\0" in data:
         return codec is not None or bool(likely(data))
-    return bool(ESCAPES.search(data)) or (codec in _SEVEN_BIT and text.isascii())
+    escapes = bool(ESCAPES.search(data)) and (codec is not None or bool(likely(data)))
+    return text.isascii() and (escapes or codec in _SEVEN_BIT)
+
+
+def _is_wide(codec: str) -> bool:
+    """Whether an encoding reads two bytes as one character, and is none of Unicode's own."""
+    return not codec.startswith("utf") and len(b"\xd0\xbb".decode(codec, "replace")) == 1
 
 
 def _require_one_reading(file: str, data: bytes, text: str, codec: str) -> None:
     """Raise DataError where UTF-8 and an encoding of two bytes a character can both be meant: all of
     GB18030's thanks are letters in UTF-8.
     """
-    if text.isascii() or max(text) > "\u07ff" or len(b"\xd0\xbb".decode(codec, "replace")) > 1:
+    if text.isascii() or max(text) > "\u07ff" or not _is_wide(codec):
         return
     try:
         readings = [Candidate("UTF-8", text), Candidate(codec, data.decode(codec))]

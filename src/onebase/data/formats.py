@@ -205,11 +205,11 @@ def _format(
     match = _detect(usual, given, counts) or _detect(counts, given, counts)
     if match is None:
         if not given and {"chosen", "rejected"} <= counts.keys():
-            raise _is_preference(path, {})
+            raise _is_preference(path, {}, read_options({}, encoding))
         raise _no_format(path, list(counts), given)
     form, found = match
     if "chosen" in found:
-        raise _is_preference(path, found)
+        raise _is_preference(path, found, read_options({}, encoding))
     found = with_mask(rows, found, given)
     # Who names the answers means to learn them all.
     if not ({"output", "messages", "conversations"} & given.keys() or "label" in found):
@@ -237,14 +237,14 @@ def _is_judged(
     )
 
 
-def _learning(command: str, path: str | Path, options: str = "") -> str:
+def _learning(command: str, path: str | Path, options: str) -> str:
     """The command that learns a new task from a file. A reward model needs no method, it has its own."""
     method = "" if command == "align reward" else " --method lora"
     return f"`onebase {command} --task TASK --data {shlex.quote(str(path))}{options}{method}`"
 
 
-def _is_preference(path: str | Path, found: Mapping[str, str]) -> DataError:
-    dpo, reward = _learning("align dpo", path), _learning("align reward", path)
+def _is_preference(path: str | Path, found: Mapping[str, str], options: str) -> DataError:
+    dpo, reward = (_learning(command, path, options) for command in ("align dpo", "align reward"))
     remedy = say(
         f"Learn from them with {dpo}, or a reward model with {reward}.",
         f"请用 {dpo} 学习，或用 {reward} 训练奖励模型。",

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.preferences import Preference, PreferenceSet
-from onebase.data.template import Rendered, Template
+from onebase.data.template import MAX_TOKENS, Rendered, Template
 from onebase.data.values import Unfit
 from onebase.errors import DataError, OnebaseError
 from onebase.language import say
@@ -18,7 +18,9 @@ _Tokens = TypeVar("_Tokens")
 def rendered_examples(dataset: Dataset, template: Template) -> tuple[Dataset, list[Rendered]]:
     """`dataset` with what the template refuses among its bad rows, and its examples as tokens."""
     good, tokens, bad = _rendered(dataset.examples, template.example)
-    return replace(dataset, examples=good, bad=_in_order(dataset.bad, bad)), tokens
+    options = dataset.options + _shown_with(template, bad)
+    every = _in_order(dataset.bad, bad)
+    return replace(dataset, examples=good, bad=every, options=options), tokens
 
 
 def rendered_preferences(
@@ -35,7 +37,15 @@ def rendered_preferences(
         return found
 
     good, tokens, bad = _rendered(data.rows, answers)
-    return replace(data, rows=good, bad=_in_order(data.bad, bad)), tokens
+    options = data.options + _shown_with(template, bad)
+    return replace(data, rows=good, bad=_in_order(data.bad, bad), options=options), tokens
+
+
+def _shown_with(template: Template, bad: Sequence[BadRow]) -> str:
+    """The options with which `onebase data check` finds the rows that a template has made bad."""
+    if not bad or template.max_tokens == MAX_TOKENS:
+        return ""
+    return f" --max-tokens {template.max_tokens}"
 
 
 def without_room(row: Example | Preference, template: Template) -> BadRow:

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from onebase.data.example import BadRow
 from onebase.data.row import Row
@@ -177,7 +178,7 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
         columns = opened.read().columns
         temporal = [pyarrow.types.is_temporal(column.type) for column in columns]
         lists = [
-            (column.cast(pyarrow.string()) if is_time else column).to_pylist()
+            (_time_texts(column) if is_time else column).to_pylist()
             for column, is_time in zip(columns, temporal, strict=True)
         ]
     # Damaged text is a ValueError, a time inside a list that Python can't hold an OverflowError.
@@ -193,3 +194,15 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
     _header(file, names)
     for number, values in enumerate(zip(*lists, strict=True), start=1):
         yield Row(file, number, dict(zip(names, values, strict=True)))
+
+
+def _time_texts(column: Any) -> Any:
+    """Dates and times as text; in UTC where this machine does not know their zone."""
+    import pyarrow
+
+    try:
+        return column.cast(pyarrow.string())
+    except pyarrow.ArrowInvalid:
+        if not pyarrow.types.is_timestamp(column.type) or column.type.tz is None:
+            raise
+        return column.cast(pyarrow.timestamp(column.type.unit, "UTC")).cast(pyarrow.string())

@@ -16,6 +16,7 @@ from onebase.data.places import PLACE, leading, shown, stretches, with_places
 from onebase.errors import DataError, UsageError, unknown
 from onebase.language import say
 
+MAX_TOKENS = 512  # unless chosen
 _SETTINGS = ("kind", "instruction", "max_tokens")
 
 
@@ -74,7 +75,7 @@ class Template:
         *,
         kind: str = "auto",
         instruction: str | None = None,
-        max_tokens: int = 512,
+        max_tokens: int = MAX_TOKENS,
         moment: datetime | None = None,
     ) -> None:
         if max_tokens < 2:
@@ -352,7 +353,7 @@ def _rewritten(example: Example, tokens: Sequence[_Tokens]) -> int:
         return 0
     first = next(at for at, turn in enumerate(example.turns) if turn.role == "user")
     earlier = sum(turn.role == "assistant" and turn.learned for turn in example.turns[first:-1])
-    return earlier - sum(piece.learned for piece in tokens[:-1])
+    return max(0, earlier - sum(piece.learned for piece in tokens[:-1]))
 
 
 def _with_input(example: Example, content: str) -> Example:

@@ -82,7 +82,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
         fine-tuning is a base itself: `base` may be that one, already loaded.
         """
         record = adapter.record
-        _require_answers(adapter)
+        require_answers(adapter)
         settings = record.get("template") or {}
         labels = tuple(record.get("labels") or ())
         if adapter.method == FULL:
@@ -243,7 +243,7 @@ def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
     )
 
 
-def _require_answers(adapter: StoredAdapter) -> None:
+def require_answers(adapter: StoredAdapter) -> None:
     """Raise UsageError for a reward model."""
     if adapter.record.get("head"):
         raise UsageError(

@@ -40,7 +40,9 @@ class BaseOptions:
 
         Raises UsageError where they have several.
         """
-        names = list(dict.fromkeys(trained_on(adapter) for adapter in beside))
+        # The same weights may be recorded under several names.
+        same = {item.record.get("base_fingerprint") or trained_on(item): item for item in beside}
+        names = list(dict.fromkeys(trained_on(adapter) for adapter in same.values()))
         if self.base is None and len(names) > 1:
             listed = ", ".join(names)
             raise UsageError(

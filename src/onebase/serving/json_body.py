@@ -4,16 +4,20 @@ JSON's readers take the last of two values in silence; here such a body is refus
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from onebase.language import say
+from onebase.serving.disconnect import ClientLeftError
 from onebase.serving.errors import ApiError, bad_field
+
+_SHOWN = 200  # characters of a place, in an error
 
 
 class JsonRoute(APIRoute):
@@ -35,7 +39,7 @@ async def _body(request: Request) -> bytes:
     try:
         return await request.body()
     except ClientDisconnect as error:
-        raise HTTPException(400) from error  # nobody reads it
+        raise ClientLeftError from error
 
 
 def _read(request: Request, body: bytes) -> None:
@@ -48,8 +52,8 @@ def _read(request: Request, body: bytes) -> None:
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice.append((found, next(key for key in found if keys.count(key) > 1)))
+            counts = Counter(key for key, _ in pairs)
+            twice.append((found, next(key for key, count in counts.items() if count > 1)))
         return found
 
     try:
@@ -64,7 +68,8 @@ def _read(request: Request, body: bytes) -> None:
             say("Send a flatter one.", "请减少嵌套。"),
         ) from error
     if twice:
-        place = _place_of(value, *twice[-1])
+        # What a client named is told in part, and without halves of characters.
+        place = _place_of(value, *twice[-1]).encode("utf-8", "backslashreplace").decode()[:_SHOWN]
         raise bad_field(
             place,
             say(
@@ -80,13 +85,31 @@ def _place_of(value: Any, holder: dict[str, Any], key: str) -> str:
     """Where in a body `holder` has `key`: `messages.0.content`; the key alone where `holder` went with
     the value of another key that stood twice.
     """
-    places: list[tuple[Any, tuple[str, ...]]] = [(value, ())]
+    places: list[_Place] = [_Place(value, "", None)]
     while places:
-        part, path = places.pop()
-        if part is holder:
-            return ".".join((*path, key))
-        if isinstance(part, dict):
-            places += [(item, (*path, name)) for name, item in part.items()]
-        elif isinstance(part, list):
-            places += [(item, (*path, str(at))) for at, item in enumerate(part)]
+        place = places.pop()
+        if place.part is holder:
+            return ".".join((*place.path(), key))
+        items = place.part.items() if isinstance(place.part, dict) else enumerate(place.part)
+        places += [
+            _Place(item, str(name), place) for name, item in items if isinstance(item, dict | list)
+        ]
     return key
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An object or a list of a body, its name in the one around it, and that one."""
+
+    part: Any
+    name: str
+    around: "_Place | None"
+
+    def path(self) -> list[str]:
+        """The names from the body down to here."""
+        names: list[str] = []
+        place: _Place = self
+        while place.around is not None:
+            names.append(place.name)
+            place = place.around
+        return names[::-1]

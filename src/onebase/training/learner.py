@@ -15,7 +15,7 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.methods import METHODS, build_adapter, own_settings, parts_of
-from onebase.data.check import left_out, no_end, no_room, rewritten
+from onebase.data.check import left_out, no_end, rewritten
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
 from onebase.data.formats import load_dataset, require_good
@@ -134,7 +134,6 @@ def task_data(job: Job, template: Template) -> TaskData:
             *passed_over,
             *no_end(template),
             *rewritten(train.examples, rendered),
-            *no_room(empty, template),
         ),
     )
 

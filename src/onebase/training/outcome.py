@@ -52,6 +52,11 @@ def already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | 
     return own[-1]
 
 
+def asked_as(stored: StoredAdapter) -> str:
+    """The name that a command reaches a stored version by: the task's, where it is the current one."""
+    return stored.task if stored.metrics.get(LEARNED, True) else stored.name
+
+
 def not_promoted(stored: StoredAdapter, workspace: Workspace) -> str:
     """What to say of a version that is stored and did not become the current one."""
     command = f"onebase adapters promote {stored.name}{workspace.option}"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
+from onebase.model.fetch import lasting_name
 from onebase.model.int8 import Int8Embedding, Int8Linear
 from onebase.model.kept_tokenizer import KeptTokenizer, tokenizer_record
 from onebase.model.precision import choose
@@ -51,7 +52,7 @@ class KeptBase:
             model = KeptModel(record, {**rounded, **self._tensors})
         except KeyError:
             return None
-        base = Base(model, KeptTokenizer(record["tokenizer"]), name=name, path=path)
+        base = Base(model, KeptTokenizer(record["tokenizer"]), name=lasting_name(name), path=path)
         base.rotary = None if record["limit"] is None else RotaryLimit(**record["limit"])
         base.precision = choose("w8a8", device="cpu", stored=torch.float32)
         vars(base).update({key: record[key] for key in ("fingerprint", "content")})
