@@ -149,7 +149,7 @@ def test_what_peft_trained_on_the_whole_model_is_read_over_the_text_part_s_own_f
 
 def test_a_layer_under_both_names_is_refused(whole: Path, tmp_path: Path) -> None:
     base = Base.load(str(whole), device="cpu")
-    save_adapter(build_adapter(base, "lora", {"rank": 2}), tmp_path, base)
+    save_adapter(build_adapter(base, "lora", {"rank": 2}, init_text="", seed=0), tmp_path, base)
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     first = min(tensors)

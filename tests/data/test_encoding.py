@@ -131,7 +131,7 @@ def test_utf8_by_a_name_of_unicode_s_own_is_utf8(write: Write, text: str, given:
 
 
 @pytest.mark.parametrize("given", [None, "utf-8"])
-@pytest.mark.parametrize("text", ["\x1b$B text,été\n", "\x1b$B,plain\n", "\x1b(J,log\n"])
+@pytest.mark.parametrize("text", ["\x1b$B text,été\n", "\x1b$B,plain\n", "\x1b[1m,bold\n"])
 def test_an_escape_alone_is_no_other_encoding(write: Write, text: str, given: str | None) -> None:
     path = write("a.csv", "input,output\n" + text)
     assert pairs_of(path, given) == [tuple(text.strip().split(","))]

@@ -394,7 +394,7 @@ def test_rows_of_which_nothing_is_left_are_told_and_listed(
     workspace, watcher = onebase.Workspace(tmp_path / "w"), Noting()
     asked = job(data, set={"rank": 2, "epochs": 1, "max_tokens": 64, "held_out": 0})
     onebase.train([asked], base=make_base(), workspace=workspace, watcher=watcher)
-    assert any("Nothing can be learned from line 9" in note for note in watcher.notes)
+    assert any("Left out: 1 row," in note and ":9" in note for note in watcher.notes)
     (run,) = RunStore(workspace).list()
     listed = json.loads((run.path / "skipped-support.jsonl").read_text(encoding="utf-8"))
     assert (listed["line"], listed["reason"]) == (9, "leaves no answer within max_tokens (64)")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
@@ -29,7 +28,7 @@ from onebase.align.run import AlignRun, AlignWatcher, Plan, carried_out, planned
 from onebase.align.task import AlignJob, Beginning, begin_from, config_of, pinned, store_aligned
 from onebase.align.trainee import Trainee
 from onebase.align.unlearned import equal_rewards, no_gradient, nothing_better
-from onebase.align.watch import WatchOptions, judgements_in, trouble
+from onebase.align.watch import WatchOptions, judgements_in, trouble, without_dropout
 from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
 from onebase.data.fields import unread
@@ -209,7 +208,7 @@ def _prepare(
             *unchanged_experts(base, [method]),
             *begun.notes,
             *_of_reward(rewarding, sets),
-            *_without_dropout(begun.adapter),
+            *without_dropout(begun.adapter),
         ),
     )
 
@@ -218,7 +217,9 @@ def _of_reward(reward: Reward, sets: Sequence[PromptSet]) -> list[str]:
     """What to say of a reward model: a function is given the whole row, a model reads its prompt alone."""
     if not isinstance(reward, LearnedReward):
         return []
-    return [*(note for item in sets for note in unread(item.fields, item.path)), *reward.notes]
+    learned, *held = sets
+    told = [unread(learned.fields), *(unread(item.fields, item.path) for item in held)]
+    return [*(note for notes in told for note in notes), *reward.notes]
 
 
 def _require_room_to_judge(
@@ -383,17 +384,3 @@ def _keep_samples(found: Experience, step: int, run: AlignRun) -> None:
             for item, score in zip(found.rollouts[:WATCHED], found.raw.tolist(), strict=False)
         ]
     )
-
-
-def _without_dropout(adapter: Adapter) -> list[str]:
-    """What to say of a policy that was to learn with dropout."""
-    dropout = 0.0 if adapter.lora is None else adapter.lora.dropout
-    if not dropout:
-        return []
-    return [
-        say(
-            f"PPO learns without dropout (dropout={dropout:g} is not used): its answers are drawn "
-            "without it.",
-            f"PPO 训练不使用 dropout（忽略 dropout={dropout:g}）：回答也是在没有 dropout 时生成的。",
-        )
-    ]

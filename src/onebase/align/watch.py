@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.adapter import Adapter
 from onebase.align.ppo import Progress
 from onebase.language import say
 
@@ -60,3 +61,17 @@ def judgements_in(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, flo
         name: {key: line[key] for key in line if key == "step" or key.startswith("eval_")}
         for name, line in chosen.items()
     }
+
+
+def without_dropout(adapter: Adapter) -> list[str]:
+    """What to say of a policy that was to learn with dropout."""
+    dropout = 0.0 if adapter.lora is None else adapter.lora.dropout
+    if not dropout:
+        return []
+    return [
+        say(
+            f"PPO learns without dropout (dropout={dropout:g} is not used): its answers are drawn "
+            "without it.",
+            f"PPO 训练不使用 dropout（忽略 dropout={dropout:g}）：回答也是在没有 dropout 时生成的。",
+        )
+    ]
