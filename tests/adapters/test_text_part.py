@@ -110,16 +110,22 @@ FOREIGN: dict[str, Callable[[], Any]] = {
 }
 
 
+def saved(model: Any, config: Any, folder: Path) -> Any:
+    """An adapter of PEFT's with random weights, saved in `folder`."""
+    torch.manual_seed(5)
+    trained = peft.get_peft_model(model, config)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    trained.save_pretrained(folder)
+    return trained
+
+
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_peft_trained_on_the_whole_model_is_read(
     kind: str, whole: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(5)
-    model = peft.get_peft_model(peft_base(whole), FOREIGN[kind]())
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path)
+    model = saved(peft_base(whole), FOREIGN[kind](), tmp_path)
     assert all("language_model" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
     base = Base.load(str(whole), device="cpu")
     found = ours(base, load_adapter(AdapterFolder(tmp_path, foreign=True), base).eval())
@@ -131,12 +137,7 @@ def test_what_peft_trained_on_the_whole_model_is_read(
 def test_what_peft_trained_on_the_whole_model_is_read_over_the_text_part_s_own_files(
     kind: str, whole: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(5)
-    model = peft.get_peft_model(peft_base(whole), FOREIGN[kind]())
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path / "adapter")
+    model = saved(peft_base(whole), FOREIGN[kind](), tmp_path / "adapter")
     base = Base.load(str(whole), device="cpu")
     base.model.save_pretrained(tmp_path / "text")
     for file in whole.glob("*token*"):
@@ -161,13 +162,7 @@ def test_a_layer_under_both_names_is_refused(whole: Path, tmp_path: Path) -> Non
 
 def test_what_was_trained_on_the_text_part_alone_is_read(whole: Path, tmp_path: Path) -> None:
     base = Base.load(str(whole), device="cpu")
-    torch.manual_seed(5)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     text = Base.load(str(whole), device="cpu").model
-    model = peft.get_peft_model(text, config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path)
+    model = saved(text, peft.LoraConfig(r=2, target_modules=["q_proj"]), tmp_path)
     found = ours(base, load_adapter(AdapterFolder(tmp_path, foreign=True), base).eval())
     torch.testing.assert_close(found, theirs(model), atol=1e-4, rtol=0)

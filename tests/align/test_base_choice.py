@@ -78,11 +78,11 @@ def test_a_job_learns_on_what_its_adapters_were_trained_on(
 @pytest.mark.parametrize(
     ("asked", "given", "text"),
     [
-        (job("nothing"), {}, "no adapter of 'nothing'"),
+        (job("nothing"), {}, "'nothing' has no adapter"),
         (job("four", start="four@7"), {}, "four@7"),
         (job("judge"), {}, "judge@1 is a reward model"),
         (job("new", "qlora"), {"precision": "int8"}, "int8 was chosen"),
-        (job("four"), {"reward": "eight"}, "eight@1 is no reward model"),
+        (job("four"), {"reward": "eight"}, "eight@1 is not a reward model"),
         (job("four"), {"reward": "other-judge"}, "on acme/a, the reward model .* on acme/b"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_reward_model_scores_as_it_was_trained(workspace: Workspace) -> None:
     assert base_for_scores("other-judge", workspace) == BaseChoice("acme/b", "fp32")
     chosen = base_for_scores("judge", workspace, base="here", precision="fp32")
     assert chosen == BaseChoice("here", "fp32")
-    for name, text in (("four", "no reward model"), ("mine:f", "no task"), ("none", "none")):
+    for name, text in (("four", "not a reward model"), ("mine:f", "not a task"), ("none", "none")):
         with pytest.raises(UsageError, match=text):
             base_for_scores(name, workspace)
 

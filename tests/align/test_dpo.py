@@ -100,7 +100,7 @@ def test_it_begins_from_the_tasks_adapter_and_stores_the_next_version(
 def test_a_task_without_an_adapter_needs_a_method(
     pairs: Path, make_base: Callable[..., Base], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="no adapter of 'desk'"):
+    with pytest.raises(UsageError, match="'desk' has no adapter"):
         train_dpo(job(pairs, None), base=make_base(), workspace=Workspace(tmp_path / "w"))
 
 

@@ -288,7 +288,7 @@ def test_a_reward_model_scores_in_the_same_pass(
     train_reward(quality, base=base, workspace=workspace)
     stored = train_ppo(job(prompts), "quality", base=base, workspace=workspace)
     assert stored.record["reward"] == "quality@1"
-    with pytest.raises(UsageError, match="no reward model"):
+    with pytest.raises(UsageError, match="not a reward model"):
         train_ppo(job(prompts), "desk", base=base, workspace=workspace)
 
 
@@ -539,7 +539,7 @@ def test_what_is_asked_for_wrongly_is_refused(
         (job(write("one.jsonl", [{"prompt": "a"}])), DataError, "1 different prompts"),
         (job(write("bad.jsonl", [{"prompt": 5}, {"prompt": "a"}])), DataError, "bad rows: 1"),
         (job(write("none.jsonl", [{"x": "a"}])), DataError, "none holds prompts"),
-        (job(prompts, None), UsageError, "no adapter of 'desk'"),
+        (job(prompts, None), UsageError, "'desk' has no adapter"),
     ]
     for asked_for, kind, text in wrong:
         with pytest.raises(kind, match=text):

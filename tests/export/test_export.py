@@ -137,7 +137,7 @@ def test_wrong_names(
 
 def test_a_base_that_moved(kept: StoredAdapter, store: AdapterStore, tmp_path: Path) -> None:
     Path(kept.base).rename(tmp_path / "moved")
-    with pytest.raises(MissingBaseError, match="which is not at hand") as caught:
+    with pytest.raises(MissingBaseError, match="which was not found") as caught:
         export(store, "support", "merged", tmp_path / "out")
     assert kept.base in caught.value.message
     assert "--base" in caught.value.remedy

@@ -15,7 +15,7 @@ from onebase.adapters.peft_config import CONFIG, AdapterFolder, read_peft_config
 from onebase.adapters.peft_format import WEIGHTS, load_adapter, parts_of_config, save_adapter
 from onebase.adapters.portable import REWARD_HEAD, read_portable, score_scale
 from onebase.adapters.text_part import name_for_peft
-from onebase.adapters.workspace import is_utf8
+from onebase.data.paths import shown_if_not_utf8
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -78,10 +78,9 @@ def find_adapter(folder: Path) -> AdapterFolder:
     with what is there instead.
     """
     found = AdapterFolder(folder, foreign=True)
-    if not is_utf8(folder):
-        shown = str(folder).encode("utf-8", "replace").decode("utf-8")
+    if shown := shown_if_not_utf8(folder):
         raise UsageError(
-            say(f"The path of {shown} is not UTF-8.", f"{shown} 的路径不是 UTF-8。"),
+            say(f"The path {shown} is not UTF-8.", f"路径 {shown} 不是 UTF-8。"),
             say("Rename the folder.", "请重命名该目录。"),
         )
     if not folder.is_dir():

@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from onebase.data.paths import shown_if_not_utf8
 from onebase.errors import FolderError
 from onebase.language import say
 
@@ -39,8 +40,7 @@ class Workspace:
 
     def require_writable(self) -> None:
         """Raise FolderError unless something can be written into it; nothing is."""
-        if not is_utf8(self.root):
-            shown = str(self.root.absolute()).encode("utf-8", "replace").decode("utf-8")
+        if shown := shown_if_not_utf8(self.root):
             raise FolderError(
                 say(
                     f"The path of the workspace {shown} is not UTF-8: no adapter could be written "
@@ -67,15 +67,6 @@ class Workspace:
                 "请用 --workspace 或 ONEBASE_WORKSPACE 指定其他目录。",
             ),
         )
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether the whole path is text that files and records can name."""
-    try:
-        str(path.absolute()).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def write_whole(file: Path, text: str) -> None:

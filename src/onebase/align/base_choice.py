@@ -45,7 +45,7 @@ def base_for_job(
 def base_for_scores(
     task: str, workspace: Workspace, *, base: str | None = None, precision: str | None = None
 ) -> BaseChoice:
-    """What the reward model `task` scores on. Raises UsageError where there is no such model."""
+    """What the reward model `task` scores on. Raises UsageError if it does not exist."""
     require_task(task)
     return _chosen([stored_reward(task, AdapterStore(workspace))], base, precision)
 

@@ -28,8 +28,8 @@ POLICY, REFERENCE = "policy", "reference"
 
 
 class DPOOptions(BaseModel):
-    """How a policy learns from pairs; a step takes `batch_size` of them. `beta` is how dear moving
-    away from the reference is; `label_smoothing` how often labels are taken to be flipped.
+    """How a policy learns from pairs; a step takes `batch_size` of them. `beta` is the
+    strength of the KL penalty; `label_smoothing` the assumed share of flipped labels.
     `learning_rate` None is a tenth of the method's own.
     """
 

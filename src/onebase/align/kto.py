@@ -33,10 +33,10 @@ POLICY, REFERENCE = "policy", "reference"
 
 
 class KTOOptions(BaseModel):
-    """How a policy learns from judged answers; a step takes `batch_size` of them (at least two: the
-    reference point comes from their answers to one another's prompts). `beta` is how dear moving away from the
-    reference is; `desirable` and `undesirable` weigh good and bad answers, for sets with many more
-    of one. `learning_rate` None is a tenth of the method's own.
+    """KTO's settings. A step takes `batch_size` answers, at least two: the reference point is estimated
+    by pairing each prompt with an answer to another one. `beta` is the strength of the KL penalty;
+    `desirable` and `undesirable` are the weights of good and bad answers, for data with many more of
+    one kind. `learning_rate` None is a tenth of the method's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

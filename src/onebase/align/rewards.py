@@ -176,7 +176,7 @@ def stored_reward(name: str, store: AdapterStore) -> StoredAdapter:
     stored = store.get(name)
     if not stored.record.get("head"):
         raise UsageError(
-            say(f"{stored.name} is no reward model.", f"{stored.name} 不是奖励模型。"),
+            say(f"{stored.name} is not a reward model.", f"{stored.name} 不是奖励模型。"),
             say(
                 "Train one with onebase align reward, or give module:function.",
                 "请用 onebase align reward 训练，或给出 模块:函数。",
@@ -196,7 +196,7 @@ def _function(name: str) -> RewardFunction:
     except (Exception, SystemExit) as error:
         if _is_missing(error, module):
             raise UsageError(
-                say(f"There is no reward {name}: {error}.", f"找不到奖励 {name}：{error}。"),
+                say(f"The reward {name} was not found: {error}.", f"找不到奖励 {name}：{error}。"),
                 say(
                     "Write module:function, the module being a Python file in this folder, named "
                     "without .py.",
@@ -257,7 +257,7 @@ def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _number(value: object) -> float:
-    """A reward as a float; NaN where it is no number."""
+    """A reward as a float; NaN if it is not a number."""
     try:
         return float(value)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - whatever __float__ of the user's object raises

@@ -20,10 +20,10 @@ _log = logging.getLogger("onebase")
 
 
 def require_task(name: str) -> None:
-    """Raise UsageError for a reward that is no task's model: a function's scores are its own."""
+    """Raise UsageError for a reward function: only a reward model can be scored with."""
     if is_function(name):
         raise UsageError(
-            say(f"{name!r} is no task.", f"{name!r} 不是任务。"),
+            say(f"{name!r} is a function, not a task.", f"{name!r} 是函数，不是任务。"),
             say(
                 "Name a task trained by onebase align reward.",
                 "请指明由 onebase align reward 训练的任务。",

@@ -163,7 +163,7 @@ def beginning_of(job: AlignJob, workspace: Workspace) -> StoredAdapter:
     if job.start is None and job.task not in store.tasks():
         raise UsageError(
             say(
-                f"There is no adapter of {job.task!r} to begin from.",
+                f"The task {job.task!r} has no adapter to start from.",
                 f"{job.task!r} 还没有可作为起点的适配器。",
             ),
             say(

@@ -74,7 +74,7 @@ class TaskLoader:
                     raise
                 raise MissingBaseError(
                     say(
-                        f"{adapter.name} belongs to the base {choice.name}, which is not at hand: "
+                        f"{adapter.name} belongs to the base {choice.name}, which was not found: "
                         f"{error.message}",
                         f"{adapter.name} 属于基座 {choice.name}，但找不到该基座：{error.message}",
                     ),

@@ -217,5 +217,7 @@ def _without_nul(file: str, text: str) -> str:
     line = text.count("\n", 0, text.index("\0")) + 1
     raise DataError(
         say(f"{file}:{line} holds a NUL byte.", f"{file}:{line} 含有 NUL 字节。"),
-        say("It is no text file; save it as UTF-8 text.", "它不是文本文件；请另存为 UTF-8 文本。"),
+        say(
+            "The file is not text; save it as UTF-8 text.", "它不是文本文件；请另存为 UTF-8 文本。"
+        ),
     )

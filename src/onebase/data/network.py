@@ -116,7 +116,7 @@ def _proxy_fault() -> tuple[str, str] | None:
         if fault:
             return (
                 say(
-                    f"{name}={_hidden(value)} is no proxy that can be used: {fault}",
+                    f"{name}={_hidden(value)} is not a usable proxy: {fault}",
                     f"{name}={_hidden(value)} 不是可用的代理：{fault}",
                 ),
                 say(

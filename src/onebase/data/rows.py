@@ -14,6 +14,7 @@ from onebase.data.encoding import decoded
 from onebase.data.example import BadRow
 from onebase.data.hub import READABLE, fetch
 from onebase.data.json_rows import array_rows, line_rows
+from onebase.data.paths import shown_if_not_utf8
 from onebase.data.row import Row
 from onebase.data.table_rows import delimited_rows, parquet_rows
 from onebase.errors import DataError
@@ -122,17 +123,14 @@ def _files(path: str | Path, *, hub: bool = True) -> list[Path]:
 
 def _require_utf8_name(file: Path) -> None:
     """Raise DataError for a path that no record of a training could name."""
-    try:
-        str(file.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = str(file).encode("utf-8", "replace").decode("utf-8")
+    if shown := shown_if_not_utf8(file):
         raise DataError(
             say(
-                f"The path of {shown} is not UTF-8: no record could name it.",
-                f"{shown} 的路径不是 UTF-8，无法写入记录。",
+                f"The path {shown} is not UTF-8, so a run could not record it.",
+                f"路径 {shown} 不是 UTF-8，无法写入训练记录。",
             ),
             say("Rename the file or its folder.", "请重命名该文件或其所在目录。"),
-        ) from error
+        )
 
 
 def _examples_in(folder: Path) -> str:

@@ -150,7 +150,7 @@ def _base_of(stored: StoredAdapter | None, named: str | None) -> Base:
             raise
         raise MissingBaseError(
             say(
-                f"{stored.name} belongs to the base {name}, which is not at hand: {error.message}",
+                f"{stored.name} belongs to the base {name}, which was not found: {error.message}",
                 f"{stored.name} 属于基座 {name}，但找不到该基座：{error.message}",
             ),
             say(

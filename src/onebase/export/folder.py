@@ -8,15 +8,14 @@ from pathlib import Path
 
 import psutil
 
-from onebase.adapters.workspace import is_utf8
+from onebase.data.paths import shown_if_not_utf8
 from onebase.errors import UsageError
 from onebase.language import say
 
 
 def check_new(out: Path) -> None:
     """Raise UsageError unless a folder `out` can be made without touching what is there."""
-    if not is_utf8(out):
-        shown = str(out.absolute()).encode("utf-8", "replace").decode("utf-8")
+    if shown := shown_if_not_utf8(out):
         raise UsageError(
             say(f"The path {shown} is not UTF-8.", f"路径 {shown} 不是 UTF-8。"),
             say("Give a folder with another name.", "请换一个名称的目录。"),

@@ -23,11 +23,7 @@ def named_ends(folder: Path) -> frozenset[int]:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-        ):  # whoever loads the base says what is wrong with it
+        except (OSError, ValueError, RecursionError):  # loading the base reports it
             return frozenset()
         return _tokens(config.get("eos_token_id")) if isinstance(config, dict) else frozenset()
     return frozenset()

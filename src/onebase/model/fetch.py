@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.data.network import environment_fault, failure
+from onebase.data.paths import shown_if_not_utf8
 from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
@@ -85,14 +86,11 @@ def resolve(name: str) -> Path:
 
 def _require_utf8(name: str) -> None:
     """Raise UsageError for a path that no record of a task could name."""
-    try:
-        str(Path(name).absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = name.encode("utf-8", "replace").decode("utf-8")
+    if shown := shown_if_not_utf8(name):
         raise UsageError(
             say(f"The path of the base {shown} is not UTF-8.", f"基座 {shown} 的路径不是 UTF-8。"),
             say("Rename the file or its folder.", "请重命名该文件或其所在目录。"),
-        ) from error
+        )
 
 
 def lasting_name(name: str) -> str:
