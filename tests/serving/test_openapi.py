@@ -52,7 +52,9 @@ def test_no_request_makes_the_server_fail(
             if known and "task" in (case.path_parameters or {}):
                 case.path_parameters["task"] = "support"
             response = case.call(timeout=30)
-            assert response.status_code < 500, response.text
+            # A busy machine may need more than the server's second: that is an answer, not a failure.
+            late = response.status_code == 504 and response.json()["error"]["code"] == "timed_out"
+            assert late or response.status_code < 500, response.text
 
         with suppress(Unsatisfiable):  # nothing in it can be wrong
             answers()
