@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU
 
 import onebase
 from onebase.engine.sampling import Sampling
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 TEMPLATE = "商品：{input}\n广告："
 INIT = "商品广告文案：根据商品的类型、材质、颜色和风格，写一段吸引人的中文广告。"

@@ -129,7 +129,7 @@ def their_step(shape: str, method: str) -> Step:
             size = len(row.ids)
             ids[at, :size] = torch.tensor(row.ids)
             mask[at, :size] = 1
-            labels[at, :size] = torch.where(torch.tensor(row.learned), ids[at, :size], -100)
+            labels[at, :size] = torch.where(torch.tensor(row.loss_mask), ids[at, :size], -100)
         there = (part.cuda() for part in (ids, mask, labels))
         input_ids, attention_mask, label_ids = there
         model(input_ids=input_ids, attention_mask=attention_mask, labels=label_ids).loss.backward()

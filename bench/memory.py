@@ -45,7 +45,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     import onebase
     from onebase.cli.demo import demo_folder
-    from onebase.training.learner import Learner
+    from onebase.training.job_state import Learner
     from onebase.training.loop import step_together
 
     torch.set_num_threads(arguments.threads)

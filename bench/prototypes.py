@@ -39,8 +39,8 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.training.race import race
-    from onebase.training.space import Configuration, Space
+    from onebase.search.race import race
+    from onebase.search.space import Configuration, Space
     from snips_onebase import INSTRUCTION, rows_of
 
     torch.set_num_threads(arguments.threads)

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import onebase
-from onebase.training.budget import tokens_of
-from onebase.training.course import entrant_job
-from onebase.training.learner import Learner
+from onebase.search.budget import tokens_of
+from onebase.search.race import race
+from onebase.search.space import default_space
+from onebase.search.successive_halving import entrant_job
+from onebase.training.job_state import Learner
 from onebase.training.loop import train_together
-from onebase.training.race import race
-from onebase.training.space import default_space
 
 SETS = {
     # file, every n-th row, columns, instruction

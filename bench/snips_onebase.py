@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import onebase
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 INSTRUCTION = "Classify the intent of the request."
 

@@ -22,9 +22,9 @@ from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
 from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
 
@@ -50,7 +50,7 @@ def seconds(engine: Engine, tasks: list[str]) -> float:
 def write(base: Base, adapter: Adapter, folder: Path) -> None:
     """As training does."""
     save_adapter(adapter, folder, base)
-    compiled(GenericRunner(base), adapter, folder)
+    with_prompt_kv(GenericRunner(base), adapter, folder)
 
 
 def loading_times(base: Base, engine: Engine, folder: Path) -> dict[str, list[float]]:

@@ -26,7 +26,7 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.training.learner import Learner
+    from onebase.training.job_state import Learner
     from onebase.training.loop import mean_losses, shared_trunk, step_together
     from snips_onebase import INSTRUCTION, Progress, rows_of
 

@@ -17,7 +17,7 @@ from onebase.errors import (
     unknown,
 )
 from onebase.language import Language, set_language
-from onebase.training.interruption import Interrupted
+from onebase.runs.interruption import Interrupted
 
 LEAVES = {
     UsageError: (2, "usage", ValueError),

@@ -112,9 +112,9 @@ def delta(factor: bool = False) -> LowRank:
     )
 
 
-def prefixed(tokens: int, *unseen: int) -> Contribution:
+def prefixed(tokens: int, *masked_prefix: int) -> Contribution:
     part = torch.ones(3, 1, tokens, 2)
-    return Contribution(prefix=(part, part), unseen=unseen)
+    return Contribution(prefix=(part, part), masked_prefix=masked_prefix)
 
 
 PLACED = Contribution(placed=torch.ones(2, 8))
@@ -141,9 +141,9 @@ def test_what_cant_be_joined_is_refused_with_the_reason(
 
 
 def test_layers_that_miss_the_first_prefix_may_miss_the_second() -> None:
-    assert merged([prefixed(5, 0, 5, 0), prefixed(3)]).unseen == (0, 5, 0)
-    assert merged([prefixed(5, 0, 5, 0), prefixed(3, 0, 3, 0)]).unseen == (0, 8, 0)
-    assert merged([prefixed(5), prefixed(3)]).unseen == ()
+    assert merged([prefixed(5, 0, 5, 0), prefixed(3)]).masked_prefix == (0, 5, 0)
+    assert merged([prefixed(5, 0, 5, 0), prefixed(3, 0, 3, 0)]).masked_prefix == (0, 8, 0)
+    assert merged([prefixed(5), prefixed(3)]).masked_prefix == ()
     apart = merged([Contribution({"x": delta()}), Contribution({"y": delta(factor=True)})])
     assert set(apart.deltas) == {"x", "y"}
 
@@ -163,7 +163,7 @@ def test_the_digest_tells_contents_apart(make_base: Callable[..., Base]) -> None
         replace(whole, scalings={**whole.scalings, other: replace(scaling, on_inputs=not scaling.on_inputs)}),
         replace(whole, prefix=(values, keys)),
         replace(whole, prefix=(keys.double(), values)),
-        replace(whole, unseen=(1, 0, 0)),
+        replace(whole, masked_prefix=(1, 0, 0)),
         replace(whole, placed=keys),
         replace(whole, virtual=keys),
     ]  # fmt: skip

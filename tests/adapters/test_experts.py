@@ -12,7 +12,7 @@ import transformers
 import onebase
 from onebase.adapters.experts import unchanged_experts
 from onebase.model.base import Base
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,

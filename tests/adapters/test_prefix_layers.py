@@ -42,8 +42,8 @@ def test_it_starts_as_the_text_in_its_layers(
     settings: dict[str, Any] = {"virtual_tokens": 5, "init": init, "projection": projection}
     some = build(base, layers=layers, **settings).contribution()
     every = build(base, **settings).contribution()
-    assert (every.unseen, some.prefix_tokens) == ((), 5)
-    assert some.unseen == tuple(0 if layer in chosen else 5 for layer in range(3))
+    assert (every.masked_prefix, some.prefix_tokens) == ((), 5)
+    assert some.masked_prefix == tuple(0 if layer in chosen else 5 for layer in range(3))
     assert some.prefix is not None
     assert every.prefix is not None
     for own, whole in zip(some.prefix, every.prefix, strict=True):
@@ -80,8 +80,10 @@ def test_layers_that_are_not_there(layers: str, base: Base) -> None:
 def test_a_setting_for_all_reaches_it_too(base: Base) -> None:
     adapter = build(base, "lora+p-tuning-v2", layers="top:1")
     assert {adapter.options[name]["layers"] for name in ("lora", "p-tuning-v2")} == {"top:1"}
-    assert adapter.contribution().unseen == (20, 20, 0)
-    assert build(base, "lora+p-tuning-v2", **{"lora.layers": "1"}).contribution().unseen == ()
+    assert adapter.contribution().masked_prefix == (20, 20, 0)
+    assert (
+        build(base, "lora+p-tuning-v2", **{"lora.layers": "1"}).contribution().masked_prefix == ()
+    )
 
 
 @pytest.mark.parametrize("method", ["p-tuning-v2", "ia3+p-tuning-v2"])
@@ -104,7 +106,7 @@ def test_saved_and_read(
     options = read.options if method == "p-tuning-v2" else read.options["p-tuning-v2"]
     assert options == {"virtual_tokens": 4, "layers": "0,2"}
     ours, theirs = adapter.contribution(), read.contribution()
-    assert ours.unseen == theirs.unseen == (0, 4, 0)
+    assert ours.masked_prefix == theirs.masked_prefix == (0, 4, 0)
     assert ours.prefix is not None
     assert theirs.prefix is not None
     assert all(torch.equal(a, b) for a, b in zip(ours.prefix, theirs.prefix, strict=True))
@@ -121,7 +123,7 @@ def test_all_layers_named_are_all_layers(layers: str, tmp_path: Path, base: Base
     for name, settings in (("named", {"layers": layers}), ("all", {})):
         (tmp_path / name).mkdir()
         adapter = build(base, virtual_tokens=4, **settings)
-        assert adapter.contribution().unseen == ()
+        assert adapter.contribution().masked_prefix == ()
         save_adapter(adapter, tmp_path / name, base)
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "named" / file).read_bytes() == (tmp_path / "all" / file).read_bytes()
@@ -144,7 +146,7 @@ def test_wrong_layers_in_the_file_are_named(layers: object, tmp_path: Path, base
         part["layers"] = layers
     file.write_text(json.dumps(config), encoding="utf-8")
     if layers == [0, 1]:
-        assert load_adapter(tmp_path, base).contribution().unseen == (0, 0, 4)
+        assert load_adapter(tmp_path, base).contribution().masked_prefix == (0, 0, 4)
         return
     named = r"adapter_model" if layers in ([1], "gone") else r"adapter_config\.json.*layers"
     with pytest.raises(CorruptFileError, match=named):

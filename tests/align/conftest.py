@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from onebase.align.run import Silent
+from onebase.runs.checkpoint import Checkpoints
 from onebase.training import checkpoint
-from onebase.training.checkpoint import Checkpoints
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 

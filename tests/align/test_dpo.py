@@ -34,10 +34,10 @@ def test_answers_have_the_plain_models_log_probabilities(
     other = Answered((5, 17, 33), (50,))
     rows = [one.written_by(None), other.written_by(None)]
     with torch.no_grad():
-        reading, placed = read_rows(base, rows, {})
+        output, placed = read_rows(base, rows, {})
         logits = plain_model("llama")(input_ids=torch.tensor([one.ids])).logits[0].log_softmax(-1)
     expected = sum(float(logits[2 + at, token]) for at, token in enumerate(one.answer))
-    sums = by_row(reading, placed, 2)
+    sums = by_row(output, placed, 2)
     assert float(sums[0]) == pytest.approx(expected, abs=1e-4)
     assert float(sums[1]) == pytest.approx(float(logits[2, 50]), abs=1e-4)
 

@@ -25,10 +25,10 @@ from onebase.align.dpo import train_dpo
 from onebase.align.ppo_training import train_ppo
 from onebase.align.task import AlignJob
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.model.base import Base
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -77,7 +77,7 @@ def distributions(base: Base, stored: StoredAdapter | None) -> Tensor:
     template = Template(base.tokenizer, kind="{input}")
     contributions = {}
     if stored is not None:
-        contributions["a"] = compiled(GenericRunner(base), load_adapter(stored.path, base))
+        contributions["a"] = with_prompt_kv(GenericRunner(base), load_adapter(stored.path, base))
     rows = []
     for prompt in PROMPTS:
         pack = Pack(contributions)
@@ -194,7 +194,9 @@ def test_dpo_reaches_the_optimum(base: Base, tmp_path: Path) -> None:
     for item in (None, stored):
         template = Template(base.tokenizer, kind="{input}")
         contributions = (
-            {"a": compiled(GenericRunner(base), load_adapter(item.path, base))} if item else {}
+            {"a": with_prompt_kv(GenericRunner(base), load_adapter(item.path, base))}
+            if item
+            else {}
         )
         rows_of = []
         for prompt in PROMPTS:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from onebase.adapters.runs import RunStore
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards, run
 from onebase.align.dpo import train_dpo
@@ -18,6 +17,7 @@ from onebase.align.reward_model import train_reward
 from onebase.align.task import AlignJob, begin_from
 from onebase.errors import DataError
 from onebase.model.base import Base
+from onebase.runs.run import RunStore
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 ALTERNATING = (

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from onebase.adapters.runs import RunStore
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards
 from onebase.align.dpo import train_dpo
@@ -17,6 +16,7 @@ from onebase.align.scoring import score_answers
 from onebase.align.task import AlignJob
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
+from onebase.runs.run import RunStore
 
 Bases = Callable[..., Base]
 LONG = "x" * 60

@@ -16,7 +16,6 @@ from tests.align.conftest import Notes, as_format_1
 from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter
-from onebase.adapters.runs import Run
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards, run
 from onebase.align.experience import Models, RolloutOptions, experience
@@ -40,6 +39,7 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.runs.run import Run
 from onebase.training.job import Job
 
 POLICIES = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning"]
@@ -153,18 +153,18 @@ def test_each_model_says_of_an_answer_what_it_says_alone(
         with torch.no_grad():
             for name, logprobs in (("a", found.logprobs), ("r", found.reference)):
                 row = [item.tokens.written_by(name)]
-                reading, _ = read_rows(base, row, own, temperature=temperature, entropies=True)
+                output, _ = read_rows(base, row, own, temperature=temperature, entropies=True)
                 torch.testing.assert_close(
-                    logprobs[index, :size], -reading.losses, atol=1e-4, rtol=0
+                    logprobs[index, :size], -output.losses, atol=1e-4, rtol=0
                 )
                 if name == "a":
                     seen = found.entropies[index, :size]
-                    torch.testing.assert_close(seen, reading.entropies, atol=1e-4, rtol=0)
+                    torch.testing.assert_close(seen, output.entropies, atol=1e-4, rtol=0)
             for at in range(size):  # the value before each token, read from the text so far
                 ids = item.tokens.ids[: len(item.tokens.prompt) + at]
                 alone = TokenRow("v", ids, (False,) * len(ids), (len(ids) - 1,))
-                reading, _ = read_rows(base, [alone], own)
-                value = models.value.head(reading.states)[0]
+                output, _ = read_rows(base, [alone], own)
+                value = models.value.head(output.states)[0]
                 torch.testing.assert_close(found.values[index, at], value, atol=1e-4, rtol=1e-4)
         assert float(found.raw[index]) == letters("", item.text, {})
         change = 0.5 if item.ended else -2.0

@@ -48,9 +48,9 @@ def headed(base: Base, name: str) -> Adapter:
 def score(base: Base, adapter: Adapter, ids: tuple[int, ...]) -> torch.Tensor:
     row = TokenRow("a", ids, (False,) * len(ids), (len(ids) - 1,))
     with torch.no_grad():
-        reading, _ = read_rows(base, [row], {"a": adapter.contribution()})
+        output, _ = read_rows(base, [row], {"a": adapter.contribution()})
         assert adapter.head is not None
-        return adapter.head(reading.states)[0]
+        return adapter.head(output.states)[0]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "together"])

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from onebase.planning.dry_run import probe
+from onebase.planning.dry_run_process import request_for
 from onebase.training import plan as planning
-from onebase.training.probe import probe
-from onebase.training.probing import request_for
 
 FLAGS = ("--task", "support", "--data", "support.jsonl", "--set", "batch_size=3")
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tests.cli.conftest import Run, write_rows
 
-from onebase.training.learner import Learner
-from onebase.training.record import RunRecorder
+from onebase.runs.recorder import RunRecorder
+from onebase.training.job_state import Learner
 
 ROWS = [
     {"question": f"Where is parcel {number}?", "answer": f"Parcel {number} arrives on Monday."}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebase.cli.progress import TrainingDisplay
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 FLAGS = (
     "--task",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import SUPPORT, Run, write_rows
 
-from onebase.adapters.runs import RunStore
 from onebase.adapters.workspace import Workspace
 from onebase.cli.app import main
+from onebase.runs.run import RunStore
 
 ENCODINGS = ["ascii", "gbk", "latin-1"]
 

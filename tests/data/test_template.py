@@ -27,7 +27,9 @@ CHINESE = example("u:类型#上衣*颜色#白色", "a:白色的衣身十分百�
 
 
 def learned_text(tokenizer: Tokenizer, rendered: Rendered) -> str:
-    ids = [token for token, learned in zip(rendered.ids, rendered.learned, strict=True) if learned]
+    ids = [
+        token for token, learned in zip(rendered.ids, rendered.loss_mask, strict=True) if learned
+    ]
     return str(tokenizer.decode(ids))
 
 
@@ -47,7 +49,7 @@ def test_training_sees_exactly_the_prompt_of_generation(
     prompt = template.prompt(said.turns[:-1])
     answer = template.answer_ids(said.answer)
     assert list(rendered.ids) == prompt + answer
-    assert rendered.learned[len(prompt) - 1 :] == (False, *[True] * len(answer))
+    assert rendered.loss_mask[len(prompt) - 1 :] == (False, *[True] * len(answer))
     assert answer[-1] == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids(template.end)
     assert not rendered.truncated
     # The pieces spell the text: no character is lost between them.
@@ -251,7 +253,7 @@ def test_a_long_answer_is_cut_and_its_end_dropped(tokenizer: Tokenizer) -> None:
     assert len(rendered.ids) == 64
     assert list(rendered.ids[: len(prompt)]) == prompt
     assert tokenizer.eos_token_id not in rendered.ids[len(prompt) :]
-    assert all(rendered.learned[len(prompt) :])
+    assert all(rendered.loss_mask[len(prompt) :])
 
 
 def test_beside_a_long_answer_a_quarter_is_left_to_the_question(chatml: Tokenizer) -> None:
@@ -259,7 +261,7 @@ def test_beside_a_long_answer_a_quarter_is_left_to_the_question(chatml: Tokenize
     rendered = Template(chatml, max_tokens=200).example(long)
     header = len(Template(chatml).prompt(""))
     assert len(rendered.ids) == 200
-    assert header + 45 <= rendered.learned.index(True) <= header + 50
+    assert header + 45 <= rendered.loss_mask.index(True) <= header + 50
 
 
 def test_a_layout_that_alone_is_too_long_is_cut(chatml: Tokenizer) -> None:
@@ -267,7 +269,7 @@ def test_a_layout_that_alone_is_too_long_is_cut(chatml: Tokenizer) -> None:
     rendered = template.example(PAIR)
     assert len(rendered.ids) == 16
     assert rendered.truncated
-    assert not any(rendered.learned)
+    assert not any(rendered.loss_mask)
 
 
 def test_text_that_looks_like_a_control_token_is_left_as_it_is(chatml: Tokenizer) -> None:

@@ -155,7 +155,7 @@ def padded(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor]:
     for index, row in enumerate(rows):
         size = len(row.ids)
         ids[index, :size] = torch.tensor(row.ids)
-        labels[index, :size] = torch.where(torch.tensor(row.learned), ids[index, :size], -100)
+        labels[index, :size] = torch.where(torch.tensor(row.loss_mask), ids[index, :size], -100)
         mask[index, :size] = 1
     return ids, labels, mask
 

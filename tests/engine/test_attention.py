@@ -74,8 +74,10 @@ def tree() -> tuple[Pack, dict[str, Contribution]]:
         "virtual": Contribution(virtual=torch.randn(5, 32)),
         "prefix": Contribution(prefix=prefix),
         "both": Contribution(virtual=torch.randn(3, 32), prefix=long),
-        "some layers": Contribution(virtual=torch.randn(2, 32), prefix=some, unseen=(9, 6, 0)),
-        "other layers": Contribution(prefix=other, unseen=(0, 4, 4)),
+        "some layers": Contribution(
+            virtual=torch.randn(2, 32), prefix=some, masked_prefix=(9, 6, 0)
+        ),
+        "other layers": Contribution(prefix=other, masked_prefix=(0, 4, 4)),
         "neither": Contribution(),
     }
     pack = Pack(contributions)
@@ -113,8 +115,8 @@ def test_packed_attention_equals_a_loop_over_tokens(
             )
         ]
         prefix = contributions[node.adapter].prefix if node.adapter else None
-        unseen = contributions[node.adapter].unseen if node.adapter else ()
-        hidden = unseen[layer] if unseen else 0
+        masked_prefix = contributions[node.adapter].masked_prefix if node.adapter else ()
+        hidden = masked_prefix[layer] if masked_prefix else 0
         for offset in range(node.length):
             spots = [*before, *range(node.start, node.start + offset + 1)]
             for head in range(HEADS):

@@ -13,10 +13,10 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -143,7 +143,7 @@ def test_placed_tokens_stand_where_the_text_says(
     torch.testing.assert_close(
         ours(base, adapter.contribution(), PLACED), reference, atol=1e-5, rtol=0
     )
-    served = compiled(GenericRunner(base), adapter)
+    served = with_prompt_kv(GenericRunner(base), adapter)
     assert (served.virtual, served.prefix_tokens) == (None, 2)
     torch.testing.assert_close(ours(base, served, PLACED), reference, atol=1e-5, rtol=0)
 
@@ -159,7 +159,7 @@ def test_saved_and_read_as_one(
     expected = ours(base, adapter.eval().contribution())
     assert torch.equal(ours(base, read.contribution()), expected)
     torch.testing.assert_close(
-        ours(base, compiled(GenericRunner(base), read)), expected, atol=1e-5, rtol=0
+        ours(base, with_prompt_kv(GenericRunner(base), read)), expected, atol=1e-5, rtol=0
     )
     with pytest.raises((ValueError, KeyError, TypeError)):  # refused, not misread
         peft.PeftModel.from_pretrained(plain_model("llama"), str(tmp_path))
@@ -196,7 +196,7 @@ def test_generation_reads_placed_tokens(make_base: Callable[..., Base]) -> None:
     template = Template(base.tokenizer, kind="{v:1}{v:5}hello {input}{v:3}")
     assert (template.leading, template.placed) == (6, 3)
     ids = tuple(template.prompt("you"))
-    served = compiled(GenericRunner(base), adapter)
+    served = with_prompt_kv(GenericRunner(base), adapter)
     (request,) = answered([request_of(task_of(base, served), ids, Sampling(max_tokens=4))])
     text = list(ids)
     for token in request.tokens:

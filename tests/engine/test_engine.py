@@ -16,11 +16,11 @@ from onebase.adapters.workspace import Workspace
 from onebase.data.example import Turn
 from onebase.data.template import Template
 from onebase.engine.classification import SCORING_TOKENS
-from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.sampling import Sampling
 from onebase.errors import CorruptFileError, UsageError
 from onebase.model.base import Base
@@ -194,7 +194,7 @@ def test_compiled_virtual_tokens_give_the_same_logits(
 ) -> None:
     base = make_base(architecture)
     adapter = shaken(base, method)
-    served = compiled(GenericRunner(base), adapter)
+    served = with_prompt_kv(GenericRunner(base), adapter)
     assert served.virtual is None
     assert served.prefix_tokens == METHODS[method]["virtual_tokens"]
     logits = []
@@ -220,7 +220,7 @@ def test_all_three_parts_together_compile(
         prompt=parts["prompt-tuning"].prompt,
         prefix=parts["p-tuning-v2"].prefix,
     )
-    served = compiled(GenericRunner(base), adapter)
+    served = with_prompt_kv(GenericRunner(base), adapter)
     assert served.prefix_tokens == 19
     logits = []
     for contribution in (adapter.contribution(), served):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
 from onebase.adapters.methods import build_adapter
-from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.request import Chunk, Request
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -34,7 +34,7 @@ def tasks(base: Base) -> list[LoadedTask]:
         torch.manual_seed(seed)
         for parameter in adapter.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-        made.append(task_of(base, compiled(GenericRunner(base), adapter)))
+        made.append(task_of(base, with_prompt_kv(GenericRunner(base), adapter)))
     return made
 
 

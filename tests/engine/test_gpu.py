@@ -16,8 +16,8 @@ from onebase.engine.engine import Engine
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.planning.plan import plan
 from onebase.training.job import Job
-from onebase.training.plan import plan
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

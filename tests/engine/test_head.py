@@ -102,16 +102,16 @@ def test_a_reading_has_losses_entropies_and_states(
     learned = (False,) * 9 + (True,) * 5
     rows = [TokenRow(None, ids, learned), TokenRow(None, ids[:8], (False,) * 8, (3, 7))]
     with torch.no_grad():
-        reading, placed = read_rows(base, rows, {}, temperature=temperature, entropies=True)
+        output, placed = read_rows(base, rows, {}, temperature=temperature, entropies=True)
         out = plain_model(architecture)(input_ids=torch.tensor([ids]), output_hidden_states=True)
     logits = out.logits[0, 8:13] / temperature
     expected = cross_entropy(logits, torch.tensor(ids[9:]), reduction="none")
-    torch.testing.assert_close(reading.losses, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.losses, expected, atol=1e-4, rtol=0)
     entropies = torch.distributions.Categorical(logits=logits).entropy()
-    torch.testing.assert_close(reading.entropies, entropies, atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.entropies, entropies, atol=1e-4, rtol=0)
     states = out.hidden_states[-1][0, [3, 7]]
-    torch.testing.assert_close(reading.states, states, atol=1e-4, rtol=1e-4)
-    assert placed.stated_row.tolist() == [1, 1]
+    torch.testing.assert_close(output.states, states, atol=1e-4, rtol=1e-4)
+    assert placed.hidden_state_row.tolist() == [1, 1]
     assert placed.row.tolist() == [0] * 5
 
 

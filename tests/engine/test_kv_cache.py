@@ -22,8 +22,8 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
         return torch.randn(size, generator=drawn)
 
     kept = [keys_of(5), keys_of(9), keys_of(3)]
-    unseen = [(), (), (0, 0, 2)]  # two keys of the third's are not seen in the last layer
-    for keys, hidden in zip(kept, unseen, strict=True):
+    masked_prefix = [(), (), (0, 0, 2)]  # two keys of the third's are not seen in the last layer
+    for keys, hidden in zip(kept, masked_prefix, strict=True):
         cache.admit(keys, -keys, hidden)
     assert (cache.used, cache.lengths) == (3, [5, 9, 3])
 
@@ -46,7 +46,7 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
     assert cache._keys.shape[3] >= 201
     kept.append(keys_of(4))
     cache.admit(kept[2], -kept[2], (0, 3, 1))
-    unseen = [(0, 0, 2), (), (0, 3, 1)]
+    masked_prefix = [(0, 0, 2), (), (0, 3, 1)]
     rule = Rule(None, None, None)
     for _ in range(300):  # over the edge once more
         step = cache.step()
@@ -59,12 +59,12 @@ def test_a_cache_keeps_each_sequence_through_release_and_growth(
     check()
     for _ in range(3):
         kept.append(keys_of(2))
-        unseen.append(())
+        masked_prefix.append(())
         cache.admit(kept[-1], -kept[-1])
     check()
     assert cache._keys.shape[1] == 8  # rows double
     for slot, keys in enumerate(kept[:3]):
-        first = unseen[slot][-1] if unseen[slot] else 0
+        first = masked_prefix[slot][-1] if masked_prefix[slot] else 0
         own = keys[-1, :, first:].repeat_interleave(shape.heads // shape.kv_heads, 0)
         scores = (query[:, slot, None] @ own.transpose(1, 2)) * shape.head_dim**-0.5
         by_hand = (scores.softmax(-1) @ -own)[:, 0]

@@ -107,9 +107,9 @@ def test_states_share_the_text_before_them() -> None:
     rows = [TokenRow("a", asked + tuple(b"one"), (False,) * 6, (2, 3, 4)) for _ in range(2)]
     placed = place([*rows, row("else X")], {"a": NOTHING})
     assert [node.length for node in placed.pack.nodes] == [3, 3, 3, 6]
-    spots = [placed.predict[index].item() for index in placed.stated.tolist()]
+    spots = [placed.predict[index].item() for index in placed.hidden_states_at.tolist()]
     assert spots == [2, 3, 4, 2, 6, 7]
-    assert placed.stated_row.tolist() == [0, 0, 0, 1, 1, 1]
+    assert placed.hidden_state_row.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_what_rows_share_stands_in_the_pack_once() -> None:
@@ -207,7 +207,7 @@ def test_rows_of_other_adapters_are_not_seen(
         for name in [None, *adapters]:
             own = torch.tensor([line.adapter == name for line in rows])
             changed = [
-                TokenRow(name, (*line.ids[:5], *line.ids[:4:-1]), line.learned) if mine else line
+                TokenRow(name, (*line.ids[:5], *line.ids[:4:-1]), line.loss_mask) if mine else line
                 for line, mine in zip(rows, own.tolist(), strict=True)
             ]
             after, _ = token_losses(base, changed, contributions)

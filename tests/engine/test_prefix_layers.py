@@ -19,11 +19,11 @@ from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.data.template import Template
 from onebase.engine.attention import PackedAttention
-from onebase.engine.compiled import compiled
 from onebase.engine.engine import Engine
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pack import Pack
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.request import Request
 from onebase.engine.rows import TokenRow, token_losses
 from onebase.engine.sampling import Sampling
@@ -173,7 +173,7 @@ def test_losses_and_gradients_are_those_of_transformers(
                 continue
             logits = by_hand(model, adapter, layers, row.ids)
             own = cross_entropy(logits[:-1], torch.tensor(row.ids[1:]), reduction="none")
-            own = own[torch.tensor(row.learned[1:])]
+            own = own[torch.tensor(row.loss_mask[1:])]
             torch.testing.assert_close(losses[row_of == index], own, atol=1e-5, rtol=0)
             expected = expected + own.sum()
         for parameter, theirs in zip(
@@ -258,25 +258,25 @@ def test_virtual_tokens_compile_behind_it(
     save_adapter(adapter, tmp_path, base)
     expected = logits_of(base, adapter.contribution())
     runner = GenericRunner(base)
-    made = compiled(runner, adapter, tmp_path)
-    assert (made.virtual, made.prefix_tokens, made.unseen) == (None, 11, (7, 0, 0))
+    made = with_prompt_kv(runner, adapter, tmp_path)
+    assert (made.virtual, made.prefix_tokens, made.masked_prefix) == (None, 11, (7, 0, 0))
     torch.testing.assert_close(logits_of(base, made), expected, atol=1e-5, rtol=0)
     read_adapter = load_adapter(tmp_path, base)
     with monkeypatch.context() as patched:
         patched.setattr(generic, "compile_virtual", None)  # not run again
-        read = compiled(runner, read_adapter, tmp_path)
-    assert read.unseen == made.unseen
+        read = with_prompt_kv(runner, read_adapter, tmp_path)
+    assert read.masked_prefix == made.masked_prefix
     assert torch.equal(logits_of(base, read), logits_of(base, made))
     config = tmp_path / "adapter_config.json"
     told = json.loads(config.read_text(encoding="utf-8"))
     told["parts"]["p-tuning-v2"]["layers"] = [0, 2]  # the weights file stays
     config.write_text(json.dumps(told), encoding="utf-8")
     moved = load_adapter(tmp_path, base)
-    anew, fresh = compiled(runner, moved, tmp_path), compiled(runner, moved)
+    anew, fresh = with_prompt_kv(runner, moved, tmp_path), with_prompt_kv(runner, moved)
     assert anew.prefix is not None
     assert fresh.prefix is not None
     assert torch.equal(anew.prefix[0], fresh.prefix[0])
-    assert anew.unseen == (0, 7, 0)
+    assert anew.masked_prefix == (0, 7, 0)
 
 
 def logits_of(base: Base, contribution: Any) -> Tensor:

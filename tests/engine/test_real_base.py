@@ -6,9 +6,9 @@ from tests.engine.conftest import answered, request_of
 
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.request import Request
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -38,7 +38,7 @@ def test_64_mixed_requests_of_8_tasks_give_what_each_gives_alone() -> None:
         torch.manual_seed(seed)
         for parameter in adapter.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
-        served = compiled(GenericRunner(base), adapter)
+        served = with_prompt_kv(GenericRunner(base), adapter)
         template = Template(base.tokenizer, instruction=instruction)
         tasks.append(LoadedTask(f"t{seed}", 0, template, served, base))
     prompts = [

@@ -251,7 +251,7 @@ def test_training_sees_the_prompt_of_generation_and_learns_the_answer(
     rendered = template.example(example)
     prompt, answer = template.prompt(turns), [*sp.encode("喝牛奶。"), 2]
     assert list(rendered.ids) == prompt + answer
-    assert rendered.learned[len(prompt) - 1 :] == (False, *[True] * len(answer))
+    assert rendered.loss_mask[len(prompt) - 1 :] == (False, *[True] * len(answer))
     assert template.answer_ids("喝牛奶。") == answer
     # ChatGLM3's turns stand apart, so the first answer is learned too; ChatGLM2's rounds are one.
     both = "<|user|>" in tokenizer.get_vocab()

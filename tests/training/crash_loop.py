@@ -22,8 +22,8 @@ import transformers
 from tests.conftest import tiny_model, tiny_tokenizer
 
 import onebase
-from onebase.adapters.runs import RunStore
 from onebase.model.base import Base
+from onebase.runs.run import RunStore
 from onebase.training.resume import resume
 
 ROOT = Path(__file__).parents[2]

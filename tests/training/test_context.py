@@ -20,9 +20,9 @@ from transformers import (
 )
 
 import onebase
-from onebase.adapters.runs import RunStore
 from onebase.errors import DataError
 from onebase.model.base import Base
+from onebase.runs.run import RunStore
 
 CONTEXT = 48
 SIZES: dict[str, Any] = {

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import onebase
-from onebase.adapters.runs import RunStore
 from onebase.model.base import Base
-from onebase.training.learner import Learner
-from onebase.training.race import race
-from onebase.training.space import Configuration, Space
+from onebase.runs.run import RunStore
+from onebase.search.race import race
+from onebase.search.space import Configuration, Space
+from onebase.training.job_state import Learner
 
 
 class Heard:

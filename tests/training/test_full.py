@@ -18,7 +18,7 @@ from onebase.errors import CorruptFileError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
 from onebase.training.job import Job
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 from onebase.training.loop import step_together
 
 SETTINGS = {"batch_size": 4, "epochs": 3, "warmup": 2, "learning_rate": 1e-3}
@@ -47,7 +47,7 @@ def test_full_equals_a_plain_padded_loop(
         for at, row in enumerate(rows):
             tokens = torch.tensor(row.ids)
             ids[at, : len(tokens)] = tokens
-            labels[at, : len(tokens)] = torch.where(torch.tensor(row.learned), tokens, -100)
+            labels[at, : len(tokens)] = torch.where(torch.tensor(row.loss_mask), tokens, -100)
             mask[at, : len(tokens)] = 1
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

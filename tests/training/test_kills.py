@@ -14,9 +14,9 @@ import pytest
 from tests.training.crash_loop import Trainings
 from tests.training.test_loop import write_rows
 
-from onebase.adapters.runs import Run, RunStore
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
+from onebase.runs.run import Run, RunStore
 
 Jobs = list[dict[str, Any]]
 TRAINING = "onebase.training"
@@ -90,7 +90,7 @@ MOMENTS = {
     "writing the first checkpoint": {"at": f"{TRAINING}.checkpoint:_Hashing.write", "call": 3},
     "in the middle of a step": {"at": f"{TRAINING}.loop:token_losses", "call": 12},
     "one job updated, the other not": {"at": f"{TRAINING}.learner:Learner.update", "call": 6},
-    "logging a step": {"at": "onebase.adapters.runs:Run.log", "call": 9},
+    "logging a step": {"at": "onebase.runs.run:Run.log", "call": 9},
     "during an evaluation": {"at": f"{TRAINING}.loop:mean_losses", "call": 2},
     "one job judged, the other not": {"at": f"{TRAINING}.learner:Learner.judge", "call": 4},
     "writing a checkpoint": {"at": f"{TRAINING}.checkpoint:_Hashing.write", "call": 400},
@@ -103,7 +103,7 @@ MOMENTS = {
     "storing an adapter": {"at": f"{TRAINING}.outcome:compiled"},
     "stored, not yet current": {"at": "onebase.adapters.store:AdapterStore._promote", "call": 2},
     "between two adapters": {"at": f"{TRAINING}.execution:store_once", "call": 2},
-    "after all are stored": {"at": "onebase.adapters.runs:Run.finish"},
+    "after all are stored": {"at": "onebase.runs.run:Run.finish"},
     "after the run is finished": {"at": f"{TRAINING}.keeper:RunKeeper.finish"},
 }
 
@@ -137,10 +137,10 @@ def test_killed_while_it_is_resumed(
 ) -> None:
     moments = [
         {"at": f"{TRAINING}.learner:Learner.update", "call": 9},
-        {"at": "onebase.adapters.runs:Run.cut"},
-        {"at": "onebase.adapters.runs:Run.cut", "after": True},
+        {"at": "onebase.runs.run:Run.cut"},
+        {"at": "onebase.runs.run:Run.cut", "after": True},
         {"at": f"{TRAINING}.learner:Learner.load", "call": 2},
-        {"at": "onebase.adapters.runs:Run.reopen"},
+        {"at": "onebase.runs.run:Run.reopen"},
         {"at": f"{TRAINING}.learner:Learner.update", "call": 3},
     ]
     for at, moment in enumerate(moments):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import onebase
-from onebase.adapters.runs import RunStore
 from onebase.errors import DataError
 from onebase.model.base import Base
+from onebase.runs.run import RunStore
 
 
 def write(folder: Path, words: int) -> Path:

@@ -15,7 +15,7 @@ from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
 from onebase.training import loop
 from onebase.training.job import Job, TrainOptions
-from onebase.training.learner import Learner, schedule
+from onebase.training.job_state import Learner, schedule
 from onebase.training.loop import evaluate_together, step_together, train_together
 
 WORDS = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop", "late", "new"]
@@ -125,7 +125,7 @@ def test_lora_equals_a_plain_padded_loop_in_peft(
         for at, row in enumerate(rows):
             tokens = torch.tensor(row.ids)
             ids[at, : len(tokens)] = tokens
-            labels[at, : len(tokens)] = torch.where(torch.tensor(row.learned), tokens, -100)
+            labels[at, : len(tokens)] = torch.where(torch.tensor(row.loss_mask), tokens, -100)
             mask[at, : len(tokens)] = 1
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

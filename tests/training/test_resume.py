@@ -18,16 +18,16 @@ from tests.training.test_checkpoint import flip, truncate
 from tests.training.test_loop import write_rows
 
 import onebase
-from onebase.adapters.runs import Run, RunStore
 from onebase.errors import CorruptFileError, DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.runs.checkpoint import Checkpoints
+from onebase.runs.interruption import Interrupted
+from onebase.runs.run import Run, RunStore
 from onebase.training import checkpoint, moment
 from onebase.training import learner as learner_module
 from onebase.training import train as train_module
-from onebase.training.checkpoint import Checkpoints
-from onebase.training.interruption import Interrupted
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 from onebase.training.resume import resume
 
 

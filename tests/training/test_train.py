@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import onebase
-from onebase.adapters.runs import RunStore
 from onebase.cli.training import report_line
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
-from onebase.training.learner import Learner
+from onebase.runs.run import RunStore
+from onebase.training.job_state import Learner
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class Adapter(nn.Module):
             virtual=virtual,
             placed=placed,
             prefix=None if self.prefix is None else self.prefix.keys_values(),
-            unseen=() if self.prefix is None else self.prefix.unseen(),
+            masked_prefix=() if self.prefix is None else self.prefix.masked_prefix(),
         )
 
     @property

@@ -43,7 +43,7 @@ class Contribution:
     `deltas` maps full names of linear layers to low-rank deltas, `scalings` to vectors; `virtual`
     holds the embeddings of tokens placed before the text, `placed` of tokens at marked places in
     it, both [tokens, hidden]; `prefix` the keys and values that every layer attends to besides
-    its own, each [layers, kv_heads, tokens, head_dim]. `unseen` says for each layer how many of
+    its own, each [layers, kv_heads, tokens, head_dim]. `masked_prefix` says for each layer how many of
     the prefix's first tokens it does not attend to; empty, all layers attend to all of them. They
     have their positions all the same.
     """
@@ -53,7 +53,7 @@ class Contribution:
     virtual: Tensor | None = None
     placed: Tensor | None = None
     prefix: tuple[Tensor, Tensor] | None = None
-    unseen: tuple[int, ...] = ()
+    masked_prefix: tuple[int, ...] = ()
 
     @property
     def prefix_tokens(self) -> int:
@@ -92,7 +92,7 @@ class Contribution:
             add((name, delta.scale), delta.a, delta.b, delta.factor)
         for name, scaling in sorted(self.scalings.items()):
             add((name, scaling.on_inputs), scaling.vector)
-        add(self.unseen, self.virtual, self.placed, *(self.prefix or ()))
+        add(self.masked_prefix, self.virtual, self.placed, *(self.prefix or ()))
         return digest.hexdigest()
 
 
@@ -131,7 +131,7 @@ def merged(contributions: Sequence[Contribution]) -> Contribution:
         )
         if prefixes
         else None,
-        unseen=_unseen(contributions) or (),
+        masked_prefix=_unseen(contributions) or (),
     )
 
 
@@ -192,12 +192,12 @@ def _unseen(contributions: Sequence[Contribution]) -> tuple[int, ...] | None:
     """How many of all prefixes' first tokens each layer does not attend to; None where these are
     not the first: it attends to some of a prefix that stands before them.
     """
-    layers = max(len(own.unseen) for own in contributions)
-    unseen, before = [0] * layers, 0
+    layers = max(len(own.masked_prefix) for own in contributions)
+    masked_prefix, before = [0] * layers, 0
     for own in contributions:
-        for layer, count in enumerate(own.unseen):
-            if count and unseen[layer] < before:
+        for layer, count in enumerate(own.masked_prefix):
+            if count and masked_prefix[layer] < before:
                 return None
-            unseen[layer] += count
+            masked_prefix[layer] += count
         before += own.prefix_tokens
-    return tuple(unseen)
+    return tuple(masked_prefix)

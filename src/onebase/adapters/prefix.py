@@ -95,7 +95,7 @@ class DeepPrefix(nn.Module):
         nothing = rows.new_zeros(shape.layers, *keys.shape[1:])
         return nothing.index_copy(0, chosen, keys), nothing.index_copy(0, chosen, values)
 
-    def unseen(self) -> tuple[int, ...]:
+    def masked_prefix(self) -> tuple[int, ...]:
         """For each layer how many of the prefix's tokens it does not attend to: none or all.
         Empty where every layer has the prefix.
         """

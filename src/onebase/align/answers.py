@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onebase.data.template import Rendered
-from onebase.engine.forward import Reading
+from onebase.engine.forward import PassOutput
 from onebase.engine.rows import PlacedRows, TokenRow, even_groups
 
 
@@ -48,10 +48,10 @@ def answered(rendered: Rendered) -> Answered:
     return Answered(rendered.ids[: rendered.begin], rendered.ids[rendered.begin :])
 
 
-def by_row(reading: Reading, placed: PlacedRows, rows: int) -> Tensor:
+def by_row(output: PassOutput, placed: PlacedRows, rows: int) -> Tensor:
     """The log-probability of each row's labels, summed, [rows]."""
-    total = torch.zeros(rows, device=reading.losses.device)
-    return total.index_add(0, placed.row.to(total.device), -reading.losses)
+    total = torch.zeros(rows, device=output.losses.device)
+    return total.index_add(0, placed.row.to(total.device), -output.losses)
 
 
 def tokens_by_row(values: Tensor, row_of: Tensor, rows: Sequence[int]) -> Tensor:

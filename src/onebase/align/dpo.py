@@ -19,10 +19,10 @@ from onebase.align.trainee import RATE, Trainee
 from onebase.align.unlearned import no_gradient, nothing_better
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
+from onebase.training.batch_sampler import Order
 from onebase.training.job import TrainOptions
-from onebase.training.learner import schedule
+from onebase.training.job_state import schedule
 from onebase.training.loop import pack_tokens
-from onebase.training.order import Order
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -225,8 +225,8 @@ def _passes(
     for group in packs(units, tokens):
         placed = [row for index in group for row in units[index]]
         own = {POLICY: learning.trainee.adapter.contribution(), REFERENCE: learning.reference}
-        reading, where = read_rows(base, placed, own)
-        sums = by_row(reading, where, len(placed))
+        output, where = read_rows(base, placed, own)
+        sums = by_row(output, where, len(placed))
         at, policy, reference = 0, [], []
         for index in group:
             policy.append(sums[at : at + 2])

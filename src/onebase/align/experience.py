@@ -115,17 +115,17 @@ def experience(models: Models, rollouts: list[Rollout], options: RolloutOptions)
     with torch.no_grad():
         for group in packs(units, pack_tokens(base.device)):
             rows = [row for index in group for row in units[index]]
-            reading, placed = read_rows(
+            output, placed = read_rows(
                 base, rows, own, temperature=options.temperature, entropies=not said
             )
             for number, row in enumerate(rows):
                 if row.adapter in (POLICY, REFERENCE):
-                    mine = (placed.row == number).to(reading.losses.device)
-                    parts.setdefault(str(row.adapter), []).append(-reading.losses[mine])
+                    mine = (placed.row == number).to(output.losses.device)
+                    parts.setdefault(str(row.adapter), []).append(-output.losses[mine])
                     if row.adapter == POLICY:
-                        parts.setdefault(ENTROPY, []).append(reading.entropies[mine])
+                        parts.setdefault(ENTROPY, []).append(output.entropies[mine])
                     continue
-                states = reading.states[(placed.stated_row == number).to(reading.states.device)]
+                states = output.states[(placed.hidden_state_row == number).to(output.states.device)]
                 if isinstance(reward, LearnedReward):
                     raw.append(reward.standard(float(reward.head(states)[0])))
     if isinstance(reward, FunctionReward):
@@ -154,9 +154,9 @@ def _values(base: Base, value: Trainee, rollouts: list[Rollout], trunk: Trunk | 
     with torch.no_grad():
         for group in packs([[row] for row in rows], pack_tokens(base.device)):
             asked = [rows[index] for index in group]
-            reading, placed = read_rows(base, asked, own, trunk=trunk)
-            states = value.head(reading.states)
-            row_of = placed.stated_row.to(states.device)
+            output, placed = read_rows(base, asked, own, trunk=trunk)
+            states = value.head(output.states)
+            row_of = placed.hidden_state_row.to(states.device)
             values += [states[row_of == number] for number in range(len(group))]
     return _padded(values)
 

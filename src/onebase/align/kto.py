@@ -24,10 +24,10 @@ from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.training.batch_sampler import Order
 from onebase.training.job import TrainOptions
-from onebase.training.learner import schedule
+from onebase.training.job_state import schedule
 from onebase.training.loop import pack_tokens
-from onebase.training.order import Order
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -264,8 +264,8 @@ def _of_two_prompts(data: PreferenceData) -> list[Answered]:
 
 def _sums(base: Base, rows: Sequence[TokenRow], own: dict[str, Contribution]) -> Tensor:
     """The log-probabilities of whole answers, [rows]."""
-    reading, placed = read_rows(base, rows, own)
-    return by_row(reading, placed, len(rows))
+    output, placed = read_rows(base, rows, own)
+    return by_row(output, placed, len(rows))
 
 
 def _losses(

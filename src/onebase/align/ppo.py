@@ -221,13 +221,13 @@ def _policy_gradients(
     measured = dict.fromkeys(("policy_loss", "clip_fraction", "moved"), 0.0)
     rows = [found.rollouts[index].tokens.written_by(POLICY) for index in chosen]
     for group in packs([[row] for row in rows], pack_tokens(base.device)):
-        reading, placed = read_rows(
+        output, placed = read_rows(
             base,
             [rows[index] for index in group],
             {POLICY: adapter.contribution()},
             temperature=rolling.temperature,
         )
-        logprobs = -tokens_by_row(reading.losses, placed.row, range(len(group)))
+        logprobs = -tokens_by_row(output.losses, placed.row, range(len(group)))
         mine = [chosen[index] for index in group]
         mask, longest = _mask(found, mine)
         surrogate = policy_loss(
@@ -263,13 +263,15 @@ def _value_gradients(
     base, total = models.base, 0.0
     rows = [found.rollouts[index].tokens.valued_by(VALUE) for index in chosen]
     for group in packs([[row] for row in rows], pack_tokens(base.device)):
-        reading, placed = read_rows(
+        output, placed = read_rows(
             base,
             [rows[index] for index in group],
             {VALUE: value.adapter.contribution()},
             trunk=found.trunk,
         )
-        values = tokens_by_row(value.head(reading.states), placed.stated_row, range(len(group)))
+        values = tokens_by_row(
+            value.head(output.states), placed.hidden_state_row, range(len(group))
+        )
         mine = [chosen[index] for index in group]
         mask, longest = _mask(found, mine)
         assert found.values is not None

@@ -36,8 +36,8 @@ from onebase.data.rows import read_rows
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.training.batch_sampler import Order
 from onebase.training.job import Job
-from onebase.training.order import Order
 
 WATCHED = 4
 _DRAWS = 1 << 32  # apart from the seeds of the steps

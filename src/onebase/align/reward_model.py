@@ -25,10 +25,10 @@ from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.training.batch_sampler import Order
 from onebase.training.job import TrainOptions
-from onebase.training.learner import schedule
+from onebase.training.job_state import schedule
 from onebase.training.loop import pack_tokens
-from onebase.training.order import Order
 
 DEFAULT_METHOD = "lora"
 SCORE = "reward"  # the one adapter in these passes
@@ -214,8 +214,8 @@ def _scored(base: Base, trainee: Trainee, rows: Sequence[PreferenceRow], tokens:
     units = [[answer.scored_by(SCORE) for answer in row.answers] for row in rows]
     for group in packs(units, tokens):
         placed: list[TokenRow] = [row for index in group for row in units[index]]
-        reading, _ = read_rows(base, placed, {SCORE: trainee.adapter.contribution()})
-        yield trainee.head(reading.states), [rows[index] for index in group]
+        output, _ = read_rows(base, placed, {SCORE: trainee.adapter.contribution()})
+        yield trainee.head(output.states), [rows[index] for index in group]
 
 
 def judged(

@@ -22,8 +22,8 @@ from onebase.align.answers import Answered, answered
 from onebase.align.recorded import other_precision, require_base
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.errors import DataError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -157,7 +157,7 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
     return LearnedReward(
         name=stored.name,
         adapter=adapter,
-        contribution=compiled(GenericRunner(base), adapter, stored.path),
+        contribution=with_prompt_kv(GenericRunner(base), adapter, stored.path),
         head=adapter.head.requires_grad_(False),
         template=Template.from_config(base.tokenizer, stored.record["template"]),
         mean=float(metrics["score_mean"]),

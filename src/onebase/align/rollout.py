@@ -8,9 +8,9 @@ from onebase.align.answers import Answered
 from onebase.align.rewards import Prompt
 from onebase.data.template import Template
 from onebase.engine.batch import Batch
-from onebase.engine.compiled import compiled
 from onebase.engine.pool import LoadedTask
 from onebase.engine.prompt import request_for
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.request import Request
 from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
@@ -47,7 +47,7 @@ def roll_out(
     on it and the prompt's place alone. Raises UsageError for a prompt that leaves no room.
     """
     batch = Batch(runner_for(base, slots=SLOTS), slots=SLOTS)
-    task = LoadedTask(POLICY, 0, template, compiled(batch.runner, policy), base)
+    task = LoadedTask(POLICY, 0, template, with_prompt_kv(batch.runner, policy), base)
     requests = []
     for index, prompt in enumerate(prompts):
         own = sampling

@@ -16,18 +16,18 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from onebase.adapters.runs import Ending, Run
 from onebase.adapters.workspace import Workspace
 from onebase.data.example import BadRow
 from onebase.data.template import Template
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.training.checkpoint import Checkpoints
+from onebase.runs.checkpoint import Checkpoints
+from onebase.runs.interruption import Interrupted, Interruption
+from onebase.runs.recorder import list_skipped
+from onebase.runs.render_date import date_kept, moment_of, present, recorded
+from onebase.runs.run import Ending, Run
 from onebase.training.execution import resume_command
-from onebase.training.interruption import Interrupted, Interruption
-from onebase.training.moment import date_kept, moment_of, present, recorded
-from onebase.training.record import list_skipped
 from onebase.training.resume import interrupted_run
 
 SAVE_SECONDS = 60.0

@@ -56,6 +56,6 @@ def score_answers(
     for group in packs(units, 2 * pack_tokens(base.device)):
         with torch.inference_mode():
             rows = [row for index in group for row in units[index]]
-            reading, _ = read_rows(base, rows, {REWARD: model.contribution})
-            scores += [model.standard(score) for score in model.head(reading.states).tolist()]
+            output, _ = read_rows(base, rows, {REWARD: model.contribution})
+            scores += [model.standard(score) for score in model.head(output.states).tolist()]
     return scores

@@ -27,13 +27,13 @@ from onebase.data.places import without_marks
 from onebase.data.preferences import BARE
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.generic_runner import GenericRunner
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job, check_seed
-from onebase.training.outcome import LEARNED, already_stored, not_promoted
+from onebase.training.stored_result import LEARNED, already_stored, not_promoted
 
 Chosen = TypeVar("Chosen", bound=BaseModel)
 
@@ -263,7 +263,7 @@ def store_aligned(
     def write(folder: Path) -> None:
         save_adapter(adapter, folder, base)
         # Kept beside the weights, so loading is quick.
-        compiled(GenericRunner(base), adapter, folder)
+        with_prompt_kv(GenericRunner(base), adapter, folder)
 
     store = AdapterStore(workspace)
     stored = already_stored(store, run.run, task) or store.add(

@@ -12,7 +12,7 @@ from onebase.adapters.head import ScalarHead
 from onebase.align.run import require_finite
 from onebase.model.base import Base
 from onebase.training.job import Job
-from onebase.training.learner import parameter_groups
+from onebase.training.job_state import parameter_groups
 
 # Preferences move a policy that can already answer: a tenth of the rate it learned that with.
 RATE = 0.1

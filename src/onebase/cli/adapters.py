@@ -130,8 +130,8 @@ def import_command(
     # Late: only this command of the group needs the engine.
     from onebase.adapters.importing import find_adapter, read_adapter
     from onebase.data.template import Template
-    from onebase.engine.compiled import compiled
     from onebase.engine.generic_runner import GenericRunner
+    from onebase.engine.prompt_kv import with_prompt_kv
     from onebase.model.base import Base
 
     session = begin(workspace, as_json, lang)
@@ -144,7 +144,7 @@ def import_command(
 
     def write(target: Path) -> None:
         found.write(target)
-        compiled(GenericRunner(loaded), found.adapter, target)
+        with_prompt_kv(GenericRunner(loaded), found.adapter, target)
 
     item = session.store.add(
         task,

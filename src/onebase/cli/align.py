@@ -43,7 +43,7 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.serving.presence import making_way
 from onebase.training.execution import summary
-from onebase.training.outcome import asked_as
+from onebase.training.stored_result import asked_as
 
 align_app = typer.Typer(
     no_args_is_help=True,

@@ -10,7 +10,7 @@ from onebase.cli.progress import bars
 from onebase.cli.session import note
 from onebase.cli.training import Stopped
 from onebase.language import say
-from onebase.training.interruption import Interrupted
+from onebase.runs.interruption import Interrupted
 
 
 class AlignDisplay:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 import onebase.demo
-from onebase.adapters.runs import RunStore
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.session import (
     BaseOption,
@@ -29,6 +28,7 @@ from onebase.errors import unknown
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE, lasting_name
+from onebase.runs.run import RunStore
 from onebase.training.job import Job, read_jobs
 from onebase.training.train import summary
 

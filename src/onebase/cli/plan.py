@@ -31,8 +31,8 @@ from onebase.cli.training import (
 )
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
-from onebase.training.advice import gigabytes
-from onebase.training.plan import Plan, plan
+from onebase.planning.advice import gigabytes
+from onebase.planning.plan import Plan, plan
 from onebase.training.train import check_jobs
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from onebase.cli.session import note
 from onebase.language import say
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 
 def bars(counted: str = "{task.completed}/{task.total}") -> Progress:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from onebase.cli.ladder import RaceDisplay, ladder_header, ladder_rows
+from onebase.cli.leaderboard import RaceDisplay, ladder_header, ladder_rows
 from onebase.cli.session import (
     BaseOption,
     EncodingOption,
@@ -35,15 +35,15 @@ from onebase.cli.training import (
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.runs.interruption import Interrupted
+from onebase.search.budget import Budget
+from onebase.search.race import Raced, race
+from onebase.search.space import Space, default_space, read_space
+from onebase.search.successive_halving import entrant_job
 from onebase.serving.presence import making_way
-from onebase.training.budget import Budget
-from onebase.training.course import entrant_job
 from onebase.training.execution import summary
-from onebase.training.interruption import Interrupted
 from onebase.training.job import Job
-from onebase.training.outcome import asked_as
-from onebase.training.race import Raced, race
-from onebase.training.space import Space, default_space, read_space
+from onebase.training.stored_result import asked_as
 from onebase.training.train import precision_for
 
 

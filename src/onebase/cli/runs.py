@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from onebase.adapters.runs import Run, RunStore
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
 from onebase.language import say
+from onebase.runs.run import Run, RunStore
 
 runs_app = typer.Typer(help="Past runs.")
 

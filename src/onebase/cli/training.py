@@ -27,10 +27,10 @@ from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.runs.interruption import Interrupted
 from onebase.serving.presence import making_way
-from onebase.training.interruption import Interrupted
 from onebase.training.job import Job, TaskFile, read_jobs
-from onebase.training.outcome import LEARNED, asked_as
+from onebase.training.stored_result import LEARNED, asked_as
 from onebase.training.train import check_jobs, precision_for, summary, train
 
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]

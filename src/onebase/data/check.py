@@ -91,8 +91,8 @@ def check(
     good = dataset.examples
     if held_out:
         held_out, _ = rendered_examples(held_out, template)
-    learned = [sum(tokens.learned) for tokens in rendered]
-    prompt = [len(tokens.ids) - sum(tokens.learned) for tokens in rendered]
+    learned = [sum(tokens.loss_mask) for tokens in rendered]
+    prompt = [len(tokens.ids) - sum(tokens.loss_mask) for tokens in rendered]
     labels = Counter(example.answer for example in good) if dataset.labels else Counter()
     nothing_learned = [example for example, count in zip(good, learned, strict=True) if not count]
     return CheckReport(

@@ -90,7 +90,7 @@ class _Read:
     @property
     def lengths(self) -> tuple[int, ...]:
         """The tokens of each answer."""
-        return tuple(sum(tokens.learned) for tokens in self.rendered)
+        return tuple(sum(tokens.loss_mask) for tokens in self.rendered)
 
 
 def check_preferences(

@@ -22,12 +22,12 @@ _SETTINGS = ("kind", "instruction", "max_tokens")
 
 @dataclass(frozen=True)
 class Rendered:
-    """An example as token ids; `learned[i]` says whether `ids[i]` is to be predicted. `rewritten` counts
-    the earlier answers that are not learned because the chat template rewrites them.
+    """An example as token ids; `loss_mask[i]` says whether `ids[i]` is to be predicted. `rewritten` counts
+    the earlier answers that are not trained on because the chat template rewrites them.
     """
 
     ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     truncated: bool
     rewritten: int = 0
 
@@ -35,7 +35,7 @@ class Rendered:
     def begin(self) -> int:
         """Where the last answer begins; the number of tokens where nothing is left of it."""
         begin = len(self.ids)
-        while begin > 0 and self.learned[begin - 1]:
+        while begin > 0 and self.loss_mask[begin - 1]:
             begin -= 1
         return begin
 

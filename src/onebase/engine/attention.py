@@ -94,25 +94,25 @@ class PackedAttention:
 class _Block:
     """Some tokens of a node: their rows in the pack, `queries`, the first at `position` of its
     text; the rows of what they may attend to, `keys`, at positions from 0; and how many of these
-    each layer does not see (as Contribution's `unseen`).
+    each layer does not see (as Contribution's `masked_prefix`).
     """
 
     queries: Tensor
     position: int
     keys: Tensor
-    unseen: tuple[int, ...]
+    masked_prefix: tuple[int, ...]
 
 
 def _blocks(pack: Pack, index: int, offsets: Mapping[str, tuple[int, int]]) -> Iterator[_Block]:
     """The tokens of a node in blocks of about _BLOCK."""
     node = pack.nodes[index]
     keys = _key_rows(pack, index, offsets)
-    unseen = () if node.adapter is None else pack.contributions[node.adapter].unseen
+    masked_prefix = () if node.adapter is None else pack.contributions[node.adapter].masked_prefix
     parts = max(1, round(node.length / _BLOCK))
     cuts = [node.length * part // parts for part in range(parts + 1)]
     for begin, end in pairwise(cuts):
         queries = torch.arange(node.start + begin, node.start + end)
-        yield _Block(queries, node.position + begin, keys[: node.position + end], unseen)
+        yield _Block(queries, node.position + begin, keys[: node.position + end], masked_prefix)
 
 
 def _alike(sizes: Sequence[tuple[int, int]], device: torch.device) -> list[list[int]]:
@@ -149,7 +149,7 @@ class _BlockBatch:
     """
 
     def __init__(self, blocks: Sequence[_Block], device: torch.device) -> None:
-        self._unseen = [block.unseen for block in blocks]
+        self._unseen = [block.masked_prefix for block in blocks]
         self._rows = len(blocks)
         self._query_length = max(len(block.queries) for block in blocks)
         self._key_length = max(len(block.keys) for block in blocks)
@@ -186,14 +186,14 @@ class _BlockBatch:
         return out if self._own is None else out.index_select(0, self._own)
 
     def _mask(
-        self, unseen: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
+        self, masked_prefix: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
     ) -> Tensor:
         """Zero where a query sees a key, minus infinity elsewhere, [blocks, 1, group * Lq, Lk]."""
-        wanted = (unseen, window, group, dtype)
+        wanted = (masked_prefix, window, group, dtype)
         if wanted not in self._masks:
             seen = self._distance >= 0
-            if unseen:
-                seen = seen & behind(unseen, self._key_length, seen.device)[:, None]
+            if masked_prefix:
+                seen = seen & behind(masked_prefix, self._key_length, seen.device)[:, None]
             if window is not None:
                 padding = self._distance > 1 << 28  # a padded query may see anything
                 seen = seen & ((self._distance < window) | padding)
@@ -205,15 +205,15 @@ class _BlockBatch:
 
 def unseen_in(layer: int, rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """How many of its first keys each row does not attend to in `layer`, of what it has for every
-    layer (as Contribution's `unseen`); empty where each attends to all of its own.
+    layer (as Contribution's `masked_prefix`); empty where each attends to all of its own.
     """
-    counts = tuple(unseen[layer] if unseen else 0 for unseen in rows)
+    counts = tuple(masked_prefix[layer] if masked_prefix else 0 for masked_prefix in rows)
     return counts if any(counts) else ()
 
 
-def behind(unseen: Sequence[int], keys: int, device: torch.device) -> Tensor:
+def behind(masked_prefix: Sequence[int], keys: int, device: torch.device) -> Tensor:
     """Whether a key of a row comes after those that the row does not attend to, [rows, keys]."""
-    first = torch.tensor(unseen, device=device)
+    first = torch.tensor(masked_prefix, device=device)
     return torch.arange(keys, device=device)[None] >= first[:, None]
 
 

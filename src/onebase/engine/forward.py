@@ -40,7 +40,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PassOutput:
     """What one pass says of its labels and rows: `losses` (nats) and `entropies` (nats, without
     gradient; empty unless asked for), both [labels]; `states`, what enters the language-model head
     at the rows asked for, [states, hidden].
@@ -60,7 +60,7 @@ class Pass:
     enters layer `first` is what the model is given, and what would enter layer `last` goes into
     `reached`. With `labels` the head computes their losses, into `losses`, and no logits; and
     their entropies, where there is a tensor for them. What enters the head at the kept rows
-    `stated` goes into `states`. `decoding` says that it is a token for each sequence of a batch.
+    `hidden_states_at` goes into `states`. `decoding` says that it is a token for each sequence of a batch.
     """
 
     attention: Attention
@@ -72,7 +72,7 @@ class Pass:
     labels: Labels | None = None
     losses: list[Tensor] = field(default_factory=list)
     entropies: Tensor | None = None
-    stated: Tensor | None = None
+    hidden_states_at: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
     decoding: bool = False
 
@@ -214,8 +214,8 @@ def _head_forward(own: Linear, current: _Current) -> Callable[..., Any]:
 
     def entered(hidden: Tensor) -> Any:
         now = current.value
-        if now is not None and now.stated is not None:
-            now.states.append(hidden.flatten(0, -2).index_select(0, now.stated))
+        if now is not None and now.hidden_states_at is not None:
+            now.states.append(hidden.flatten(0, -2).index_select(0, now.hidden_states_at))
         if now is None or now.labels is None:
             return own.plainly(hidden, decoding=now is not None and now.decoding)
         kept = hidden.flatten(0, -2).index_select(0, now.labels.at)
@@ -291,18 +291,18 @@ def read_pack(
     pack: Pack,
     keep: Tensor,
     labels: Labels,
-    stated: Tensor,
+    hidden_states_at: Tensor,
     *,
     entropies: bool = False,
     checkpointing: bool = False,
     first: int = 0,
     entering: Tensor | None = None,
-) -> Reading:
+) -> PassOutput:
     """The loss of every label that the rows `keep` of a pack predict, with `entropies` their
-    entropies too, and the states of the kept rows `stated`; else as `run_pack`.
+    entropies too, and the states of the kept rows `hidden_states_at`; else as `run_pack`.
     """
     labels = Labels(labels.at.to(base.device), labels.target.to(base.device), labels.temperature)
-    stated = stated.to(base.device)
+    hidden_states_at = hidden_states_at.to(base.device)
     if entering is None:
         entering = pack.embeddings(base.embedding)
     fused = _fused_head(base)
@@ -314,17 +314,17 @@ def read_pack(
         first,
         labels=labels if fused else None,
         entropies=seen if fused and entropies else None,
-        stated=stated if len(stated) else None,
+        hidden_states_at=hidden_states_at if len(hidden_states_at) else None,
     )
     logits = run(base, entering, pack.positions(), now, keep)
     states = now.states[0] if now.states else entering.new_empty(0, base.shape.hidden)
     if fused:
-        return Reading(now.losses[0], seen, states)
+        return PassOutput(now.losses[0], seen, states)
     own = logits.index_select(0, labels.at).float() / labels.temperature
     if entropies:
         with torch.no_grad():
             seen = torch.special.entr(own.softmax(-1)).sum(-1)
-    return Reading(cross_entropy(own, labels.target, reduction="none"), seen, states)
+    return PassOutput(cross_entropy(own, labels.target, reduction="none"), seen, states)
 
 
 def _deltas(base: Base, pack: Pack) -> Deltas | None:

@@ -147,7 +147,7 @@ class GenericRunner:
         if request.computed + chunk.length < len(request.prompt):
             self._begun[request] = (keys.contiguous(), values.contiguous())  # not the whole pack's
             return
-        self._cache.admit(keys, values, request.contribution.unseen)
+        self._cache.admit(keys, values, request.contribution.masked_prefix)
         del self._begun[request]
         self._decoding.append(request)
         self._deltas = None

@@ -43,16 +43,16 @@ class KVCache:
         """How many slots hold a sequence."""
         return len(self.lengths)
 
-    def admit(self, keys: Tensor, values: Tensor, unseen: tuple[int, ...] = ()) -> None:
+    def admit(self, keys: Tensor, values: Tensor, masked_prefix: tuple[int, ...] = ()) -> None:
         """Put a sequence's keys and values, [layers, kv_heads, tokens, head_dim], in a slot. They
-        begin with its prefix, `unseen` of which each layer does not attend to.
+        begin with its prefix, `masked_prefix` of which each layer does not attend to.
         """
         tokens = keys.shape[2]
         self._reserve(self.used + 1, tokens + 1)
         self._keys[:, self.used, :, :tokens] = keys
         self._values[:, self.used, :, :tokens] = values
         self.lengths.append(tokens)
-        self._unseen.append(unseen)
+        self._unseen.append(masked_prefix)
 
     def release(self, slot: int) -> None:
         """Free a slot; the last sequence moves into it."""
@@ -102,7 +102,7 @@ class KVCache:
 
 class DecodeAttention:
     """Each sequence's newest token attends to the whole of its own sequence, but for what is
-    `unseen` of its prefix in a layer.
+    `masked_prefix` of its prefix in a layer.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class DecodeAttention:
         keys: Tensor,
         values: Tensor,
         lengths: list[int],
-        unseen: Sequence[tuple[int, ...]],
+        masked_prefix: Sequence[tuple[int, ...]],
     ) -> None:
         self._keys = keys
         self._values = values
-        self._unseen = tuple(unseen)
+        self._unseen = tuple(masked_prefix)
         self._count = len(lengths)
         self._longest = max(lengths) + 1
         self._slots = torch.arange(self._count, device=keys.device)
@@ -138,13 +138,13 @@ class DecodeAttention:
         return rule.apply(q, k, v, mask).reshape(count, heads, head_dim)
 
     def _mask(
-        self, unseen: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
+        self, masked_prefix: tuple[int, ...], window: int | None, group: int, dtype: torch.dtype
     ) -> Tensor:
-        wanted = (unseen, window, group)
+        wanted = (masked_prefix, window, group)
         if wanted not in self._masks:
             seen = self._ago >= 0
-            if unseen:
-                seen = seen & behind(unseen, self._longest, seen.device)
+            if masked_prefix:
+                seen = seen & behind(masked_prefix, self._longest, seen.device)
             if window is not None:
                 seen = seen & (self._ago < window)
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)

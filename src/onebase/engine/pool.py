@@ -17,7 +17,7 @@ from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
 from onebase.data.places import without_marks
 from onebase.data.template import Template
-from onebase.engine.compiled import Compiler, compiled
+from onebase.engine.prompt_kv import Compiler, with_prompt_kv
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
@@ -129,7 +129,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
             found = _hash(adapter.eval().contribution().digest(), template)
         compiler = self._compiler_of(base)
         with self._turn:
-            contribution = compiled(compiler, adapter, folder)
+            contribution = with_prompt_kv(compiler, adapter, folder)
         task = LoadedTask(_task_of(name), version, template, contribution, base, labels, found)
         return self._put(name, task)
 

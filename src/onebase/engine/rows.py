@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onebase.adapters.contribution import Contribution
-from onebase.engine.forward import Labels, Reading, read_pack
+from onebase.engine.forward import Labels, PassOutput, read_pack
 from onebase.engine.pack import Pack
 from onebase.engine.trunk import Trunk, depth_of
 from onebase.model.base import Base
@@ -19,14 +19,14 @@ _SLACK = 0.25  # how much more than its budget a group may hold, so that none is
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One text for one adapter (None: the bare base): its tokens, and which are labels. `stated`
+    """One text for one adapter (None: the bare base): its tokens, and which are labels. `hidden_states_at`
     names the tokens (by index) whose state is asked for: what enters the language-model head.
     """
 
     adapter: str | None
     ids: tuple[int, ...]
-    learned: tuple[bool, ...]
-    stated: tuple[int, ...] = ()
+    loss_mask: tuple[bool, ...]
+    hidden_states_at: tuple[int, ...] = ()
 
     def bare(self) -> "TokenRow":
         """This row for the bare base: without an adapter, and without placed virtual tokens."""
@@ -34,27 +34,27 @@ class TokenRow:
         return TokenRow(
             None,
             tuple(self.ids[index] for index in kept),
-            tuple(self.learned[index] for index in kept),
+            tuple(self.loss_mask[index] for index in kept),
         )
 
     @property
     def labels(self) -> int:
         """How many tokens have a loss; the first token of a text has none to predict it."""
-        return sum(self.learned[1:])
+        return sum(self.loss_mask[1:])
 
     @property
     def context(self) -> int:
         """How many tokens there are before the first label (or up to the first state)."""
-        if True in self.learned:
-            return self.learned.index(True)
-        return self.stated[0] + 1 if self.stated else len(self.ids)
+        if True in self.loss_mask:
+            return self.loss_mask.index(True)
+        return self.hidden_states_at[0] + 1 if self.hidden_states_at else len(self.ids)
 
 
 @dataclass(frozen=True)
 class PlacedRows:
     """A pack of rows: `predict`, the pack's rows that are needed, each once; for every label `at`
-    (an index into `predict`), its `target` token, and the `row` it is of; for every state `stated`
-    (an index into `predict`) and the `stated_row` it is of. `nodes` has the pack's nodes of every
+    (an index into `predict`), its `target` token, and the `row` it is of; for every state `hidden_states_at`
+    (an index into `predict`) and the `hidden_state_row` it is of. `nodes` has the pack's nodes of every
     row in order, those that rows share included.
     """
 
@@ -63,8 +63,8 @@ class PlacedRows:
     at: Tensor
     target: Tensor
     row: Tensor
-    stated: Tensor
-    stated_row: Tensor
+    hidden_states_at: Tensor
+    hidden_state_row: Tensor
     nodes: list[list[int]]
 
 
@@ -89,14 +89,16 @@ def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -
                 added = pack.add(adapter, row.ids[begun:], parents[-1] if parents else None)
                 nodes[index] = [*parents, added]
     spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
-    stated: list[tuple[int, int]] = []  # pack row, row
+    hidden_states_at: list[tuple[int, int]] = []  # pack row, row
     for index, row in enumerate(rows):
         line = [spot for node in nodes[index] for spot in pack.rows(node)]
         for offset in range(len(row.ids)):
-            if row.learned[offset] and offset > 0:
+            if row.loss_mask[offset] and offset > 0:
                 spots.append((line[offset - 1], row.ids[offset], index))
-        stated += [(line[offset], index) for offset in row.stated]
-    needed = torch.tensor([spot for spot, _, _ in spots] + [spot for spot, _ in stated]).long()
+        hidden_states_at += [(line[offset], index) for offset in row.hidden_states_at]
+    needed = torch.tensor(
+        [spot for spot, _, _ in spots] + [spot for spot, _ in hidden_states_at]
+    ).long()
     predict, at = torch.unique(needed, return_inverse=True)
     return PlacedRows(
         pack,
@@ -105,7 +107,7 @@ def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -
         torch.tensor([target for _, target, _ in spots]).long(),
         torch.tensor([row for _, _, row in spots]).long(),
         at[len(spots) :],
-        torch.tensor([row for _, row in stated]).long(),
+        torch.tensor([row for _, row in hidden_states_at]).long(),
         nodes,
     )
 
@@ -133,7 +135,7 @@ def read_rows(
     entropies: bool = False,
     checkpointing: bool = False,
     trunk: Trunk | None = None,
-) -> tuple[Reading, PlacedRows]:
+) -> tuple[PassOutput, PlacedRows]:
     """The loss of every label in `rows` and the states they ask for, in one pass over the base.
 
     Differentiable in the contributions. With `checkpointing` the backward pass computes every
@@ -148,18 +150,18 @@ def read_rows(
         moved = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
         if trunk.usable(lowest, moved=moved):
             first, entering = lowest, _entering(trunk, lowest, rows, placed)
-    reading = read_pack(
+    output = read_pack(
         base,
         placed.pack,
         placed.predict,
         Labels(placed.at, placed.target, temperature),
-        placed.stated,
+        placed.hidden_states_at,
         entropies=entropies,
         checkpointing=checkpointing,
         first=first,
         entering=entering,
     )
-    return reading, placed
+    return output, placed
 
 
 def token_losses(
@@ -173,8 +175,8 @@ def token_losses(
     """The loss (negative log-probability, nats) of every label in `rows`, and its row, both
     [labels]; else as `read_rows`.
     """
-    reading, placed = read_rows(base, rows, contributions, checkpointing=checkpointing, trunk=trunk)
-    return reading.losses, placed.row.to(reading.losses.device)
+    output, placed = read_rows(base, rows, contributions, checkpointing=checkpointing, trunk=trunk)
+    return output.losses, placed.row.to(output.losses.device)
 
 
 def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PlacedRows) -> Tensor:
@@ -221,7 +223,9 @@ def _shared(rows: Sequence[TokenRow]) -> int:
     if len(rows) < 2:
         return 0
     first = rows[0]
-    columns = zip(*(zip(row.ids[:-1], row.learned[:-1], strict=True) for row in rows), strict=False)
+    columns = zip(
+        *(zip(row.ids[:-1], row.loss_mask[:-1], strict=True) for row in rows), strict=False
+    )
     alike = takewhile(
         lambda column: all(token == column[0] and not token[1] for token in column), columns
     )

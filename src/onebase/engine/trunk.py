@@ -44,8 +44,8 @@ def depth(contribution: Contribution, layers: int) -> int:
         return 0
     changed = [layer_of(name) for name in (*contribution.deltas, *contribution.scalings)]
     if contribution.prefix is not None:
-        unseen = contribution.unseen or (0,) * layers
-        changed += [at for at in range(layers) if unseen[at] < contribution.prefix_tokens]
+        masked_prefix = contribution.masked_prefix or (0,) * layers
+        changed += [at for at in range(layers) if masked_prefix[at] < contribution.prefix_tokens]
     return min(changed, default=layers)
 
 
@@ -158,7 +158,7 @@ class Trunk:
         shape = self._base.shape
         size = (shape.layers, shape.kv_heads, _MOVED_BY, shape.head_dim)
         nothing = torch.zeros(size, device=self._base.device)
-        behind = Contribution(prefix=(nothing, nothing), unseen=(_MOVED_BY,) * shape.layers)
+        behind = Contribution(prefix=(nothing, nothing), masked_prefix=(_MOVED_BY,) * shape.layers)
         entering = []
         with torch.no_grad():
             for adapter in (None, "behind"):

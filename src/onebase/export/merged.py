@@ -25,7 +25,7 @@ def check_mergeable(contribution: Contribution, name: str) -> None:
         return
     parts = [contribution.virtual, contribution.placed, contribution.prefix]
     alone = sum(part is not None for part in parts) == 1 and contribution.placed is None
-    alone &= not contribution.unseen
+    alone &= not contribution.masked_prefix
     if alone and not contribution.deltas and not contribution.scalings:
         remedy = say(
             "Use --to peft: the PEFT library loads them beside the base.",

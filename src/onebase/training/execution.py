@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from onebase.adapters.runs import Ending, Run
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.training.interruption import Interrupted, Interruption
-from onebase.training.keeper import RunKeeper
-from onebase.training.learner import Learner
+from onebase.runs.checkpointer import RunKeeper
+from onebase.runs.interruption import Interrupted, Interruption
+from onebase.runs.recorder import RunRecorder
+from onebase.runs.run import Ending, Run
+from onebase.training.job_state import Learner
 from onebase.training.loop import Watcher, base_losses, train_together
-from onebase.training.outcome import store_once
-from onebase.training.record import RunRecorder
+from onebase.training.stored_result import store_once
 
 
 def execute(

@@ -11,7 +11,7 @@ from onebase.adapters.contribution import Contribution
 from onebase.engine.rows import TokenRow, by_budget, token_losses
 from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 
 # Tokens in one pass, by kind of device. On a CPU larger packs hardly speed up the products, and
 # memory grows with them; a GPU waits for its next kernel when packs are small (LOG.md).

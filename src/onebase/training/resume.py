@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from onebase.adapters.runs import Run, RunStore
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.runs.render_date import moment_of
+from onebase.runs.run import Run, RunStore
 from onebase.training.execution import execute
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 from onebase.training.loop import Watcher
-from onebase.training.moment import moment_of
-from onebase.training.request import base_of, jobs_of, request_of, require_same
+from onebase.training.run_config import base_of, jobs_of, request_of, require_same
 
 
 def resume(

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from onebase.adapters.methods import parts_of
-from onebase.adapters.runs import Run
 from onebase.adapters.store import StoredAdapter, check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.data.encoding import codec_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.runs.render_date import moment_of, present
+from onebase.runs.run import Run
 from onebase.training.execution import execute, summary
 from onebase.training.job import Job, check_seed
-from onebase.training.learner import Learner
+from onebase.training.job_state import Learner
 from onebase.training.loop import Watcher
-from onebase.training.moment import moment_of, present
-from onebase.training.request import request_of
 from onebase.training.resume import interrupted_run
+from onebase.training.run_config import request_of
 
 __all__ = ["check_jobs", "precision_for", "summary", "train"]
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.data.template import Template
-from onebase.engine.compiled import compiled
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.lean.runner import LeanRunner
 from onebase.engine.pack import Pack
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.engine.request import Chunk, Request
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
@@ -103,7 +103,7 @@ def through_the_generic_pass(
 
 def served_by(base: Base, adapter: Adapter) -> Contribution:
     """What an adapter contributes when it answers, its virtual tokens run through the generic pass."""
-    return compiled(GenericRunner(base), adapter)
+    return with_prompt_kv(GenericRunner(base), adapter)
 
 
 @pytest.fixture

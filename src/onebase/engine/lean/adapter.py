@@ -48,8 +48,8 @@ class LeanAdapter:
         self.deltas = np.zeros((layers, plan.MODULES, 4), np.int64)
         self.scales = np.zeros((layers, plan.MODULES), np.float32)
         self.inputs = np.zeros((layers, 4), np.int64)
-        unseen = contribution.unseen or (0,) * layers
-        self.unseen = np.array(unseen, np.int64)
+        masked_prefix = contribution.masked_prefix or (0,) * layers
+        self.masked_prefix = np.array(masked_prefix, np.int64)
         self.contribution = contribution
         self.ranks = max((delta.a.shape[0] for delta in contribution.deltas.values()), default=0)
         self._model = model
@@ -66,7 +66,7 @@ class LeanAdapter:
     @property
     def bytes(self) -> int:
         """What its tables and matrices take."""
-        own = (self.deltas, self.scales, self.inputs, self.unseen)
+        own = (self.deltas, self.scales, self.inputs, self.masked_prefix)
         return sum(int(array.nbytes) for array in (*own, *self._kept))
 
     def _prefix(self, contribution: Contribution) -> list[tuple[int, int]]:

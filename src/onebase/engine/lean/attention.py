@@ -106,7 +106,7 @@ def attend(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scor
     rows = s.rows
     adapter, sequence = rows[row, p.ADAPTER], rows[row, p.SEQUENCE]
     high = rows[row, p.POSITION] + 1
-    low = 0 if adapter < 0 else a.unseen[adapter, layer]
+    low = 0 if adapter < 0 else a.masked_prefix[adapter, layer]
     window = m.layers[layer, p.WINDOW]
     if window > 0:
         low = max(low, high - window)

@@ -66,7 +66,7 @@ class Adapters(NamedTuple):
     deltas: ndarray  # int64 [adapters, layers, MODULES, 4]
     scales: ndarray  # float32 [adapters, layers, MODULES], of low-rank deltas
     inputs: ndarray  # int64 [adapters, layers, 4], vectors that scale the inputs of products
-    unseen: ndarray  # int64 [adapters, layers], first keys that a layer does not attend to
+    masked_prefix: ndarray  # int64 [adapters, layers], first keys that a layer does not attend to
 
 
 class Rows(NamedTuple):

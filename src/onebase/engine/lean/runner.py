@@ -254,7 +254,7 @@ class LeanRunner:
                 [adapter.scales for adapter in own], model, (plan.MODULES,), np.float32
             ),
             inputs=_stacked([adapter.inputs for adapter in own], model, (4,), np.int64),
-            unseen=_stacked([adapter.unseen for adapter in own], model, (), np.int64),
+            masked_prefix=_stacked([adapter.masked_prefix for adapter in own], model, (), np.int64),
         )
         table_of_rows = plan.Rows(
             rows=np.array(rows, np.int64),

@@ -1,0 +1,1 @@
+"""Races: many configurations of one task, successive halving, the leaderboard."""

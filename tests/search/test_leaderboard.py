@@ -1,0 +1,126 @@
+"""The ladder of a race: its order, its table in plain values, and its picture."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from onebase.search.leaderboard import Judged, Left, Place, draw_ladder, ranked, write_ladder
+from onebase.search.space import Configuration
+
+
+def place(
+    number: int,
+    rungs: list[float],
+    left: Left | None = None,
+    method: str = "lora",
+    late: float | None = None,
+) -> Place:
+    judged = [
+        Judged(rung, 10 * 2**rung, 400 * 2**rung, loss, 16)
+        for rung, loss in enumerate(rungs, start=1)
+    ]
+    if late is not None:
+        judged.append(Judged(None, 160, 6400, late, 60))
+    trained = [(100 * step, 4.0 / step + number / 50) for step in range(1, 9 * len(rungs))]
+    return Place(
+        Configuration(number, method, {"rank": number}), judged, trained, 10, 400, left
+    )  # fmt: skip
+
+
+def climbed() -> list[Place]:
+    return [
+        place(1, [1.0], Left(1, "pruned")),
+        place(2, [0.9, 0.8], Left(2, "pruned"), "p-tuning"),
+        place(3, [], Left(1, "exploded"), "ia3"),
+        place(4, [0.7, 0.6, 0.5], late=0.4),
+        place(5, [0.9], Left(1, "pruned"), "prompt-tuning"),
+        place(6, [0.3, 0.9], Left(2, "pruned"), "p-tuning-v2"),
+        place(7, [1.0], Left(1, "pruned")),
+    ]
+
+
+def test_who_came_further_stands_higher() -> None:
+    found = [item.configuration.number for item in ranked(climbed())]
+    assert found == [4, 2, 6, 5, 1, 7, 3]
+
+
+def test_who_has_not_left_stands_highest() -> None:
+    """Where a race ended early, its best may not have been the best at the last rung."""
+    stopped = [place(1, [0.5], Left(2, "stopped")), place(2, [0.6])]
+    assert [item.configuration.number for item in ranked(stopped)] == [2, 1]
+
+
+def test_it_is_written_in_plain_values(tmp_path: Path) -> None:
+    file = tmp_path / "ladder.json"
+    write_ladder(file, ranked(climbed()), task="文", end="finished")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert (saved["task"], saved["end"]) == ("文", "finished")
+    assert saved["ladder"][0] == {
+        "rank": 1,
+        "number": 4,
+        "method": "lora",
+        "settings": {"rank": 4},
+        "losses": [
+            {"rung": 1, "step": 20, "tokens": 800, "loss": 0.7, "rows": 16},
+            {"rung": 2, "step": 40, "tokens": 1600, "loss": 0.6, "rows": 16},
+            {"rung": 3, "step": 80, "tokens": 3200, "loss": 0.5, "rows": 16},
+            {"rung": None, "step": 160, "tokens": 6400, "loss": 0.4, "rows": 60},
+        ],
+        "step": 10,
+        "tokens": 400,
+        "left": None,
+    }
+    assert saved["ladder"][-1]["left"] == {"rung": 1, "reason": "exploded"}
+
+
+def colours(file: Path) -> set[tuple[int, ...]]:
+    with Image.open(file) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.size == (1200, 720)
+        found = picture.convert("RGB").getcolors(1 << 24)
+    assert found is not None
+    return {colour for _, colour in found}  # type: ignore[misc]
+
+
+def test_it_is_drawn_in_a_colour_a_method(tmp_path: Path) -> None:
+    draw_ladder(tmp_path / "ladder.png", ranked(climbed()), base_loss=3.0)
+    shown = colours(tmp_path / "ladder.png")
+    # In the order of the numbers: lora, p-tuning, ia3 (exploded at once), prompt-tuning, v2.
+    for red_green_blue in ("0072b2", "e69f00", "009e73", "cc79a7", "56b4e9"):
+        assert tuple(bytes.fromhex(red_green_blue)) in shown
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [place(1, [0.5, 0.4])],
+        [place(1, []), place(2, [], Left(1, "stopped"))],
+        [place(1, [1e-9, 1e-12])],
+        [place(1, [0.0, 0.0])],
+        [
+            Place(
+                Configuration(1, "lora", {"init_text": "从 $\\x{$ 开始"}),
+                [Judged(1, 2, 80, 2.0, 5)],
+            )
+        ],
+    ],
+    ids=["one", "not judged", "small", "zero", "Chinese and a formula"],
+)
+@pytest.mark.parametrize("base_loss", [None, 2.5])
+def test_whatever_there_is_is_drawn(
+    places: list[Place], base_loss: float | None, tmp_path: Path
+) -> None:
+    """Without a warning: a font without Chinese would give one."""
+    draw_ladder(tmp_path / "ladder.png", places, base_loss)
+    assert len(colours(tmp_path / "ladder.png")) > 10
+
+
+def test_a_loss_beyond_all_bounds_is_no_obstacle(tmp_path: Path) -> None:
+    wild = place(1, [0.5, 0.4])
+    wild.trained.append((900, 1e30))
+    draw_ladder(tmp_path / "ladder.png", [wild], math.nan)
+    assert colours(tmp_path / "ladder.png")
