@@ -11,7 +11,9 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
@@ -19,7 +21,7 @@ from sacrebleu.metrics import BLEU
 
 import onebase
 from onebase.engine.sampling import Sampling
-from onebase.training.job_state import Learner
+from onebase.runs.observer import Observer
 
 TEMPLATE = "商品：{input}\n广告："
 INIT = "商品广告文案：根据商品的类型、材质、颜色和风格，写一段吸引人的中文广告。"
@@ -32,16 +34,13 @@ class Characters:
         return [character for character in text if not character.isspace()]
 
 
-class Progress:
-    def started(self, learners: list[Learner]) -> None:
-        pass
+class Progress(Observer):
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        if step % 25 == 0:
+            print(task, step, round(record["loss"], 3), flush=True)
 
-    def learned(self, learner: Learner, record: dict[str, float]) -> None:
-        if record["step"] % 25 == 0:
-            print(learner.job.task, record["step"], round(record["loss"], 3), flush=True)
-
-    def judged(self, learner: Learner, record: dict[str, float]) -> None:
-        print(learner.job.task, record, flush=True)
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        print(task, record, flush=True)
 
 
 def split_by_content(file: Path, train_rows: int, held_out: int) -> tuple[list, list]:
@@ -114,7 +113,7 @@ def main() -> None:
             jobs,
             base=base,
             workspace=onebase.Workspace(Path(folder) / "w"),
-            watcher=Progress(),
+            observer=Progress(),
         )
         seconds = time.perf_counter() - began
         engine = onebase.Engine(base, stored)

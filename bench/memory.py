@@ -12,7 +12,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 CONFIGURATIONS = [
     ("full", "fp32", {}),
@@ -45,7 +47,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
     import onebase
     from onebase.cli.demo import demo_folder
-    from onebase.training.job_state import Learner
+    from onebase.runs.observer import Observer
+    from onebase.training.job_state import JobState
     from onebase.training.loop import step_together
 
     torch.set_num_threads(arguments.threads)
@@ -53,15 +56,15 @@ def measure(arguments: argparse.Namespace) -> None:
     base = onebase.Base.load(arguments.base, precision=arguments.precision)
     loaded = peak() - idle
 
-    class Quiet:
-        def learned(self, learner: Learner, record: dict[str, float]) -> None:
+    class Quiet(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             print(json.dumps({"loss": record["loss"]}), file=sys.stderr)
 
     settings = {"batch_size": 8, "held_out": 0, **json.loads(arguments.set)}
     job = onebase.Job(
         "it", demo_folder("en") / "summary.jsonl", arguments.method, "Sum it up.", set=settings
     )
-    learner = Learner(job, base)
+    learner = JobState(job, base)
     tokens = 0
     for _ in range(arguments.steps):
         step_together(learner.base, [learner], Quiet())

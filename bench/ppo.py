@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.align.run import Silent
+    from onebase.runs.observer import Observer
 
     torch.set_num_threads(arguments.threads)
     base = onebase.Base.load(arguments.base)
     marks = [time.perf_counter()]
 
-    class Clock(Silent):
-        def measured(self, step: int, record: Any) -> None:
+    class Clock(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             if "reward" in record:
                 marks.append(time.perf_counter())
             elif "eval_reward" in record:  # judging is no part of a step
@@ -91,7 +92,7 @@ def work(arguments: argparse.Namespace) -> None:
                 "judge_answers": 8,
             }
             job = onebase.AlignJob("it", prompts, "lora", template="{input}", set=settings)
-            onebase.train_ppo(job, "quality", base=base, workspace=workspace, watcher=Clock())
+            onebase.train_ppo(job, "quality", base=base, workspace=workspace, observer=Clock())
     seconds = [b - a for a, b in pairwise(marks)]
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "peak_bytes": peak}))

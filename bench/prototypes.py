@@ -78,7 +78,11 @@ def work(arguments: argparse.Namespace) -> None:
                 space=Space(tuple(entrants)),
                 count=len(entrants),
             )
-            print(json.dumps({"ladder": raced.ladder, "loss": raced.adapter.metrics["eval_loss"]}))
+            print(
+                json.dumps(
+                    {"ladder": raced.leaderboard, "loss": raced.adapter.metrics["eval_loss"]}
+                )
+            )
 
 
 def whole(command: list[str]) -> tuple[float, int]:

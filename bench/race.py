@@ -15,18 +15,19 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import onebase
+from onebase.runs.observer import Observer
 from onebase.search.budget import tokens_of
 from onebase.search.race import race
 from onebase.search.space import default_space
-from onebase.search.successive_halving import entrant_job
-from onebase.training.job_state import Learner
+from onebase.search.successive_halving import candidate_job
+from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
 
 SETS = {
@@ -55,20 +56,14 @@ def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Jo
     )
 
 
-class Judged:
+class Evaluation(Observer):
     """A watcher that keeps each job's held-out losses."""
 
     def __init__(self) -> None:
         self.losses: dict[str, list[float]] = {}
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        self.losses.setdefault(learner.job.task, []).append(record["eval_loss"])
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        self.losses.setdefault(task, []).append(record["eval_loss"])
 
 
 def write(out: Path, **line: Any) -> None:
@@ -88,7 +83,7 @@ def lines_of(out: Path, part: str, name: str) -> list[dict[str, Any]]:
 def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folder: Path) -> None:
     if lines_of(arguments.out, "race", name):
         return
-    raced = race(
+    result = race(
         job_of(name, arguments, folder),
         base=base,
         workspace=onebase.Workspace(folder / "ws"),
@@ -96,19 +91,19 @@ def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folde
     )
     if arguments.plots:
         arguments.plots.mkdir(parents=True, exist_ok=True)
-        (arguments.plots / f"race-{name}.png").write_bytes(raced.plot.read_bytes())
+        (arguments.plots / f"race-{name}.png").write_bytes(result.plot.read_bytes())
     write(
         arguments.out,
         part="race",
         set=name,
-        winner=raced.places[0].configuration.number,
-        text=raced.places[0].configuration.text,
-        loss=raced.adapter.metrics["eval_loss"],
-        learned=raced.tokens,
-        judged=raced.judged_tokens,
-        seconds=raced.seconds,
-        planned_share=raced.plan.share,
-        ladder=raced.ladder,
+        winner=result.entries[0].configuration.number,
+        text=result.entries[0].configuration.text,
+        loss=result.adapter.metrics["eval_loss"],
+        learned=result.tokens,
+        judged=result.evaluated_tokens,
+        seconds=result.seconds,
+        planned_share=result.plan.share,
+        ladder=result.leaderboard,
     )
 
 
@@ -116,22 +111,22 @@ def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder
     done = {line["number"] for line in lines_of(arguments.out, "all", name)}
     job = job_of(name, arguments, folder)
     share, of = map(int, arguments.share.split("/"))
-    left = [
+    stop = [
         item
         for item in default_space().first(arguments.configs)
         if item.number not in done and item.number % of == share % of
     ]
-    for at in range(0, len(left), arguments.group):
+    for at in range(0, len(stop), arguments.group):
         if time.monotonic() - BEGAN > arguments.until:
             return
-        group = left[at : at + arguments.group]
-        learners = [Learner(entrant_job(job, item, arguments.epochs), base) for item in group]
-        watcher = Judged()
+        group = stop[at : at + arguments.group]
+        states = [JobState(candidate_job(job, item, arguments.epochs), base) for item in group]
+        observer = Evaluation()
         began = time.monotonic()
-        train_together(learners, watcher)
+        train_together(states, observer)
         seconds = (time.monotonic() - began) / len(group)
-        for item, learner in zip(group, learners, strict=True):
-            losses = watcher.losses.get(learner.job.task, [])
+        for item, state in zip(group, states, strict=True):
+            losses = observer.losses.get(state.job.task, [])
             write(
                 arguments.out,
                 part="all",
@@ -140,32 +135,32 @@ def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder
                 text=item.text,
                 loss=min(losses, default=None),
                 losses=losses,
-                learned=learner.tokens,
-                judged=len(losses) * tokens_of(learner.data.held_out),
+                learned=state.tokens,
+                judged=len(losses) * tokens_of(state.data.held_out),
                 seconds=seconds,
             )
 
 
 def report(name: str, arguments: argparse.Namespace) -> None:
-    raced = lines_of(arguments.out, "race", name)
+    result = lines_of(arguments.out, "race", name)
     trained = lines_of(arguments.out, "all", name)
-    if not raced or len(trained) < arguments.configs:
-        print(f"{name}: race {bool(raced)}, {len(trained)} of {arguments.configs} trained")
+    if not result or len(trained) < arguments.configs:
+        print(f"{name}: race {bool(result)}, {len(trained)} of {arguments.configs} trained")
         return
     sound = sorted((line for line in trained if line["loss"]), key=lambda line: line["loss"])
-    rank = [line["number"] for line in sound].index(raced[0]["winner"]) + 1
+    rank = [line["number"] for line in sound].index(result[0]["winner"]) + 1
     cost = sum(line["learned"] + line["judged"] for line in trained)
     result = {
         "set": name,
         "configurations": len(trained),
-        "winner": raced[0]["text"],
-        "winner_loss": raced[0]["loss"],
+        "winner": result[0]["text"],
+        "winner_loss": result[0]["loss"],
         "best_of_all": sound[0]["text"],
         "best_loss": sound[0]["loss"],
-        "loss_ratio": raced[0]["loss"] / sound[0]["loss"],
+        "loss_ratio": result[0]["loss"] / sound[0]["loss"],
         "true_rank_of_the_winner": rank,
-        "cost_ratio": (raced[0]["learned"] + raced[0]["judged"]) / cost,
-        "time_ratio": raced[0]["seconds"] / sum(line["seconds"] for line in trained),
+        "cost_ratio": (result[0]["learned"] + result[0]["judged"]) / cost,
+        "time_ratio": result[0]["seconds"] / sum(line["seconds"] for line in trained),
     }
     print(json.dumps(result, indent=1), flush=True)
 

@@ -40,12 +40,12 @@ def files(data: Path, folder: Path, rows: int, prompts: int, fresh: int) -> dict
     parts: dict[str, list[dict[str, Any]]] = {
         "rated": [{"text": row["text"], "rating": row["rating"]} for row in reviews[:rows]]
     }
-    begun = [
+    start = [
         {"prompt": " ".join(row["text"].split()[:BEGINNING])}
         for row in reviews[rows:]
         if len(row["text"].split()) > 2 * BEGINNING
     ]
-    unique = list({row["prompt"]: row for row in begun}.values())
+    unique = list({row["prompt"]: row for row in start}.values())
     parts["prompts"], parts["fresh"] = unique[:prompts], unique[prompts : prompts + fresh]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
@@ -74,7 +74,7 @@ def continued(
     rollouts = roll_out(
         base, adapter, template, prompts, Sampling(max_tokens=tokens, temperature=1.0, seed=99)
     )
-    units = [[reward.text(item.prompt, item.text).scored_by("r")] for item in rollouts]
+    units = [[reward.text(item.prompt, item.text).score_row("r")] for item in rollouts]
     scores: list[float] = []
     for group in packs(units, 2048):
         with torch.no_grad():

@@ -10,12 +10,14 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import onebase
-from onebase.training.job_state import Learner
+from onebase.runs.observer import Observer
 
 INSTRUCTION = "Classify the intent of the request."
 
@@ -31,15 +33,9 @@ def rows_of(file: Path, each: int) -> list[dict[str, str]]:
     return rows
 
 
-class Progress:
-    def started(self, learners: list[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, float]) -> None:
-        pass
-
-    def judged(self, learner: Learner, record: dict[str, float]) -> None:
-        print(learner.job.task, record, flush=True)
+class Progress(Observer):
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        print(task, record, flush=True)
 
 
 def main() -> None:
@@ -77,7 +73,7 @@ def main() -> None:
         ]
         workspace = onebase.Workspace(Path(folder) / "workspace")
         began = time.perf_counter()
-        stored = onebase.train(jobs, base=base, workspace=workspace, watcher=Progress())
+        stored = onebase.train(jobs, base=base, workspace=workspace, observer=Progress())
         seconds = time.perf_counter() - began
         engine = onebase.Engine(base, stored)
         with arguments.out.open("a", encoding="utf-8") as out:

@@ -26,7 +26,7 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.training.job_state import Learner
+    from onebase.training.job_state import JobState
     from onebase.training.loop import mean_losses, shared_trunk, step_together
     from snips_onebase import INSTRUCTION, Progress, rows_of
 
@@ -41,7 +41,7 @@ def work(arguments: argparse.Namespace) -> None:
         settings = {"epochs": arguments.epochs, "warmup": 10, **json.loads(arguments.set)}
         data, held = (Path(folder) / f"{name}.jsonl" for name in files)
         job = onebase.Job("it", data, "lora", INSTRUCTION, held_out=held, set=settings)
-        learner = Learner(job, base)
+        learner = JobState(job, base)
     seconds = 0.0
     began = time.perf_counter()
     trunk = shared_trunk(base, [learner])

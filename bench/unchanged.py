@@ -36,7 +36,7 @@ METHODS = (
 )
 DEMO = "src/onebase/demo/en"
 ROWS = 6  # of 2 to a batch: 3 steps
-REWARD = "def polite(prompt, answer):\n    return float(len(answer) % 7)\n"
+REWARD = "def polite(prompt, answer, row):\n    return float(len(answer) % 7)\n"
 SETTINGS = ("batch_size=2", "epochs=1", "held_out=0", "save_seconds=0")
 
 
@@ -116,7 +116,7 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
         own = Tree(tree, here)
         demo = tree / DEMO
         data = lines(demo / "support.jsonl", here / "data.jsonl", ROWS)
-        pairs = lines(demo / "tone.jsonl", here / "pairs.jsonl", 4)
+        pairs = lines(demo / "tone.jsonl", here / "pairs.jsonl", 6)
         judged = here / "judged.jsonl"
         with judged.open("w", encoding="utf-8") as file:
             for line in pairs.read_text(encoding="utf-8").splitlines():
@@ -161,7 +161,7 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
         own.run("train together", "train", "--config", joint)
         for job in jobs:
             keep(f"together {job['method']}", str(job["task"]))
-        two = settings("batch_size=2", "epochs=1", "held_out=0")
+        two = settings("batch_size=2", "epochs=1", "held_out=0.3")
         ppo = settings("steps=2", "prompts=2", "max_tokens=8")
         aligned: dict[str, list[object]] = {
             "reward": ["--data", pairs, "--method", "lora", *two],
@@ -171,12 +171,12 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
                 judged,
                 "--from",
                 "lora",
-                *settings("batch_size=4", "epochs=1", "held_out=0"),
+                *settings("batch_size=4", "epochs=1", "held_out=0.3"),
             ],
             "ppo": ["--prompts", prompts, "--reward", "judge:polite", "--from", "lora", *ppo],
             "grpo": [
                 *("--prompts", prompts, "--reward", "judge:polite", "--from", "lora"),
-                *("--advantage", "grpo", *ppo),
+                *("--advantage", "group", *ppo, "--set", "samples=2"),
             ],
         }
         for kind, given in aligned.items():

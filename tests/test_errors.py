@@ -6,7 +6,6 @@ import pytest
 
 from onebase import language
 from onebase.align.rewards import RewardError
-from onebase.align.run import NotFinite
 from onebase.errors import (
     CapacityError,
     CorruptFileError,
@@ -18,6 +17,7 @@ from onebase.errors import (
 )
 from onebase.language import Language, set_language
 from onebase.runs.interruption import Interrupted
+from onebase.training.trainable_adapter import NotFinite
 
 LEAVES = {
     UsageError: (2, "usage", ValueError),

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from onebase.adapters.store import AdapterStore, StoredAdapter
     from onebase.adapters.workspace import Workspace
     from onebase.align.dpo import train_dpo
+    from onebase.align.job import AlignJob
     from onebase.align.kto import train_kto
-    from onebase.align.ppo_training import train_ppo
+    from onebase.align.ppo import train_ppo
     from onebase.align.reward_model import train_reward
     from onebase.align.scoring import score_answers
-    from onebase.align.task import AlignJob
     from onebase.engine.engine import Answer, Engine
     from onebase.engine.request import Request
     from onebase.engine.sampling import Sampling
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 # seconds, and most commands need neither.
 _MODULES = {
     "AdapterStore": "onebase.adapters.store",
-    "AlignJob": "onebase.align.task",
+    "AlignJob": "onebase.align.job",
     "Answer": "onebase.engine.engine",
     "Base": "onebase.model.base",
     "Engine": "onebase.engine.engine",
@@ -67,7 +67,7 @@ _MODULES = {
     "train": "onebase.training.train",
     "train_dpo": "onebase.align.dpo",
     "train_kto": "onebase.align.kto",
-    "train_ppo": "onebase.align.ppo_training",
+    "train_ppo": "onebase.align.ppo",
     "train_reward": "onebase.align.reward_model",
 }
 

@@ -12,7 +12,7 @@ import transformers
 import onebase
 from onebase.adapters.experts import unchanged_experts
 from onebase.model.base import Base
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -59,5 +59,5 @@ def test_training_says_so_first(make_base: Callable[..., Base], tmp_path: Path) 
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     base = mixture("Qwen2Moe", make_base())
     job = onebase.Job("t", data, set={"epochs": 1, "rank": 2})
-    (note,) = Learner(job, base).notes
+    (note,) = JobState(job, base).notes
     assert "the experts of this mixture (mlp.experts.gate_up_proj, mlp.experts.down_proj" in note

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from onebase.align.run import Silent
+from onebase.runs import checkpoint
 from onebase.runs.checkpoint import Checkpoints
-from onebase.training import checkpoint
+from onebase.runs.observer import Observer
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
 
-class Notes(Silent):
+class Notes(Observer):
     """Keeps what the user should know."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
@@ -29,7 +29,8 @@ def as_format_1(run: Path) -> None:
     checkpoints = Checkpoints(run / "checkpoints", limit=1)
     whole = checkpoints.newest().state
     assert whole is not None
-    del whole["samples_bytes"]
+    for key in ("samples_bytes", "machine", "random", "random_cuda"):
+        del whole[key]
     state = whole["state"]
     for key in ("judgements", "varied"):
         state.pop(key, None)

@@ -11,8 +11,9 @@ import onebase
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.align.base_choice import base_for_job, base_for_scores
-from onebase.align.recorded import other_precision
-from onebase.align.task import AlignJob, begin_from
+from onebase.align.job import AlignJob
+from onebase.align.start import start_from
+from onebase.align.trained_on import other_precision
 from onebase.engine.task_bases import BaseChoice
 from onebase.errors import UsageError
 from onebase.model.base import Base
@@ -141,7 +142,7 @@ def test_a_policy_of_qlora_stays_one_on_its_own_base(
     onebase.train([task], base=bases["nf4"], workspace=workspace)
     methods = {}
     for name, base in bases.items():
-        begun = begin_from(job("desk"), base, workspace, max_tokens=64)
-        methods[name] = begun.adapter.method
-        assert len(begun.notes) == (name == "fp32")
+        start = start_from(job("desk"), base, workspace, max_tokens=64)
+        methods[name] = start.adapter.method
+        assert len(start.notes) == (name == "fp32")
     assert methods == {"nf4": "qlora", "fp32": "lora"}

@@ -1,6 +1,6 @@
 """A chat template that writes the date: an alignment that goes on keeps that of its beginning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,18 @@ import pytest
 from tests.align.conftest import Notes
 
 from onebase.adapters.workspace import Workspace
-from onebase.align import rewards, run
+from onebase.align import ppo_setup, preference_training, rewards
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
-from onebase.align.ppo_training import train_ppo
-from onebase.align.resuming import resume_aligned
+from onebase.align.ppo import train_ppo
+from onebase.align.resume import resume_aligned
 from onebase.align.reward_model import train_reward
-from onebase.align.task import AlignJob
 from onebase.errors import UsageError
 from onebase.model.base import Base
-from onebase.training import moment
+from onebase.runs import render_date
+from onebase.runs.checkpointer import Checkpointer
+from onebase.runs.observer import Observer
 
 Bases = Callable[..., Base]
 SMALL = {"epochs": 2, "batch_size": 8, "max_tokens": 96, "rank": 2}
@@ -26,8 +28,8 @@ ROLLED = {"steps": 2, "prompts": 2, "max_tokens": 2, "judge_answers": 2, "judge_
 
 
 def on_day(day: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moment, "present", lambda: datetime(2026, 11, day, 12))
-    monkeypatch.setattr(run, "present", lambda: datetime(2026, 11, day, 12))
+    for module in (render_date, preference_training, ppo_setup):
+        monkeypatch.setattr(module, "local_time", lambda: datetime(2026, 11, day, 12))
 
 
 @pytest.fixture
@@ -59,8 +61,8 @@ def files(pairs: Path, judged: Path, write: Callable[..., Path]) -> dict[str, Pa
     return {"dpo": pairs, "kto": judged, "reward": pairs, "ppo": prompts}
 
 
-class Stop(run.Silent):
-    def measured(self, step: int, record: Any) -> None:
+class Stop(Observer):
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         if step == 1:
             raise KeyboardInterrupt
 
@@ -76,20 +78,20 @@ def test_it_goes_on_with_the_rows_that_it_began_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rewards, "_function", lambda name: lambda prompt, answer, row: len(answer))
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     settings = {"rank": 2, **ROLLED} if kind == "ppo" else SMALL
     job, trainer = AlignJob("desk", files[kind], "lora", set=settings), TRAINERS[kind]
     on_day(26, monkeypatch)
     whole = trainer(job, base=dated_base(), workspace=Workspace(tmp_path / "whole"))
-    workspace, watcher = Workspace(tmp_path / "w"), Notes()
+    workspace, observer = Workspace(tmp_path / "w"), Notes()
     with pytest.raises(KeyboardInterrupt):
-        trainer(job, base=dated_base(), workspace=workspace, watcher=Stop())
+        trainer(job, base=dated_base(), workspace=workspace, observer=Stop())
     (folder,) = workspace.runs.iterdir()
     on_day(27, monkeypatch)
-    more = {"base": dated_base(), "workspace": workspace, "watcher": watcher}
+    more = {"base": dated_base(), "workspace": workspace, "watcher": observer}
     again = resume_aligned(folder.name, **more) if way == "resume" else trainer(job, **more)
     assert again.record["run"] == folder.name
-    assert any("goes on with 2026-11-26" in text for text in watcher.notes)
+    assert any("continues with 2026-11-26" in text for text in observer.notes)
     assert again.record["sha256"] == whole.record["sha256"]
     assert {**again.metrics, "seconds": 0} == {**whole.metrics, "seconds": 0}
 
@@ -108,7 +110,7 @@ def test_rows_that_become_other_tokens_are_refused(
     job, trainer = AlignJob("desk", files[kind], "lora", set=settings), TRAINERS[kind]
     workspace, base = Workspace(tmp_path / "w"), make_base()
     with pytest.raises(KeyboardInterrupt):
-        trainer(job, base=base, workspace=workspace, watcher=Stop())
+        trainer(job, base=base, workspace=workspace, observer=Stop())
     base.tokenizer.chat_template = "By order.\n" + base.tokenizer.chat_template
     with pytest.raises(UsageError, match="its rows become other tokens") as caught:
         trainer(job, base=base, workspace=workspace)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from onebase.align.divergence import Penalty, divergence
+from onebase.align.divergence import KLCoefficient, divergence
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -35,16 +35,16 @@ def test_k3_is_never_negative_and_all_are_zero_at_equality() -> None:
 
 
 def test_the_led_penalty_by_hand() -> None:
-    penalty = Penalty(0.2, target=5.0)
-    penalty.observe(5.5)  # error .1: times 1.01
-    assert penalty.weight == pytest.approx(0.202)
-    penalty.observe(50.0)  # the error is clipped at .2: times 1.02
-    assert penalty.weight == pytest.approx(0.20604)
-    penalty.observe(0.0)
-    assert penalty.weight == pytest.approx(0.20604 * 0.98)
+    penalty = KLCoefficient(0.2, target=5.0)
+    penalty.update(5.5)  # error .1: times 1.01
+    assert penalty.value == pytest.approx(0.202)
+    penalty.update(50.0)  # the error is clipped at .2: times 1.02
+    assert penalty.value == pytest.approx(0.20604)
+    penalty.update(0.0)
+    assert penalty.value == pytest.approx(0.20604 * 0.98)
 
 
 def test_a_fixed_penalty_stays() -> None:
-    penalty = Penalty(0.2, target=None)
-    penalty.observe(100.0)
-    assert penalty.weight == 0.2
+    penalty = KLCoefficient(0.2, target=None)
+    penalty.update(100.0)
+    assert penalty.value == 0.2

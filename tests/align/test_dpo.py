@@ -1,6 +1,6 @@
 """DPO: its losses through the one pass against PEFT-free arithmetic, learning, going on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ import onebase
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
-from onebase.align import run
-from onebase.align.answers import Answered, by_row
+from onebase.align.answers import PromptAnswer, sum_by_row
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
-from onebase.align.resuming import resume_aligned
-from onebase.align.task import AlignJob
-from onebase.align.trainee import Trainee
+from onebase.align.resume import resume_aligned
 from onebase.engine.rows import read_rows
 from onebase.errors import UsageError
 from onebase.model.base import Base
+from onebase.runs.checkpointer import Checkpointer
+from onebase.runs.observer import Observer
+from onebase.training.trainable_adapter import NotFinite, TrainableAdapter
 
 METHODS = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning-v2"]
 
@@ -30,14 +31,14 @@ def test_answers_have_the_plain_models_log_probabilities(
     make_base: Callable[..., Base], plain_model: Callable[..., Any]
 ) -> None:
     base = make_base()
-    one = Answered((5, 17, 33), (40, 41, 2))
-    other = Answered((5, 17, 33), (50,))
-    rows = [one.written_by(None), other.written_by(None)]
+    one = PromptAnswer((5, 17, 33), (40, 41, 2))
+    other = PromptAnswer((5, 17, 33), (50,))
+    rows = [one.logprob_row(None), other.logprob_row(None)]
     with torch.no_grad():
         output, placed = read_rows(base, rows, {})
         logits = plain_model("llama")(input_ids=torch.tensor([one.ids])).logits[0].log_softmax(-1)
     expected = sum(float(logits[2 + at, token]) for at, token in enumerate(one.answer))
-    sums = by_row(output, placed, 2)
+    sums = sum_by_row(output, placed, 2)
     assert float(sums[0]) == pytest.approx(expected, abs=1e-4)
     assert float(sums[1]) == pytest.approx(float(logits[2, 50]), abs=1e-4)
 
@@ -115,18 +116,18 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(
 ) -> None:
     base = make_base()
     data = pairs if trainer is train_dpo else judged
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     asked = job(data, dropout=0.1)
     whole = trainer(asked, base=base, workspace=Workspace(tmp_path / "one"))
 
-    class Stop(run.Silent):
-        def measured(self, step: int, record: Any) -> None:
+    class Stop(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             if step == 6:
                 raise KeyboardInterrupt
 
     workspace = Workspace(tmp_path / "two")
     with pytest.raises(KeyboardInterrupt):
-        trainer(asked, base=base, workspace=workspace, watcher=Stop())
+        trainer(asked, base=base, workspace=workspace, observer=Stop())
     (folder,) = workspace.runs.iterdir()
     again = resume_aligned(folder.name, base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
@@ -150,7 +151,7 @@ def test_a_run_of_an_earlier_format_is_stored(
     base, workspace = make_base(), Workspace(tmp_path / "w")
     asked = job(pairs if trainer is train_dpo else judged)
     with monkeypatch.context() as stopped:
-        stopped.setattr(f"{trainer.__module__}.store_aligned", stop)
+        stopped.setattr("onebase.align.preference_training.store_result", stop)
         with pytest.raises(KeyboardInterrupt):
             trainer(asked, base=base, workspace=workspace)
     (folder,) = workspace.runs.iterdir()
@@ -164,12 +165,12 @@ def test_a_run_whose_data_changed_does_not_go_on(
 ) -> None:
     base, workspace = make_base(), Workspace(tmp_path / "w")
 
-    class Stop(run.Silent):
-        def measured(self, step: int, record: Any) -> None:
+    class Stop(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_dpo(job(pairs), base=base, workspace=workspace, watcher=Stop())
+        train_dpo(job(pairs), base=base, workspace=workspace, observer=Stop())
     (folder,) = workspace.runs.iterdir()
     pairs.write_text(pairs.read_text() + pairs.read_text().splitlines()[0] + "\n")
     with pytest.raises(UsageError, match="changed"):
@@ -227,11 +228,11 @@ def test_wrong_settings_are_named(
 def test_what_is_not_finite_changes_nothing(make_base: Callable[..., Base]) -> None:
     base = make_base()
     adapter = build_adapter(base, "lora", {"rank": 2}, init_text="x", seed=0)
-    trainee = Trainee(base, adapter, onebase.Job("a", "", "lora"), clip=1.0)
+    trainable = TrainableAdapter(base, adapter, onebase.Job("a", "", "lora"), max_norm=1.0)
     before = adapter.parts()
     for parameter in adapter.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
-    with pytest.raises(run.NotFinite):
-        trainee.update()
+    with pytest.raises(NotFinite):
+        trainable.update(1.0)
     for name, tensor in adapter.parts().items():
         assert torch.equal(tensor, before[name])

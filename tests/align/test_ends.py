@@ -9,28 +9,26 @@ import pytest
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
-from onebase.align.ppo_training import train_ppo
-from onebase.align.task import AlignJob
+from onebase.align.ppo import train_ppo
 from onebase.align.unlearned import nothing_better
 from onebase.model.base import Base
+from onebase.runs.observer import Observer
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
 
 
-class Heard:
+class Heard(Observer):
     """What an alignment said, in its order."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def began(self, title: str, step: int, total: int) -> None:
-        pass
-
-    def measured(self, step: int, record: Mapping[str, Any]) -> None:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         self.said.append("a step")
 
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.said.append(text)
 
 
@@ -53,7 +51,7 @@ def align(
 
     def run(base: Base, workspace: Workspace, **more: Any) -> Heard:
         heard = Heard()
-        settings: dict[str, Any] = {"base": base, "workspace": workspace, "watcher": heard}
+        settings: dict[str, Any] = {"base": base, "workspace": workspace, "observer": heard}
         job = AlignJob("desk", data, "lora", set={**sizes, **more})
         if request.param == "ppo":
             train_ppo(job, "m:f", **settings)

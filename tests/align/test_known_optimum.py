@@ -22,8 +22,8 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards
 from onebase.align.dpo import train_dpo
-from onebase.align.ppo_training import train_ppo
-from onebase.align.task import AlignJob
+from onebase.align.job import AlignJob
+from onebase.align.ppo import train_ppo
 from onebase.data.template import Template
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner

@@ -10,18 +10,18 @@ from tests.align.conftest import Notes
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.align import kto
-from onebase.align.answers import Answered
+from onebase.align.answers import PromptAnswer
+from onebase.align.job import AlignJob
 from onebase.align.kto import mismatched, train_kto
-from onebase.align.task import AlignJob
 from onebase.errors import DataError
 from onebase.model.base import Base
 
-A, B, C = (Answered((prompt,), (prompt + 10, 2)) for prompt in (1, 2, 3))
-ALSO_A = Answered((1,), (21, 2))
+A, B, C = (PromptAnswer((prompt,), (prompt + 10, 2)) for prompt in (1, 2, 3))
+ALSO_A = PromptAnswer((1,), (21, 2))
 
 
-def with_answer(one: Answered, other: Answered) -> Answered:
-    return Answered(one.prompt, other.answer)
+def with_answer(one: PromptAnswer, other: PromptAnswer) -> PromptAnswer:
+    return PromptAnswer(one.prompt, other.answer)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def with_answer(one: Answered, other: Answered) -> Answered:
     ],
 )
 def test_the_reference_point_is_of_answers_to_other_prompts(
-    answers: list[Answered], partners: list[Answered]
+    answers: list[PromptAnswer], partners: list[PromptAnswer]
 ) -> None:
     expected = [with_answer(one, other) for one, other in zip(answers, partners, strict=True)]
     assert mismatched(answers, [A, B]) == expected
@@ -61,9 +61,11 @@ def test_no_row_is_paired_with_itself_in_a_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """11 rows: one is held out, and the last batch of the others has one."""
-    seen: list[tuple[Sequence[Answered], list[Answered]]] = []
+    seen: list[tuple[Sequence[PromptAnswer], list[PromptAnswer]]] = []
 
-    def spied(answers: Sequence[Answered], elsewhere: Sequence[Answered]) -> list[Answered]:
+    def spied(
+        answers: Sequence[PromptAnswer], elsewhere: Sequence[PromptAnswer]
+    ) -> list[PromptAnswer]:
         seen.append((answers, mismatched(answers, elsewhere)))
         return seen[-1][1]
 
@@ -88,12 +90,12 @@ def test_answers_that_are_all_judged_alike_are_told_and_not_promoted(
     make_base: Callable[..., Base],
     tmp_path: Path,
 ) -> None:
-    workspace, watcher = Workspace(tmp_path / "w"), Notes()
+    workspace, observer = Workspace(tmp_path / "w"), Notes()
     data = write("alike.jsonl", rows(*judgements))
-    stored = train_kto(job(data), base=make_base(), workspace=workspace, watcher=watcher)
+    stored = train_kto(job(data), base=make_base(), workspace=workspace, observer=observer)
     assert not stored.current
     assert stored.metrics["learned"] is False
-    told = [text for text in watcher.notes if f"is judged {word}" in text]
+    told = [text for text in observer.notes if f"is labelled {word}" in text]
     assert len(told) == 2  # before the first step, and at the end
     assert f"onebase adapters promote desk@1 --workspace {workspace.root}" in told[1]
     assert AdapterStore(workspace).promote("desk@1").current

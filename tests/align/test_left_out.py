@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from onebase.adapters.workspace import Workspace
-from onebase.align import rewards, run
+from onebase.align import rewards
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
-from onebase.align.ppo_training import train_ppo
+from onebase.align.ppo import train_ppo
 from onebase.align.preference_data import load_rows, preference_data
 from onebase.align.reward_model import train_reward
-from onebase.align.task import AlignJob, begin_from
+from onebase.align.start import start_from
 from onebase.errors import DataError
 from onebase.model.base import Base
+from onebase.runs.observer import Observer
 from onebase.runs.run import RunStore
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
@@ -77,11 +79,11 @@ def _reward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards, "_function", lambda name: lambda prompt, answer, row: len(answer))
 
 
-class Noting(run.Silent):
+class Noting(Observer):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
@@ -106,16 +108,16 @@ def test_bad_rows_are_refused_by_line_or_listed_beside_the_run(
     assert "rows.jsonl:" in refused.value.message
     assert any(reason in refused.value.message for _, reason in bad)
     assert not workspace.root.exists()
-    watcher = Noting()
+    observer = Noting()
     skipping = AlignJob("desk", data, "lora", skip_bad=True, set=SMALL)
-    trainer(skipping, base=base, workspace=workspace, watcher=watcher)
+    trainer(skipping, base=base, workspace=workspace, observer=observer)
     (made,) = RunStore(workspace).list()
     text = (made.path / "skipped-desk.jsonl").read_text(encoding="utf-8")
     listed = {item["line"]: item["reason"] for item in map(json.loads, text.splitlines())}
     assert list(listed) == list(range(9, 9 + len(bad)))
     for line, (_, reason) in enumerate(bad, start=9):
         assert reason in listed[line]
-    assert any(f"Left out: {len(bad)} rows" in note for note in watcher.notes)
+    assert any(f"Left out: {len(bad)} rows" in note for note in observer.notes)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -140,14 +142,14 @@ def test_prompts_that_are_asked_once_are_told(
     write: Write, make_base: Callable[..., Base], tmp_path: Path
 ) -> None:
     rows = [{"prompt": f"q{number % 4}", "gold": number} for number in range(6)]
-    watcher = Noting()
+    observer = Noting()
     ppo(
         AlignJob("desk", write("rows.jsonl", rows), "lora"),
         base=make_base(),
         workspace=Workspace(tmp_path / "w"),
-        watcher=watcher,
+        observer=observer,
     )
-    assert any("2 rows repeat the prompt of an earlier row" in note for note in watcher.notes)
+    assert any("2 rows repeat the prompt of an earlier row" in note for note in observer.notes)
 
 
 def test_pairs_are_learned_behind_one_prompt(write: Write, make_base: Callable[..., Base]) -> None:
@@ -158,8 +160,8 @@ def test_pairs_are_learned_behind_one_prompt(write: Write, make_base: Callable[.
     ]
     job = AlignJob("desk", write("rows.jsonl", rows), "lora", set=SMALL)
     base = make_base()
-    begun = begin_from(job, base, Workspace(Path("nowhere")), max_tokens=128)
-    data = preference_data(job, base, load_rows(job, ("pairs",)), begun, 0.2)
+    start = start_from(job, base, Workspace(Path("nowhere")), max_tokens=128)
+    data = preference_data(job, base, load_rows(job, ("pairs",)), start, 0.2)
     for row in (*data.train, *data.held_out):
         chosen, rejected = row.answers
         assert chosen.prompt == rejected.prompt

@@ -9,11 +9,11 @@ import pytest
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
-from onebase.align.ppo_training import train_ppo
+from onebase.align.ppo import train_ppo
 from onebase.align.reward_model import train_reward
 from onebase.align.scoring import score_answers
-from onebase.align.task import AlignJob
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.runs.run import RunStore

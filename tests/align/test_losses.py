@@ -56,7 +56,7 @@ def test_policy_loss_at_ratio_1_is_the_policy_gradient() -> None:
     advantages = drawn(2, 3)
     result = policy_loss(logprobs, logprobs.detach(), advantages, MASK, clip=0.2)
     assert float(result.loss.detach()) == pytest.approx(-float(masked_mean(advantages, MASK)))
-    assert float(result.clip_fraction) == float(result.moved) == 0
+    assert float(result.clip_fraction) == float(result.approx_kl) == 0
     (gradient,) = torch.autograd.grad(result.loss, logprobs)
     torch.testing.assert_close(gradient, -advantages * MASK / 4)
 

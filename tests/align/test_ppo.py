@@ -17,21 +17,23 @@ from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.workspace import Workspace
-from onebase.align import rewards, run
-from onebase.align.experience import Models, RolloutOptions, experience
-from onebase.align.ppo import (
+from onebase.align import rewards
+from onebase.align.divergence import KLCoefficient
+from onebase.align.experience import Models, gather_experience
+from onebase.align.job import AlignJob
+from onebase.align.ppo import ppo_step, train_ppo
+from onebase.align.ppo_options import (
     PPOOptions,
-    Progress,
+    PPOSettings,
+    RolloutOptions,
     ValueOptions,
-    ppo_step,
+    WatchOptions,
 )
-from onebase.align.ppo_training import train_ppo
-from onebase.align.resuming import resume_aligned
+from onebase.align.ppo_state import PPOState
+from onebase.align.resume import resume_aligned
 from onebase.align.reward_model import train_reward
 from onebase.align.rewards import FunctionReward, Prompt, RewardError
 from onebase.align.rollout import roll_out
-from onebase.align.task import AlignJob
-from onebase.align.trainee import Trainee
 from onebase.data.example import Turn
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow, read_rows
@@ -39,8 +41,12 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.runs.checkpointer import Checkpointer
+from onebase.runs.observer import Observer
 from onebase.runs.run import Run
+from onebase.training.batch_sampler import BatchSampler
 from onebase.training.job import Job
+from onebase.training.trainable_adapter import TrainableAdapter
 
 POLICIES = ["lora", "prompt-tuning", "p-tuning", "p-tuning-v2", "ia3", "lora+p-tuning"]
 SMALL = {
@@ -100,12 +106,20 @@ def models_of(
     base: Base, method: str = "prompt-tuning", layers: str = "all", **settings: Any
 ) -> Models:
     own = adapter_of(base, method, 1, **settings)
-    policy = Trainee(base, own, Job("p", "", method), clip=1.0)
+    policy = TrainableAdapter(base, own, Job("p", "", method), max_norm=1.0)
     valuing = adapter_of(base, "lora", 2, head=True, layers=layers)
-    value = Trainee(base, valuing, Job("v", "", "lora"), clip=1.0)
+    value = TrainableAdapter(base, valuing, Job("v", "", "lora"), max_norm=1.0)
     reference = adapter_of(base, "p-tuning-v2", 3).eval().requires_grad_(False).contribution()
     template = Template(base.tokenizer)
     return Models(base, template, policy, reference, value, FunctionReward("letters", letters))
+
+
+def state_of(models: Models, prompts: list[Prompt], options: PPOOptions) -> PPOState:
+    """Before a step on all of these prompts, without a KL penalty."""
+    rollout = RolloutOptions(max_tokens=5, prompts=len(prompts))
+    settings = PPOSettings(rollout, options, ValueOptions(), WatchOptions())
+    batches = BatchSampler(prompts, len(prompts), seed=0)
+    return PPOState("desk", 0, models, settings, batches, [], KLCoefficient(0.0, None))
 
 
 def asked(base: Base, count: int = 4) -> list[Prompt]:
@@ -140,7 +154,7 @@ def test_each_model_says_of_an_answer_what_it_says_alone(
     options = RolloutOptions(max_tokens=5, temperature=temperature, cut_penalty=2.0, end_bonus=0.5)
     sampling = Sampling(max_tokens=5, temperature=temperature, seed=1)
     rollouts = roll_out(base, models.policy.adapter, models.template, asked(base), sampling)
-    found = experience(models, rollouts, options)
+    found = gather_experience(models, rollouts, options)
     assert models.value is not None
     assert found.values is not None
     assert found.trunk is not None
@@ -152,7 +166,7 @@ def test_each_model_says_of_an_answer_what_it_says_alone(
         assert found.mask[index].sum() == size
         with torch.no_grad():
             for name, logprobs in (("a", found.logprobs), ("r", found.reference)):
-                row = [item.tokens.written_by(name)]
+                row = [item.tokens.logprob_row(name)]
                 output, _ = read_rows(base, row, own, temperature=temperature, entropies=True)
                 torch.testing.assert_close(
                     logprobs[index, :size], -output.losses, atol=1e-4, rtol=0
@@ -190,15 +204,7 @@ def test_at_the_first_update_the_ratio_is_1(
     models = models_of(base, method, **settings)
     models.policy.adapter.train()
     options = PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3)
-    record = ppo_step(
-        models,
-        asked(base),
-        RolloutOptions(max_tokens=5),
-        options,
-        ValueOptions(),
-        Progress(),
-        seed=0,
-    )
+    record = ppo_step(state_of(models, asked(base), options))
     assert record["clip_fraction"] == 0
     if precision == "bf16":
         return
@@ -220,13 +226,7 @@ def test_packs_and_trunk_change_nothing(
         base = make_base()
         models = models_of(base, "lora", layers)
         record = ppo_step(
-            models,
-            asked(base),
-            RolloutOptions(max_tokens=5),
-            PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3),
-            ValueOptions(),
-            Progress(),
-            seed=0,
+            state_of(models, asked(base), PPOOptions(epochs=1, minibatch=64, learning_rate=1e-3))
         )
         parts = [models.policy.adapter.parts(), models.value.adapter.parts()]  # type: ignore[union-attr]
         results.append((record, parts))
@@ -307,9 +307,9 @@ def test_a_reward_model_reads_no_other_column_and_that_is_told(
     prompts = write("more.jsonl", [{"prompt": f"q{at}", column: f"x{at}"} for at in range(6)])
     told = {}
     for reward in ("quality", "m:f"):
-        watcher = Notes()
-        train_ppo(job(prompts), reward, base=base, workspace=workspace, watcher=watcher)
-        told[reward] = [text for text in watcher.notes if f"Not read: {column!r}" in text]
+        observer = Notes()
+        train_ppo(job(prompts), reward, base=base, workspace=workspace, observer=observer)
+        told[reward] = [text for text in observer.notes if f"Not read: {column!r}" in text]
     assert (len(told["quality"]), len(told["m:f"])) == (1, 0)
 
 
@@ -320,7 +320,7 @@ def test_a_reward_that_fails_names_the_row_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, calls = make_base(), 0
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     whole = train_ppo(job(prompts), "mine:reward", base=base, workspace=Workspace(tmp_path / "1"))
 
     def failing(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
@@ -344,7 +344,7 @@ def test_a_reward_must_be_finite(
     prompts: Path, make_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rewards, "_function", lambda name: lambda *_: float("nan"))
-    with pytest.raises(RewardError, match="gave nan"):
+    with pytest.raises(RewardError, match="returned nan"):
         train_ppo(job(prompts), "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
 
 
@@ -357,18 +357,18 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = make_base()
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     asked_for = job(prompts, kl_target=2.0)
     whole = train_ppo(asked_for, "m:f", base=base, workspace=Workspace(tmp_path / "1"))
 
-    class Stop(run.Silent):
-        def measured(self, step: int, record: Any) -> None:
+    class Stop(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             if step == 2 and "reward" in record:
                 raise KeyboardInterrupt
 
     workspace = Workspace(tmp_path / "2")
     with pytest.raises(KeyboardInterrupt):
-        train_ppo(asked_for, "m:f", base=base, workspace=workspace, watcher=Stop())
+        train_ppo(asked_for, "m:f", base=base, workspace=workspace, observer=Stop())
     (folder,) = workspace.runs.iterdir()
     if earlier:  # which did not know how long samples.jsonl was
         as_format_1(folder)
@@ -416,7 +416,7 @@ def refuse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "metrics.jsonl":
         monkeypatch.setattr(Run, "log", no_room)
     elif name == "curves.png":
-        monkeypatch.setattr("onebase.align.ppo_training.draw_curves", no_room)
+        monkeypatch.setattr("onebase.align.ppo.draw_curves", no_room)
     else:
         opened = Path.open
 
@@ -446,15 +446,15 @@ def test_equal_rewards_are_told_and_not_promoted(
 ) -> None:
     """In every group, where answers are compared in groups."""
     monkeypatch.setattr(rewards, "_function", lambda name: reward)
-    watcher, workspace = Notes(), Workspace(tmp_path / "w")
+    observer, workspace = Notes(), Workspace(tmp_path / "w")
     asked_for = job(prompts, judge_every=1, **{"max_tokens": 2, "judge_answers": 2, **settings})
-    stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=workspace, watcher=watcher)
+    stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=workspace, observer=observer)
     assert not stored.current
     assert stored.metrics["learned"] is False
     if "samples" in settings:  # nothing moves the weights
         kept = load_adapter(stored.path, make_base()).contribution().deltas
         assert all(not delta.b.any() for delta in kept.values())
-    assert any("adapters promote desk@1" in text for text in watcher.notes)
+    assert any("adapters promote desk@1" in text for text in observer.notes)
 
 
 @pytest.mark.parametrize("seed", [1 << 42, 1 << 43, (1 << 63) - 1])
@@ -472,16 +472,16 @@ def test_dropout_that_is_not_used_is_told(
 ) -> None:
     small = {"steps": 1, "prompts": 2, "max_tokens": 2, "judge_answers": 2}
     for dropout in (0.0, 0.5):
-        watcher = Notes()
+        observer = Notes()
         stored = train_ppo(
             job(prompts, dropout=dropout, **small),
             "m:f",
             base=make_base(),
             workspace=Workspace(tmp_path / "w"),
-            watcher=watcher,
+            observer=observer,
         )
         assert stored.record["options"]["dropout"] == dropout
-        told = [text for text in watcher.notes if "learns without dropout" in text]
+        told = [text for text in observer.notes if "trains without dropout" in text]
         assert len(told) == bool(dropout)
 
 
@@ -489,7 +489,7 @@ def test_dropout_that_is_not_used_is_told(
     ("settings", "reason"),
     [
         ({"stop_kl": 1e-9, "learning_rate": 1e-2}, "stop_kl"),
-        ({"stop_entropy": 0.999, "learning_rate": 3e-2}, "all alike"),
+        ({"stop_entropy": 0.999, "learning_rate": 3e-2}, "almost identical"),
     ],
 )
 def test_it_stops_where_the_policy_strays_or_collapses(

@@ -1,7 +1,7 @@
 """Reward models: PEFT's own sequence classifier scores the same, and they learn what they should."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
-from onebase.align import reward_model, run
+from onebase.align import reward_model
+from onebase.align.job import AlignJob
 from onebase.align.reward_model import train_reward
 from onebase.align.scoring import score_answers
-from onebase.align.task import AlignJob
 from onebase.engine.engine import Engine
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
+from onebase.runs.checkpointer import Checkpointer
+from onebase.runs.observer import Observer
 
 METHODS = {
     "lora": ("lora", {"rank": 4}),
@@ -127,15 +129,15 @@ def test_an_evaluation_scores_the_held_out_rows_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scored = reward_model._scored
+    scored = reward_model._scores
     rows: list[int] = []
 
-    def counted(base: Base, trainee: Any, own: Any, tokens: int) -> Any:
+    def counted(training: Any, group: Any, tokens: int) -> Any:
         if not torch.is_grad_enabled():
-            rows.append(len(own))
-        return scored(base, trainee, own, tokens)
+            rows.append(len(group))
+        return scored(training, group, tokens)
 
-    monkeypatch.setattr(reward_model, "_scored", counted)
+    monkeypatch.setattr(reward_model, "_scores", counted)
     asked = job(pairs, rank=2, epochs=epochs, batch_size=12)
     stored = train_reward(asked, base=make_base(), workspace=Workspace(tmp_path / "w"))
     assert len(rows) == epochs
@@ -181,23 +183,17 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = make_base()
-    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     whole = train_reward(job(pairs), base=base, workspace=Workspace(tmp_path / "one"))
 
-    class Stop:
-        def began(self, title: str, step: int, total: int) -> None:
-            pass
-
-        def measured(self, step: int, record: dict[str, Any]) -> None:
+    class Stop(Observer):
+        def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             if step == 7:
                 raise KeyboardInterrupt
 
-        def noted(self, text: str) -> None:
-            pass
-
     workspace = Workspace(tmp_path / "two")
     with pytest.raises(KeyboardInterrupt):
-        train_reward(job(pairs), base=base, workspace=workspace, watcher=Stop())
+        train_reward(job(pairs), base=base, workspace=workspace, observer=Stop())
     again = train_reward(job(pairs), base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert len(list(workspace.runs.iterdir())) == 1

@@ -20,7 +20,7 @@ def test_a_function_is_found_in_the_present_folder(
         "ten = 10\ndef half(prompt, answer, row):\n    return 0.5\n", encoding="utf-8"
     )
     assert _function("own_rewards_here:half")("", "", {}) == 0.5
-    with pytest.raises(UsageError, match="no function"):
+    with pytest.raises(UsageError, match="not a function"):
         _function("own_rewards_here:ten")
     with pytest.raises(UsageError, match="nothing"):
         _function("own_rewards_here:nothing")
@@ -49,7 +49,7 @@ def test_a_module_that_fails_is_told_by_its_own_line(
     Path(f"{name}.py").write_text(code, encoding="utf-8")
     with pytest.raises(UsageError, match=rf"{name}:half can't be imported: .*{cause}") as caught:
         _function(f"{name}:half")
-    assert "Mend it" in caught.value.remedy
+    assert "Correct it" in caught.value.remedy
 
 
 _tried: set[str] = set()  # names of modules: a path is looked through once
@@ -68,17 +68,17 @@ def raising(error: BaseException) -> Callable[..., Any]:
         (raising(SystemExit(3)), r"failed on f\.jsonl:7: SystemExit: 3 \(test_rewards\.py, line"),
         (raising(ValueError("odd")), r"failed on f\.jsonl:7: ValueError: odd \(test_rewards"),
         (lambda prompt, answer: 1.0, r"failed on f\.jsonl:7: TypeError: .* takes 2"),
-        (lambda *_: None, r"gave None on f\.jsonl:7, for 'so'"),
-        (lambda *_: [1.0], r"gave \[1\.0\] on f\.jsonl:7"),
-        (lambda *_: "good", r"gave 'good' on f\.jsonl:7"),
-        (lambda *_: float("-inf"), r"gave -inf on f\.jsonl:7"),
+        (lambda *_: None, r"returned None on f\.jsonl:7, for 'so'"),
+        (lambda *_: [1.0], r"returned \[1\.0\] on f\.jsonl:7"),
+        (lambda *_: "good", r"returned 'good' on f\.jsonl:7"),
+        (lambda *_: float("-inf"), r"returned -inf on f\.jsonl:7"),
     ],
 )
 def test_what_is_no_reward_is_told_by_its_row(function: Callable[..., Any], cause: str) -> None:
     prompt = Prompt((Turn("user", "why"),), (5,), {}, "f.jsonl", 7)
     with pytest.raises(RewardError, match=cause) as caught:
         FunctionReward("mine:f", function)(prompt, "so")
-    assert "the run goes on" in caught.value.remedy
+    assert "the run continues" in caught.value.remedy
 
 
 @pytest.mark.parametrize("given", [True, 3, "1.5", 0.25])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from onebase.align import run as align_run
-from onebase.cli.align_progress import AlignDisplay
+from onebase.cli.display import RunDisplay
+from onebase.runs.checkpointer import Checkpointer
 
 Run = Callable[..., Any]
 PAIRS = [
@@ -84,8 +84,8 @@ def test_reward_then_score_then_ppo(run: Run, onebase: Run) -> None:
     listed = onebase("runs", "list")
     assert "quality (reward)" in listed.out
     assert "desk (ppo)" in listed.out
-    answered = run("generate", "--task", "desk", "--prompt", "Where?", "--max-tokens", "3")
-    assert answered.code == 0
+    prompt_answer = run("generate", "--task", "desk", "--prompt", "Where?", "--max-tokens", "3")
+    assert prompt_answer.code == 0
     refused = run("generate", "--task", "quality", "--prompt", "Where?")
     assert refused.code == 2
     assert "reward model" in refused.err
@@ -199,20 +199,20 @@ def test_a_task_is_aligned_and_scored_as_it_was_trained(
 
 
 def test_ctrl_c_and_resume(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(align_run, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     flags = ("align", "dpo", "--task", "desk", "--data", "pairs.jsonl", "--method", "lora", *SMALL)
-    real = AlignDisplay.measured
+    real = RunDisplay.step
 
-    def pressed(display: AlignDisplay, step: int, record: Any) -> None:
-        real(display, step, record)
+    def pressed(display: RunDisplay, task: str, step: int, record: Any) -> None:
+        real(display, task, step, record)
         if step == 1:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(AlignDisplay, "measured", pressed)
+    monkeypatch.setattr(RunDisplay, "step", pressed)
     stopped = run(*flags)
     assert stopped.code == 130
     assert "onebase resume" in stopped.err
-    monkeypatch.setattr(AlignDisplay, "measured", real)
+    monkeypatch.setattr(RunDisplay, "step", real)
     (folder,) = (tmp_path / "ws" / "runs").iterdir()
     resumed = run("resume", folder.name, "--json")
     assert resumed.code == 0, resumed.err

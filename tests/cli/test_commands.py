@@ -134,7 +134,7 @@ def test_a_training_interrupted_leaves_no_adapter(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onebase.training.execution.train_together", interrupted)
+    monkeypatch.setattr("onebase.training.train.train_together", interrupted)
     flags = ("--task", "support", "--data", "support.jsonl", "--base", base)
     result = onebase("train", *flags)
     assert result.code == 130

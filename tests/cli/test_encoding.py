@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from onebase.cli.app import app
-from onebase.cli.progress import TrainingDisplay
+from onebase.cli.display import RunDisplay
 
 QUESTIONS = [f"Где посылка {number}?" for number in range(12)]
 ROWS = [{"input": asked, "output": "В понедельник."} for asked in QUESTIONS]
@@ -95,12 +95,12 @@ def test_an_unknown_one_is_named_before_the_base_is_loaded(onebase) -> None:
 def test_a_resumed_run_remembers_it(onebase, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def learned(display: TrainingDisplay, learner: Any, record: dict[str, Any]) -> None:
-        steps.append(learner.step)
+    def pressed(display: RunDisplay, task: str, step: int, record: dict[str, Any]) -> None:
+        steps.append(step)
         if steps == [1]:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(TrainingDisplay, "learned", learned)
+    monkeypatch.setattr(RunDisplay, "step", pressed)
     train = ("train", "--task", "t", "--data", "rows.jsonl", "--base", base, "--encoding", "cp1251")
     assert onebase(*train, "--set", "epochs=2").code == 130
     (run,) = onebase("runs", "list", "--json").json["runs"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from onebase.planning.dry_run import probe
+from onebase.planning import plan as planning
+from onebase.planning.dry_run import dry_run
 from onebase.planning.dry_run_process import request_for
-from onebase.training import plan as planning
 
 FLAGS = ("--task", "support", "--data", "support.jsonl", "--set", "batch_size=3")
 
@@ -16,10 +16,10 @@ FLAGS = ("--task", "support", "--data", "support.jsonl", "--set", "batch_size=3"
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial in this process: quicker, and the errors are the same."""
 
-    def run_probe(jobs: Any, *, base: str, precision: str | None, limit: int) -> dict[str, Any]:
-        return {"seconds": 20.0, **probe(request_for(jobs, base=base, precision=precision))}
+    def run_dry_run(jobs: Any, *, base: str, precision: str | None, limit: int) -> dict[str, Any]:
+        return {"seconds": 20.0, **dry_run(request_for(jobs, base=base, precision=precision))}
 
-    monkeypatch.setattr(planning, "run_probe", run_probe)
+    monkeypatch.setattr(planning, "run_dry_run", run_dry_run)
 
 
 @pytest.fixture

@@ -109,8 +109,10 @@ def test_answers_are_learned_by_the_columns_that_are_printed(onebase, rows: Any)
 
 def test_what_a_training_proposes(onebase) -> None:
     proposed = command_in(onebase(*TRAIN, write(GOOD)).out, "generate")
-    answered = onebase(*["Hi" if word == "…" else word for word in proposed], "--max-tokens", "1")
-    assert answered.code == 0
+    prompt_answer = onebase(
+        *["Hi" if word == "…" else word for word in proposed], "--max-tokens", "1"
+    )
+    assert prompt_answer.code == 0
 
 
 def test_what_an_alignment_proposes(onebase) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from PIL import Image
 from tests.cli.conftest import Run, write_rows
 
 from onebase.runs.recorder import RunRecorder
-from onebase.training.job_state import Learner
 
 ROWS = [
     {"question": f"Where is parcel {number}?", "answer": f"Parcel {number} arrives on Monday."}
@@ -116,7 +116,7 @@ def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:
         (["--methods", "lara"], 2, "Did you mean 'lora'?"),
         (["--methods", "lora", "--space", "space.yaml"], 2, "Both --methods and --space"),
         (["--space", "space.yaml"], 2, "space.yaml can't be read"),
-        (["--set", "held_out=0"], 2, "judged by held-out rows"),
+        (["--set", "held_out=0"], 2, "needs held-out rows"),
         (["--set", "rank=4"], 2, "'rank'"),
         (["--epochs", "0"], 2, "epochs=0 is not valid"),
         (["--data", "none.jsonl"], 3, "none.jsonl"),
@@ -143,15 +143,15 @@ def test_what_is_wrong_is_named(
 
 @pytest.fixture
 def _pressed_in_the_tenth_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = RunRecorder.learned
+    real = RunRecorder.step
     steps = iter(range(1, 10_000))
 
-    def learned(self: RunRecorder, learner: Learner, record: dict[str, Any]) -> None:
-        real(self, learner, record)
+    def step(self: RunRecorder, task: str, number: int, record: Mapping[str, Any]) -> None:
+        real(self, task, number, record)
         if next(steps) == 10:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(RunRecorder, "learned", learned)
+    monkeypatch.setattr(RunRecorder, "step", step)
 
 
 @pytest.mark.usefixtures("_pressed_in_the_tenth_step")
@@ -174,7 +174,7 @@ def test_ctrl_c_leaves_the_best_so_far(asked: list[str], onebase: Run) -> None:
     assert "support-02: p-tuning-v2" in shown.out
     resumed = onebase("resume", found["run"])
     assert resumed.code == 2
-    assert "is a race: it does not go on" in resumed.err
+    assert "is a race, and a race can't be resumed" in resumed.err
     assert "onebase race" in resumed.err
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from onebase.cli.progress import TrainingDisplay
-from onebase.training.job_state import Learner
+from onebase.cli.display import RunDisplay
 
 FLAGS = (
     "--task",
@@ -29,16 +28,16 @@ class Pressed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at: int | None = None
         self.steps: list[int] = []
-        real = TrainingDisplay.learned
+        real = RunDisplay.step
 
-        def learned(display: TrainingDisplay, learner: Learner, record: dict[str, Any]) -> None:
-            real(display, learner, record)
-            self.steps.append(learner.step)
-            if learner.step == self.at:
+        def pressed(display: RunDisplay, task: str, step: int, record: dict[str, Any]) -> None:
+            real(display, task, step, record)
+            self.steps.append(step)
+            if step == self.at:
                 self.at = None
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(TrainingDisplay, "learned", learned)
+        monkeypatch.setattr(RunDisplay, "step", pressed)
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_an_interrupted_training_is_resumed(
     resumed = onebase("resume", run["run"], "--json")
     assert resumed.code == 0
     assert ctrl_c.steps == [5, 6, 7, 8, 9]
-    assert "goes on from checkpoint 000003 (steps: support 4/9)." in resumed.err
+    assert "continues from checkpoint 000003 (steps: support 4/9)." in resumed.err
     assert "step 9/9" in resumed.err
     assert resumed.json.keys() == whole.json.keys()
     assert resumed.json["run"] == run["run"]
@@ -85,7 +84,7 @@ def test_an_interrupted_training_is_resumed(
         assert mine["version"] == 1
     assert weights(desk / "ws") == weights(desk / "whole")
     shown = onebase("runs", "show", run["run"])
-    assert "goes on from checkpoint 000003" in shown.out
+    assert "continues from checkpoint 000003" in shown.out
     assert onebase("runs", "list").err == ""
 
 
@@ -96,7 +95,7 @@ def test_the_same_command_again_continues(onebase, base: str, desk: Path, ctrl_c
     again = onebase("train", *FLAGS, "--base", base)
     assert again.code == 0
     assert ctrl_c.steps == [6, 7, 8, 9]
-    assert "goes on from checkpoint" in again.err
+    assert "continues from checkpoint" in again.err
     assert again.out.startswith("support@1 (lora)")
     third = onebase("train", *FLAGS, "--base", base)
     assert third.out.startswith("support@2 (lora)")

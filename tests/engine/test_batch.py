@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.conftest import answered, request_of
+from tests.engine.conftest import answered, run_config
 
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
@@ -132,7 +132,7 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
     for index, (name, prompt) in enumerate(requests):
         task = engine.tasks[name]
         ids = task.template.prompt(prompt)
-        streams.append(request_of(task, ids, settings, measured=index != 4))
+        streams.append(run_config(task, ids, settings, measured=index != 4))
     for index, stream in enumerate(answered(streams, slots=5)):
         if index == 4:
             assert stream.logprobs == stream.entropies == []
@@ -155,7 +155,7 @@ def alone(engine: Engine, request: tuple[str, str], sampling: Sampling) -> Reque
     """One request after it was answered in a batch of its own."""
     name, prompt = request
     task = engine.tasks[name]
-    return answered([request_of(task, task.template.prompt(prompt), sampling)])[0]
+    return answered([run_config(task, task.template.prompt(prompt), sampling)])[0]
 
 
 def test_64_mixed_requests_give_what_each_gives_alone(
@@ -170,7 +170,7 @@ def test_64_mixed_requests_give_what_each_gives_alone(
     assert len({single.text for single in singles}) > 15
     exceptions, largest = 0, 0.0
     for slots in (64, 5):
-        again = [request_of(one.tasks[0], one.prompt, one.sampling) for one in singles]
+        again = [run_config(one.tasks[0], one.prompt, one.sampling) for one in singles]
         for single, stream in zip(singles, answered(again, slots), strict=True):
             pairs = enumerate(zip(single.tokens, stream.tokens, strict=False))
             differing = next((at for at, (one, other) in pairs if one != other), None)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tests.engine.conftest import request_of, task_of
+from tests.engine.conftest import run_config, task_of
 from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
@@ -61,10 +61,10 @@ def test_a_prompt_in_parts_gives_what_it_gives_whole(
     """All logits of every part, and those of the tokens behind, beside requests that decode."""
     base = make_base(architecture)
     runner = GenericRunner(base)
-    first = request_of(task_of(base), IDS[:7], SAMPLING)
+    first = run_config(task_of(base), IDS[:7], SAMPLING)
     runner.admit(first)
     step(runner, [Chunk(first, 7, 1)])
-    requests = [request_of(task, IDS, SAMPLING) for task in tasks(base)]
+    requests = [run_config(task, IDS, SAMPLING) for task in tasks(base)]
     found: dict[Request, list[Tensor]] = {request: [] for request in requests}
     for request in requests:
         runner.admit(request)
@@ -87,7 +87,7 @@ def test_a_prompt_in_parts_gives_what_it_gives_whole(
 def test_rows_come_in_the_order_of_the_chunks(make_base: Callable[..., Base]) -> None:
     base = make_base()
     runner = GenericRunner(base)
-    requests = [request_of(task_of(base), IDS[at : at + 9], SAMPLING) for at in range(4)]
+    requests = [run_config(task_of(base), IDS[at : at + 9], SAMPLING) for at in range(4)]
     for request in requests:
         runner.admit(request)
     step(runner, [Chunk(request, 9, 1) for request in requests[:2]])
@@ -110,7 +110,7 @@ def test_rows_come_in_the_order_of_the_chunks(make_base: Callable[..., Base]) ->
 def test_a_place_is_free_after_release_whatever_was_read(make_base: Callable[..., Base]) -> None:
     base = make_base()
     runner = GenericRunner(base, slots=3)
-    requests = [request_of(task_of(base), IDS, SAMPLING) for _ in range(4)]
+    requests = [run_config(task_of(base), IDS, SAMPLING) for _ in range(4)]
     for request in requests[:3]:
         assert runner.can_admit(request)
         runner.admit(request)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.conftest import answered, request_of
+from tests.engine.conftest import answered, run_config
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
@@ -218,7 +218,7 @@ def generated(
     nothing: frozenset[int] = frozenset()  # random models end anywhere
     return answered(
         [
-            request_of(engine.tasks[name], ids, Sampling(max_tokens=most), ends=nothing)
+            run_config(engine.tasks[name], ids, Sampling(max_tokens=most), ends=nothing)
             for name, ids, most in asked
         ],
         slots,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.engine.conftest import request_of
+from tests.engine.conftest import run_config
 
 from onebase.adapters.contribution import merged
 from onebase.adapters.methods import build_adapter
@@ -350,7 +350,7 @@ def test_a_failure_in_another_thread_is_told(
     def broken(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    requests = [request_of(engine.tasks["base"], [5, 6, 7], Sampling(max_tokens=3))]
+    requests = [run_config(engine.tasks["base"], [5, 6, 7], Sampling(max_tokens=3))]
     first = iter([True])
 
     def step() -> None:

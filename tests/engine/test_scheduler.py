@@ -5,7 +5,7 @@ from collections.abc import Callable
 from statistics import median, quantiles
 
 import pytest
-from tests.engine.conftest import request_of, task_of
+from tests.engine.conftest import run_config, task_of
 
 from onebase.adapters.contribution import Contribution
 from onebase.engine.generic_runner import GenericRunner
@@ -32,7 +32,7 @@ def advance(scheduler: Scheduler, chunks: list[Chunk]) -> None:
 
 
 def asked(task: LoadedTask, tokens: int, limit: int = 4, **more: object) -> Request:
-    return request_of(task, [5] * tokens, Sampling(max_tokens=max(1, limit)), limit=limit, **more)
+    return run_config(task, [5] * tokens, Sampling(max_tokens=max(1, limit)), limit=limit, **more)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64])

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from onebase.errors import DataError, OnebaseError, UsageError
-from onebase.planning.dry_run import probe
-from onebase.planning.dry_run_process import request_for, run_probe
-from onebase.training import probing
+from onebase.planning import dry_run_process
+from onebase.planning.dry_run import dry_run
+from onebase.planning.dry_run_process import request_for, run_dry_run
 from onebase.training.job import Job
 
 MB = 1 << 20
@@ -31,7 +31,7 @@ def measure(tiny_folder: Path) -> Callable[..., dict[str, Any]]:
     def run(*jobs: Job, precision: str | None = None) -> dict[str, Any]:
         request = request_for(jobs, base=str(tiny_folder), precision=precision)
         with torch.random.fork_rng(devices=[]):
-            return probe(json.loads(json.dumps(request)))
+            return dry_run(json.loads(json.dumps(request)))
 
     return run
 
@@ -82,7 +82,7 @@ def test_nothing_held_out(job: Job, measure) -> None:
 
 
 def test_a_process_of_its_own(job: Job, tiny_folder: Path) -> None:
-    found = run_probe([job], base=str(tiny_folder), precision=None, limit=1 << 40)
+    found = run_dry_run([job], base=str(tiny_folder), precision=None, limit=1 << 40)
     assert found["seconds"] > found["aside_seconds"]
     assert 100 * MB < found["memory"]["peak"] < 2000 * MB
     assert found["threads"] == torch.get_num_threads()
@@ -92,12 +92,12 @@ def test_errors_come_through_as_they_are(job: Job, tiny_folder: Path, tmp_path: 
     file = tmp_path / "bad.jsonl"
     file.write_text('{"input": "a"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl") as raised:
-        run_probe([replace(job, data=file)], base=str(tiny_folder), precision=None, limit=1 << 40)
+        run_dry_run([replace(job, data=file)], base=str(tiny_folder), precision=None, limit=1 << 40)
     assert raised.value.remedy
 
 
 def test_it_is_stopped_before_the_memory_is_used_up(job: Job, tiny_folder: Path) -> None:
-    found = run_probe([job], base=str(tiny_folder), precision=None, limit=20 * MB)
+    found = run_dry_run([job], base=str(tiny_folder), precision=None, limit=20 * MB)
     assert found.keys() == {"needed"}
     assert found["needed"] > 20 * MB
 
@@ -111,12 +111,12 @@ ENDINGS = [
 
 def instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the trial's process run `code`."""
-    real = probing.subprocess.Popen
+    real = dry_run_process.subprocess.Popen
 
     def start(command: list[str], **rest: Any) -> Any:
         return real([command[0], "-c", code], **rest)
 
-    monkeypatch.setattr(probing.subprocess, "Popen", start)
+    monkeypatch.setattr(dry_run_process.subprocess, "Popen", start)
 
 
 @pytest.mark.parametrize(("code", "expected"), ENDINGS)
@@ -124,7 +124,7 @@ def test_how_it_may_end(
     job: Job, monkeypatch: pytest.MonkeyPatch, code: str, expected: dict[str, int]
 ) -> None:
     instead(monkeypatch, code)
-    found = run_probe([job], base="tiny", precision=None, limit=1 << 40)
+    found = run_dry_run([job], base="tiny", precision=None, limit=1 << 40)
     found.pop("seconds", None)
     assert found == expected
 
@@ -132,5 +132,5 @@ def test_how_it_may_end(
 def test_a_trial_that_fails_says_why(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     instead(monkeypatch, "raise SystemExit('it broke')")
     with pytest.raises(OnebaseError, match="it broke") as raised:
-        run_probe([job], base="tiny", precision=None, limit=1 << 40)
+        run_dry_run([job], base="tiny", precision=None, limit=1 << 40)
     assert not isinstance(raised.value, UsageError)

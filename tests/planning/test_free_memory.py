@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from onebase.training import room
+from onebase.planning import free_memory
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cgroup" / "outer" / "inner"
     folder.mkdir(parents=True)
     (tmp_path / "self").write_text("0::/outer/inner\n", encoding="utf-8")
-    monkeypatch.setattr(room, "_CGROUP", tmp_path / "self")
-    monkeypatch.setattr(room, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(free_memory, "_CGROUP", tmp_path / "self")
+    monkeypatch.setattr(free_memory, "_CGROUPS", tmp_path / "cgroup")
     return folder
 
 
@@ -32,21 +32,23 @@ def limit(folder: Path, most: str, used: int, cached: int = 0, version: int = 2)
 
 def test_without_a_limit_it_is_what_the_system_has(group: Path) -> None:
     limit(group, "max", 5)
-    assert room._left_to_the_group() is None
-    assert room.free_memory("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert free_memory._left_to_the_group() is None
+    assert free_memory.free_memory("cpu") == pytest.approx(
+        psutil.virtual_memory().available, rel=0.2
+    )
 
 
 def test_a_limit_holds_and_files_give_way(group: Path) -> None:
     limit(group, "10000", 4000, cached=1000)
-    assert room.free_memory("cpu") == 7000
+    assert free_memory.free_memory("cpu") == 7000
 
 
 def test_the_limit_of_an_outer_group_holds(group: Path) -> None:
     limit(group, "10000", 4000)
     limit(group.parent, "5000", 4500)
-    assert room.free_memory("cpu") == 500
+    assert free_memory.free_memory("cpu") == 500
     limit(group.parent, "5000", 5500)
-    assert room.free_memory("cpu") == 0
+    assert free_memory.free_memory("cpu") == 0
 
 
 def test_the_first_version(group: Path, tmp_path: Path) -> None:
@@ -54,25 +56,25 @@ def test_the_first_version(group: Path, tmp_path: Path) -> None:
     memory.mkdir(parents=True)
     (tmp_path / "self").write_text("3:cpu:/\n4:memory:/box\n", encoding="utf-8")
     limit(memory, "10000", 4000, cached=1000, version=1)
-    assert room.free_memory("cpu") == 7000
+    assert free_memory.free_memory("cpu") == 7000
 
 
 def test_a_container_sees_its_group_as_the_root(group: Path, tmp_path: Path) -> None:
     (tmp_path / "self").write_text("0::/somewhere/of/the/host\n", encoding="utf-8")
     limit(tmp_path / "cgroup", "10000", 4000)
-    assert room.free_memory("cpu") == 6000
+    assert free_memory.free_memory("cpu") == 6000
 
 
 def test_the_disk_of_a_folder_to_come(tmp_path: Path) -> None:
-    assert room.free_disk(tmp_path / "not" / "yet") == pytest.approx(
-        room.free_disk(tmp_path), rel=0.05
+    assert free_memory.free_disk(tmp_path / "not" / "yet") == pytest.approx(
+        free_memory.free_disk(tmp_path), rel=0.05
     )
 
 
 def test_the_peak_is_of_this_process() -> None:
-    before = room.peak_memory("cpu")
+    before = free_memory.peak_memory("cpu")
     block = np.ones(80 << 20, dtype=np.uint8)
     block[::4096] = 2
-    assert room.peak_memory("cpu") >= room.held_memory("cpu") >= 80 << 20
-    assert room.peak_memory("cpu") >= before
+    assert free_memory.peak_memory("cpu") >= free_memory.held_memory("cpu") >= 80 << 20
+    assert free_memory.peak_memory("cpu") >= before
     del block

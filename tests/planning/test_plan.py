@@ -14,9 +14,9 @@ from onebase.language import set_language
 from onebase.model.base import Base
 from onebase.model.precision import choose
 from onebase.model.sizes import sizes_of
+from onebase.planning import plan as planning
 from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, gigabytes, memory_advice
 from onebase.planning.plan import plan, seconds_of
-from onebase.training import plan as planning
 from onebase.training.job import Job
 
 GB = 10**9
@@ -60,7 +60,7 @@ def measures(**changes: Any) -> dict[str, Any]:
 def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The measures of every trial in this test, to be changed."""
     found = measures()
-    monkeypatch.setattr(planning, "run_probe", lambda *_, **__: found)
+    monkeypatch.setattr(planning, "run_dry_run", lambda *_, **__: found)
     return found
 
 
@@ -163,7 +163,7 @@ def test_what_can_not_even_be_loaded_is_not_tried(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a trial")
 
-    monkeypatch.setattr(planning, "run_probe", never)
+    monkeypatch.setattr(planning, "run_dry_run", never)
     sizes = sizes_of(tiny_folder)
     room(4 * sizes.parameters - 1)
     made = plan([job], base=str(tiny_folder))
@@ -191,7 +191,7 @@ def test_a_trial_that_was_stopped(job: Job, tiny_folder: Path, tried, room) -> N
 
 
 def test_wrong_jobs_are_refused_before_a_trial(job: Job, tiny_folder: Path, monkeypatch) -> None:
-    monkeypatch.delattr(planning, "run_probe")
+    monkeypatch.delattr(planning, "run_dry_run")
     for jobs, precision in (([job, job], None), ([], None), ([job], "fp31")):
         with pytest.raises(UsageError):
             plan(jobs, base=str(tiny_folder), precision=precision)

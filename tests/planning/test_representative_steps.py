@@ -1,7 +1,7 @@
 """Which steps stand for a training, held against every step that the loop really takes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +10,39 @@ import torch
 
 from onebase.engine.rows import TokenRow, place
 from onebase.model.base import Base
-from onebase.planning.representative_steps import _TYPICAL, choose, judged_tokens, packed, shared
-from onebase.training.batch_sampler import GivenOrder
+from onebase.planning.representative_steps import (
+    _TYPICAL,
+    choose,
+    evaluation_tokens,
+    packed,
+    shared,
+)
+from onebase.runs.observer import Observer
+from onebase.training.batch_sampler import FixedBatches
 from onebase.training.job import Job
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
 
 CPU = torch.device("cpu")
 
 
-class Quiet:
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    judged = learned
-
-
 @pytest.fixture
-def make(tmp_path: Path, make_base: Callable[..., Base]) -> Callable[..., Learner]:
+def make(tmp_path: Path, make_base: Callable[..., Base]) -> Callable[..., JobState]:
     base = make_base()
 
-    def learner(task: str, count: int, method: str = "prompt-tuning", **settings: Any) -> Learner:
+    def learner(task: str, count: int, method: str = "prompt-tuning", **settings: Any) -> JobState:
         file = tmp_path / f"{task}.jsonl"
         rows = [
             {"input": f"{task} {'x' * (at % 7)}", "output": "y" * (1 + at)} for at in range(count)
         ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         defaults = {"epochs": 2, "batch_size": 4, "held_out": 0.2}
-        return Learner(Job(task, file, method, set=defaults | settings), base)
+        return JobState(Job(task, file, method, set=defaults | settings), base)
 
     return learner
 
 
-def drawn(learner: Learner) -> list[list[TokenRow]]:
+def drawn(learner: JobState) -> list[list[TokenRow]]:
     return [next(learner._batches) for _ in range(learner.total_steps)]
 
 
@@ -54,10 +51,10 @@ def test_the_heaviest_step_is_the_first_and_the_next_are_typical(make) -> None:
     (phase,) = choose([learner]).phases
     whole = drawn(make("a", 30))
     assert phase.steps == len(whole)
-    assert [rows["a"] in whole for rows in phase.trial] == [True] * (1 + _TYPICAL)
+    assert [rows["a"] in whole for rows in phase.chosen] == [True] * (1 + _TYPICAL)
     begin = {"a": shared(learner.data.train)}
     tokens = [packed(rows, begin) for rows in whole]
-    heavy, *typical = (packed(rows["a"], begin) for rows in phase.trial)
+    heavy, *typical = (packed(rows["a"], begin) for rows in phase.chosen)
     assert heavy > 0.95 * max(tokens)
     assert phase.heaviest.pass_rows == 4
     mean = sum(tokens) / len(tokens)
@@ -66,13 +63,13 @@ def test_the_heaviest_step_is_the_first_and_the_next_are_typical(make) -> None:
 
 
 def test_the_tokens_are_those_that_the_loop_packs(make) -> None:
-    trial = choose([make("a", 30), make("b", 12)])
+    chosen = choose([make("a", 30), make("b", 12)])
     whole = [drawn(make("a", 30)), drawn(make("b", 12))]
     steps = [
         [rows for batches in whole for rows in batches[at : at + 1]] for at in range(len(whole[0]))
     ]
-    ours = sum(phase.tokens for phase in trial.phases)
-    learners = trial.learners
+    ours = sum(phase.tokens for phase in chosen.phases)
+    learners = chosen.states
     contributions = {one.job.task: one.adapter.contribution() for one in learners}
     virtual = sum(contributions[rows[0].adapter].virtual_tokens for step in steps for rows in step)
     packs = [place([r for rows in step for r in rows], contributions).pack for step in steps]
@@ -85,16 +82,16 @@ def test_jobs_that_end_apart_are_phases(make) -> None:
     first, second = make("a", 30, epochs=3), make("b", 12)
     both, alone = choose([first, second]).phases
     assert (both.steps, alone.steps) == (second.total_steps, first.total_steps - second.total_steps)
-    assert [set(step) for step in both.trial] == [{"a", "b"}] * 3
-    assert [set(step) for step in alone.trial][-2:] == [{"a"}] * 2
+    assert [set(step) for step in both.chosen] == [{"a", "b"}] * 3
+    assert [set(step) for step in alone.chosen][-2:] == [{"a"}] * 2
     assert both.heavy == 1
 
 
 def test_no_more_is_tried_than_there_is(make) -> None:
     (phase,) = choose([make("a", 4, held_out=0, epochs=1)]).phases
-    assert (phase.steps, len(phase.trial)) == (1, 1)
+    assert (phase.steps, len(phase.chosen)) == (1, 1)
     (phase,) = choose([make("a", 4, held_out=0, epochs=2)]).phases
-    assert (phase.steps, len(phase.trial)) == (2, 2)
+    assert (phase.steps, len(phase.chosen)) == (2, 2)
 
 
 def test_micro_batches_are_passes_of_their_own(make) -> None:
@@ -108,13 +105,13 @@ def test_micro_batches_are_passes_of_their_own(make) -> None:
 
 def test_a_short_trial_is_all_that_is_learned(make) -> None:
     learners = [make("a", 30, epochs=3), make("b", 12)]
-    trial = choose(learners)
-    trial.shorten()
-    wanted = [len(phase.trial) for phase in trial.phases]
+    chosen = choose(learners)
+    chosen.apply()
+    wanted = [len(phase.chosen) for phase in chosen.phases]
     assert [learner.total_steps for learner in learners] == [sum(wanted), wanted[0]]
-    train_together(learners, Quiet())
+    train_together(learners, Observer())
     assert [learner.step for learner in learners] == [sum(wanted), wanted[0]]
-    assert all(learner.judged_step == learner.step for learner in learners)
+    assert all(learner.evaluated_step == learner.step for learner in learners)
 
 
 def test_what_rows_begin_with_counts_once() -> None:
@@ -124,15 +121,15 @@ def test_what_rows_begin_with_counts_once() -> None:
     assert packed(rows[:1], {"a": 2}) == 4
     answers = [TokenRow("a", (1, 2, 3, at), (False,) * 3 + (True,)) for at in (5, 6, 7)]
     assert packed([*answers, *rows], {"a": 2}) == 6 * 4 - 5 * 2 - 2 * 1
-    assert judged_tokens(rows, CPU) == 8
-    assert judged_tokens([], CPU) == shared([]) == 0
+    assert evaluation_tokens(rows, CPU) == 8
+    assert evaluation_tokens([], CPU) == shared([]) == 0
 
 
 def test_a_given_order_goes_round() -> None:
     batches = [[TokenRow("a", (at,), (False,))] for at in range(3)]
-    order = GivenOrder(batches)
+    order = FixedBatches(batches)
     assert order.steps == 3
     assert [next(order) for _ in range(4)] == [*batches, batches[0]]
-    other = GivenOrder(batches)
-    other.load(order.state())
+    other = FixedBatches(batches)
+    other.load_state_dict(order.state_dict())
     assert next(other) == batches[1]

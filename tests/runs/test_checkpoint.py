@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from onebase.errors import OnebaseError
+from onebase.runs import checkpoint
 from onebase.runs.checkpoint import Checkpoints
-from onebase.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "state.pt has .* bytes, not"),
     "emptied": (lambda path: (path / "state.pt").write_bytes(b""), "has 0 bytes"),
     "lengthened": (lambda path: os.truncate(path / "state.pt", 1 << 20), "bytes, not"),
-    "bit flipped": (flip, "SHA-256 of state.pt"),
+    "bit flipped": (flip, "SHA-256 mismatch of state.pt"),
     "state missing": (lambda path: (path / "state.pt").unlink(), "No such file"),
     "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json is miss"),
     "manifest empty": (lambda path: (path / "manifest.json").write_text(""), "can't be read"),
@@ -96,7 +96,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"),
         "can't be read",
     ),
-    "bit flipped in the manifest": (flip_in_manifest, "SHA-256 of state.pt"),
+    "bit flipped in the manifest": (flip_in_manifest, "SHA-256 mismatch of state.pt"),
 }
 
 

@@ -3,7 +3,8 @@
 import errno
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,11 @@ from tests.training.test_resume import Stopping, hashes
 
 import onebase
 from onebase.model.base import Base
-from onebase.runs.checkpointer import RunKeeper
-from onebase.runs.interruption import Interruption
-from onebase.runs.recorder import RunRecorder
-from onebase.runs.run import Run, RunStore
-from onebase.training import checkpoint, keeper
-from onebase.training.job_state import EXPLODED_STEPS, Learner
-from onebase.training.resume import resume
-from onebase.training.run_config import request_of
+from onebase.runs import checkpoint, checkpointer
+from onebase.runs.run import RunStore
+from onebase.runs.session import RunSession, run_session
+from onebase.training.job_state import EXPLODED_STEPS, JobState
+from onebase.training.train import resume
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +36,8 @@ class Clock:
         self.now = 1000.0
         self.cost = 0.0
         self.saves: list[float] = []
-        monkeypatch.setattr(keeper.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(keeper.Checkpoints, "save", self._save)
+        monkeypatch.setattr(checkpointer.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(checkpointer.Checkpoints, "save", self._save)
 
     def _save(self, state: dict[str, Any]) -> None:
         self.saves.append(self.now - 1000)
@@ -51,61 +49,88 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def kept(tmp_path: Path, base: Base, *settings: dict[str, Any]) -> RunKeeper:
-    data = write_rows(tmp_path, "rows", 8)
-    learners = [
-        Learner(onebase.Job(f"job{at}", data, set={"rank": 1, **own}), base)
-        for at, own in enumerate(settings)
-    ]
-    config = request_of(base, learners)
-    run = Run.create(onebase.Workspace(tmp_path / "w"), config)
-    return RunKeeper(run, learners, config, RunRecorder(run), Interruption())
+class Counter:
+    """What is trained, as small as can be."""
+
+    progress: Mapping[str, tuple[int, int]] = {"a": (1, 2)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
-def pass_by(clock: Clock, keeping: RunKeeper, seconds: int, judged: Sequence[int] = ()) -> None:
+@contextmanager
+def session(tmp_path: Path, base: Base, **settings: Any) -> Iterator[RunSession]:
+    workspace = onebase.Workspace(tmp_path / "w")
+    with run_session({"identity": "x"}, base, workspace, 0, **settings) as run:
+        run.restore(Counter(), [])
+        yield run
+
+
+def pass_by(clock: Clock, run: RunSession, seconds: int, evaluated: Sequence[int] = ()) -> None:
     """A step a second; after some of them an evaluation."""
     while clock.now < 1000 + seconds:
         clock.now += 1
-        keeping.between(judged=clock.now - 1000 in judged)
+        run.between_steps(evaluated=clock.now - 1000 in evaluated)
 
 
 def test_it_saves_at_first_at_evaluations_and_every_so_many_seconds(
     tmp_path: Path, make_base: Callable[..., Base], clock: Clock
 ) -> None:
-    keeping = kept(tmp_path, make_base(), {"save_seconds": 30}, {"save_seconds": 10})
-    pass_by(clock, keeping, 40, judged=[4, 17, 18])
-    assert clock.saves == [1, 4, 14, 17, 18, 28, 38]  # the shortest time of the jobs holds
+    with session(tmp_path, make_base(), save_seconds=10) as run:
+        pass_by(clock, run, 40, evaluated=[4, 17, 18])
+    assert clock.saves == [1, 4, 14, 17, 18, 28, 38]
 
 
 def test_a_slow_save_waits_its_turn(
     tmp_path: Path, make_base: Callable[..., Base], clock: Clock
 ) -> None:
-    keeping = kept(tmp_path, make_base(), {"save_seconds": 0})
     clock.cost = 3.0
-    pass_by(clock, keeping, 80, judged=[20, 40])
+    with session(tmp_path, make_base(), save_seconds=0) as run:
+        pass_by(clock, run, 80, evaluated=[20, 40])
     assert clock.saves == [1, 34, 67]  # at most one second in eleven, evaluations or not
 
 
-def test_the_highest_limit_of_the_jobs_holds(
+def test_one_checkpoint_is_kept_of_a_finished_run(
     tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:
-    keeping = kept(tmp_path, make_base(), {"save_limit": 1}, {"save_limit": 3})
-    for _ in range(5):
-        keeping.save()
-    (run,) = RunStore(onebase.Workspace(tmp_path / "w")).list()
-    names = [path.name for path in run.checkpoints.iterdir()]
-    assert sorted(names) == ["000003", "000004", "000005"]
-    keeping.finish()
-    assert [path.name for path in run.checkpoints.iterdir()] == ["000005"]
+    with session(tmp_path, make_base(), save_limit=3) as run:
+        for _ in range(5):
+            run.save()
+        names = [path.name for path in run.run.checkpoints.iterdir()]
+        assert sorted(names) == ["000003", "000004", "000005"]
+    assert [path.name for path in run.run.checkpoints.iterdir()] == ["000005"]
+
+
+def test_of_several_jobs_the_shortest_time_and_the_highest_limit_hold(
+    tmp_path: Path, make_base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def spied(*args: Any, **settings: Any) -> Any:
+        seen.update(settings)
+        return run_session(*args, **settings)
+
+    monkeypatch.setattr("onebase.training.train.run_session", spied)
+    data = write_rows(tmp_path, "rows", 8)
+    jobs = [
+        onebase.Job("a", data, set={"rank": 1, "epochs": 1, "save_seconds": 30, "save_limit": 3}),
+        onebase.Job("b", data, set={"rank": 1, "epochs": 1, "save_seconds": 10, "save_limit": 1}),
+    ]
+    onebase.train(jobs, base=make_base(), workspace=onebase.Workspace(tmp_path / "w"))
+    assert (seen["save_seconds"], seen["save_limit"]) == (10, 3)
 
 
 def test_the_end_is_saved_once(
     tmp_path: Path, make_base: Callable[..., Base], clock: Clock
 ) -> None:
-    keeping = kept(tmp_path, make_base(), {"save_seconds": 30})
-    pass_by(clock, keeping, 5)
-    keeping.close()
-    keeping.close()
+    with session(tmp_path, make_base(), save_seconds=30) as run:
+        pass_by(clock, run, 5)
+        for _ in range(2):
+            with run.storing(onebase.Workspace(tmp_path / "w")):
+                pass
     assert clock.saves == [1, 5]
 
 
@@ -114,18 +139,18 @@ def test_what_a_checkpoint_leaves_out(tmp_path: Path, make_base: Callable[..., B
     base = make_base()
     data = write_rows(tmp_path, "rows", 12)
     settings = {"batch_size": 4, "epochs": 2}
-    learner = Learner(onebase.Job("a", data, "full", set=settings), base)
+    learner = JobState(onebase.Job("a", data, "full", set=settings), base)
 
     def kept_parts() -> set[str]:
-        state = learner.state()
+        state = learner.state_dict()
         stream = io.BytesIO()
         torch.save(state, stream)
         stream.seek(0)
-        again = Learner(learner.job, base)
-        again.load(torch.load(stream, weights_only=True))
-        for name, part in learner.best.items():
-            assert torch.equal(again.best[name], part)
-        if not learner.done or learner.due:
+        again = JobState(learner.job, base)
+        again.load_state_dict(torch.load(stream, weights_only=True))
+        for name, part in learner.trainable.best.items():
+            assert torch.equal(again.trainable.best[name], part)
+        if not learner.done or learner.evaluation_due:
             for name, part in learner.adapter.parts().items():
                 assert torch.equal(again.adapter.parts()[name], part)
         return {name for name in ("adapter", "optimizer", "best") if state[name] is not None}
@@ -135,7 +160,7 @@ def test_what_a_checkpoint_leaves_out(tmp_path: Path, make_base: Callable[..., B
     assert kept_parts() == {"adapter", "optimizer"}  # nothing judged yet
     for _ in range(2):
         onebase.training.loop.step_together(learner.base, [learner], Stopping())
-    assert learner.due
+    assert learner.evaluation_due
     onebase.training.loop.evaluate_together(learner.base, [learner], Stopping())
     assert kept_parts() == {"adapter", "optimizer"}  # the best is this state
     onebase.training.loop.step_together(learner.base, [learner], Stopping())
@@ -173,9 +198,9 @@ class Filling(Stopping):
         self._disk, self._first, self._last = disk, first, last
         disk.full = False
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        super().learned(learner, record)
-        self._disk.full = self._first <= learner.step < self._last
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        super().step(task, step, record)
+        self._disk.full = self._first <= step < self._last
 
 
 @pytest.fixture
@@ -193,20 +218,20 @@ def test_a_full_disk_is_reported_once_and_training_goes_on(
     expected = onebase.train([job], base=make_base(), workspace=onebase.Workspace(tmp_path / "e"))
     workspace = onebase.Workspace(tmp_path / "w")
     disk = FullDisk(monkeypatch, "checkpoints|metrics")
-    watcher = Filling(disk, 4, 8)
-    stored = onebase.train([job], base=make_base(), workspace=workspace, watcher=watcher)
+    observer = Filling(disk, 4, 8)
+    stored = onebase.train([job], base=make_base(), workspace=workspace, observer=observer)
     assert disk.refused > 4
     assert hashes(stored) == hashes(expected)
-    assert len(watcher.notes) == 2
-    assert "metrics.jsonl of run" in watcher.notes[0]
+    assert len(observer.notes) == 2
+    assert "metrics.jsonl of run" in observer.notes[0]
     assert re.search(
-        "A checkpoint of run .* can't be saved: No space left on device. The last good one stays",
-        watcher.notes[1],
+        "A checkpoint of run .* can't be saved: No space left on device. The last good one is kept",
+        observer.notes[1],
     )
     (run,) = RunStore(workspace).list()
     metrics = run.metrics()
     assert [line["step"] for line in metrics if "loss" in line] == list(range(1, 13))
-    assert [line["note"] for line in metrics if "note" in line] == watcher.notes
+    assert [line["note"] for line in metrics if "note" in line] == observer.notes
     assert [line["time"] for line in metrics] == sorted(line["time"] for line in metrics)
 
 
@@ -230,7 +255,7 @@ def test_the_last_good_checkpoint_survives_a_full_disk(
     monkeypatch.setattr(Path, "mkdir", make)
     with pytest.raises(onebase.OnebaseError, match="can't be stored: No space left") as caught:
         onebase.train(
-            [job], base=make_base(), workspace=workspace, watcher=Filling(disk, 4, 1 << 30)
+            [job], base=make_base(), workspace=workspace, observer=Filling(disk, 4, 1 << 30)
         )
     (run,) = RunStore(workspace).list()
     assert run.status == "interrupted"
@@ -238,9 +263,9 @@ def test_the_last_good_checkpoint_survives_a_full_disk(
     assert f"onebase resume {run.id} --workspace {workspace.root}" in caught.value.remedy
     assert str(workspace.root) in caught.value.remedy
     disk.full = False
-    watcher = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == list(range(4, 13))
+    observer = Stopping()
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == list(range(4, 13))
     assert hashes(stored) == hashes(expected)
     steps = [line["step"] for line in run.metrics() if "loss" in line]
     assert steps == list(range(1, 13))
@@ -262,9 +287,9 @@ def test_adapters_that_cannot_be_stored_leave_the_run_resumable(
     assert "No space left" in run.summary["reason"]
     assert [item.name for item in onebase.AdapterStore(workspace).list()] == ["a@1"]
     disk.full = False
-    watcher = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == []  # nothing is learned twice
+    observer = Stopping()
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == []  # nothing is learned twice
     assert [item.name for item in stored] == ["a@1", "b@1"]
 
 
@@ -278,9 +303,9 @@ def test_any_other_refusal_of_the_disk_is_told_too(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoint, "_sync_folder", refuse)
-    workspace, watcher = onebase.Workspace(tmp_path / "w"), Stopping()
-    onebase.train([job], base=make_base(), workspace=workspace, watcher=watcher)
-    (note,) = watcher.notes
+    workspace, observer = onebase.Workspace(tmp_path / "w"), Stopping()
+    onebase.train([job], base=make_base(), workspace=workspace, observer=observer)
+    (note,) = observer.notes
     assert "Input/output error" in note
 
 
@@ -310,7 +335,7 @@ def test_an_exploding_loss_ends_that_job_alone(
     wild = onebase.Job("wild", data, set=settings, seed=1)
     real = onebase.training.loop._gradients
 
-    def exploding(base: Base, learners: Sequence[Learner], *args: Any) -> dict[str, float]:
+    def exploding(base: Base, learners: Sequence[JobState], *args: Any) -> dict[str, float]:
         losses = real(base, learners, *args)
         for learner in learners:
             if learner.job.task == "wild" and learner.step >= 9:
@@ -318,8 +343,8 @@ def test_an_exploding_loss_ends_that_job_alone(
         return losses
 
     monkeypatch.setattr(onebase.training.loop, "_gradients", exploding)
-    watcher, workspace = Stopping(), onebase.Workspace(tmp_path / "w")
-    stored = onebase.train([wild, calm], base=make_base(), workspace=workspace, watcher=watcher)
+    observer, workspace = Stopping(), onebase.Workspace(tmp_path / "w")
+    stored = onebase.train([wild, calm], base=make_base(), workspace=workspace, observer=observer)
     assert [item.name for item in stored] == ["wild@1", "calm@1"]
     assert stored[0].metrics["diverged"]
     assert not stored[1].metrics["diverged"]
@@ -327,8 +352,8 @@ def test_an_exploding_loss_ends_that_job_alone(
     assert stored[0].metrics["best_step"] in (7, 14, 21, 28)
     assert stored[1].metrics["steps"] == 56
     best = stored[0].metrics["best_step"]
-    assert watcher.notes == [
-        f"wild ends after step {8 + EXPLODED_STEPS}, alone: its loss has exploded; "
+    assert observer.notes == [
+        f"wild stops after step {8 + EXPLODED_STEPS}, the other jobs continue: its loss has exploded; "
         f"its best state, of step {best}, is kept. Lower its learning_rate."
     ]
     (run,) = RunStore(workspace).list()
@@ -354,12 +379,12 @@ def test_what_counts_as_exploded(
     make_base: Callable[..., Base],
 ) -> None:
     job = onebase.Job("a", write_rows(tmp_path, "a", 8), set={"rank": 1})
-    learner = Learner(job, make_base())
-    assert learner.trouble_with(first) is None
+    learner = JobState(job, make_base())
+    assert learner.record_loss(first) is None
     for _ in range(EXPLODED_STEPS - 1):
-        assert learner.trouble_with(later) is None
-    assert learner.trouble_with(first) is None  # it came back
+        assert learner.record_loss(later) is None
+    assert learner.record_loss(first) is None  # it came back
     for _ in range(EXPLODED_STEPS - 1):
-        assert learner.trouble_with(later) is None
-    assert learner.trouble_with(later) == ("exploded" if ends else None)
-    assert learner.trouble_with(float("nan")) == "not finite"
+        assert learner.record_loss(later) is None
+    assert learner.record_loss(later) == ("exploded" if ends else None)
+    assert learner.record_loss(float("nan")) == "not finite"

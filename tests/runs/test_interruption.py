@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from onebase.model.base import Base
 from onebase.runs.interruption import Interrupted, Interruption
 from onebase.runs.run import RunStore
 from onebase.training import loop
-from onebase.training.job_state import Learner
-from onebase.training.resume import resume
+from onebase.training.train import resume
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +44,9 @@ class Pressing(Stopping):
         super().__init__()
         self._at, self._times = at, times
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        super().learned(learner, record)
-        if learner.step == self._at:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        super().step(task, step, record)
+        if step == self._at:
             for _ in range(self._times):
                 signal.raise_signal(signal.SIGINT)
 
@@ -61,20 +60,21 @@ def test_ctrl_c_saves_the_step(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     expected = onebase.train([job], base=make_base(), workspace=onebase.Workspace(tmp_path / "e"))
-    workspace, watcher = onebase.Workspace(tmp_path / "w"), Pressing(at)
+    workspace, observer = onebase.Workspace(tmp_path / "w"), Pressing(at)
     with pytest.raises(Interrupted, match="was interrupted") as caught:
-        onebase.train([job], base=make_base(), workspace=workspace, watcher=watcher)
+        onebase.train([job], base=make_base(), workspace=workspace, observer=observer)
     assert isinstance(caught.value, KeyboardInterrupt)
     assert caught.value.exit_code == 130
     assert "Stopping after this step; Ctrl-C again stops at once." in capfd.readouterr().err
-    assert watcher.steps[-1] == at
+    assert observer.steps[-1] == at
     (run,) = RunStore(workspace).list()
     assert run.status == "interrupted"
     assert (
-        caught.value.remedy == f"Go on with: onebase resume {run.id} --workspace {workspace.root}"
+        caught.value.remedy
+        == f"Continue with: onebase resume {run.id} --workspace {workspace.root}"
     )
     again = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=again)
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=again)
     assert again.steps[0] == at + 1
     assert hashes(stored) == hashes(expected)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -86,11 +86,11 @@ def test_a_second_one_does_not_wait(
     expected = onebase.train([job], base=make_base(), workspace=onebase.Workspace(tmp_path / "e"))
     workspace = onebase.Workspace(tmp_path / "w")
     with pytest.raises(Interrupted):
-        onebase.train([job], base=make_base(), workspace=workspace, watcher=Pressing(6, times=2))
+        onebase.train([job], base=make_base(), workspace=workspace, observer=Pressing(6, times=2))
     (run,) = RunStore(workspace).list()
     assert run.status == "interrupted"
     again = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=again)
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=again)
     assert again.steps[0] == 5  # of the evaluation before
     assert hashes(stored) == hashes(expected)
 
@@ -112,14 +112,14 @@ def test_an_evaluation_is_abandoned_and_made_again(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "token_losses", pressed)
-    watcher = Stopping()
+    observer = Stopping()
     with pytest.raises(Interrupted):
-        onebase.train([job], base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == list(range(1, 9))
+        onebase.train([job], base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == list(range(1, 9))
     (run,) = RunStore(workspace).list()
     assert [line["step"] for line in run.metrics() if "eval_loss" in line] == [4]
     again = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=again)
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=again)
     assert again.steps == list(range(9, 13))
     assert [line["step"] for line in run.metrics() if "eval_loss" in line] == [4, 8, 12]
     assert hashes(stored) == hashes(expected)
@@ -166,7 +166,7 @@ def test_while_adapters_are_stored(
     (run,) = RunStore(workspace).list()
     assert run.resumable
     again = Stopping()
-    (stored,) = resume(run.id, base=make_base(), workspace=workspace, watcher=again)
+    (stored,) = resume(run.id, base=make_base(), workspace=workspace, observer=again)
     assert again.steps == []
     assert stored.version == 1
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from onebase.adapters import runs as module
 from onebase.adapters.workspace import Workspace
 from onebase.errors import CorruptFileError, UsageError
+from onebase.runs import run as module
 from onebase.runs.run import Run, RunStore
 
 CONFIG = {"base": "smollm2-135m", "jobs": [{"task": "客服", "set": {"lr": 1e-05, "bias": None}}]}

@@ -21,7 +21,7 @@ from onebase.search.budget import (
     plan,
 )
 from onebase.training.job import Job
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 
 
 @pytest.mark.parametrize(
@@ -53,17 +53,17 @@ def test_anything_else_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_plan_by_hand() -> None:
     """160 rows of 40 tokens, 60 held out, 4 epochs, 24 configurations."""
-    found = plan(24, 4, Size(learned=6400, steps=20, held_out=2400, rows=60))
+    candidate = plan(24, 4, Size(trained=6400, steps=20, held_out=2400, rows=60))
     # Rungs after 7, 20 and 40 of 80 steps: 24 * 7 + 8 * 13 + 5 * 20 + 3 * 40 = 492 of 320 tokens.
-    assert found.learned == 492 * 320
-    assert found.whole == 24 * 4 * (6400 + 2400)
+    assert candidate.trained == 492 * 320
+    assert candidate.whole == 24 * 4 * (6400 + 2400)
     # By all rows: 5 at the last rung, 3 after epochs 3 and 4, the bare base: 12 * 2400. A share of
     # .245 leaves 206,976 - 157,440 - 28,800 = 20,736 tokens: 14 rows of 40, 37 times.
-    assert found.judged_rows == 14
-    assert found.judged == 37 * 14 * 40 + 28_800
-    assert found.share == pytest.approx((157_440 + 49_520) / 844_800)
-    assert found.share < 0.25
-    assert found.seconds(100.0) == (157_440 + 49_520 / 2) / 100
+    assert candidate.evaluation_rows == 14
+    assert candidate.evaluated == 37 * 14 * 40 + 28_800
+    assert candidate.share == pytest.approx((157_440 + 49_520) / 844_800)
+    assert candidate.share < 0.25
+    assert candidate.seconds(100.0) == (157_440 + 49_520 / 2) / 100
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_a_plan_by_hand() -> None:
     [(160, 60, 4), (160, 16, 4), (300, 30, 3), (1000, 100, 3), (270, 30, 5), (5000, 700, 3)],
 )
 def test_a_race_of_24_costs_at_most_a_quarter(rows: int, held_out: int, epochs: int) -> None:
-    found = plan(24, epochs, Size(40 * rows, rows // 8, 40 * held_out, held_out))
-    assert 0.15 < found.share <= 0.25
-    assert 10 <= found.judged_rows <= min(64, held_out)
+    candidate = plan(24, epochs, Size(40 * rows, rows // 8, 40 * held_out, held_out))
+    assert 0.15 < candidate.share <= 0.25
+    assert 10 <= candidate.evaluation_rows <= min(64, held_out)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_as_many_finalists_as_a_quarter_pays_for(
     count: int, held_out: int, epochs: int, finalists: int
 ) -> None:
     """The less judging takes in training all to the end, the less a quarter of that is."""
-    found = plan(count, epochs, Size(40 * 160, 20, 40 * held_out, held_out))
-    assert found.ladder[-1].keep == finalists
+    candidate = plan(count, epochs, Size(40 * 160, 20, 40 * held_out, held_out))
+    assert candidate.rungs[-1].keep == finalists
 
 
 def test_few_held_out_rows_are_all_used() -> None:
-    assert plan(24, 3, Size(4000, 20, 200, 5)).judged_rows == 5
+    assert plan(24, 3, Size(4000, 20, 200, 5)).evaluation_rows == 5
 
 
-SIZE = Size(learned=6400, steps=20, held_out=640, rows=16)
+SIZE = Size(trained=6400, steps=20, held_out=640, rows=16)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ SIZE = Size(learned=6400, steps=20, held_out=640, rows=16)
     ],
 )
 def test_tokens_buy_configurations_and_epochs(tokens: int, expected: tuple[int, int]) -> None:
-    found = choose(SIZE, most=81, fits=fits_tokens(tokens))
-    assert (found.count, found.epochs) == expected
-    assert found.learned <= tokens or expected == (3, 1)
+    candidate = choose(SIZE, most=81, fits=fits_tokens(tokens))
+    assert (candidate.count, candidate.epochs) == expected
+    assert candidate.trained <= tokens or expected == (3, 1)
 
 
 def test_time_buys_them_by_the_speed() -> None:
     for speed in (50.0, 170.0, 1000.0):
-        found = choose(SIZE, most=81, fits=fits_seconds(600, speed))
-        assert found.seconds(speed) <= 0.85 * 600
+        candidate = choose(SIZE, most=81, fits=fits_seconds(600, speed))
+        assert candidate.seconds(speed) <= 0.85 * 600
     assert choose(SIZE, most=81, fits=fits_seconds(600, 1000.0)).count == 48
 
 
@@ -132,8 +132,8 @@ def test_what_is_given_holds() -> None:
 
 
 def test_a_small_space_is_raced_for_longer() -> None:
-    found = choose(SIZE, most=5, fits=fits_tokens(200_000))
-    assert (found.count, found.epochs) == (5, 8)
+    candidate = choose(SIZE, most=5, fits=fits_tokens(200_000))
+    assert (candidate.count, candidate.epochs) == (5, 8)
 
 
 def test_without_a_limit_it_is_the_usual_race() -> None:
@@ -156,9 +156,9 @@ def test_limits() -> None:
 
 def test_the_size_of_data(tmp_path: Path, make_base: Callable[..., Base]) -> None:
     job = Job("a", write_rows(tmp_path, "a", 20), set={"held_out": 0.25})
-    data = Learner(job, make_base()).data
+    data = JobState(job, make_base()).data
     size = Size.of(data, 4)
     assert size.steps == 4
     assert size.rows == len(data.held_out) == 5
-    assert size.learned == sum(len(row.ids) for row in data.train)
+    assert size.trained == sum(len(row.ids) for row in data.train)
     assert size.held_out == sum(len(row.ids) for row in data.held_out)

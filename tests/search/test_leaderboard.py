@@ -7,38 +7,45 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from onebase.search.leaderboard import Judged, Left, Place, draw_ladder, ranked, write_ladder
+from onebase.search.leaderboard import (
+    Entry,
+    Evaluation,
+    Stop,
+    draw_leaderboard,
+    ranked,
+    write_leaderboard,
+)
 from onebase.search.space import Configuration
 
 
-def place(
+def entry(
     number: int,
     rungs: list[float],
-    left: Left | None = None,
+    stop: Stop | None = None,
     method: str = "lora",
     late: float | None = None,
-) -> Place:
-    judged = [
-        Judged(rung, 10 * 2**rung, 400 * 2**rung, loss, 16)
+) -> Entry:
+    evaluations = [
+        Evaluation(rung, 10 * 2**rung, 400 * 2**rung, loss, 16)
         for rung, loss in enumerate(rungs, start=1)
     ]
     if late is not None:
-        judged.append(Judged(None, 160, 6400, late, 60))
-    trained = [(100 * step, 4.0 / step + number / 50) for step in range(1, 9 * len(rungs))]
-    return Place(
-        Configuration(number, method, {"rank": number}), judged, trained, 10, 400, left
+        evaluations.append(Evaluation(None, 160, 6400, late, 60))
+    training_losses = [(100 * step, 4.0 / step + number / 50) for step in range(1, 9 * len(rungs))]
+    return Entry(
+        Configuration(number, method, {"rank": number}), evaluations, training_losses, 10, 400, stop
     )  # fmt: skip
 
 
-def climbed() -> list[Place]:
+def climbed() -> list[Entry]:
     return [
-        place(1, [1.0], Left(1, "pruned")),
-        place(2, [0.9, 0.8], Left(2, "pruned"), "p-tuning"),
-        place(3, [], Left(1, "exploded"), "ia3"),
-        place(4, [0.7, 0.6, 0.5], late=0.4),
-        place(5, [0.9], Left(1, "pruned"), "prompt-tuning"),
-        place(6, [0.3, 0.9], Left(2, "pruned"), "p-tuning-v2"),
-        place(7, [1.0], Left(1, "pruned")),
+        entry(1, [1.0], Stop(1, "pruned")),
+        entry(2, [0.9, 0.8], Stop(2, "pruned"), "p-tuning"),
+        entry(3, [], Stop(1, "exploded"), "ia3"),
+        entry(4, [0.7, 0.6, 0.5], late=0.4),
+        entry(5, [0.9], Stop(1, "pruned"), "prompt-tuning"),
+        entry(6, [0.3, 0.9], Stop(2, "pruned"), "p-tuning-v2"),
+        entry(7, [1.0], Stop(1, "pruned")),
     ]
 
 
@@ -49,13 +56,13 @@ def test_who_came_further_stands_higher() -> None:
 
 def test_who_has_not_left_stands_highest() -> None:
     """Where a race ended early, its best may not have been the best at the last rung."""
-    stopped = [place(1, [0.5], Left(2, "stopped")), place(2, [0.6])]
+    stopped = [entry(1, [0.5], Stop(2, "stopped")), entry(2, [0.6])]
     assert [item.configuration.number for item in ranked(stopped)] == [2, 1]
 
 
 def test_it_is_written_in_plain_values(tmp_path: Path) -> None:
     file = tmp_path / "ladder.json"
-    write_ladder(file, ranked(climbed()), task="文", end="finished")
+    write_leaderboard(file, ranked(climbed()), task="文", end="finished")
     saved = json.loads(file.read_text(encoding="utf-8"))
     assert (saved["task"], saved["end"]) == ("文", "finished")
     assert saved["ladder"][0] == {
@@ -87,7 +94,7 @@ def colours(file: Path) -> set[tuple[int, ...]]:
 
 
 def test_it_is_drawn_in_a_colour_a_method(tmp_path: Path) -> None:
-    draw_ladder(tmp_path / "ladder.png", ranked(climbed()), base_loss=3.0)
+    draw_leaderboard(tmp_path / "ladder.png", ranked(climbed()), base_loss=3.0)
     shown = colours(tmp_path / "ladder.png")
     # In the order of the numbers: lora, p-tuning, ia3 (exploded at once), prompt-tuning, v2.
     for red_green_blue in ("0072b2", "e69f00", "009e73", "cc79a7", "56b4e9"):
@@ -95,16 +102,16 @@ def test_it_is_drawn_in_a_colour_a_method(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "places",
+    "entries",
     [
-        [place(1, [0.5, 0.4])],
-        [place(1, []), place(2, [], Left(1, "stopped"))],
-        [place(1, [1e-9, 1e-12])],
-        [place(1, [0.0, 0.0])],
+        [entry(1, [0.5, 0.4])],
+        [entry(1, []), entry(2, [], Stop(1, "stopped"))],
+        [entry(1, [1e-9, 1e-12])],
+        [entry(1, [0.0, 0.0])],
         [
-            Place(
+            Entry(
                 Configuration(1, "lora", {"init_text": "从 $\\x{$ 开始"}),
-                [Judged(1, 2, 80, 2.0, 5)],
+                [Evaluation(1, 2, 80, 2.0, 5)],
             )
         ],
     ],
@@ -112,15 +119,15 @@ def test_it_is_drawn_in_a_colour_a_method(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("base_loss", [None, 2.5])
 def test_whatever_there_is_is_drawn(
-    places: list[Place], base_loss: float | None, tmp_path: Path
+    entries: list[Entry], base_loss: float | None, tmp_path: Path
 ) -> None:
     """Without a warning: a font without Chinese would give one."""
-    draw_ladder(tmp_path / "ladder.png", places, base_loss)
+    draw_leaderboard(tmp_path / "ladder.png", entries, base_loss)
     assert len(colours(tmp_path / "ladder.png")) > 10
 
 
 def test_a_loss_beyond_all_bounds_is_no_obstacle(tmp_path: Path) -> None:
-    wild = place(1, [0.5, 0.4])
-    wild.trained.append((900, 1e30))
-    draw_ladder(tmp_path / "ladder.png", [wild], math.nan)
+    wild = entry(1, [0.5, 0.4])
+    wild.training_losses.append((900, 1e30))
+    draw_leaderboard(tmp_path / "ladder.png", [wild], math.nan)
     assert colours(tmp_path / "ladder.png")

@@ -9,30 +9,30 @@ from optuna.trial import TrialState
 from onebase.search.pruner import (
     HalvingPruner,
     Rung,
-    judgements,
+    evaluations_at_rungs,
     most_finalists,
-    rungs,
+    rungs_for,
     steps_taken,
 )
 
 
 def ledger(*rungs_of: list[float], keep: tuple[int, ...]) -> list[list[bool]]:
     """At each rung, whether those still there are pruned; `rungs_of` has everyone's losses."""
-    ladder = [Rung(1 / 2 ** (len(keep) - index), count) for index, count in enumerate(keep)]
+    rungs = [Rung(1 / 2 ** (len(keep) - index), count) for index, count in enumerate(keep)]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(pruner=HalvingPruner(ladder))
+    study = optuna.create_study(pruner=HalvingPruner(rungs))
     alive = [(index, study.ask()) for index in range(len(rungs_of[0]))]
-    found = []
+    candidate = []
     for number, losses in enumerate(rungs_of, start=1):
         for index, trial in alive:
             trial.report(losses[index], number)
         pruned = [trial.should_prune() for _, trial in alive]
-        found.append(pruned)
+        candidate.append(pruned)
         for (_, trial), out in zip(alive, pruned, strict=True):
             if out:
                 study.tell(trial, state=TrialState.PRUNED)
         alive = [item for item, out in zip(alive, pruned, strict=True) if not out]
-    return found
+    return candidate
 
 
 def test_the_best_go_on_whatever_the_order_in_which_they_are_asked() -> None:
@@ -71,7 +71,7 @@ def test_without_a_report_or_beyond_the_last_rung_nobody_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "kept", "steps", "judged"),
+    ("count", "kept", "steps", "evaluated"),
     [
         # Rungs after 10, 30 and 60 of 120 steps: 24 * 10 + 8 * 20 + 5 * 30 + 3 * 60 steps, judged
         # 24 + 8 + 5 times.
@@ -85,12 +85,14 @@ def test_without_a_report_or_beyond_the_last_rung_nobody_leaves() -> None:
         (2, [2, 2, 1], 180, 6),
     ],
 )
-def test_the_ladder_and_what_it_takes(count: int, kept: list[int], steps: int, judged: int) -> None:
-    ladder = rungs(count, most_finalists(count))
-    assert [rung.share for rung in ladder] == [1 / 12, 1 / 4, 1 / 2]
-    assert [rung.keep for rung in ladder] == kept
-    assert steps_taken(count, ladder, 120) == steps
-    assert judgements(count, ladder) == judged
+def test_the_ladder_and_what_it_takes(
+    count: int, kept: list[int], steps: int, evaluated: int
+) -> None:
+    rungs = rungs_for(count, most_finalists(count))
+    assert [rung.share for rung in rungs] == [1 / 12, 1 / 4, 1 / 2]
+    assert [rung.keep for rung in rungs] == kept
+    assert steps_taken(count, rungs, 120) == steps
+    assert evaluations_at_rungs(count, rungs) == evaluated
 
 
 @pytest.mark.parametrize(
@@ -105,4 +107,4 @@ def test_the_ladder_and_what_it_takes(count: int, kept: list[int], steps: int, j
     ],
 )
 def test_rungs_stand_at_whole_steps(total: int, steps: list[int]) -> None:
-    assert [rung.step(total) for rung in rungs(24, 3)] == steps
+    assert [rung.step(total) for rung in rungs_for(24, 3)] == steps

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,20 @@ from onebase.engine import trunk as trunk_module
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.runs.interruption import Interrupted
+from onebase.runs.observer import JobStart, Observer
 from onebase.runs.run import RunStore
-from onebase.search.budget import Budget, RacePlan
-from onebase.search.leaderboard import Left, Place
-from onebase.search.race import Raced, race
+from onebase.search import budget as budget_module
+from onebase.search import race as race_module
+from onebase.search import successive_halving as halving_module
+from onebase.search.budget import Budget
+from onebase.search.leaderboard import Stop
+from onebase.search.race import RaceResult, race
 from onebase.search.space import Configuration, Space, default_space
-from onebase.search.successive_halving import entrant_job
-from onebase.training import budget as budget_module
-from onebase.training import course as course_module
+from onebase.search.successive_halving import candidate_job
 from onebase.training import loop as loop_module
-from onebase.training import race as race_module
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
-from onebase.training.resume import resume
+from onebase.training.train import resume
 
 
 @pytest.fixture(autouse=True)
@@ -79,67 +80,65 @@ RATES = space_of(
 )
 
 
-class Watching:
+class Watching(Observer):
     """A watcher that keeps what it is told, and does something at a moment."""
 
-    def __init__(self, moment: Callable[[str, Learner | None], None] | None = None) -> None:
-        self.plans: list[RacePlan] = []
+    def __init__(self, moment: Callable[[str], None] | None = None) -> None:
+        self.starts: list[JobStart] = []
         self.rungs: list[list[str | None]] = []
         self.notes: list[str] = []
         self.steps = 0
-        self._moment = moment or (lambda what, learner: None)
+        self._moment = moment or (lambda what: None)
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
+    def started(self, jobs: Sequence[JobStart]) -> None:
+        self.starts += jobs
+        self._moment("started")
 
-    def planned(self, plan: RacePlan, configurations: Sequence[Configuration]) -> None:
-        assert len(configurations) == plan.count
-        self.plans.append(plan)
-        self._moment("planned", None)
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         self.steps += 1
-        self._moment("learned", learner)
+        self._moment("step")
 
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        self._moment("judged", learner)
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        if "leaderboard" not in record:
+            return
+        assert step == len(self.rungs) + 1
+        entries = record["leaderboard"]
+        self.rungs.append([entry.stop.reason if entry.stop else None for entry in entries])
+        self._moment("rung")
 
-    def halved(self, rung: int, places: Sequence[Place]) -> None:
-        assert rung == len(self.rungs) + 1
-        self.rungs.append([place.left.reason if place.left else None for place in places])
-        self._moment("halved", None)
-
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
-def weights(raced: Raced) -> dict[str, torch.Tensor]:
-    return load_file(raced.adapter.path / "adapter_model.safetensors")
+def weights(result: RaceResult) -> dict[str, torch.Tensor]:
+    return load_file(result.adapter.path / "adapter_model.safetensors")
 
 
-def alone(base: Base, job: onebase.Job, item: Configuration, epochs: int = 4) -> Learner:
+def alone(base: Base, job: onebase.Job, item: Configuration, epochs: int = 4) -> JobState:
     """The configuration trained to the end by itself."""
-    learner = Learner(entrant_job(job, item, epochs), base)
-    train_together([learner], Losses())
-    return learner
+    state = JobState(candidate_job(job, item, epochs), base)
+    train_together([state], Losses())
+    return state
 
 
 def test_the_best_of_all_trained_to_the_end_wins(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
-    base, watcher = make_base(), Watching()
+    base, observer = make_base(), Watching()
     finished = {item.number: alone(base, job, item).best_loss for item in RATES.configurations}
     best = min(finished, key=finished.__getitem__)
     assert best == 5
-    raced = race(job, base=base, workspace=workspace, space=RATES, watcher=watcher)
-    assert raced.end == "finished"
-    assert raced.places[0].configuration.number == best
-    assert raced.adapter.name == "zs@1"
-    assert raced.adapter.metrics["eval_loss"] == pytest.approx(finished[best], abs=1e-5)
-    assert raced.adapter.metrics["base_eval_loss"] > raced.adapter.metrics["eval_loss"]
-    assert [sum(reason is None for reason in rung) for rung in watcher.rungs] == [3, 2, 1]
+    result = race(job, base=base, workspace=workspace, space=RATES, observer=observer)
+    assert result.end == "finished"
+    assert result.entries[0].configuration.number == best
+    assert result.adapter.name == "zs@1"
+    assert result.adapter.metrics["eval_loss"] == pytest.approx(finished[best], abs=1e-5)
+    assert result.adapter.metrics["base_eval_loss"] > result.adapter.metrics["eval_loss"]
+    assert [sum(reason is None for reason in rung) for rung in observer.rungs] == [3, 2, 1]
     # Those at the last rung are the best of the true ranking.
-    lasting = {place.configuration.number for place in raced.places if len(place.rungs) == 3}
+    lasting = {
+        entry.configuration.number for entry in result.entries if len(entry.rung_losses) == 3
+    }
     assert lasting == set(sorted(finished, key=finished.__getitem__)[:2])
 
 
@@ -177,17 +176,17 @@ def test_the_winner_is_what_it_would_be_alone(
     if limit is None:
         settings["epochs"] = 4
     settings["warmup"] = warmup
-    raced = race(
+    result = race(
         replace(job, set=settings), base=base, workspace=workspace, space=space, budget=limit
     )
-    assert (raced.plan.epochs == 4) == (limit is None)
-    assert raced.places[0].configuration.number == 2
+    assert (result.plan.epochs == 4) == (limit is None)
+    assert result.entries[0].configuration.number == 2
     single = replace(job, method=method, set={**space.configurations[1].settings, **settings})
-    single = replace(single, set={**single.set, "epochs": raced.plan.epochs})
+    single = replace(single, set={**single.set, "epochs": result.plan.epochs})
     (trained,) = onebase.train([single], base=base, workspace=onebase.Workspace(tmp_path / "s"))
     expected = load_file(trained.path / "adapter_model.safetensors")
-    assert trained.metrics["best_step"] == raced.adapter.metrics["best_step"]
-    for name, found in weights(raced).items():
+    assert trained.metrics["best_step"] == result.adapter.metrics["best_step"]
+    for name, found in weights(result).items():
         torch.testing.assert_close(found, expected[name], rtol=0, atol=3e-6)
 
 
@@ -195,33 +194,33 @@ def test_what_it_costs_is_counted(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
     base = make_base()
-    raced = race(job, base=base, workspace=workspace, count=6)
-    data = Learner(entrant_job(job, raced.places[0].configuration, 4), base).data
+    result = race(job, base=base, workspace=workspace, count=6)
+    data = JobState(candidate_job(job, result.entries[0].configuration, 4), base).data
     # 32 rows, 8 steps an epoch, 4 epochs: rungs after 3, 8 and 16 of 32 steps; 6, 3 and 2 come.
-    assert [place.step for place in raced.places] == [32, 16, 8, 3, 3, 3]
-    assert raced.tokens == sum(place.tokens for place in raced.places)
+    assert [entry.step for entry in result.entries] == [32, 16, 8, 3, 3, 3]
+    assert result.tokens == sum(entry.tokens for entry in result.entries)
     epoch = sum(len(row.ids) for row in data.train)
-    assert raced.places[0].tokens == 4 * epoch
-    assert raced.places[1].tokens == 2 * epoch
-    assert raced.places[2].tokens == epoch
+    assert result.entries[0].tokens == 4 * epoch
+    assert result.entries[1].tokens == 2 * epoch
+    assert result.entries[2].tokens == epoch
     held = sum(len(row.ids) for row in data.held_out)
     # 11 judgements at rungs, the winner's epochs 3 and 4, the bare base.
-    assert raced.judged_tokens == (11 + 2 + 1) * held == raced.plan.judged
-    assert raced.tokens == pytest.approx(raced.plan.learned, rel=0.02)
+    assert result.evaluated_tokens == (11 + 2 + 1) * held == result.plan.evaluated
+    assert result.tokens == pytest.approx(result.plan.trained, rel=0.02)
 
 
 def test_what_it_leaves(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
-    raced = race(job, base=make_base(), workspace=workspace, count=6)
-    record = raced.adapter.record
-    assert record["run"] == raced.run.id
+    result = race(job, base=make_base(), workspace=workspace, count=6)
+    record = result.adapter.record
+    assert record["run"] == result.run.id
     assert record["metrics"]["race"]["configurations"] == 6
-    assert record["metrics"]["race"]["tokens"] == raced.tokens
-    assert record["metrics"]["race"]["number"] == raced.places[0].configuration.number
-    saved = json.loads((raced.run.path / "ladder.json").read_text(encoding="utf-8"))
+    assert record["metrics"]["race"]["tokens"] == result.tokens
+    assert record["metrics"]["race"]["number"] == result.entries[0].configuration.number
+    saved = json.loads((result.run.path / "ladder.json").read_text(encoding="utf-8"))
     assert saved["task"] == "zs"
-    assert saved["ladder"] == raced.ladder
+    assert saved["ladder"] == result.leaderboard
     assert [row["rank"] for row in saved["ladder"]] == [1, 2, 3, 4, 5, 6]
     assert [row["left"] and row["left"]["rung"] for row in saved["ladder"]] == [
         *(None, 3, 2),
@@ -231,36 +230,40 @@ def test_what_it_leaves(
         *(3, 3, 2),
         *(1, 1, 1),
     ]
-    assert raced.plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    run = RunStore(workspace).get(raced.run.id)
+    assert result.plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    run = RunStore(workspace).get(result.run.id)
     assert run.status == "finished"
     assert run.summary["adapters"][0]["version"] == 1
     assert run.config["race"]["configurations"] == 6
     assert [item["task"] for item in run.config["jobs"]] == [f"zs-{n:02d}" for n in range(1, 7)]
     metrics = run.metrics()
     steps = [line for line in metrics if "learning_rate" in line]
-    assert len(steps) == sum(place.step for place in raced.places)
+    assert len(steps) == sum(entry.step for entry in result.entries)
     assert sum("base_eval_loss" in line for line in metrics) == 1
     # The answer of the stored adapter is the winner's.
-    assert onebase.Engine(make_base(), [raced.adapter]).generate([("zs", "parcel")])
+    assert onebase.Engine(make_base(), [result.adapter]).generate([("zs", "parcel")])
 
 
 def test_who_leaves_is_freed(
     job: onebase.Job,
     workspace: onebase.Workspace,
     make_base: Callable[..., Base],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: dict[str, weakref.ref[Learner]] = {}
+    seen: list[weakref.ref[JobState]] = []
     alive: list[int] = []
+    build = JobState.__init__
 
-    def moment(what: str, learner: Learner | None) -> None:
-        if learner is not None:
-            seen[learner.job.task] = weakref.ref(learner)
-            del learner
-        if what == "halved":
-            alive.append(sum(found() is not None for found in seen.values()))
+    def remembered(self: JobState, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        seen.append(weakref.ref(self))
 
-    race(job, base=make_base(), workspace=workspace, count=6, watcher=Watching(moment))
+    def moment(what: str) -> None:
+        if what == "rung":
+            alive.append(sum(state() is not None for state in seen))
+
+    monkeypatch.setattr(JobState, "__init__", remembered)
+    race(job, base=make_base(), workspace=workspace, count=6, observer=Watching(moment))
     assert alive == [3, 2, 1]
 
 
@@ -270,15 +273,15 @@ def test_a_large_held_out_part_is_sampled_until_the_end(
     held = write_rows(tmp_path, "held", 90, seed=3)
     settings = {"batch_size": 4, "epochs": 4}
     job = onebase.Job("zs", write_rows(tmp_path, "a", 24), held_out=held, set=settings)
-    raced = race(job, base=make_base(), workspace=workspace, space=RATES)
-    assert raced.plan.judged_rows < 90
-    winner = raced.places[0]
-    sampled = raced.plan.judged_rows
-    assert [item.rows for item in winner.judged] == [sampled, sampled, 90, 90, 90]
-    assert [item.rung for item in winner.judged] == [1, 2, 3, None, None]
-    assert raced.adapter.metrics["eval_loss"] == min(item.loss for item in winner.judged[2:])
-    assert raced.judged_tokens == pytest.approx(raced.plan.judged, rel=0.02)
-    assert raced.adapter.metrics["race"]["judged_rows"] == 90
+    result = race(job, base=make_base(), workspace=workspace, space=RATES)
+    assert result.plan.evaluation_rows < 90
+    winner = result.entries[0]
+    sampled = result.plan.evaluation_rows
+    assert [item.rows for item in winner.evaluations] == [sampled, sampled, 90, 90, 90]
+    assert [item.rung for item in winner.evaluations] == [1, 2, 3, None, None]
+    assert result.adapter.metrics["eval_loss"] == min(item.loss for item in winner.evaluations[2:])
+    assert result.evaluated_tokens == pytest.approx(result.plan.evaluated, rel=0.02)
+    assert result.adapter.metrics["race"]["judged_rows"] == 90
 
 
 @pytest.fixture
@@ -291,8 +294,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
 
     def next_loss(name: str) -> float:
         number = name.rpartition("-")[2]
-        left = losses.get(int(number) if number.isdigit() else 0)
-        return left.pop(0) if left else 1.0
+        stop = losses.get(int(number) if number.isdigit() else 0)
+        return stop.pop(0) if stop else 1.0
 
     def mean_losses(*args: Any, **kwargs: Any) -> dict[str, float]:
         return {name: next_loss(name) for name in real(*args, **kwargs)}
@@ -315,20 +318,20 @@ def test_of_two_finalists_the_better_at_the_end_wins(
     # Three rungs, then the epochs 3 and 4.
     told[5] = [0.5, 0.4, 0.3, 0.31, 0.29]
     told[3] = [0.6, 0.5, 0.35, 0.36, 0.2]
-    base, watcher = make_base(), Watching()
-    raced = race(job, base=base, workspace=workspace, space=NINE, count=9, watcher=watcher)
-    assert [sum(reason is None for reason in rung) for rung in watcher.rungs] == [3, 2, 2]
-    assert [place.configuration.number for place in raced.places][:2] == [3, 5]
-    second = raced.places[1]
-    assert second.left == Left(4, "outdone")
-    assert second.step == raced.places[0].step == 32
-    assert raced.adapter.metrics["eval_loss"] == 0.2
-    assert raced.tokens == pytest.approx(raced.plan.learned, rel=0.02)
+    base, observer = make_base(), Watching()
+    result = race(job, base=base, workspace=workspace, space=NINE, count=9, observer=observer)
+    assert [sum(reason is None for reason in rung) for rung in observer.rungs] == [3, 2, 2]
+    assert [entry.configuration.number for entry in result.entries][:2] == [3, 5]
+    second = result.entries[1]
+    assert second.stop == Stop(4, "outdone")
+    assert second.step == result.entries[0].step == 32
+    assert result.adapter.metrics["eval_loss"] == 0.2
+    assert result.tokens == pytest.approx(result.plan.trained, rel=0.02)
     told[0] = [0.9, 0.8, 0.7, 0.6]
     single = replace(job, set={**NINE.configurations[2].settings, **job.set})
     (trained,) = onebase.train([single], base=base, workspace=onebase.Workspace(tmp_path / "s"))
     expected = load_file(trained.path / "adapter_model.safetensors")
-    for name, found in weights(raced).items():
+    for name, found in weights(result).items():
         torch.testing.assert_close(found, expected[name], rtol=0, atol=3e-6)
 
 
@@ -340,10 +343,10 @@ def test_a_finalist_s_best_may_lie_before_the_end(
 ) -> None:
     told[5] = [0.5, 0.4, 0.2, 0.4, 0.4]
     told[3] = [0.6, 0.5, 0.35, 0.36, 0.3]
-    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
-    assert [place.configuration.number for place in raced.places][:2] == [5, 3]
-    assert raced.adapter.metrics["eval_loss"] == 0.2
-    assert raced.adapter.metrics["best_step"] == 16
+    result = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    assert [entry.configuration.number for entry in result.entries][:2] == [5, 3]
+    assert result.adapter.metrics["eval_loss"] == 0.2
+    assert result.adapter.metrics["best_step"] == 16
 
 
 def test_ctrl_c_between_finalists_leaves_the_better(
@@ -355,13 +358,15 @@ def test_ctrl_c_between_finalists_leaves_the_better(
     told[5] = [0.5, 0.4, 0.3, 0.31]
     told[3] = [0.6, 0.5, 0.35, 0.25, 0.26]
     # 9 * 3 + 3 * 5 + 2 * 8 steps to the last rung, 2 * 8 to the end of the third epoch.
-    watcher = Watching(pressing(27 + 15 + 16 + 16 + 3))
-    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9, watcher=watcher)
-    assert raced.end == "interrupted"
-    assert [place.configuration.number for place in raced.places][:2] == [3, 5]
-    assert raced.places[1].left == Left(4, "stopped")
-    assert raced.adapter.metrics["eval_loss"] == 0.25
-    assert raced.adapter.metrics["best_step"] == 24
+    observer = Watching(pressing(27 + 15 + 16 + 16 + 3))
+    result = race(
+        job, base=make_base(), workspace=workspace, space=NINE, count=9, observer=observer
+    )
+    assert result.end == "interrupted"
+    assert [entry.configuration.number for entry in result.entries][:2] == [3, 5]
+    assert result.entries[1].stop == Stop(4, "stopped")
+    assert result.adapter.metrics["eval_loss"] == 0.25
+    assert result.adapter.metrics["best_step"] == 24
 
 
 def test_a_finalist_that_explodes_can_win_by_what_it_was(
@@ -373,19 +378,19 @@ def test_a_finalist_that_explodes_can_win_by_what_it_was(
 ) -> None:
     told[5] = [0.5, 0.4, 0.2]
     told[3] = [0.6, 0.5, 0.35, 0.36, 0.3]
-    real = Learner.trouble_with
+    real = JobState.record_loss
 
-    def troubled(self: Learner, loss: float) -> Any:
+    def troubled(self: JobState, loss: float) -> Any:
         wild = self.step >= 20 and self.job.task.endswith("05")
         return "exploded" if wild else real(self, loss)
 
-    monkeypatch.setattr(Learner, "trouble_with", troubled)
-    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
-    assert raced.end == "finished"
-    assert raced.places[0].configuration.number == 5
-    assert raced.places[0].step == 20
-    assert raced.places[1].left == Left(4, "outdone")
-    assert raced.adapter.metrics["best_step"] == 16
+    monkeypatch.setattr(JobState, "record_loss", troubled)
+    result = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    assert result.end == "finished"
+    assert result.entries[0].configuration.number == 5
+    assert result.entries[0].step == 20
+    assert result.entries[1].stop == Stop(4, "outdone")
+    assert result.adapter.metrics["best_step"] == 16
 
 
 def test_a_state_of_an_earlier_rung_can_win(
@@ -400,16 +405,16 @@ def test_a_state_of_an_earlier_rung_can_win(
     job = onebase.Job("zs", write_rows(tmp_path, "a", 24), held_out=held, set=settings)
     told[5] = [0.5, 0.1, 0.3, 0.15, 0.4, 0.4]  # at the last rung by the sample, then by all rows
     told[3] = [0.6, 0.5, 0.2, 0.25, 0.3, 0.3]
-    raced = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
-    winner = raced.places[0]
+    result = race(job, base=make_base(), workspace=workspace, space=NINE, count=9)
+    winner = result.entries[0]
     assert winner.configuration.number == 5
-    assert [(item.rung, item.step, item.loss) for item in winner.judged] == [
+    assert [(item.rung, item.step, item.loss) for item in winner.evaluations] == [
         *((1, 2, 0.5), (2, 6, 0.1), (3, 6, 0.15)),
         *((None, 18, 0.4), (None, 24, 0.4)),
     ]
-    assert winner.judged[2].tokens == winner.judged[1].tokens
-    assert raced.adapter.metrics["best_step"] == 6
-    assert raced.adapter.metrics["eval_loss"] == 0.15
+    assert winner.evaluations[2].tokens == winner.evaluations[1].tokens
+    assert result.adapter.metrics["best_step"] == 6
+    assert result.adapter.metrics["eval_loss"] == 0.15
 
 
 def test_what_explodes_leaves_alone(
@@ -419,15 +424,15 @@ def test_what_explodes_leaves_alone(
         ("lora", {"rank": 2, "learning_rate": 1e30}), *((c.method, dict(c.settings)) for c in
         RATES.configurations)
     )  # fmt: skip
-    raced = race(job, base=make_base(), workspace=workspace, space=wild)
-    assert raced.end == "finished"
-    assert raced.places[0].configuration.number == 6
-    last = raced.places[-1]
+    result = race(job, base=make_base(), workspace=workspace, space=wild)
+    assert result.end == "finished"
+    assert result.entries[0].configuration.number == 6
+    last = result.entries[-1]
     assert last.configuration.number == 1
-    assert last.left is not None
-    assert (last.left.rung, last.left.reason) == (1, "not finite")
-    assert last.judged == []
-    json.loads((raced.run.path / "ladder.json").read_text(encoding="utf-8"), parse_constant=fail)
+    assert last.stop is not None
+    assert (last.stop.rung, last.stop.reason) == (1, "not finite")
+    assert last.evaluations == []
+    json.loads((result.run.path / "ladder.json").read_text(encoding="utf-8"), parse_constant=fail)
 
 
 def fail(constant: str) -> None:
@@ -453,26 +458,26 @@ def test_where_all_explode_later_the_best_before_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After the first rung every loss is NaN."""
-    real = Learner.trouble_with
+    real = JobState.record_loss
 
-    def troubled(self: Learner, loss: float) -> Any:
+    def troubled(self: JobState, loss: float) -> Any:
         return "exploded" if self.step >= 6 else real(self, loss)
 
-    monkeypatch.setattr(Learner, "trouble_with", troubled)
-    raced = race(job, base=make_base(), workspace=workspace, space=RATES)
-    assert raced.end == "nobody left"
-    assert raced.places[0].configuration.number == 5
-    assert raced.adapter.metrics["best_step"] == 3
-    assert raced.adapter.metrics["eval_loss"] == raced.places[0].rungs[0]
-    assert [place.left.reason for place in raced.places if place.left][:2] == ["exploded"] * 2
+    monkeypatch.setattr(JobState, "record_loss", troubled)
+    result = race(job, base=make_base(), workspace=workspace, space=RATES)
+    assert result.end == "nobody left"
+    assert result.entries[0].configuration.number == 5
+    assert result.adapter.metrics["best_step"] == 3
+    assert result.adapter.metrics["eval_loss"] == result.entries[0].rung_losses[0]
+    assert [entry.stop.reason for entry in result.entries if entry.stop][:2] == ["exploded"] * 2
 
 
-def pressing(at: int, times: int = 1) -> Callable[[str, Learner | None], None]:
+def pressing(at: int, times: int = 1) -> Callable[[str], None]:
     """Presses Ctrl-C in the step after which `at` steps of all configurations are made."""
     steps = iter(range(1, 10_000))
 
-    def moment(what: str, learner: Learner | None) -> None:
-        if what == "learned" and next(steps) == at:
+    def moment(what: str) -> None:
+        if what == "step" and next(steps) == at:
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
 
@@ -497,24 +502,24 @@ def test_ctrl_c_leaves_the_best_so_far(
     workspace: onebase.Workspace,
     make_base: Callable[..., Base],
 ) -> None:
-    base, watcher = make_base(), Watching(pressing(at))
-    raced = race(job, base=base, workspace=workspace, space=RATES, watcher=watcher)
-    assert raced.end == "interrupted"
-    assert watcher.steps == at
-    assert len(watcher.rungs) == rungs
-    assert raced.adapter.name == "zs@1"
-    winner = raced.places[0]
+    base, observer = make_base(), Watching(pressing(at))
+    result = race(job, base=base, workspace=workspace, space=RATES, observer=observer)
+    assert result.end == "interrupted"
+    assert observer.steps == at
+    assert len(observer.rungs) == rungs
+    assert result.adapter.name == "zs@1"
+    winner = result.entries[0]
     assert winner.configuration.number == number
     assert winner.step == step
-    assert raced.adapter.metrics["eval_loss"] == min(item.loss for item in winner.judged)
-    assert raced.adapter.metrics["eval_loss"] < raced.adapter.metrics["base_eval_loss"]
-    run = RunStore(workspace).get(raced.run.id)
+    assert result.adapter.metrics["eval_loss"] == min(item.loss for item in winner.evaluations)
+    assert result.adapter.metrics["eval_loss"] < result.adapter.metrics["base_eval_loss"]
+    run = RunStore(workspace).get(result.run.id)
     assert run.status == "interrupted"
     assert not run.resumable
-    with pytest.raises(UsageError, match="is a race: it does not go on"):
+    with pytest.raises(UsageError, match="is a race, and a race can't be resumed"):
         resume(run.id, base=base, workspace=workspace)
-    others = [place for place in raced.places if place is not winner]
-    assert all(place.left is not None for place in others)
+    others = [entry for entry in result.entries if entry is not winner]
+    assert all(entry.stop is not None for entry in others)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -527,7 +532,7 @@ def test_a_second_one_leaves_it_unjudged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first one in a step, the second while the best is being judged."""
-    real = course_module.evaluate_together
+    real = halving_module.evaluate_together
     pressed = False
 
     def judged(*args: Any, **kwargs: Any) -> None:
@@ -537,34 +542,34 @@ def test_a_second_one_leaves_it_unjudged(
 
     press = pressing(at)
 
-    def moment(what: str, learner: Learner | None) -> None:
+    def moment(what: str) -> None:
         nonlocal pressed
-        press(what, learner)
-        pressed = watcher.steps >= at
+        press(what)
+        pressed = observer.steps >= at
 
-    monkeypatch.setattr(course_module, "evaluate_together", judged)
-    watcher = Watching(moment)
-    raced = race(job, base=make_base(), workspace=workspace, space=RATES, watcher=watcher)
-    assert raced.end == "interrupted"
-    metrics = raced.adapter.metrics
+    monkeypatch.setattr(halving_module, "evaluate_together", judged)
+    observer = Watching(moment)
+    result = race(job, base=make_base(), workspace=workspace, space=RATES, observer=observer)
+    assert result.end == "interrupted"
+    metrics = result.adapter.metrics
     if at == 12:  # before the first rung there was no other judgement
         assert metrics["eval_loss"] is None
         assert metrics["best_step"] == 2
-        assert raced.places[0].configuration.number == 5
+        assert result.entries[0].configuration.number == 5
     else:
-        assert metrics["eval_loss"] == raced.places[0].rungs[0]
+        assert metrics["eval_loss"] == result.entries[0].rung_losses[0]
         assert metrics["best_step"] == 3
 
 
 def test_before_the_first_step_there_is_nothing(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
-    def moment(what: str, learner: Learner | None) -> None:
-        if what == "planned":
+    def moment(what: str) -> None:
+        if what == "started":
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"before its best could be kept.*onebase race"):
-        race(job, base=make_base(), workspace=workspace, count=2, watcher=Watching(moment))
+    with pytest.raises(Interrupted, match=r"could not be stored yet.*onebase race"):
+        race(job, base=make_base(), workspace=workspace, count=2, observer=Watching(moment))
     assert onebase.AdapterStore(workspace).list() == []
     (run,) = RunStore(workspace).list()
     assert run.status == "interrupted"
@@ -576,36 +581,36 @@ def test_tokens_end_a_race(
 ) -> None:
     """Count and epochs given, so that nothing smaller can be chosen."""
     limit = Budget(tokens=3000)
-    watcher = Watching()
-    raced = race(
+    observer = Watching()
+    result = race(
         job,
         base=make_base(),
         workspace=workspace,
         space=RATES,
         count=6,
         budget=limit,
-        watcher=watcher,
+        observer=observer,
     )
-    assert raced.end == "out of budget"
-    assert watcher.plans[0].learned > 3000
-    assert 3000 <= raced.tokens < 3000 + 6 * 4 * 40
-    assert raced.places[0].configuration.number == 5
-    assert RunStore(workspace).get(raced.run.id).status == "finished"
+    assert result.end == "out of budget"
+    assert observer.starts[0].total > 3000
+    assert 3000 <= result.tokens < 3000 + 6 * 4 * 40
+    assert result.entries[0].configuration.number == 5
+    assert RunStore(workspace).get(result.run.id).status == "finished"
 
 
 def test_tokens_choose_a_race_within_them(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
     settings = {key: job.set[key] for key in ("batch_size", "held_out")}
-    raced = race(
+    result = race(
         replace(job, set=settings),
         base=make_base(),
         workspace=workspace,
         budget=Budget(tokens=20_000),
     )
-    assert raced.end == "finished"
-    assert (raced.plan.count, raced.plan.epochs) == (12, 3)
-    assert 15_000 < raced.tokens <= 20_000
+    assert result.end == "finished"
+    assert (result.plan.count, result.plan.epochs) == (12, 3)
+    assert 15_000 < result.tokens <= 20_000
 
 
 def test_time_ends_a_race(
@@ -617,48 +622,48 @@ def test_time_ends_a_race(
     """A clock that runs a second a step."""
     seconds = 0.0
 
-    def moment(what: str, learner: Learner | None) -> None:
+    def moment(what: str) -> None:
         nonlocal seconds
-        seconds += what == "learned"
+        seconds += what == "step"
 
     began = time.monotonic()
     monkeypatch.setattr(budget_module.time, "monotonic", lambda: began + seconds)
-    raced = race(
+    result = race(
         job,
         base=make_base(),
         workspace=workspace,
         space=RATES,
         count=6,
         budget=Budget(seconds=40),
-        watcher=Watching(moment),
+        observer=Watching(moment),
     )
-    assert raced.end == "out of budget"
+    assert result.end == "out of budget"
     assert seconds == 41  # 18 to the first rung, 15 to the second, then two at a time
-    assert raced.places[0].configuration.number == 5
-    assert len(raced.places[0].rungs) == 2
+    assert result.entries[0].configuration.number == 5
+    assert len(result.entries[0].rung_losses) == 2
 
 
 def test_a_time_budget_measures_first_and_wastes_nothing(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
     settings = {key: job.set[key] for key in ("batch_size", "held_out")}
-    watcher = Watching()
-    raced = race(
+    observer = Watching()
+    result = race(
         replace(job, set=settings),
         base=make_base(),
         workspace=workspace,
         budget=Budget(seconds=2),
-        watcher=watcher,
+        observer=observer,
     )
-    (plan,) = watcher.plans
-    assert raced.plan == plan
-    assert len(raced.places) == plan.count
-    assert raced.run.config["race"]["configurations"] == plan.count
-    assert len(raced.run.config["jobs"]) == plan.count
-    assert raced.run.config["jobs"][0]["set"]["epochs"] == plan.epochs
-    if raced.end == "finished":
-        assert raced.tokens == pytest.approx(plan.learned, rel=0.1)
-    assert raced.seconds < 3
+    plan = result.plan
+    assert [start.total for start in observer.starts] == [plan.trained]
+    assert len(result.entries) == plan.count
+    assert result.run.config["race"]["configurations"] == plan.count
+    assert len(result.run.config["jobs"]) == plan.count
+    assert result.run.config["jobs"][0]["set"]["epochs"] == plan.epochs
+    if result.end == "finished":
+        assert result.tokens == pytest.approx(plan.trained, rel=0.1)
+    assert result.seconds < 3
 
 
 def test_two_races_with_one_seed_are_one(
@@ -667,10 +672,10 @@ def test_two_races_with_one_seed_are_one(
     found = []
     for turn in range(2):
         torch.manual_seed(turn)
-        raced = race(
+        result = race(
             job, base=make_base(), workspace=onebase.Workspace(tmp_path / str(turn)), count=6
         )
-        found.append((raced.adapter.record["sha256"], raced.ladder))
+        found.append((result.adapter.record["sha256"], result.leaderboard))
     assert found[0] == found[1]
 
 
@@ -682,8 +687,8 @@ def test_bad_rows_are_written_down_once(
     with pytest.raises(DataError, match="41"):
         race(job, base=make_base(), workspace=workspace, count=2)
     assert not workspace.root.exists()
-    raced = race(replace(job, skip_bad=True), base=make_base(), workspace=workspace, count=2)
-    assert [file.name for file in raced.run.path.glob("skipped-*")] == ["skipped-zs.jsonl"]
+    result = race(replace(job, skip_bad=True), base=make_base(), workspace=workspace, count=2)
+    assert [file.name for file in result.run.path.glob("skipped-*")] == ["skipped-zs.jsonl"]
 
 
 @pytest.mark.parametrize("full", ["ladder.json", "ladder.png"])
@@ -697,19 +702,21 @@ def test_a_full_disk_costs_the_ladder_and_not_the_winner(
     def refused(file: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    name = {"ladder.json": "write_ladder", "ladder.png": "draw_ladder"}[full]
+    name = {"ladder.json": "write_leaderboard", "ladder.png": "draw_leaderboard"}[full]
     monkeypatch.setattr(race_module, name, refused)
-    watcher = Watching()
-    raced = race(job, base=make_base(), workspace=workspace, space=RATES, count=3, watcher=watcher)
-    assert onebase.AdapterStore(workspace).get("zs").name == raced.adapter.name
-    assert raced.run.status == "finished"
-    assert any("No space left on device" in text for text in watcher.notes)
+    observer = Watching()
+    result = race(
+        job, base=make_base(), workspace=workspace, space=RATES, count=3, observer=observer
+    )
+    assert onebase.AdapterStore(workspace).get("zs").name == result.adapter.name
+    assert result.run.status == "finished"
+    assert any("No space left on device" in text for text in observer.notes)
 
 
 @pytest.mark.parametrize(
     ("changes", "space", "named"),
     [
-        ({"set": {"held_out": 0}}, None, "judged by held-out rows.*--held-out"),
+        ({"set": {"held_out": 0}}, None, "needs held-out rows.*--held-out"),
         ({"set": {"rank": 4}}, None, "'rank'.*prompt-tuning|setting of p-tuning-v2: 'rank'"),
         ({"set": {"epocs": 4}}, None, "'epochs'"),
         ({"task": "base"}, None, "'base'"),
@@ -737,18 +744,20 @@ def test_patience_counts_epochs_not_rungs(
     """Every later loss is worse: rungs don't end a training, the epochs at its end do."""
     worse = iter(range(1, 1000))
     monkeypatch = pytest.MonkeyPatch()
-    real = Learner.judge
+    real = JobState.record_evaluation
 
-    def judge(self: Learner, loss: float | None) -> bool:
+    def record_evaluation(self: JobState, loss: float | None) -> bool:
         return real(self, float(next(worse)))
 
     settings = {**job.set, "patience": 1, "epochs": 8}
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "judge", judge)
-        raced = race(replace(job, set=settings), base=make_base(), workspace=workspace, space=RATES)
+        patched.setattr(JobState, "record_evaluation", record_evaluation)
+        result = race(
+            replace(job, set=settings), base=make_base(), workspace=workspace, space=RATES
+        )
     # Rungs after 5, 16 and 32 steps of 64; the first epoch beyond them has no better loss.
-    assert raced.places[0].step == 40
-    assert raced.end == "finished"
+    assert result.entries[0].step == 40
+    assert result.end == "finished"
 
 
 def test_settings_given_for_all_hold_for_all(
@@ -756,10 +765,10 @@ def test_settings_given_for_all_hold_for_all(
 ) -> None:
     settings = {**job.set, "rank": 4}
     space = default_space(["lora"], fixed=list(settings))
-    raced = race(
+    result = race(
         replace(job, set=settings), base=make_base(), workspace=workspace, space=space, count=4
     )
-    assert {item["set"]["rank"] for item in raced.run.config["jobs"]} == {4}
+    assert {item["set"]["rank"] for item in result.run.config["jobs"]} == {4}
 
 
 def test_full_fine_tuning_races_beside_adapters(
@@ -773,11 +782,11 @@ def test_full_fine_tuning_races_beside_adapters(
         ("lora", {"rank": 2, "learning_rate": 1e-6}),
         ("full", {"learning_rate": 3e-3}),
     )
-    raced = race(job, base=base, workspace=workspace, space=space)
-    assert raced.places[0].configuration.number == 3
-    assert [place.step for place in raced.places] == [32, 16, 8]
+    result = race(job, base=base, workspace=workspace, space=space)
+    assert result.entries[0].configuration.number == 3
+    assert [entry.step for entry in result.entries] == [32, 16, 8]
     assert base.fingerprint == before
-    assert math.isfinite(raced.adapter.metrics["eval_loss"])
+    assert math.isfinite(result.adapter.metrics["eval_loss"])
 
 
 @pytest.mark.parametrize("rows", [3, 5])
@@ -786,10 +795,10 @@ def test_a_race_over_one_or_two_steps(
 ) -> None:
     settings = {"batch_size": 2, "epochs": 1, "held_out": 0.3}
     job = onebase.Job("zs", write_rows(tmp_path, "a", rows), set=settings)
-    raced = race(job, base=make_base(), workspace=workspace, count=3)
-    assert raced.end == "finished"
-    assert raced.adapter.metrics["eval_loss"] == raced.places[0].rungs[-1]
-    assert len(raced.places[0].rungs) == 3
+    result = race(job, base=make_base(), workspace=workspace, count=3)
+    assert result.end == "finished"
+    assert result.adapter.metrics["eval_loss"] == result.entries[0].rung_losses[-1]
+    assert len(result.entries[0].rung_losses) == 3
 
 
 def test_the_top_layers_race_over_one_trunk(
@@ -815,25 +824,25 @@ def test_the_top_layers_race_over_one_trunk(
     monkeypatch.setattr(trunk_module, "run_below", counted)
     ladders = []
     for kind in ("fp32", "none"):
-        raced = race(
+        result = race(
             replace(job, set={**job.set, "trunk": kind}),
             base=make_base(),
             workspace=onebase.Workspace(tmp_path / kind),
             space=space,
             count=4,
         )
-        ladders.append(raced)
+        ladders.append(result)
         if kind == "fp32":
             once = sum(computed)
             texts = sum(len(row) for row in {row.ids for row in raced_rows(job, make_base())})
             assert 0 < once <= 2 * texts + 200  # two depths, and what trying them takes
     one, other = ladders
     assert sum(computed) == once  # without a trunk nothing is
-    for ours, theirs in zip(one.places, other.places, strict=True):
+    for ours, theirs in zip(one.entries, other.entries, strict=True):
         assert ours.configuration == theirs.configuration
-        assert ours.rungs == pytest.approx(theirs.rungs, abs=1e-4)
+        assert ours.rung_losses == pytest.approx(theirs.rung_losses, abs=1e-4)
 
 
 def raced_rows(job: onebase.Job, base: Base) -> list[Any]:
-    learner = Learner(job, base)
-    return [*learner.data.train, *learner.data.held_out]
+    state = JobState(job, base)
+    return [*state.data.train, *state.data.held_out]

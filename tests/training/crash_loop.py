@@ -24,7 +24,7 @@ from tests.conftest import tiny_model, tiny_tokenizer
 import onebase
 from onebase.model.base import Base
 from onebase.runs.run import RunStore
-from onebase.training.resume import resume
+from onebase.training.train import resume
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,35 +6,35 @@ import pytest
 import torch
 
 from onebase.engine.rows import TokenRow
-from onebase.training.batch_sampler import Order
+from onebase.training.batch_sampler import BatchSampler
 
 
 def rows(count: int) -> list[TokenRow]:
     return [TokenRow("a", (at, at), (False, True)) for at in range(count)]
 
 
-def taken(order: Order, steps: int) -> list[list[int]]:
+def taken(order: BatchSampler, steps: int) -> list[list[int]]:
     return [[row.ids[0] for row in next(order)] for _ in range(steps)]
 
 
 @pytest.mark.parametrize("before", range(9))
 def test_it_goes_on_from_anywhere(before: int) -> None:
-    whole = taken(Order(rows(11), 3, seed=5), 14)
-    order = Order(rows(11), 3, seed=5)
+    whole = taken(BatchSampler(rows(11), 3, seed=5), 14)
+    order = BatchSampler(rows(11), 3, seed=5)
     assert taken(order, before) == whole[:before]
     stream = io.BytesIO()
-    torch.save(order.state(), stream)  # as in a checkpoint
+    torch.save(order.state_dict(), stream)  # as in a checkpoint
     stream.seek(0)
-    resumed = Order(rows(11), 3, seed=0)
-    resumed.load(torch.load(stream, weights_only=True))
+    resumed = BatchSampler(rows(11), 3, seed=0)
+    resumed.load_state_dict(torch.load(stream, weights_only=True))
     assert taken(resumed, 14 - before) == whole[before:]
 
 
 def test_every_row_once_an_epoch() -> None:
-    order = Order(rows(11), 4, seed=1)
+    order = BatchSampler(rows(11), 4, seed=1)
     first, second = taken(order, 3), taken(order, 3)
     assert [len(step) for step in first] == [4, 4, 3]
     for epoch in (first, second):
         assert sorted(row for step in epoch for row in step) == list(range(11))
     assert first != second
-    assert first != taken(Order(rows(11), 4, seed=2), 3)
+    assert first != taken(BatchSampler(rows(11), 4, seed=2), 3)

@@ -1,7 +1,7 @@
 """What training says of ends before it starts."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +9,22 @@ import pytest
 
 import onebase
 from onebase.model.base import Base
+from onebase.runs.observer import Observer
 from onebase.runs.run import RunStore
 from onebase.search.race import race
 from onebase.search.space import Configuration, Space
-from onebase.training.job_state import Learner
 
 
-class Heard:
+class Heard(Observer):
     """What a training said, in its order."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         self.said.append("a step")
 
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         self.said.append("a step")
 
     def planned(self, plan: Any, configurations: Any) -> None:
@@ -36,7 +33,7 @@ class Heard:
     def halved(self, rung: int, places: Any) -> None:
         pass
 
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.said.append(text)
 
 
@@ -67,7 +64,7 @@ def test_a_training_without_an_end_says_so_before_its_first_step(
 ) -> None:
     heard = Heard()
     workspace = onebase.Workspace(tmp_path / "w")
-    onebase.train([job], base=endless_base, workspace=workspace, watcher=heard)
+    onebase.train([job], base=endless_base, workspace=workspace, observer=heard)
     assert heard.said[0].startswith("support: Nothing marks the end of an answer")
     assert set(heard.said[1:]) == {"a step"}
     (run,) = RunStore(workspace).list()
@@ -83,7 +80,7 @@ def test_a_race_without_an_end_says_so_before_its_first_step(
         job,
         base=endless_base,
         workspace=onebase.Workspace(tmp_path / "w"),
-        watcher=heard,
+        observer=heard,
         space=space,
     )
     assert heard.said[0].startswith("Nothing marks the end of an answer")
@@ -98,5 +95,5 @@ def test_a_training_with_an_end_has_nothing_to_say(
     heard = Heard()
     base = make_base()
     base.tokenizer.eos_token = None  # the template ends turns with <|im_end|> all the same
-    onebase.train([job], base=base, workspace=onebase.Workspace(tmp_path / "w"), watcher=heard)
+    onebase.train([job], base=base, workspace=onebase.Workspace(tmp_path / "w"), observer=heard)
     assert set(heard.said) == {"a step"}

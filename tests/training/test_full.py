@@ -18,7 +18,7 @@ from onebase.errors import CorruptFileError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
 from onebase.training.job import Job
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 from onebase.training.loop import step_together
 
 SETTINGS = {"batch_size": 4, "epochs": 3, "warmup": 2, "learning_rate": 1e-3}
@@ -31,11 +31,11 @@ def test_full_equals_a_plain_padded_loop(
     plain_model: Callable[..., Any],
 ) -> None:
     job = Job("a", write_rows(tmp_path, "a", 16), "full", "Say it.", set=SETTINGS)
-    watcher, learner = Losses(), Learner(job, make_base(architecture))
+    observer, learner = Losses(), JobState(job, make_base(architecture))
     for _ in range(6):
-        step_together(learner.base, [learner], watcher)
+        step_together(learner.base, [learner], observer)
 
-    twin = Learner(job, make_base(architecture))
+    twin = JobState(job, make_base(architecture))
     model = plain_model(architecture).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     theirs = []
@@ -58,7 +58,7 @@ def test_full_equals_a_plain_padded_loop(
         optimizer.step()
         optimizer.zero_grad()
         theirs.append(float(loss.detach()))
-    assert watcher.by_task["a"] == pytest.approx(theirs, abs=2e-5)
+    assert observer.by_task["a"] == pytest.approx(theirs, abs=2e-5)
     assert theirs[-1] < theirs[0]
 
 
@@ -102,11 +102,11 @@ def test_a_job_beside_it_learns_as_it_does_alone(
     light = Job("light", file, "lora", set={"rank": 2, "batch_size": 4})
     alone, _ = run_steps(make_base(), [light], 4)
     base = make_base()
-    watcher = Losses()
-    learners = [Learner(Job("whole", file, "full", set=SETTINGS), base), Learner(light, base)]
+    observer = Losses()
+    learners = [JobState(Job("whole", file, "full", set=SETTINGS), base), JobState(light, base)]
     assert learners[0].base is not base
-    onebase.training.loop.train_together(learners, watcher)
-    assert watcher.by_task["light"][:4] == pytest.approx(alone.by_task["light"], abs=1e-5)
+    onebase.training.loop.train_together(learners, observer)
+    assert observer.by_task["light"][:4] == pytest.approx(alone.by_task["light"], abs=1e-5)
 
 
 def test_damage_of_its_files_is_found(tmp_path: Path, make_base: Callable[..., Base]) -> None:
@@ -132,7 +132,7 @@ def test_what_it_does_not_go_with_is_refused(
     base = make_base()
     file = write_rows(tmp_path, "a", 8)
     with pytest.raises(UsageError, match="full and lora don't go together"):
-        Learner(Job("a", file, "full+lora"), base)
+        JobState(Job("a", file, "full+lora"), base)
     base.hold_in(choose("int8", device="cpu", stored=torch.float32), "cpu")
     with pytest.raises(UsageError, match=r"full trains every weight.*int8"):
-        Learner(Job("a", file, "full"), base)
+        JobState(Job("a", file, "full"), base)

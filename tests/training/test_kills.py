@@ -20,6 +20,7 @@ from onebase.runs.run import Run, RunStore
 
 Jobs = list[dict[str, Any]]
 TRAINING = "onebase.training"
+RUNS = "onebase.runs"
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +86,32 @@ def whole(
 
 
 MOMENTS = {
-    "before the base is judged": {"at": f"{TRAINING}.execution:base_losses"},
-    "after the base is judged": {"at": f"{TRAINING}.record:RunRecorder.base_judged", "after": True},
-    "writing the first checkpoint": {"at": f"{TRAINING}.checkpoint:_Hashing.write", "call": 3},
+    "before the base is judged": {"at": f"{TRAINING}.train:base_losses"},
+    "after the base is judged": {
+        "at": f"{RUNS}.recorder:RunRecorder.base_evaluated",
+        "after": True,
+    },
+    "writing the first checkpoint": {"at": f"{RUNS}.checkpoint:_Hashing.write", "call": 3},
     "in the middle of a step": {"at": f"{TRAINING}.loop:token_losses", "call": 12},
-    "one job updated, the other not": {"at": f"{TRAINING}.learner:Learner.update", "call": 6},
+    "one job updated, the other not": {"at": f"{TRAINING}.job_state:JobState.update", "call": 6},
     "logging a step": {"at": "onebase.runs.run:Run.log", "call": 9},
     "during an evaluation": {"at": f"{TRAINING}.loop:mean_losses", "call": 2},
-    "one job judged, the other not": {"at": f"{TRAINING}.learner:Learner.judge", "call": 4},
-    "writing a checkpoint": {"at": f"{TRAINING}.checkpoint:_Hashing.write", "call": 400},
+    "one job judged, the other not": {
+        "at": f"{TRAINING}.job_state:JobState.record_evaluation",
+        "call": 4,
+    },
+    "writing a checkpoint": {"at": f"{RUNS}.checkpoint:_Hashing.write", "call": 400},
     "before its manifest": {"at": "json:dump", "call": 5},
     "before it is renamed": {"at": "pathlib:Path.rename", "call": 5},
     "after it is renamed": {"at": "pathlib:Path.rename", "call": 5, "after": True},
     "dropping an old checkpoint": {"at": "shutil:rmtree", "call": 9},
-    "in the whole model's step": {"at": f"{TRAINING}.learner:Learner.update", "call": 20},
-    "before anything is stored": {"at": f"{TRAINING}.execution:store_once"},
-    "storing an adapter": {"at": f"{TRAINING}.outcome:compiled"},
+    "in the whole model's step": {"at": f"{TRAINING}.job_state:JobState.update", "call": 20},
+    "before anything is stored": {"at": f"{TRAINING}.train:store_job"},
+    "storing an adapter": {"at": f"{TRAINING}.stored_result:with_prompt_kv"},
     "stored, not yet current": {"at": "onebase.adapters.store:AdapterStore._promote", "call": 2},
-    "between two adapters": {"at": f"{TRAINING}.execution:store_once", "call": 2},
+    "between two adapters": {"at": f"{TRAINING}.train:store_job", "call": 2},
     "after all are stored": {"at": "onebase.runs.run:Run.finish"},
-    "after the run is finished": {"at": f"{TRAINING}.keeper:RunKeeper.finish"},
+    "after the run is finished": {"at": f"{RUNS}.checkpointer:Checkpointer.keep_one"},
 }
 
 
@@ -136,12 +143,12 @@ def test_killed_while_it_is_resumed(
     tmp_path: Path,
 ) -> None:
     moments = [
-        {"at": f"{TRAINING}.learner:Learner.update", "call": 9},
+        {"at": f"{TRAINING}.job_state:JobState.update", "call": 9},
         {"at": "onebase.runs.run:Run.cut"},
         {"at": "onebase.runs.run:Run.cut", "after": True},
         {"at": f"{TRAINING}.learner:Learner.load", "call": 2},
         {"at": "onebase.runs.run:Run.reopen"},
-        {"at": f"{TRAINING}.learner:Learner.update", "call": 3},
+        {"at": f"{TRAINING}.job_state:JobState.update", "call": 3},
     ]
     for at, moment in enumerate(moments):
         command = ["resume", "train"][at % 2]  # the same command again goes on too
@@ -177,7 +184,7 @@ def test_every_method_goes_on_exactly(method: str, trainings: Trainings, tmp_pat
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert trainings.run(whole, jobs, **more) == 0
     for call in (2, 3, 5):
-        kill = {"at": f"{TRAINING}.learner:Learner.update", "call": call}
+        kill = {"at": f"{TRAINING}.job_state:JobState.update", "call": call}
         assert trainings.run(killed, jobs, kill=kill, command="resume", **more) == -9
     assert trainings.run(killed, jobs, command="resume", **more) == 0
     assert adapters(killed) == adapters(whole)

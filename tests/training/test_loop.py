@@ -1,7 +1,7 @@
 """Training together against training alone, and against a plain padded loop in PEFT."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,28 @@ from torch.nn.functional import cross_entropy
 
 from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
+from onebase.runs.observer import Observer
 from onebase.training import loop
 from onebase.training.job import Job, TrainOptions
-from onebase.training.job_state import Learner, schedule
+from onebase.training.job_state import JobState
 from onebase.training.loop import evaluate_together, step_together, train_together
+from onebase.training.trainable_adapter import learning_rate_factor
 
 WORDS = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop", "late", "new"]
 
 
-class Losses:
+class Losses(Observer):
     """A watcher that keeps each job's losses."""
 
     def __init__(self) -> None:
         self.by_task: dict[str, list[float]] = {}
         self.judged_by_task: dict[str, list[float]] = {}
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        self.by_task.setdefault(task, []).append(record["loss"])
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        self.by_task.setdefault(learner.job.task, []).append(record["loss"])
-
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        self.judged_by_task.setdefault(learner.job.task, []).append(record["eval_loss"])
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        self.judged_by_task.setdefault(task, []).append(record["eval_loss"])
 
 
 def write_rows(folder: Path, name: str, count: int, seed: int = 0) -> Path:
@@ -62,12 +61,12 @@ def four_jobs(folder: Path) -> list[Job]:
     ]
 
 
-def run_steps(base: Base, jobs: list[Job], steps: int) -> tuple[Losses, list[Learner]]:
-    watcher = Losses()
-    learners = [Learner(job, base) for job in jobs]
+def run_steps(base: Base, jobs: list[Job], steps: int) -> tuple[Losses, list[JobState]]:
+    observer = Losses()
+    learners = [JobState(job, base) for job in jobs]
     for _ in range(steps):
-        step_together(base, learners, watcher)
-    return watcher, learners
+        step_together(base, learners, observer)
+    return observer, learners
 
 
 def test_jobs_trained_together_have_the_losses_of_jobs_trained_alone(
@@ -100,7 +99,7 @@ def test_lora_equals_a_plain_padded_loop_in_peft(
     base = make_base()
     ours, _ = run_steps(base, [job], 6)
 
-    twin_learner = Learner(job, make_base())
+    twin_learner = JobState(job, make_base())
     lora = twin_learner.adapter.lora
     assert lora is not None
     config = peft.LoraConfig(
@@ -144,13 +143,13 @@ def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
 ) -> None:
     wild = {"epochs": 12, "patience": 2, "learning_rate": 0.1, "rank": 4}
     calm = {"epochs": 12, "rank": 4, "learning_rate": 1e-3}
-    base, watcher = make_base(), Losses()
+    base, observer = make_base(), Losses()
     learners = [
-        Learner(Job("wild", write_rows(tmp_path, "w", 20, 1), "lora", set=wild), base),
-        Learner(Job("calm", write_rows(tmp_path, "c", 20, 2), "lora", set=calm), base),
+        JobState(Job("wild", write_rows(tmp_path, "w", 20, 1), "lora", set=wild), base),
+        JobState(Job("calm", write_rows(tmp_path, "c", 20, 2), "lora", set=calm), base),
     ]
-    train_together(learners, watcher)
-    assert learners[0].stopped
+    train_together(learners, observer)
+    assert learners[0].out_of_patience
     assert not any(learner.diverged for learner in learners)
     assert learners[0].step - learners[0].best_step == 2 * learners[0].steps_an_epoch
     assert learners[0].step < learners[0].total_steps
@@ -158,7 +157,7 @@ def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
     for learner in learners:
         again = Losses()
         evaluate_together(base, [learner], again)
-        best = min(watcher.judged_by_task[learner.job.task])
+        best = min(observer.judged_by_task[learner.job.task])
         assert again.judged_by_task[learner.job.task][0] == pytest.approx(best, abs=1e-6)
 
 
@@ -168,7 +167,7 @@ def test_nothing_held_out_keeps_the_last_state(
     settings = {"held_out": 0, "epochs": 2, "rank": 2}
     job = Job("a", write_rows(tmp_path, "a", 8), "lora", set=settings)
     base = make_base()
-    learner = Learner(job, base)
+    learner = JobState(job, base)
     train_together([learner], Losses())
     assert learner.best_step == learner.step == 2
 
@@ -188,7 +187,7 @@ def test_nothing_held_out_keeps_the_last_state(
 )
 def test_schedule(kind: str, step: int, expected: float) -> None:
     options = TrainOptions.model_validate({"warmup": 4, "schedule": kind})
-    assert schedule(options, step, 12) == pytest.approx(expected)
+    assert learning_rate_factor(options, step, 12) == pytest.approx(expected)
 
 
 def test_whole_trainings_together_are_those_alone(
@@ -200,19 +199,19 @@ def test_whole_trainings_together_are_those_alone(
         for at, job in enumerate(four_jobs(tmp_path))
     ]
     base, together = make_base(), Losses()
-    learners = [Learner(job, base) for job in jobs]
+    learners = [JobState(job, base) for job in jobs]
     assert len({learner.total_steps for learner in learners}) == 4
     train_together(learners, together)
     for job, learner in zip(jobs, learners, strict=True):
-        alone, twin = Losses(), Learner(job, base)
+        alone, twin = Losses(), JobState(job, base)
         train_together([twin], alone)
         task = job.task
         assert learner.step == len(alone.by_task[task]) == learner.total_steps
         assert together.by_task[task] == pytest.approx(alone.by_task[task], abs=1e-5)
         assert together.judged_by_task[task] == pytest.approx(alone.judged_by_task[task], abs=1e-5)
         assert learner.best_step == twin.best_step
-        for key, value in twin.best.items():
-            torch.testing.assert_close(learner.best[key], value, atol=1e-3, rtol=0)
+        for key, value in twin.adapter.parts().items():
+            torch.testing.assert_close(learner.adapter.parts()[key], value, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
@@ -222,9 +221,9 @@ def test_a_job_that_diverges_ends_alone(
     wild = Job("wild", write_rows(tmp_path, "w", 12, 1), method, set={"learning_rate": 1e30})
     calm = Job("calm", write_rows(tmp_path, "c", 12, 2), "lora", set={"warmup": 0})
     base, together, alone = make_base(), Losses(), Losses()
-    learners = [Learner(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
+    learners = [JobState(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
     train_together(learners, together)
-    train_together([Learner(calm, base)], alone)
+    train_together([JobState(calm, base)], alone)
     assert learners[0].diverged
     assert not learners[1].diverged
     assert together.by_task["calm"] == pytest.approx(alone.by_task["calm"], abs=1e-5)
@@ -239,7 +238,7 @@ def test_rows_are_taken_once_an_epoch_in_an_order_of_the_seed(
     settings = {"held_out": 0, "batch_size": 2, "accumulation": 2, "rank": 1}
 
     def epochs(seed: int) -> list[list[tuple[int, ...]]]:
-        learner = Learner(Job("a", file, seed=seed, set=settings), base)
+        learner = JobState(Job("a", file, seed=seed, set=settings), base)
         assert learner.steps_an_epoch == 3
         turns = [[learner.next_batch() for _ in range(3)] for _ in range(2)]
         assert [[len(part) for part in parts] for parts in turns[0]] == [[2, 2], [2, 2], [2, 1]]
@@ -279,7 +278,7 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
     watchers = {}
     for trunk in ("none", "fp32", "fp16"):
         base = make_base()
-        learners = [Learner(job, base) for job in top_jobs(tmp_path, trunk=trunk)]
+        learners = [JobState(job, base) for job in top_jobs(tmp_path, trunk=trunk)]
         watchers[trunk] = Losses()
         train_together(learners, watchers[trunk])
     exact, rounded = made
@@ -297,8 +296,8 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
 
 def test_jobs_without_a_trunk_have_none(tmp_path: Path, make_base: Callable[..., Base]) -> None:
     base = make_base()
-    learners = [Learner(job, base) for job in four_jobs(tmp_path)]
+    learners = [JobState(job, base) for job in four_jobs(tmp_path)]
     assert [learner.depth for learner in learners] == [0, 0, 0, 0]
     assert loop.shared_trunk(base, learners) is None
-    assert [Learner(job, base).depth for job in top_jobs(tmp_path)] == [2, 2, 1, 0]
-    assert [Learner(job, base).depth for job in top_jobs(tmp_path, trunk="none")] == [0] * 4
+    assert [JobState(job, base).depth for job in top_jobs(tmp_path)] == [2, 2, 1, 0]
+    assert [JobState(job, base).depth for job in top_jobs(tmp_path, trunk="none")] == [0] * 4

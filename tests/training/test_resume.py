@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,21 +14,22 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import tiny_model, tiny_tokenizer
-from tests.training.test_checkpoint import flip, truncate
+from tests.runs.test_checkpoint import flip, truncate
 from tests.training.test_loop import write_rows
 
 import onebase
 from onebase.errors import CorruptFileError, DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.runs import checkpoint, render_date
 from onebase.runs.checkpoint import Checkpoints
 from onebase.runs.interruption import Interrupted
+from onebase.runs.observer import Observer
 from onebase.runs.run import Run, RunStore
-from onebase.training import checkpoint, moment
-from onebase.training import learner as learner_module
+from onebase.training import job_state
 from onebase.training import train as train_module
-from onebase.training.job_state import Learner
-from onebase.training.resume import resume
+from onebase.training.job_state import JobState
+from onebase.training.train import resume
 
 
 @pytest.fixture(autouse=True)
@@ -55,28 +56,22 @@ def workspace(tmp_path: Path) -> onebase.Workspace:
     return onebase.Workspace(tmp_path / "w")
 
 
-class Stopping:
+class Stopping(Observer):
     """Stops a training in the middle of one step, when its last job has learned, and listens."""
 
     def __init__(self, task: str = "a", step: int | None = None) -> None:
         self.task = task
-        self.step = step
+        self.stop_at = step
         self.steps: list[int] = []
         self.notes: list[str] = []
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        if learner.job.task == self.task:
-            self.steps.append(learner.step)
-            if learner.step == self.step:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        if task == self.task:
+            self.steps.append(step)
+            if step == self.stop_at:
                 raise KeyboardInterrupt
 
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
@@ -84,7 +79,7 @@ def interrupted(
     base: Base, jobs: Sequence[onebase.Job], workspace: onebase.Workspace, step: int = 5
 ) -> Run:
     with pytest.raises(Interrupted):
-        onebase.train(jobs, base=base, workspace=workspace, watcher=Stopping(step=step))
+        onebase.train(jobs, base=base, workspace=workspace, observer=Stopping(step=step))
     run = RunStore(workspace).list()[-1]
     assert run.status == "interrupted"
     assert run.resumable
@@ -112,16 +107,18 @@ def test_a_run_goes_on_to_the_same_adapters(
 ) -> None:
     run = interrupted(make_base(), jobs, workspace)
     seconds = run.summary["seconds"]
-    watcher = Stopping()
-    stored = resume(run.id[:10], base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == [5, 6, 7, 8]
-    assert watcher.notes == [f"Run {run.id} goes on from checkpoint 000005 (steps: a 4/8, b 4/4)."]
+    observer = Stopping()
+    stored = resume(run.id[:10], base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == [5, 6, 7, 8]
+    assert observer.notes == [
+        f"Run {run.id} continues from checkpoint 000005 (steps: a 4/8, b 4/4)."
+    ]
     assert hashes(stored) == expected
     assert [item.name for item in stored] == ["a@1", "b@1"]
     assert all(item.record["run"] == run.id for item in stored)
     assert run.status == "finished"
     assert run.summary["seconds"] > seconds
-    with pytest.raises(UsageError, match="came to its end") as caught:
+    with pytest.raises(UsageError, match="has ended") as caught:
         resume(run.id, base=make_base(), workspace=workspace)
     assert "onebase runs list" in caught.value.remedy
 
@@ -131,8 +128,10 @@ def as_format_1(run: Run) -> None:
     checkpoints = Checkpoints(run.checkpoints, limit=1)
     state = checkpoints.newest().state
     assert state is not None
+    state = {**{key: value for key, value in state.items() if key != "state"}, **state["state"]}
+    del state["samples_bytes"]
     for job in state["jobs"].values():
-        del job["counts"]["moved"]
+        del job["moved"]
     with pytest.MonkeyPatch.context() as earlier:
         earlier.setattr(checkpoint, "FORMAT", 1)
         checkpoints.save(state)
@@ -175,9 +174,9 @@ def test_the_same_training_again_goes_on(
     run = interrupted(make_base(), jobs, workspace)
     base = make_base()
     again = Stopping()
-    stored = onebase.train(jobs, base=base, workspace=workspace, watcher=again)
+    stored = onebase.train(jobs, base=base, workspace=workspace, observer=again)
     assert hashes(stored) == expected
-    assert again.notes[0].startswith(f"Run {run.id} goes on")
+    assert again.notes[0].startswith(f"Run {run.id} continues")
     assert [item.id for item in RunStore(workspace).list()] == [run.id]
     second = onebase.train(jobs, base=base, workspace=workspace)  # after a finished run
     assert [item.version for item in second] == [2, 2]
@@ -185,8 +184,8 @@ def test_the_same_training_again_goes_on(
 
 
 def on_day(day: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (moment, learner_module, train_module):
-        monkeypatch.setattr(place, "present", lambda: datetime(2026, 11, day, 12))
+    for place in (render_date, job_state, train_module):
+        monkeypatch.setattr(place, "local_time", lambda: datetime(2026, 11, day, 12))
 
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d %H:%M", "%A"])
@@ -204,19 +203,19 @@ def test_the_date_that_a_template_writes_is_part_of_the_run(
     on_day(26, monkeypatch)
     whole = onebase.train(jobs, base=base, workspace=onebase.Workspace(tmp_path / "whole"))
     for way in ("same command", "resume"):
-        workspace, watcher = onebase.Workspace(tmp_path / way), Stopping()
+        workspace, observer = onebase.Workspace(tmp_path / way), Stopping()
         on_day(26, monkeypatch)
         run = interrupted(base, jobs, workspace)
         assert run.config["rendered_at"] == "2026-11-26T12:00:00"
         on_day(27, monkeypatch)
         again = (
-            resume(run.id, base=base, workspace=workspace, watcher=watcher)
+            resume(run.id, base=base, workspace=workspace, observer=observer)
             if way == "resume"
-            else onebase.train(jobs, base=base, workspace=workspace, watcher=watcher)
+            else onebase.train(jobs, base=base, workspace=workspace, observer=observer)
         )
         assert hashes(again) == hashes(whole)
         assert again[0].record["run"] == run.id
-        assert any("goes on with 2026-11-26" in text for text in watcher.notes)
+        assert any("continues with 2026-11-26" in text for text in observer.notes)
     anew = onebase.train(jobs, base=base, workspace=workspace)
     assert hashes(anew) != hashes(whole)
 
@@ -232,9 +231,9 @@ def test_another_training_is_a_new_run(
     onebase.train(list(reversed(jobs)), base=make_base(), workspace=workspace)
     assert len(RunStore(workspace).list()) == 5
     assert first.status == "interrupted"
-    watcher = Stopping()
-    onebase.train(jobs, base=make_base(), workspace=workspace, watcher=watcher, restart=True)
-    assert watcher.steps[0] == 1
+    observer = Stopping()
+    onebase.train(jobs, base=make_base(), workspace=workspace, observer=observer, restart=True)
+    assert observer.steps[0] == 1
     assert len(RunStore(workspace).list()) == 6
     # The newest run with these jobs is finished now, so the old one is not gone back to.
     onebase.train(jobs, base=make_base(), workspace=workspace)
@@ -250,14 +249,14 @@ def half_write(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "truncated": (truncate, "Checkpoint 000005 of run .* is damaged .state.pt has", 4),
-    "bit flipped": (flip, "Checkpoint 000005 of run .* is damaged .the SHA-256", 4),
+    "bit flipped": (flip, "Checkpoint 000005 of run .* is damaged .SHA-256 mismatch", 4),
     "manifest missing": (
         lambda path: (path / "manifest.json").unlink(),
         "Checkpoint 000005 of run .* is damaged .manifest.json is missing",
         4,
     ),
     "emptied": (lambda path: [file.unlink() for file in path.iterdir()], "000005 .* damaged", 4),
-    "half written": (half_write, "A checkpoint of run .* was only half written", 5),
+    "half written": (half_write, "A checkpoint of run .* was written only in part", 5),
 }
 
 
@@ -272,15 +271,15 @@ def test_the_last_good_checkpoint_is_used_and_said_so(
     run = interrupted(make_base(), jobs, workspace)
     spoil, said, first = DAMAGES[damage]
     spoil(run.checkpoints / "000005")
-    watcher = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps[0] == first
-    assert len(watcher.notes) == 2
-    assert re.search(said, watcher.notes[0])
-    assert f"goes on from checkpoint {first:06d}" in watcher.notes[1]
+    observer = Stopping()
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps[0] == first
+    assert len(observer.notes) == 2
+    assert re.search(said, observer.notes[0])
+    assert f"continues from checkpoint {first:06d}" in observer.notes[1]
     assert hashes(stored) == expected
     notes = [line["note"] for line in run.metrics() if "note" in line]
-    assert notes == watcher.notes
+    assert notes == observer.notes
     steps = [line["step"] for line in run.metrics() if "loss" in line and line["task"] == "a"]
     assert steps == list(range(1, 9))
 
@@ -291,14 +290,14 @@ def test_a_damaged_checkpoint_takes_no_good_one_s_place(
     run = interrupted(make_base(), jobs, workspace)
     flip(run.checkpoints / "000005")
     with pytest.raises(Interrupted):
-        resume(run.id, base=make_base(), workspace=workspace, watcher=Stopping(step=4))
+        resume(run.id, base=make_base(), workspace=workspace, observer=Stopping(step=4))
     # The step was made again and the state saved as it stood; both that are kept are good.
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000004", "000005"]
     flip(run.checkpoints / "000005")
-    watcher = Stopping(step=5)
+    observer = Stopping(step=5)
     with pytest.raises(Interrupted):
-        resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == [4, 5]
+        resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == [4, 5]
 
 
 def test_no_good_checkpoint_starts_from_the_beginning(
@@ -310,11 +309,11 @@ def test_no_good_checkpoint_starts_from_the_beginning(
     run = interrupted(make_base(), jobs, workspace)
     truncate(run.checkpoints / "000004")
     flip(run.checkpoints / "000005")
-    watcher = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps == list(range(1, 9))
-    assert "no checkpoint to go on from" in watcher.notes[-1]
-    assert len(watcher.notes) == 3
+    observer = Stopping()
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps == list(range(1, 9))
+    assert "no checkpoint to continue from" in observer.notes[-1]
+    assert len(observer.notes) == 3
     assert hashes(stored) == expected
     judged = [line for line in run.metrics() if "base_eval_loss" in line]
     assert len(judged) == 2
@@ -329,7 +328,7 @@ def test_notes_go_to_the_log_where_nobody_listens(
     run = interrupted(make_base(), jobs, workspace)
     with caplog.at_level(logging.WARNING, "onebase"):
         resume(run.id, base=make_base(), workspace=workspace)
-    assert f"Run {run.id} goes on from checkpoint" in caplog.text
+    assert f"Run {run.id} continues from checkpoint" in caplog.text
 
 
 def edit(run: Run, old: str, new: str) -> None:
@@ -348,9 +347,9 @@ def test_what_has_changed_is_named(
     run = interrupted(make_base(), jobs, workspace)
 
     def refusal(base: Base | None = None) -> str:
-        with pytest.raises(UsageError, match=f"Run {run.id} can't go on") as caught:
+        with pytest.raises(UsageError, match=f"Run {run.id} can't be resumed") as caught:
             resume(run.id, base=base or make_base(), workspace=workspace)
-        assert "Put it back as it was" in caught.value.remedy
+        assert "Restore it" in caught.value.remedy
         assert run.resumable
         return caught.value.message.partition("has changed: ")[2]
 
@@ -410,7 +409,7 @@ def test_a_run_that_is_still_running_is_refused(
         for _ in range(2):
             with pytest.raises(UsageError, match="still running") as caught:
                 resume(run.id, base=make_base(), workspace=workspace)
-            assert "Wait for it" in caught.value.remedy
+            assert "Wait until it ends" in caught.value.remedy
             run.reopen()  # as the process at work does
         onebase.train(jobs, base=make_base(), workspace=workspace)  # a run of its own
         assert len(RunStore(workspace).list()) == 2
@@ -443,22 +442,22 @@ def test_a_failure_can_be_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = iter(range(100))
-    real = Learner.update
+    real = JobState.update
 
-    def out_of_memory(self: Learner) -> tuple[float, float]:
+    def out_of_memory(self: JobState) -> tuple[float, float]:
         if next(calls) == 7:
             raise RuntimeError("out of memory")
         return real(self)
 
-    monkeypatch.setattr(Learner, "update", out_of_memory)
+    monkeypatch.setattr(JobState, "update", out_of_memory)
     with pytest.raises(RuntimeError, match="out of memory"):
         onebase.train(jobs, base=make_base(), workspace=workspace)
     (run,) = RunStore(workspace).list()
     assert run.status == "failed"
     assert run.resumable
-    watcher = Stopping()
-    stored = resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert watcher.steps[0] == 4
+    observer = Stopping()
+    stored = resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert observer.steps[0] == 4
     assert hashes(stored) == expected
 
 
@@ -469,13 +468,15 @@ def test_one_job_diverged_before_the_interruption(
     wild = replace(jobs[1], task="wild", method="lora", set=settings)
     first = Stopping(step=5)
     with pytest.raises(Interrupted):
-        onebase.train([jobs[0], wild], base=make_base(), workspace=workspace, watcher=first)
-    assert [note.partition(":")[0] for note in first.notes] == ["wild ends after step 1, alone"]
+        onebase.train([jobs[0], wild], base=make_base(), workspace=workspace, observer=first)
+    assert [note.partition(":")[0] for note in first.notes] == [
+        "wild stops after step 1, the other jobs continue"
+    ]
     run = RunStore(workspace).list()[-1]
-    watcher = Stopping()
+    observer = Stopping()
     with pytest.raises(onebase.OnebaseError, match=r"loss of wild.*Stored: a@1"):
-        resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert len(watcher.notes) == 1  # that it goes on; the trouble was told of
+        resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert len(observer.notes) == 1  # that it goes on; the trouble was told of
     lines = [line for line in run.metrics() if "trouble" in line]
     assert [(line["task"], line["trouble"]) for line in lines] == [("wild", "not finite")]
     assert run.status == "failed"
@@ -490,9 +491,9 @@ def test_other_conditions_are_said(
 ) -> None:
     run = interrupted(make_base(), jobs, workspace)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    watcher = Stopping()
-    resume(run.id, base=make_base(), workspace=workspace, watcher=watcher)
-    assert "under other conditions (threads 1 -> 7)" in watcher.notes[0]
+    observer = Stopping()
+    resume(run.id, base=make_base(), workspace=workspace, observer=observer)
+    assert "under other conditions (threads 1 -> 7)" in observer.notes[0]
 
 
 def test_a_version_stored_but_damaged_is_stored_again(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from onebase.cli.training import report_line
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
 from onebase.model.precision import choose
+from onebase.runs.observer import Observer
 from onebase.runs.run import RunStore
-from onebase.training.job_state import Learner
 
 
 @pytest.fixture
@@ -104,16 +104,10 @@ def test_a_trained_adapter_loads_without_a_pass_through_the_base(
     assert onebase.Engine(base, trained).tasks["support"].contribution.prefix_tokens == 3
 
 
-class Interrupting:
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        if learner.step == 2:
+class Interrupting(Observer):
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        if step == 2:
             raise KeyboardInterrupt
-
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
 
 
 def test_an_interruption_leaves_no_adapter_and_says_so(
@@ -121,7 +115,7 @@ def test_an_interruption_leaves_no_adapter_and_says_so(
 ) -> None:
     workspace = onebase.Workspace(tmp_path / "w")
     with pytest.raises(KeyboardInterrupt):
-        onebase.train([job(rows)], base=make_base(), workspace=workspace, watcher=Interrupting())
+        onebase.train([job(rows)], base=make_base(), workspace=workspace, observer=Interrupting())
     assert [run.status for run in RunStore(workspace).list()] == ["interrupted"]
     assert onebase.AdapterStore(workspace).list() == []
 
@@ -200,7 +194,7 @@ def test_a_whole_run_is_on_record(
         assert item.record["metrics"]["eval_loss"] == best["eval_loss"]
         assert item.record["metrics"]["best_step"] == best["step"]
         (kept,) = run.checkpoints.iterdir()
-        state = torch.load(kept / "state.pt")["jobs"][item.task]
+        state = torch.load(kept / "state.pt")["state"]["jobs"][item.task]
         assert state["counts"]["best_step"] == best["step"]
         assert state["counts"]["best_loss"] == best["eval_loss"]
         if item.task == "second":  # its encoder, which the stored adapter no longer has
@@ -239,7 +233,7 @@ def test_dropout_follows_the_seed(
 
 
 class Failing(Interrupting):
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         raise RuntimeError("no space")
 
 
@@ -248,7 +242,7 @@ def test_a_failure_leaves_a_failed_run_and_no_adapter(
 ) -> None:
     workspace = onebase.Workspace(tmp_path / "w")
     with pytest.raises(RuntimeError, match="no space"):
-        onebase.train([job(rows)], base=make_base(), workspace=workspace, watcher=Failing())
+        onebase.train([job(rows)], base=make_base(), workspace=workspace, observer=Failing())
     assert [run.status for run in RunStore(workspace).list()] == ["failed"]
     assert onebase.AdapterStore(workspace).list() == []
 
@@ -259,7 +253,7 @@ def test_an_interruption_leaves_the_earlier_version_current(
     workspace, base = onebase.Workspace(tmp_path / "w"), make_base()
     onebase.train([job(rows)], base=base, workspace=workspace)
     with pytest.raises(KeyboardInterrupt):
-        onebase.train([job(rows)], base=base, workspace=workspace, watcher=Interrupting())
+        onebase.train([job(rows)], base=base, workspace=workspace, observer=Interrupting())
     assert onebase.AdapterStore(workspace).get("support").version == 1
     assert [item.version for item in onebase.AdapterStore(workspace).list()] == [1]
 
@@ -333,10 +327,7 @@ class Noting(Interrupting):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
@@ -372,15 +363,15 @@ def test_rows_that_the_template_refuses_are_refused_by_line_or_skipped(
         onebase.train([job(learned, held_out=judged)], base=base, workspace=workspace)
     assert refused.value.message.count(reason) == 2
     assert f"{files[1]}:9" in refused.value.message
-    watcher = Noting()
+    observer = Noting()
     skipping = job(learned, held_out=judged, skip_bad=True)
-    stored = onebase.train([skipping], base=base, workspace=workspace, watcher=watcher)[0]
+    stored = onebase.train([skipping], base=base, workspace=workspace, observer=observer)[0]
     run = RunStore(workspace).get(stored.record["run"])
     text = (run.path / "skipped-support.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["file"], line["line"]) for line in lines] == [(str(files[1]), n) for n in (9, 10)]
     assert all(reason in line["reason"] for line in lines)
-    assert any("Left out: 2 rows" in note for note in watcher.notes)
+    assert any("Left out: 2 rows" in note for note in observer.notes)
 
 
 def test_rows_of_which_nothing_is_left_are_told_and_listed(
@@ -391,10 +382,10 @@ def test_rows_of_which_nothing_is_left_are_told_and_listed(
     rows.append({"messages": [system, *chat("q", "a")["messages"]]})
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    workspace, watcher = onebase.Workspace(tmp_path / "w"), Noting()
+    workspace, observer = onebase.Workspace(tmp_path / "w"), Noting()
     asked = job(data, set={"rank": 2, "epochs": 1, "max_tokens": 64, "held_out": 0})
-    onebase.train([asked], base=make_base(), workspace=workspace, watcher=watcher)
-    assert any("Left out: 1 row," in note and ":9" in note for note in watcher.notes)
+    onebase.train([asked], base=make_base(), workspace=workspace, observer=observer)
+    assert any("Left out: 1 row," in note and ":9" in note for note in observer.notes)
     (run,) = RunStore(workspace).list()
     listed = json.loads((run.path / "skipped-support.jsonl").read_text(encoding="utf-8"))
     assert (listed["line"], listed["reason"]) == (9, "leaves no answer within max_tokens (64)")
@@ -411,10 +402,10 @@ def test_answers_that_the_template_rewrites_are_told_before_training(
     turns = [*chat("q", "<think>x</think>a")["messages"], *chat("r", "b")["messages"]]
     data = tmp_path / "rows.jsonl"
     data.write_text(f"{json.dumps({'messages': turns})}\n" * 8, encoding="utf-8")
-    watcher = Noting()
+    observer = Noting()
     workspace = onebase.Workspace(tmp_path / "w")
-    onebase.train([job(data)], base=base, workspace=workspace, watcher=watcher)
-    assert any("Earlier answers are not learned" in note for note in watcher.notes)
+    onebase.train([job(data)], base=base, workspace=workspace, observer=observer)
+    assert any("Earlier answers are not learned" in note for note in observer.notes)
 
 
 def test_rows_that_leave_nothing_to_learn(
@@ -427,20 +418,11 @@ def test_rows_that_leave_nothing_to_learn(
     assert not workspace.root.exists()
 
 
-class Notes:
+class Notes(Observer):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        pass
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        pass
-
-    def noted(self, text: str) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
         self.notes.append(text)
 
 
@@ -453,16 +435,16 @@ def test_what_no_answer_attends_to_is_told_and_not_promoted(
     items = [{"input": f"{'why ' * 12}{i}", "output": "so"} for i in range(6)]
     file.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     settings = {"virtual_tokens": 2, "epochs": 2, "batch_size": 4}
-    workspace, watcher = onebase.Workspace(tmp_path / "w"), Notes()
+    workspace, observer = onebase.Workspace(tmp_path / "w"), Notes()
     base = make_base("mistral")
     still, near = (
         onebase.Job(name, file, used, set=own)
         for name, used, own in (("still", method, settings), ("near", "lora", {"epochs": 1}))
     )
-    stored = onebase.train([still, near], base=base, workspace=workspace, watcher=watcher)
+    stored = onebase.train([still, near], base=base, workspace=workspace, observer=observer)
     assert [item.current for item in stored] == [False, True]
     assert [item.metrics["learned"] for item in stored] == [False, True]
-    (told,) = [text for text in watcher.notes if "the gradient was exactly 0" in text]
+    (told,) = [text for text in observer.notes if "the gradient was exactly 0" in text]
     assert told.startswith("still: ")
     assert "the last 8 tokens" in told
     assert "nothing was learned" in report_line(stored[0])

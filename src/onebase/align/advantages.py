@@ -12,8 +12,7 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (Schulman et al. 2016, equations 11 to 16).
 
-    `values` is the value of the state before each token. After an answer's last token there is
-    nothing more to gain: its value is 0. delta_t = r_t + gamma V_(t+1) - V_t; A_t = delta_t +
+    `values` is the value of the state before each token; that after the last token is 0. delta_t = r_t + gamma V_(t+1) - V_t; A_t = delta_t +
     gamma lam A_(t+1); the return is A_t + V_t. Padding gets 0.
     """
     advantages = torch.zeros_like(rewards)
@@ -35,22 +34,22 @@ def group_advantages(
     score less the mean of the `samples` answers to its prompt, over their standard deviation, the
     same for every token of the answer.
 
-    `scores` is [answers], those to one prompt next to each other. With `scale` off the deviation
-    does not count (Liu et al. 2025, Dr. GRPO, equation 3).
+    `scores` is [answers], the answers to one prompt next to each other. Without `scale` they are not
+    divided by the standard deviation (Liu et al. 2025, Dr. GRPO, equation 3).
     """
     groups = scores.view(-1, samples)
     centred = groups - groups.mean(1, keepdim=True)
     if scale:
-        # One sample alone has no deviation, and no advantage.
-        deviation = groups.std(1, keepdim=True, correction=min(1, samples - 1))
-        centred = centred / (deviation + epsilon)
+        # A single sample has no standard deviation, and no advantage.
+        std = groups.std(1, keepdim=True, correction=min(1, samples - 1))
+        centred = centred / (std + epsilon)
     return torch.where(mask, centred.flatten()[:, None], 0.0)
 
 
 def whiten(values: Tensor, mask: Tensor, *, epsilon: float = 1e-8) -> Tensor:
     """`values` with mean 0 and variance 1 over the tokens in `mask`; padding gets 0."""
-    own = values[mask]
-    if len(own) < 2:
-        return torch.where(mask, values - own.sum(), 0.0)
-    scaled = (values - own.mean()) * torch.rsqrt(own.var() + epsilon)
+    masked = values[mask]
+    if len(masked) < 2:
+        return torch.where(mask, values - masked.sum(), 0.0)
+    scaled = (values - masked.mean()) * torch.rsqrt(masked.var() + epsilon)
     return torch.where(mask, scaled, 0.0)

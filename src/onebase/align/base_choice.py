@@ -6,10 +6,11 @@ from shlex import quote
 
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.align.recorded import precision_of
+from onebase.align.job import AlignJob
 from onebase.align.rewards import is_function, stored_reward
 from onebase.align.scoring import require_task
-from onebase.align.task import AlignJob, beginning_of
+from onebase.align.start import stored_start
+from onebase.align.trained_on import precision_of
 from onebase.engine.task_bases import BaseChoice, trained_on
 from onebase.errors import UsageError
 from onebase.language import say
@@ -30,11 +31,11 @@ def base_for_job(
 
     Raises UsageError for adapters that are not there, or that were trained on different bases.
     """
-    begun = None if job.method else beginning_of(job, workspace)
+    start = None if job.method else stored_start(job, workspace)
     judge = None
     if reward is not None and not is_function(reward):
         judge = stored_reward(reward, AdapterStore(workspace))
-    trained = [stored for stored in (begun, judge) if stored is not None]
+    trained = [stored for stored in (start, judge) if stored is not None]
     if base is None and len({stored.record.get("base_fingerprint") for stored in trained}) > 1:
         raise _two_bases(*trained)
     if job.method:
@@ -60,13 +61,13 @@ def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | Non
     )
 
 
-def _two_bases(begun: StoredAdapter, judge: StoredAdapter) -> UsageError:
-    command = f"onebase align reward --task TASK --data FILE --base {quote(begun.base)}"
+def _two_bases(start: StoredAdapter, judge: StoredAdapter) -> UsageError:
+    command = f"onebase align reward --task TASK --data FILE --base {quote(start.base)}"
     return UsageError(
         say(
-            f"{begun.name} was trained on {begun.base}, the reward model {judge.name} on {judge.base}: "
+            f"{start.name} was trained on {start.base}, the reward model {judge.name} on {judge.base}: "
             "policy and reward model share one base.",
-            f"{begun.name} 是在 {begun.base} 上训练的，奖励模型 {judge.name} 则是在 {judge.base} 上："
+            f"{start.name} 是在 {start.base} 上训练的，奖励模型 {judge.name} 则是在 {judge.base} 上："
             "策略与奖励模型共用一个基座。",
         ),
         say(

@@ -27,13 +27,13 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The clipped surrogate: its `loss`, the share of tokens where the clip holds, and an estimate
-    of how far the policy has moved from the one that drew the tokens (k3, nats a token).
+    """The clipped surrogate `loss`, the share of tokens that are clipped, and an estimate of the KL
+    divergence from the policy that sampled the tokens (k3, nats a token).
     """
 
     loss: Tensor
     clip_fraction: Tensor
-    moved: Tensor
+    approx_kl: Tensor
 
 
 def policy_loss(
@@ -55,15 +55,15 @@ def policy_loss(
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
     loss = masked_mean(-torch.minimum(whole, clipped), mask, by_answer=by_answer)
     with torch.no_grad():
-        held = masked_mean((clipped < whole).to(ratio), mask)
-        moved = masked_mean((-difference).exp() - 1 + difference, mask)
-    return PolicyLoss(loss, held, moved)
+        clip_fraction = masked_mean((clipped < whole).to(ratio), mask)
+        approx_kl = masked_mean((-difference).exp() - 1 + difference, mask)
+    return PolicyLoss(loss, clip_fraction, approx_kl)
 
 
 def value_loss(
     values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None
 ) -> Tensor:
-    """Half the squared error of the values, which `clip` keeps near the old ones: the larger of
+    """Half the squared error of the values, clipped around the old ones by `clip`: the larger of
     (V - R)^2 and (clamp(V, old - clip, old + clip) - R)^2 (Schulman et al. 2017, section 5, as in
     its published code).
     """
@@ -75,14 +75,12 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the tokens in `mask`; 0 where returns don't
-    vary.
-    """
-    own, wanted = values[mask].double(), returns[mask].double()
-    variance = wanted.var(correction=0)
+    """1 - Var(returns - values) / Var(returns) over the tokens in `mask`; 0 where all returns are equal."""
+    predicted, actual = values[mask].double(), returns[mask].double()
+    variance = actual.var(correction=0)
     if not float(variance) > 0:
         return 0.0
-    return float(1 - (wanted - own).var(correction=0) / variance)
+    return float(1 - (actual - predicted).var(correction=0) / variance)
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,13 @@ def dpo_loss(
     `label_smoothing` e takes the labels to be flipped with that probability: (1 - e) L(r_c - r_r) +
     e L(r_r - r_c) (Mitchell 2023, conservative DPO). The arguments are of whole answers, [pairs].
     """
-    own = beta * (chosen - reference_chosen)
-    other = beta * (rejected - reference_rejected)
-    losses = -logsigmoid(own - other)
+    chosen_reward = beta * (chosen - reference_chosen)
+    rejected_reward = beta * (rejected - reference_rejected)
+    losses = -logsigmoid(chosen_reward - rejected_reward)
     if label_smoothing:
-        flipped = -logsigmoid(other - own)
+        flipped = -logsigmoid(rejected_reward - chosen_reward)
         losses = (1 - label_smoothing) * losses + label_smoothing * flipped
-    return DPOLoss(losses, own.detach(), other.detach())
+    return DPOLoss(losses, chosen_reward.detach(), rejected_reward.detach())
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onebase.adapters.experts import unchanged_experts
-from onebase.align.answers import Answered, answered
-from onebase.align.task import AlignJob, Beginning
+from onebase.align.answers import PromptAnswer, prompt_answer
+from onebase.align.job import AlignJob
+from onebase.align.start import Start
 from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
 from onebase.data.fields import unread
@@ -22,7 +23,7 @@ from onebase.model.base import Base
 class PreferenceRow:
     """A row as tokens: its answers (a pair's chosen one first) and its rating."""
 
-    answers: tuple[Answered, ...]
+    answers: tuple[PromptAnswer, ...]
     rating: float
 
     @property
@@ -67,7 +68,7 @@ def preference_data(
     job: AlignJob,
     base: Base,
     source: PreferenceSet,
-    begun: Beginning,
+    start: Start,
     fraction: float,
     *,
     alone: bool = False,
@@ -77,7 +78,7 @@ def preference_data(
     be skipped, and where nothing is left to learn from or to judge by; UsageError for a row that is
     too long for the base's rotary embedding.
     """
-    source, tokens = rendered_preferences(source, begun.template, alone=alone)
+    source, tokens = rendered_preferences(source, start.template, alone=alone)
     require_good_rows(source, skip_bad=job.skip_bad)
     found = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
     bad = source.bad
@@ -85,7 +86,7 @@ def preference_data(
         held = load_preferences(
             job.held_out, kinds=(source.kind,), columns=job.columns, encoding=job.encoding
         )
-        held, tokens = rendered_preferences(held, begun.template, alone=alone)
+        held, tokens = rendered_preferences(held, start.template, alone=alone)
         require_good_rows(held, skip_bad=job.skip_bad)
         found |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
         bad += held.bad
@@ -101,20 +102,21 @@ def preference_data(
 
     def rows(data: PreferenceSet) -> list[PreferenceRow]:
         return [
-            PreferenceRow(tuple(map(answered, found[id(row)])), row.rating) for row in data.rows
+            PreferenceRow(tuple(map(prompt_answer, found[id(row)])), row.rating)
+            for row in data.rows
         ]
 
     notes = (
         *left_out(bad),
         *unread(source.fields),
         *(unread(held.fields, held.path) if job.held_out is not None else ()),
-        *(() if alone else no_end(begun.template)),
-        *unchanged_experts(base, [begun.adapter.method]),
-        *begun.notes,
+        *(() if alone else no_end(start.template)),
+        *unchanged_experts(base, [start.adapter.method]),
+        *start.notes,
     )
     data = PreferenceData(rows(train), rows(held), source, bad, notes)
     texts = [answer.ids for row in (*data.train, *data.held_out) for answer in row.answers]
-    base.require_room(begun.adapter.before_text + max(map(len, texts), default=0))
+    base.require_room(start.adapter.before_text + max(map(len, texts), default=0))
     return data
 
 

@@ -1,4 +1,4 @@
-"""Where PPO's rewards come from: a reward model on the same base, or a function of the user's."""
+"""The rewards of PPO: from a reward model on the same base, or a function of the user."""
 
 import importlib
 import math
@@ -18,8 +18,8 @@ from onebase.adapters.head import ScalarHead
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.align.answers import Answered, answered
-from onebase.align.recorded import other_precision, require_base
+from onebase.align.answers import PromptAnswer, prompt_answer
+from onebase.align.trained_on import other_precision, require_base
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.generic_runner import GenericRunner
@@ -33,8 +33,8 @@ RewardFunction = Callable[[str, str, Mapping[str, Any]], float]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question of the data, as turns and as the tokens that the policy sees; `row` has the whole
-    row of the file.
+    """A prompt of the data, as turns and as the tokens that the policy reads; `row` is the whole row of the
+    file.
     """
 
     asked: tuple[Turn, ...]
@@ -45,19 +45,19 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """What the last turn asks."""
+        """The text of the last turn."""
         return self.asked[-1].content
 
 
 class RewardError(OnebaseError, RuntimeError):
-    """A reward function that failed, or gave no finite number."""
+    """A reward function that failed or returned no finite number."""
 
     code = "reward"
 
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A function of the user's: prompt, answer and the data row to a number."""
+    """A function of the user, from prompt, answer and data row to a number."""
 
     name: str
     function: RewardFunction
@@ -65,42 +65,42 @@ class FunctionReward:
     def __call__(self, prompt: Prompt, answer: str) -> float:
         """The reward of one answer. Raises RewardError, naming the row."""
         where = f"{prompt.file}:{prompt.line}"
-        said = repr(answer[:200])
+        quoted = repr(answer[:200])
         try:
-            given = self.function(prompt.text, answer, prompt.row)
+            value = self.function(prompt.text, answer, prompt.row)
         except (Exception, SystemExit) as error:  # sys.exit() would end the training without a word
             raise RewardError(
                 say(
                     f"The reward function {self.name} failed on {where}: {_cause(error)}. "
-                    f"The answer was {said}.",
-                    f"奖励函数 {self.name} 在 {where} 处出错：{_cause(error)}。当时的回答为 {said}。",
+                    f"The answer was {quoted}.",
+                    f"奖励函数 {self.name} 在 {where} 处出错：{_cause(error)}。当时的回答为 {quoted}。",
                 ),
                 say(
-                    "Mend it and give the same command again: the run goes on.",
+                    "Correct it and give the same command again: the run continues.",
                     "请修正后再次运行同一命令，训练将继续。",
                 ),
             ) from error
-        value = _number(given)
-        if not math.isfinite(value):
-            shown = repr(given)[:100]
+        number = _number(value)
+        if not math.isfinite(number):
+            shown = repr(value)[:100]
             raise RewardError(
                 say(
-                    f"The reward function {self.name} gave {shown} on {where}, for {said}.",
-                    f"奖励函数 {self.name} 在 {where} 处返回 {shown}，回答为 {said}。",
+                    f"The reward function {self.name} returned {shown} on {where}, for {quoted}.",
+                    f"奖励函数 {self.name} 在 {where} 处返回 {shown}，回答为 {quoted}。",
                 ),
                 say(
-                    "Let it return a finite number and give the same command again: the run goes on.",
+                    "Return a finite number and give the same command again: the run continues.",
                     "请让它返回有限的数值，然后再次运行同一命令，训练将继续。",
                 ),
             )
-        return value
+        return number
 
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """A reward model: the stored adapter, what it contributes to a pass, its head, and how texts
-    are written for it. Scores are brought to mean 0 and deviation 1 over held-out answers. `notes`
-    are what a user should know of it.
+    """A reward model: the stored adapter, its contribution to a pass, its head, and the template of its
+    texts. Scores are standardised by their mean and standard deviation on held-out answers. `notes` are
+    what the user should know of it.
     """
 
     name: str
@@ -109,12 +109,12 @@ class LearnedReward:
     head: ScalarHead
     template: Template
     mean: float
-    deviation: float
+    std: float
     notes: tuple[str, ...] = ()
 
-    def text(self, prompt: Prompt, answer: str) -> Answered:
-        """An answer as the model reads it, cut to what it was trained on. Raises DataError where nothing
-        is left of it.
+    def text(self, prompt: Prompt, answer: str) -> PromptAnswer:
+        """An answer as the model reads it, cut to the length it was trained on. Raises DataError where no
+        answer is left.
         """
         turns = (*prompt.asked, Turn("assistant", answer))
         rendered = self.template.example(Example(turns, prompt.file, prompt.line))
@@ -127,23 +127,23 @@ class LearnedReward:
                 ),
                 say("Shorten the row.", "请缩短该行。"),
             )
-        return answered(rendered)
+        return prompt_answer(rendered)
 
-    def at(self, moment: datetime) -> "LearnedReward":
-        """The same, its texts with the date of `moment`."""
-        return replace(self, template=self.template.at(moment))
+    def at(self, rendered_at: datetime) -> "LearnedReward":
+        """The same, with texts rendered at that time."""
+        return replace(self, template=self.template.at(rendered_at))
 
-    def standard(self, score: float) -> float:
-        """A score in deviations from the mean."""
-        return (score - self.mean) / self.deviation
+    def standardised(self, score: float) -> float:
+        """A score in standard deviations from the mean."""
+        return (score - self.mean) / self.std
 
 
 Reward = FunctionReward | LearnedReward
 
 
 def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
-    """The reward that a command names: `module:function`, or a task whose adapter is a reward
-    model. Raises UsageError.
+    """The reward with this name: `module:function`, or a task whose adapter is a reward model. Raises
+    UsageError.
     """
     if is_function(name):
         return FunctionReward(name, _function(name))
@@ -161,18 +161,18 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
         head=adapter.head.requires_grad_(False),
         template=Template.from_config(base.tokenizer, stored.record["template"]),
         mean=float(metrics["score_mean"]),
-        deviation=float(metrics["score_deviation"]) or 1.0,
+        std=float(metrics["score_deviation"]) or 1.0,
         notes=tuple(other_precision(stored, base)),
     )
 
 
 def is_function(name: str) -> bool:
-    """Whether a reward's name is that of a function, `module:function`, and not of a task."""
+    """Whether the name is that of a function, `module:function`, and not of a task."""
     return ":" in name
 
 
 def stored_reward(name: str, store: AdapterStore) -> StoredAdapter:
-    """The reward model that a task's name means. Raises UsageError where it is none."""
+    """The reward model of a task. Raises UsageError where it is not one."""
     stored = store.get(name)
     if not stored.record.get("head"):
         raise UsageError(
@@ -186,7 +186,7 @@ def stored_reward(name: str, store: AdapterStore) -> StoredAdapter:
 
 
 def _function(name: str) -> RewardFunction:
-    """`module:function`, the module looked for in the present folder first."""
+    """The function of `module:function`; the current folder is searched first."""
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -198,8 +198,8 @@ def _function(name: str) -> RewardFunction:
             raise UsageError(
                 say(f"The reward {name} was not found: {error}.", f"找不到奖励 {name}：{error}。"),
                 say(
-                    "Write module:function, the module being a Python file in this folder, named "
-                    "without .py.",
+                    "Write module:function, where the module is a Python file in this folder, without "
+                    ".py.",
                     "请写成 模块:函数，模块为当前目录中的 Python 文件，不带 .py。",
                 ),
             ) from error
@@ -209,13 +209,13 @@ def _function(name: str) -> RewardFunction:
                 f"无法导入奖励 {name} 的模块：{_cause(error)}。",
             ),
             say(
-                "Mend it, or install what it imports, and give the same command again.",
+                "Correct it, or install what it imports, and give the same command again.",
                 "请修正该模块或安装其所需的包，然后再次运行同一命令。",
             ),
         ) from error
     if not callable(found):
         raise UsageError(
-            say(f"{name} is no function.", f"{name} 不是函数。"),
+            say(f"{name} is not a function.", f"{name} 不是函数。"),
             say(
                 "It takes prompt, answer and the data row, and returns a number.",
                 "它接受提问、回答和数据行，返回一个数值。",

@@ -1,10 +1,10 @@
-"""Rollouts: a policy's own answers, by the engine's batched generation."""
+"""Rollouts: answers sampled from the policy, by the engine's batched generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onebase.adapters.adapter import Adapter
-from onebase.align.answers import Answered
+from onebase.align.answers import PromptAnswer
 from onebase.align.rewards import Prompt
 from onebase.data.template import Template
 from onebase.engine.batch import Batch
@@ -22,13 +22,13 @@ SLOTS = 64
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to a prompt: its tokens, with the end that it came to where it `ended` (a token, or
-    a text of the template's), and its text without that end.
-    `logprobs` and `entropies` (nats) are those of the policy at every token of the answer.
+    """One answer to a prompt: its tokens, with the end (a token, or a text of the template) where it
+    `ended`, and its text without the end. `logprobs` and `entropies` (nats) are those of the policy at
+    every token of the answer.
     """
 
     prompt: Prompt
-    tokens: Answered
+    tokens: PromptAnswer
     text: str
     ended: bool
     logprobs: tuple[float, ...]
@@ -42,19 +42,19 @@ def roll_out(
     prompts: Sequence[Prompt],
     sampling: Sampling,
 ) -> list[Rollout]:
-    """An answer to each prompt, drawn from the policy as it is now, without dropout, which ends where
-    training by `template` taught it, or where the base's context does. With a seed, the draws depend
-    on it and the prompt's place alone. Raises UsageError for a prompt that leaves no room.
+    """Sample an answer to each prompt from the policy as it is now, without dropout. An answer ends where
+    `template` ends answers, or at the end of the base's context. With a seed, the samples depend on the
+    seed and the prompt's index alone. Raises UsageError for a prompt that leaves no room.
     """
     batch = Batch(runner_for(base, slots=SLOTS), slots=SLOTS)
     task = LoadedTask(POLICY, 0, template, with_prompt_kv(batch.runner, policy), base)
     requests = []
     for index, prompt in enumerate(prompts):
-        own = sampling
+        prompt_sampling = sampling
         if sampling.seed is not None:
             seed = (sampling.seed + index) % (1 << 62)
-            own = sampling.model_copy(update={"seed": seed})
-        request = request_for((task,), prompt.ids, own)
+            prompt_sampling = sampling.model_copy(update={"seed": seed})
+        request = request_for((task,), prompt.ids, prompt_sampling)
         request.steady = request.reported = False
         request.measured = True
         requests.append(request)
@@ -74,6 +74,6 @@ def roll_out(
     ]
 
 
-def _tokens(request: Request) -> Answered:
+def _tokens(request: Request) -> PromptAnswer:
     end = () if request.ended_by is None else (request.ended_by,)
-    return Answered(request.prompt, (*request.tokens, *end))
+    return PromptAnswer(request.prompt, (*request.tokens, *end))

@@ -39,7 +39,7 @@ def score_answers(
     workspace: Workspace | None = None,
     noted: Callable[[str], None] | None = None,
 ) -> list[float]:
-    """The score of every (prompt, answer) by the reward model `task`, in deviations from its mean on
+    """The score of every (prompt, answer) by the reward model `task`, in standard deviations from its mean on
     held-out answers. An empty prompt is that of a bare text. What the user should know goes to `noted`,
     or else to the log. Raises UsageError.
     """
@@ -49,7 +49,7 @@ def score_answers(
     units = []
     for number, (asked, said) in enumerate(answers, start=1):
         prompt = Prompt((Turn("user", asked),), (), {}, "answer", number)
-        units.append([model.text(prompt, said).scored_by(REWARD)])
+        units.append([model.text(prompt, said).score_row(REWARD)])
     for text in model.notes:
         (noted or _log.warning)(text)
     scores: list[float] = []
@@ -57,5 +57,5 @@ def score_answers(
         with torch.inference_mode():
             rows = [row for index in group for row in units[index]]
             output, _ = read_rows(base, rows, {REWARD: model.contribution})
-            scores += [model.standard(score) for score in model.head(output.states).tolist()]
+            scores += [model.standardised(score) for score in model.head(output.states).tolist()]
     return scores

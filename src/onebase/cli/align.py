@@ -7,12 +7,12 @@ import typer
 from onebase.adapters.store import StoredAdapter
 from onebase.align.base_choice import base_for_job
 from onebase.align.dpo import train_dpo
+from onebase.align.job import AlignJob, check_job
 from onebase.align.kto import train_kto
-from onebase.align.ppo_training import train_ppo
-from onebase.align.resuming import resume_aligned
+from onebase.align.ppo import train_ppo
+from onebase.align.resume import resume_aligned
 from onebase.align.reward_model import DEFAULT_METHOD, train_reward
-from onebase.align.task import AlignJob, check_job
-from onebase.cli.align_progress import align_display
+from onebase.cli.display import run_display
 from onebase.cli.scoring import score_command
 from onebase.cli.session import (
     BaseOption,
@@ -42,8 +42,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.serving.presence import making_way
-from onebase.training.execution import summary
-from onebase.training.stored_result import asked_as
+from onebase.training.stored_result import name_to_use, summary
 
 align_app = typer.Typer(
     no_args_is_help=True,
@@ -100,9 +99,9 @@ def reward_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), align_display() as display:
+    with making_way(session.workspace), run_display() as display:
         stored = train_reward(
-            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+            job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
     show_aligned(session, stored)
 
@@ -146,9 +145,9 @@ def dpo_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), align_display() as display:
+    with making_way(session.workspace), run_display() as display:
         stored = train_dpo(
-            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+            job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
     show_aligned(session, stored)
 
@@ -192,9 +191,9 @@ def kto_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), align_display() as display:
+    with making_way(session.workspace), run_display() as display:
         stored = train_kto(
-            job, base=loaded, workspace=session.workspace, watcher=display, restart=restart
+            job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
     show_aligned(session, stored)
 
@@ -245,13 +244,13 @@ def ppo_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision, reward=reward)
-    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
+    with prints_to_stderr(), making_way(session.workspace), run_display() as display:
         stored = train_ppo(
             job,
             reward,
             base=loaded,
             workspace=session.workspace,
-            watcher=display,
+            observer=display,
             restart=restart,
         )
     show_aligned(session, stored)
@@ -312,8 +311,8 @@ def _base(
 
 def resume_align(session: Session, run: str, base: Base) -> None:
     """Go on with an interrupted run of this kind, for `onebase resume`."""
-    with prints_to_stderr(), making_way(session.workspace), align_display() as display:
-        stored = resume_aligned(run, base=base, workspace=session.workspace, watcher=display)
+    with prints_to_stderr(), making_way(session.workspace), run_display() as display:
+        stored = resume_aligned(run, base=base, workspace=session.workspace, observer=display)
     show_aligned(session, stored)
 
 
@@ -331,8 +330,8 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['score_deviation']:.2f}",
         )
         after = say(
-            f"Try: onebase align ppo --task T --method lora --prompts F --reward {asked_as(stored)}",
-            f"试试：onebase align ppo --task T --method lora --prompts F --reward {asked_as(stored)}",
+            f"Try: onebase align ppo --task T --method lora --prompts F --reward {name_to_use(stored)}",
+            f"试试：onebase align ppo --task T --method lora --prompts F --reward {name_to_use(stored)}",
         )
     elif "reward_before" in metrics:
         text = name + say(
@@ -353,7 +352,7 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"held-out loss {before:.3f} -> {loss:.3f}", f"留出损失 {before:.3f} -> {loss:.3f}"
         )
         after = say(
-            f"Try: onebase generate --task {asked_as(stored)} --prompt …",
-            f"试试：onebase generate --task {asked_as(stored)} --prompt …",
+            f"Try: onebase generate --task {name_to_use(stored)} --prompt …",
+            f"试试：onebase generate --task {name_to_use(stored)} --prompt …",
         )
     session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)

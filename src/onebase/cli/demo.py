@@ -30,7 +30,7 @@ from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE, lasting_name
 from onebase.runs.run import RunStore
 from onebase.training.job import Job, read_jobs
-from onebase.training.train import summary
+from onebase.training.stored_result import summary
 
 
 def demo_command(

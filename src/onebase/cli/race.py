@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from onebase.cli.leaderboard import RaceDisplay, ladder_header, ladder_rows
+from onebase.cli.display import run_display
+from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
 from onebase.cli.session import (
     BaseOption,
     EncodingOption,
@@ -25,7 +26,6 @@ from onebase.cli.training import (
     SeedOption,
     SetOption,
     SkipBadOption,
-    Stopped,
     TaskOption,
     TemplateOption,
     asked_for,
@@ -37,13 +37,12 @@ from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
 from onebase.runs.interruption import Interrupted
 from onebase.search.budget import Budget
-from onebase.search.race import Raced, race
+from onebase.search.race import RaceResult, race
 from onebase.search.space import Space, default_space, read_space
-from onebase.search.successive_halving import entrant_job
+from onebase.search.successive_halving import candidate_job
 from onebase.serving.presence import making_way
-from onebase.training.execution import summary
 from onebase.training.job import Job
-from onebase.training.stored_result import asked_as
+from onebase.training.stored_result import name_to_use, summary
 from onebase.training.train import precision_for
 
 
@@ -111,27 +110,23 @@ def race_command(
     (job,) = asked.jobs
     raced_space = _space(methods, space, job)
     chosen = raced_space.first(len(raced_space.configurations) if configs is None else configs)
-    jobs = [entrant_job(job, item, 1) for item in chosen]
+    jobs = [candidate_job(job, item, 1) for item in chosen]
     for item in jobs:
         item.options()
     session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision_for(jobs, precision))
-    try:
-        with making_way(session.workspace), RaceDisplay() as display:
-            raced = race(
-                job,
-                base=loaded,
-                workspace=session.workspace,
-                watcher=display,
-                space=raced_space,
-                budget=allowed,
-                count=configs,
-            )
-    except Interrupted as stop:
-        # Typer would leave at any KeyboardInterrupt without a word.
-        raise Stopped(stop.message, stop.remedy) from stop
-    show_raced(session, raced)
-    if raced.end == "interrupted":
+    with making_way(session.workspace), run_display() as display:
+        result = race(
+            job,
+            base=loaded,
+            workspace=session.workspace,
+            observer=display,
+            space=raced_space,
+            budget=allowed,
+            count=configs,
+        )
+    show_raced(session, result)
+    if result.end == "interrupted":
         raise typer.Exit(Interrupted.exit_code)
 
 
@@ -147,14 +142,14 @@ def _space(methods: str | None, file: Path | None, job: Job) -> Space:
     return default_space(names, fixed=list(job.set))
 
 
-def show_raced(session: Session, raced: Raced) -> None:
+def show_raced(session: Session, result: RaceResult) -> None:
     """The result of a race: the ladder, the winner, and how it ended."""
-    winner, adapter = raced.places[0].configuration, raced.adapter
-    _tell_how_it_ended(raced)
-    result = {
-        "run": raced.run.id,
+    winner, adapter = result.entries[0].configuration, result.adapter
+    _tell_how_it_ended(result)
+    values = {
+        "run": result.run.id,
         "task": adapter.task,
-        "end": raced.end,
+        "end": result.end,
         "winner": {
             "number": winner.number,
             "method": winner.method,
@@ -162,39 +157,39 @@ def show_raced(session: Session, raced: Raced) -> None:
             "eval_loss": adapter.metrics["eval_loss"],
         },
         "adapter": summary(adapter),
-        "ladder": raced.ladder,
-        "plot": str(raced.plot),
-        "configurations": len(raced.places),
-        "epochs": raced.plan.epochs,
-        "tokens": raced.tokens,
-        "judged_tokens": raced.judged_tokens,
-        "seconds": raced.seconds,
+        "ladder": result.leaderboard,
+        "plot": str(result.plot),
+        "configurations": len(result.entries),
+        "epochs": result.plan.epochs,
+        "tokens": result.tokens,
+        "judged_tokens": result.evaluated_tokens,
+        "seconds": result.seconds,
     }
-    rows = ladder_rows(raced.plan, raced.places)
-    session.table(result, ladder_header(raced.plan), rows)
+    rows = leaderboard_rows(result.plan, result.entries)
+    session.table(values, leaderboard_header(result.plan), rows)
     if session.json:
         return
     for line in (
         say(f"Winner: {winner.text}", f"优胜：{winner.text}"),
         report_line(adapter),
         say(
-            f"Learned from {raced.tokens:,} tokens, judged by {raced.judged_tokens:,}, in "
-            f"{raced.seconds:.0f} s.",
-            f"共学习 {raced.tokens:,} 个词元，评估 {raced.judged_tokens:,} 个词元，"
-            f"用时 {raced.seconds:.0f} 秒。",
+            f"Learned from {result.tokens:,} tokens, judged by {result.evaluated_tokens:,}, in "
+            f"{result.seconds:.0f} s.",
+            f"共学习 {result.tokens:,} 个词元，评估 {result.evaluated_tokens:,} 个词元，"
+            f"用时 {result.seconds:.0f} 秒。",
         ),
-        say(f"The ladder as a picture: {raced.plot}", f"天梯图：{raced.plot}"),
+        say(f"The ladder as a picture: {result.plot}", f"天梯图：{result.plot}"),
         say(
-            f"Try: onebase generate --task {asked_as(adapter)} --prompt …",
-            f"试试：onebase generate --task {asked_as(adapter)} --prompt …",
+            f"Try: onebase generate --task {name_to_use(adapter)} --prompt …",
+            f"试试：onebase generate --task {name_to_use(adapter)} --prompt …",
         ),
     ):
         print(line)
 
 
-def _tell_how_it_ended(raced: Raced) -> None:
-    name = raced.adapter.name
-    if raced.end == "interrupted":
+def _tell_how_it_ended(result: RaceResult) -> None:
+    name = result.adapter.name
+    if result.end == "interrupted":
         note(
             say(
                 f"Interrupted: the best so far is kept as {name}. A race does not go on; the same "
@@ -202,14 +197,14 @@ def _tell_how_it_ended(raced: Raced) -> None:
                 f"已中断：当前最佳结果已保存为 {name}。竞赛不能继续，再次运行同一命令会重新开始。",
             )
         )
-    elif raced.end == "out of budget":
+    elif result.end == "out of budget":
         note(
             say(
                 f"The budget ended the race early: the best so far is kept as {name}.",
                 f"预算已用完，竞赛提前结束：当前最佳结果已保存为 {name}。",
             )
         )
-    elif raced.end == "nobody left":
+    elif result.end == "nobody left":
         note(
             say(
                 f"The losses of all that were left exploded: the best before is kept as {name}.",

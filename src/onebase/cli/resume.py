@@ -5,10 +5,13 @@ from typing import Annotated
 import typer
 
 from onebase.cli.align import resume_align
+from onebase.cli.display import run_display
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
-from onebase.cli.training import live_display, load_base, show_trained
+from onebase.cli.training import load_base, show_trained
+from onebase.runs.resume import resumable_run
 from onebase.serving.presence import making_way
-from onebase.training.resume import resumable_run, resume, wanted_base
+from onebase.training.run_config import base_in
+from onebase.training.train import resume
 
 
 def resume_command(
@@ -20,10 +23,10 @@ def resume_command(
     """Continue an interrupted run exactly."""
     session = begin(workspace, as_json, lang)
     found = resumable_run(session.workspace, run)
-    base = load_base(*wanted_base(found))
+    base = load_base(*base_in(found))
     if "align" in found.config:
         resume_align(session, found.id, base)
         return
-    with making_way(session.workspace), live_display() as display:
-        stored = resume(found.id, base=base, workspace=session.workspace, watcher=display)
+    with making_way(session.workspace), run_display() as display:
+        stored = resume(found.id, base=base, workspace=session.workspace, observer=display)
     show_trained(session, stored)

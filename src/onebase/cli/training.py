@@ -1,8 +1,6 @@
 """`onebase train`."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +8,7 @@ import typer
 import yaml
 
 from onebase.adapters.store import StoredAdapter
-from onebase.cli.progress import TrainingDisplay
+from onebase.cli.display import run_display
 from onebase.cli.session import (
     BaseOption,
     EncodingOption,
@@ -23,15 +21,14 @@ from onebase.cli.session import (
     note,
 )
 from onebase.data.columns import columns_of
-from onebase.errors import OnebaseError, UsageError
+from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
-from onebase.runs.interruption import Interrupted
 from onebase.serving.presence import making_way
 from onebase.training.job import Job, TaskFile, read_jobs
-from onebase.training.stored_result import LEARNED, asked_as
-from onebase.training.train import check_jobs, precision_for, summary, train
+from onebase.training.stored_result import LEARNED, name_to_use, summary
+from onebase.training.train import check_jobs, precision_for, train
 
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="The task's name.")]
@@ -175,8 +172,8 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
         say(
-            f"Try: onebase generate --task {asked_as(stored[0])} --prompt …",
-            f"试试：onebase generate --task {asked_as(stored[0])} --prompt …",
+            f"Try: onebase generate --task {name_to_use(stored[0])} --prompt …",
+            f"试试：onebase generate --task {name_to_use(stored[0])} --prompt …",
         ),
     )
 
@@ -198,26 +195,10 @@ def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
     """Train the jobs with the live display, from where an interrupted run of them stopped."""
-    with making_way(session.workspace), live_display() as display:
-        return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
-
-
-class Stopped(OnebaseError):
-    """Interrupted, as a command ends with it."""
-
-    code = Interrupted.code
-    exit_code = Interrupted.exit_code
-
-
-@contextmanager
-def live_display() -> Iterator[TrainingDisplay]:
-    """The display of a training, whose interruption says how to go on. Raises Stopped."""
-    try:
-        with TrainingDisplay() as display:
-            yield display
-    except Interrupted as stop:
-        # Typer would leave at any KeyboardInterrupt without a word.
-        raise Stopped(stop.message, stop.remedy) from stop
+    with making_way(session.workspace), run_display() as display:
+        return train(
+            jobs, base=base, workspace=session.workspace, observer=display, restart=restart
+        )
 
 
 def report_line(adapter: StoredAdapter) -> str:

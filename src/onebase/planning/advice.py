@@ -1,6 +1,6 @@
 """What to change where a training does not fit, the largest effect first.
 
-The effects are rough, from the sizes of what is kept; they order the advice.
+The effects are rough estimates from the sizes of what is kept in memory; they give the order.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from onebase.model.precision import Precision, choose
 from onebase.model.sizes import Sizes
 from onebase.training.job import Job
 
-# Of a copy that learns, in fp32: itself, its gradients, AdamW's two moments, the best so far.
+# A weight of a trained copy in fp32: itself, its gradient, AdamW's two moments, the best state so far.
 FULL_BYTES = 20
-_CHECKPOINTED = 0.7  # of what is kept for the backward pass, by bench/memory.py
+_CHECKPOINTED = 0.7  # share of what is kept for the backward pass, from bench/memory.py
 _HALF = 0.5
 
 
@@ -36,14 +36,14 @@ class Pass:
 def memory_advice(
     jobs: Sequence[Job], precision: Precision, sizes: Sizes, heaviest: Pass | None
 ) -> list[str]:
-    """What would take less memory, in words; only what the jobs have not chosen yet. `heaviest`
-    is None where no pass was tried.
+    """What would take less memory, in words; only what the jobs have not chosen already. `heaviest` is
+    None where no pass was tried.
     """
-    found = [*_of_weights(jobs, precision, sizes), *_of_jobs(jobs, sizes)]
+    advice = [*_of_weights(jobs, precision, sizes), *_of_jobs(jobs, sizes)]
     if heaviest is not None:
-        found += _of_pass(jobs, heaviest)
-    found.sort(key=lambda item: -item[0])
-    return [text for _, text in found] + [_smallest(jobs, precision)]
+        advice += _of_pass(jobs, heaviest)
+    advice.sort(key=lambda item: -item[0])
+    return [text for _, text in advice] + [_smallest(jobs, precision)]
 
 
 def disk_advice(jobs: Sequence[Job]) -> list[str]:
@@ -98,7 +98,7 @@ def _of_jobs(jobs: Sequence[Job], sizes: Sizes) -> list[tuple[float, str]]:
 
 def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
     """Less kept for the backward pass."""
-    found = []
+    advice = []
     options = [job.options()[0] for job in jobs]
     if not any(item.gradient_checkpointing for item in options):
         text = say(
@@ -107,7 +107,7 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
             "gradient_checkpointing=true：少存中间结果并重算一次，数值不变（约省 "
             f"{gigabytes(_CHECKPOINTED * heaviest.kept)}，约慢三分之一）。",
         )
-        found.append((_CHECKPOINTED * heaviest.kept, text))
+        advice.append((_CHECKPOINTED * heaviest.kept, text))
     largest = max(options, key=lambda item: item.batch_size)
     if largest.batch_size > 1 and heaviest.rows > 1:
         size = min(largest.batch_size, heaviest.rows) // 2
@@ -119,7 +119,7 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
             f"batch_size={size} 加 accumulation={turns}：每步行数不变，每次处理更少的行（约省 "
             f"{gigabytes(saved)}）。",
         )
-        found.append((saved, text))
+        advice.append((saved, text))
     shorter = max(8, heaviest.longest // 2)
     if heaviest.longest > _HALF * heaviest.tokens and shorter < heaviest.longest:
         saved = heaviest.kept * (1 - shorter / heaviest.longest) * _HALF
@@ -129,12 +129,12 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
             f"max_tokens={shorter}：截短最长的行（现为 {heaviest.longest} 个词元，约省 "
             f"{gigabytes(saved)}）。",
         )
-        found.append((saved, text))
-    return found
+        advice.append((saved, text))
+    return advice
 
 
 def _smallest(jobs: Sequence[Job], precision: Precision) -> str:
-    """The way out that is left when the rest is not enough."""
+    """What is left to do when the rest is not enough."""
     methods = {name for job in jobs for name in parts_of(job.method)}
     checkpointing = any(job.options()[0].gradient_checkpointing for job in jobs)
     if methods == {"p-tuning-v2"} and precision.name == "nf4" and checkpointing:

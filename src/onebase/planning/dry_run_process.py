@@ -1,4 +1,4 @@
-"""Asking for a trial: a process of its own, watched, and stopped before the memory is used up."""
+"""The process of a dry run: started, watched, and stopped before it uses up the memory."""
 
 import json
 import subprocess
@@ -34,29 +34,29 @@ _ERRORS = {
         CorruptFileError,
     )
 }
-_EVERY = 0.05  # seconds between two looks at the trial's memory
+_EVERY = 0.05  # seconds between two readings of its memory
 
 
-def run_probe(
+def run_dry_run(
     jobs: Sequence[Job], *, base: str, precision: str | None, limit: int
 ) -> dict[str, Any]:
-    """What `probe` measured, and the `seconds` of its process from start to end.
+    """What `dry_run` measured, and the `seconds` of its process from start to end.
 
-    Where it takes more than `limit` bytes it is stopped, and all there is is `needed`: the bytes
-    that were not enough. Raises what the jobs raise, and OnebaseError where the trial fails.
+    A process that takes more than `limit` bytes is stopped; the result is then `needed` alone, the bytes
+    that were not enough. Raises what the jobs raise, and OnebaseError where the dry run fails.
     """
     request = request_for(jobs, base=base, precision=precision)
     with (
-        tempfile.TemporaryFile() as asked,
+        tempfile.TemporaryFile() as stdin,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
-        asked.write(json.dumps(request).encode())
-        asked.seek(0)
+        stdin.write(json.dumps(request).encode())
+        stdin.seek(0)
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "onebase.planning.dry_run"],
-            stdin=asked,
+            stdin=stdin,
             stdout=out,
             stderr=err,
         )
@@ -68,11 +68,11 @@ def run_probe(
         seconds = time.perf_counter() - began
         out.seek(0)
         err.seek(0)
-        answer, complaint = out.read().decode(), err.read().decode(errors="replace")
-    if most > limit or process.returncode == -9:  # ours, or the system's own when memory ends
+        answer, stderr = out.read().decode(), err.read().decode(errors="replace")
+    if most > limit or process.returncode == -9:  # killed here, or by the system for its memory
         return {"needed": max(most, limit)}
     if process.returncode != 0:
-        raise _failed(complaint)
+        raise _failed(stderr)
     measured: dict[str, Any] = json.loads(answer.strip().splitlines()[-1])
     if "out_of_memory" in measured:
         return {"needed": max(most, limit)}
@@ -83,7 +83,7 @@ def run_probe(
 
 
 def request_for(jobs: Sequence[Job], *, base: str, precision: str | None) -> dict[str, Any]:
-    """What the trial's process is asked, as values that JSON has."""
+    """The request to the process, in values that JSON has."""
     return {
         "base": base,
         "precision": precision,
@@ -99,14 +99,14 @@ def _plain(job: Job) -> dict[str, Any]:
 
 
 def _watch(process: "subprocess.Popen[bytes]", limit: int) -> int:
-    """Wait for the end of `process`, or stop it where it holds more than `limit` bytes; the most
-    that was seen.
+    """Wait for the end of `process`, or stop it where it holds more than `limit` bytes. Returns the
+    largest memory read.
     """
     most = 0
     while process.poll() is None:
         try:
             most = max(most, psutil.Process(process.pid).memory_info().rss)
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # it has ended meanwhile
             break
         if most > limit:
             process.kill()
@@ -116,12 +116,12 @@ def _watch(process: "subprocess.Popen[bytes]", limit: int) -> int:
     return most
 
 
-def _failed(complaint: str) -> OnebaseError:
-    reason = (complaint.strip().splitlines() or [""])[-1]
+def _failed(stderr: str) -> OnebaseError:
+    reason = (stderr.strip().splitlines() or [""])[-1]
     return OnebaseError(
-        say(f"The trial of the training failed: {reason}", f"试训练失败：{reason}"),
+        say(f"The dry run of the training failed: {reason}", f"试训练失败：{reason}"),
         say(
-            "Train a few rows of it with onebase train --debug to see where.",
+            "Train on a few of its rows with onebase train --debug to see where it fails.",
             "请用少量数据运行 onebase train --debug 查看原因。",
         ),
     )

@@ -1,4 +1,4 @@
-"""How much room this machine has now: memory, on the device that trains, and disk."""
+"""How much memory and disk is free now, and how much memory this process takes."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""What a training will take, before it runs: estimates from a short trial on this machine."""
+"""What a training will take, before it runs: estimates from a dry run on this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,24 +16,24 @@ from onebase.model.precision import Precision, choose
 from onebase.model.sizes import Sizes, sizes_of
 from onebase.model.tokenizer import read_tokenizer
 from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, gigabytes, memory_advice
-from onebase.planning.dry_run_process import run_probe
+from onebase.planning.dry_run_process import run_dry_run
 from onebase.planning.free_memory import free_disk, free_memory
 from onebase.training.job import Job
-from onebase.training.job_state import task_data
+from onebase.training.task_data import task_data
 from onebase.training.train import check_jobs, precision_for
 
 Verdict = Literal["fits", "tight", "does not fit"]
-# Over this share of what is free, the next program that is opened may be one too many.
+# Above this share of what is free, the next program that is opened may not fit.
 _TIGHT = 0.8
-_TRUNK_MEMORY = 1 << 30  # what the frozen trunk keeps beyond is in a file
+_TRUNK_MEMORY = 1 << 30  # the frozen trunk keeps more than this in a file
 # A save that takes longer than a second takes a tenth of the time at most.
 _QUICK_SAVE, _SAVING_SHARE = 1.0, 0.1
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One job: its `trainable` parameters, also in percent of the base's, its optimizer `steps`
-    (where nothing stops it early), and the size of its adapter. None: not found out.
+    """One job: its `trainable` parameters, also in percent of the base's, its optimizer `steps` (where
+    nothing stops it early), and the size of its adapter. None: unknown.
     """
 
     task: str
@@ -46,11 +46,12 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take at its peak, estimated, and whether that fits what is free now.
+    """The estimated peak of what a training takes, and whether that fits what is free now.
 
-    `memory_bytes` is of the whole process, on a GPU what it takes there; `seconds` from the start
-    of the command to its end, all epochs; `disk_bytes` checkpoints and adapters. None: no trial
-    was possible; `memory_bytes` is then what it takes at least. `measured` has the trial's facts.
+    `memory_bytes` is that of the whole process, on a GPU the memory of the device; `seconds` the time
+    from the start of the command to its end, all epochs; `disk_bytes` the checkpoints and adapters.
+    None: no dry run was possible, and `memory_bytes` is the least that the training takes. `measured` has
+    the measurements of the dry run.
     """
 
     tasks: tuple[TaskPlan, ...]
@@ -98,7 +99,7 @@ def plan(
     precision: str | None = None,
     workspace: Workspace | None = None,
 ) -> Plan:
-    """Try a few steps of training `jobs` together on `base`, and say what the whole would take.
+    """Train a few steps of `jobs` together on `base`, and estimate what the whole training takes.
 
     Nothing is written into `workspace`. Raises what `train` would: UsageError, DataError,
     MissingBaseError, CorruptFileError.
@@ -109,19 +110,19 @@ def plan(
     stored = torch.float32 if device == "cpu" else torch.bfloat16
     chosen = choose(held_in, device=device, stored=stored)  # a wrong one, before any work
     sizes = sizes_of(resolve(base))
-    room = Room(free_memory(device), free_disk((workspace or Workspace()).root))
+    free = FreeSpace(free_memory(device), free_disk((workspace or Workspace()).root))
     least = _at_least(jobs, chosen, sizes)
-    if least > room.memory:
-        return _untried(jobs, base, chosen, sizes, room, least)
-    measured = run_probe(jobs, base=base, precision=held_in, limit=free_memory("cpu"))
+    if least > free.memory:
+        return _untried(jobs, base, chosen, sizes, free, least)
+    measured = run_dry_run(jobs, base=base, precision=held_in, limit=free_memory("cpu"))
     if "needed" in measured:
-        needed = max(least, room.memory + 1, measured["needed"] if device == "cpu" else 0)
-        return _untried(jobs, base, chosen, sizes, room, needed)
-    return _estimated(jobs, chosen, sizes, room, measured)
+        needed = max(least, free.memory + 1, measured["needed"] if device == "cpu" else 0)
+        return _untried(jobs, base, chosen, sizes, free, needed)
+    return _estimated(jobs, chosen, sizes, free, measured)
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeSpace:
     """Bytes that are free: `memory`, and `disk` where the workspace is."""
 
     memory: int
@@ -129,7 +130,7 @@ class Room:
 
 
 def _at_least(jobs: Sequence[Job], precision: Precision, sizes: Sizes) -> int:
-    """What the weights alone take, of the base and of every copy that learns."""
+    """What the weights alone take: those of the base, and of every copy that is trained."""
     copies = sum(job.method == FULL for job in jobs)
     return sizes.held_in(precision) + FULL_BYTES * copies * sizes.parameters
 
@@ -139,18 +140,18 @@ def _untried(
     base: str,
     precision: Precision,
     sizes: Sizes,
-    room: Room,
+    free: FreeSpace,
     needed: int,
 ) -> Plan:
-    """The plan of what does not fit, known from sizes: `needed` is the least it takes."""
+    """The plan of a training that does not fit, from sizes alone: `needed` is the least that it takes."""
     tokenizer = read_tokenizer(resolve(base))
     return Plan(
         tasks=tuple(_untried_task(job, tokenizer, sizes) for job in jobs),
         memory_bytes=needed,
-        available_bytes=room.memory,
+        available_bytes=free.memory,
         seconds=None,
         disk_bytes=None,
-        free_disk_bytes=room.disk,
+        free_disk_bytes=free.disk,
         verdict="does not fit",
         advice=tuple(memory_advice(jobs, precision, sizes, None)),
     )
@@ -175,23 +176,27 @@ def _untried_task(job: Job, tokenizer: Any, sizes: Sizes) -> TaskPlan:
 
 
 def _estimated(
-    jobs: Sequence[Job], precision: Precision, sizes: Sizes, room: Room, measured: dict[str, Any]
+    jobs: Sequence[Job],
+    precision: Precision,
+    sizes: Sizes,
+    free: FreeSpace,
+    measured: dict[str, Any],
 ) -> Plan:
     memory, disk = _memory(measured), _disk(jobs, measured)
-    over = max(memory / max(1, room.memory), disk / max(1, room.disk))
+    over = max(memory / max(1, free.memory), disk / max(1, free.disk))
     verdict: Verdict = "fits" if over <= _TIGHT else "tight" if over <= 1 else "does not fit"
     advice = []
-    if memory > _TIGHT * room.memory:
+    if memory > _TIGHT * free.memory:
         advice += memory_advice(jobs, precision, sizes, _heaviest(measured))
-    if disk > _TIGHT * room.disk:
+    if disk > _TIGHT * free.disk:
         advice += disk_advice(jobs)
     return Plan(
         tasks=tuple(_task(item, measured, sizes) for item in measured["tasks"]),
         memory_bytes=memory,
-        available_bytes=room.memory,
+        available_bytes=free.memory,
         seconds=seconds_of(measured, min(job.options()[0].save_seconds for job in jobs)),
         disk_bytes=disk,
-        free_disk_bytes=room.disk,
+        free_disk_bytes=free.disk,
         verdict=verdict,
         advice=tuple(advice),
         measured=measured,
@@ -211,7 +216,7 @@ def _task(item: Mapping[str, Any], measured: Mapping[str, Any], sizes: Sizes) ->
 
 
 def _memory(measured: Mapping[str, Any]) -> int:
-    """The trial's peak, and what the frozen trunk will keep beside it of the rows not tried."""
+    """The peak of the dry run, and what the frozen trunk keeps in addition for the other rows."""
     if measured["device"] == "cuda":
         return int(measured["memory"]["peak"])
     all_, tried = (
@@ -222,7 +227,7 @@ def _memory(measured: Mapping[str, Any]) -> int:
 
 
 def _disk(jobs: Sequence[Job], measured: Mapping[str, Any]) -> int:
-    """All checkpoints that are kept, one more while it is written, and the adapters."""
+    """All checkpoints that are kept, one more that is being written, and the adapters."""
     limit = max(job.options()[0].save_limit for job in jobs)
     best = sum(item["state_bytes"] for item in measured["tasks"])
     stored = sum(measured["adapter_bytes"].values())
@@ -230,8 +235,8 @@ def _disk(jobs: Sequence[Job], measured: Mapping[str, Any]) -> int:
 
 
 def seconds_of(measured: Mapping[str, Any], save_seconds: float) -> float:
-    """The time of the whole training: the trial's own, and at its measured rates what the whole
-    has more of steps, evaluations, trunk and checkpoints.
+    """The time of the whole training: that of the dry run, and, at the rates measured, that of the
+    remaining steps, evaluations, trunk and checkpoints.
     """
     learning, tried = 0.0, 0.0
     for phase in measured["phases"]:
@@ -257,12 +262,12 @@ def seconds_of(measured: Mapping[str, Any], save_seconds: float) -> float:
 
 
 def _more(all_: int, tried: int) -> float:
-    """How often the part that was not tried is as much as the part that was."""
+    """The part that was not tried, as a multiple of the part that was."""
     return (all_ - tried) / tried if tried else 0.0
 
 
 def _saves(measured: Mapping[str, Any], learning: float, save_seconds: float) -> float:
-    """Checkpoints beside the trial's: at evaluations, and in between by the clock."""
+    """The checkpoints that the dry run did not save: at evaluations, and in between by the clock."""
     evaluations: int = measured["evaluations"]
     between = evaluations * (learning / evaluations // save_seconds) if save_seconds else learning
     saves: float = evaluations + between - measured["tried_evaluations"]

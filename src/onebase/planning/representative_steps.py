@@ -1,7 +1,7 @@
-"""Which few steps stand for a whole training, chosen by counts before any step is made.
+"""The few steps that represent a whole training, chosen by counts before any step runs.
 
-The rows of every joint step are known beforehand, so a trial can take the one with the heaviest
-pass, for the memory, and those nearest the mean, for the time.
+The rows of every joint step are known beforehand, so a dry run can take the step with the heaviest
+pass, to measure memory, and those nearest the mean, to measure time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ import torch
 
 from onebase.engine.rows import TokenRow, by_budget
 from onebase.engine.trunk import alike
-from onebase.training.batch_sampler import Order
-from onebase.training.job_state import Learner
+from onebase.training.batch_sampler import BatchSampler
+from onebase.training.job_state import JobState
 from onebase.training.loop import pack_tokens
 
-# Joint steps of each phase that are looked at; their mean stands for the rest.
+# So many joint steps of each phase are counted; their mean stands for the rest.
 _SCANNED = 1000
 _TYPICAL = 2
-# A later phase gets a step of its own for the memory where its heaviest pass is so much heavier.
+# A later phase gets a step to measure memory where its heaviest pass is heavier by this factor.
 _HEAVIER = 1.02
 _KEPT_A_LABEL = 3  # logits, their logarithms, their gradients
 
@@ -44,66 +44,66 @@ class Load:
 
 @dataclass(frozen=True)
 class Phase:
-    """Joint steps in which the same jobs are active: `steps` of them, with so many `tokens` in
-    all. `trial` has those to try, in order, the first `heavy` of them for their memory.
+    """Joint steps in which the same jobs are active: `steps` of them, with `tokens` in all. `chosen` are
+    the representative ones in order, the first `heavy` of them for their memory.
     """
 
     steps: int
     tokens: float
-    trial: list[Batches]
-    trial_tokens: list[int]
+    chosen: list[Batches]
+    chosen_tokens: list[int]
     heavy: int
     heaviest: Load
 
 
 @dataclass
-class Trial:
-    """The trial of jobs on one base: their `phases`, and the held-out rows of one pass."""
+class RepresentativeSteps:
+    """Representative steps of jobs that share a base, by phase, and the held-out rows of one pass."""
 
-    learners: Sequence[Learner]
+    states: Sequence[JobState]
     phases: list[Phase] = field(default_factory=list)
 
     @cached_property
     def held_out(self) -> list[TokenRow]:
         """The held-out rows of the heaviest pass of an evaluation."""
-        rows = [row for learner in self.learners for row in learner.data.held_out]
-        groups = by_budget(rows, 2 * pack_tokens(self.learners[0].base.device))
+        rows = [row for state in self.states for row in state.data.held_out]
+        groups = by_budget(rows, 2 * pack_tokens(self.states[0].base.device))
         return max(groups, key=lambda rows: sum(len(row.ids) for row in rows), default=[])
 
-    def shorten(self) -> None:
-        """Let the learners learn no more than the trial."""
-        for learner in self.learners:
-            task = learner.job.task
-            steps = [step for phase in self.phases for step in phase.trial]
-            held_out = [row for row in self.held_out if row.adapter == task]
-            learner.shorten([step[task] for step in steps if task in step], held_out)
+    def apply(self) -> None:
+        """Let the jobs train on these steps alone."""
+        steps = [step for phase in self.phases for step in phase.chosen]
+        for state in self.states:
+            held_out = [row for row in self.held_out if row.adapter == state.task]
+            batches = [step[state.task] for step in steps if state.task in step]
+            state.use_batches(batches, held_out)
 
 
-def choose(learners: Sequence[Learner]) -> Trial:
-    """The trial of jobs that share a base, of at most _TYPICAL + 1 steps a phase."""
-    trial = Trial(learners)
-    weigh = _Scales(learners)
+def choose(states: Sequence[JobState]) -> RepresentativeSteps:
+    """Representative steps of jobs that share a base, at most _TYPICAL + 1 a phase."""
+    representative = RepresentativeSteps(states)
+    weigh = _Scales(states)
     heaviest = 0.0
-    ends = sorted({learner.total_steps for learner in learners})
+    ends = sorted({state.total_steps for state in states})
     for start, end in pairwise([0, *ends]):
-        loads = [weigh(step) for step in _joint_steps(learners, start, end)]
+        loads = [weigh(step) for step in _joint_steps(states, start, end)]
         top = max(range(len(loads)), key=lambda index: loads[index].floats)
         wanted = [top] if loads[top].floats > _HEAVIER * heaviest else []
         heaviest = max(heaviest, loads[top].floats)
         heavy = len(wanted)
         wanted += _nearest_the_mean(loads, without=wanted)
-        found = dict(enumerate(_joint_steps(learners, start, min(end, start + max(wanted) + 1))))
-        trial.phases.append(
+        batches = dict(enumerate(_joint_steps(states, start, min(end, start + max(wanted) + 1))))
+        representative.phases.append(
             Phase(
                 steps=end - start,
                 tokens=sum(load.tokens for load in loads) * (end - start) / len(loads),
-                trial=[found[index] for index in wanted],
-                trial_tokens=[loads[index].tokens for index in wanted],
+                chosen=[batches[index] for index in wanted],
+                chosen_tokens=[loads[index].tokens for index in wanted],
                 heavy=heavy,
                 heaviest=loads[top],
             )
         )
-    return trial
+    return representative
 
 
 def _nearest_the_mean(loads: Sequence[Load], without: Sequence[int]) -> list[int]:
@@ -119,33 +119,33 @@ def _nearest_the_mean(loads: Sequence[Load], without: Sequence[int]) -> list[int
     return sorted(rest, key=distance)[:_TYPICAL]
 
 
-def _joint_steps(learners: Sequence[Learner], start: int, end: int) -> Iterator[Batches]:
+def _joint_steps(states: Sequence[JobState], start: int, end: int) -> Iterator[Batches]:
     """The rows of the joint steps from `start` to `end` (_SCANNED of them at most) by task."""
-    orders = {}
-    for learner in learners:
-        if learner.total_steps >= end:
-            rows = learner.options.batch_size * learner.options.accumulation
-            order = Order(learner.data.train, rows, learner.job.seed)
-            orders[learner.job.task] = islice(order, start, None)
+    samplers = {}
+    for state in states:
+        if state.total_steps >= end:
+            rows = state.options.batch_size * state.options.accumulation
+            sampler = BatchSampler(state.data.train, rows, state.job.seed)
+            samplers[state.task] = islice(sampler, start, None)
     for _ in range(start, min(end, start + _SCANNED)):
-        yield {task: next(order) for task, order in orders.items()}
+        yield {task: next(sampler) for task, sampler in samplers.items()}
 
 
 class _Scales:
-    """Weighs joint steps of `learners`: counts alone, nothing is computed."""
+    """Weighs joint steps of `states`: counts alone, nothing is computed."""
 
-    def __init__(self, learners: Sequence[Learner]) -> None:
-        shape = learners[0].base.shape
-        self._pack = pack_tokens(learners[0].base.device)
+    def __init__(self, states: Sequence[JobState]) -> None:
+        shape = states[0].base.shape
+        self._pack = pack_tokens(states[0].base.device)
         self._layers = shape.layers
         self._a_token = 1.5 * sum(outputs for _, outputs in shape.linears.values())
-        if any(learner.options.gradient_checkpointing for learner in learners):
+        if any(state.options.gradient_checkpointing for state in states):
             self._a_token /= shape.layers
         self._a_label = _KEPT_A_LABEL * shape.vocabulary
-        self._sizes = {learner.job.task: learner.options.batch_size for learner in learners}
-        self._depths = {learner.job.task: learner.depth for learner in learners}
-        self._shared = {learner.job.task: shared(learner.data.train) for learner in learners}
-        self._labels = {id(row): row.labels for one in learners for row in one.data.train}
+        self._sizes = {state.task: state.options.batch_size for state in states}
+        self._depths = {state.task: state.depth for state in states}
+        self._shared = {state.task: shared(state.data.train) for state in states}
+        self._labels = {id(row): row.labels for one in states for row in one.data.train}
 
     def __call__(self, step: Batches) -> Load:
         """A joint step in numbers."""
@@ -182,31 +182,31 @@ class _Scales:
 
 
 def shared(rows: Iterable[TokenRow]) -> int:
-    """How many tokens all rows begin with, which a pack holds once."""
+    """The number of tokens that all rows begin with; a pack holds them once."""
     texts = [row.ids for row in rows]
     # The first and the last in order differ the earliest.
     return alike([min(texts), max(texts)]) if texts else 0
 
 
 def packed(rows: Sequence[TokenRow], shared: Mapping[str, int]) -> int:
-    """The tokens of one pack of `rows`, where what all begin with and a text that several answer
+    """The tokens of one pack of `rows`, in which a common beginning, and a text with several answers,
     stand once.
     """
     counts: dict[str, int] = {}
     saved = 0
-    asked: set[tuple[str, tuple[int, ...]]] = set()
+    texts: set[tuple[str, tuple[int, ...]]] = set()
     for row in rows:
         task = str(row.adapter)
         counts[task] = counts.get(task, 0) + 1
         text = (task, row.ids[: min(row.context, len(row.ids) - 1)])
-        if text in asked:
+        if text in texts:
             saved += max(0, len(text[1]) - shared.get(task, 0))
-        asked.add(text)
+        texts.add(text)
     saved += sum((count - 1) * shared.get(task, 0) for task, count in counts.items())
     return sum(len(row.ids) for row in rows) - saved
 
 
-def judged_tokens(rows: Sequence[TokenRow], device: torch.device) -> int:
+def evaluation_tokens(rows: Sequence[TokenRow], device: torch.device) -> int:
     """The tokens in the packs of an evaluation of `rows` on `device`."""
     tasks = {str(row.adapter) for row in rows}
     begin = {task: shared(row for row in rows if str(row.adapter) == task) for task in tasks}

@@ -1,8 +1,8 @@
 """Checkpoints on disk: each one folder, written aside, synced and renamed; checked when read.
 
 `000012/` holds `state.pt`, read back as tensors and plain values only, and `manifest.json` with
-its size and SHA-256. A checkpoint is there whole or not at all, and one that was damaged since is
-found out and passed over.
+its size and SHA-256. A checkpoint exists whole or not at all; one that was damaged later is detected
+and skipped.
 """
 
 import hashlib
@@ -22,15 +22,16 @@ from onebase.language import say
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
-FORMAT = 2
-_READ = (1, FORMAT)  # 1 does not say whether anything had a gradient
+FORMAT = 3
+# 1 does not say whether anything had a gradient; 1 and 2 lay a run's state out in two ways.
+_READABLE = (1, 2, FORMAT)
 _NUMBER = re.compile(r"[0-9]{6,}")
 
 
 @dataclass(frozen=True)
-class Found:
+class Newest:
     """The newest good checkpoint's `name` and `state`, None where there is none; `damaged` has the
-    newer ones that are not good, with the reason; `half_written` is how many were cut off.
+    newer ones that can't be used, with the reason; `half_written` is the number of those cut off.
     """
 
     name: str | None
@@ -73,17 +74,17 @@ class Checkpoints:
         _sync_folder(self._folder)
         self.thin(self._limit)
 
-    def newest(self) -> Found:
+    def newest(self) -> Newest:
         """The newest checkpoint that is whole. Raises OnebaseError for another version's."""
         half_written = len(list(self._folder.glob(".*.partial")))
         damaged: dict[str, str] = {}
         for number in sorted(self._numbers(), reverse=True):
             path = self._path(number)
             try:
-                return Found(path.name, _read_state(path), damaged, half_written)
+                return Newest(path.name, _read_state(path), damaged, half_written)
             except _Damaged as reason:
                 damaged[path.name] = str(reason)
-        return Found(None, None, damaged, half_written)
+        return Newest(None, None, damaged, half_written)
 
     def drop(self, name: str) -> None:
         """Delete a checkpoint: gone at once, whatever interrupts the deletion."""
@@ -170,19 +171,17 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _Damaged(say(f"{MANIFEST} can't be read", f"无法读取 {MANIFEST}")) from error
     try:
         with (path / STATE).open("rb") as stream:
-            found = stream.seek(0, os.SEEK_END)
-            if found != size:
+            actual = stream.seek(0, os.SEEK_END)
+            if actual != size:
                 raise _Damaged(
                     say(
-                        f"{STATE} has {found} bytes, not {size}",
-                        f"{STATE} 为 {found} 字节，而应为 {size}",
+                        f"{STATE} has {actual} bytes, not {size}",
+                        f"{STATE} 为 {actual} 字节，而应为 {size}",
                     )
                 )
             stream.seek(0)
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise _Damaged(
-                    say(f"the SHA-256 of {STATE} is another", f"{STATE} 的 SHA-256 不符")
-                )
+                raise _Damaged(say(f"SHA-256 mismatch of {STATE}", f"{STATE} 的 SHA-256 不符"))
             stream.seek(0)
             state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -190,7 +189,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _Damaged(say(f"{STATE}: {reason}", f"{STATE}：{reason}")) from error
     except (UnpicklingError, RuntimeError) as error:  # not what this product writes
         raise _Damaged(say(f"{STATE} can't be read", f"无法读取 {STATE}")) from error
-    if state.pop("format") not in _READ:
+    if state.pop("format") not in _READABLE:
         raise _later(path)
     return state
 

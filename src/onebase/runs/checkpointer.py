@@ -1,164 +1,152 @@
-"""Keeping a run's progress: when it is saved, what a checkpoint holds, going on from one."""
+"""When a run is saved, and how it is restored."""
 
+import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 
 from onebase.language import say
 from onebase.runs.checkpoint import Checkpoints
-from onebase.runs.interruption import Interruption
-from onebase.runs.recorder import RunRecorder
-from onebase.runs.render_date import date_kept
+from onebase.runs.recorder import RunRecorder, cut, size_of
 from onebase.runs.run import Run
-from onebase.training.job_state import Learner
-from onebase.training.run_config import require_same
 
-# A save that takes more than a second waits until ten times as long has passed since the last:
-# whole models are GB, and nine tenths of the time should go into learning.
-_QUICK = 1.0
+# A save that takes longer than a second waits until ten times as long has passed since the last one:
+# whole models are GB, and nine tenths of the time should go into training.
+_QUICK_SECONDS = 1.0
 _SHARE = 10.0
 
 
-class RunKeeper:
-    """Saves the whole run, all jobs at one moment, between two joint steps: after an evaluation,
-    every `save_seconds`, and when `interruption` asks to stop, which then raises
-    KeyboardInterrupt.
+class Stateful(Protocol):
+    """What a run trains, as a checkpoint holds it."""
 
-    `config` is what the run was asked for; `base_losses` come with the first checkpoint.
+    @property
+    def progress(self) -> Mapping[str, tuple[int, int]]:
+        """The steps of each task: those done, and all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+
+
+class Checkpointer:
+    """Saves what a run trains between two steps: after an evaluation, and every `save_seconds`.
+
+    A checkpoint holds the state of `trained`, the random state of torch, and how much of the run's
+    logs belongs to it. `config` is what the run was asked for.
     """
 
     def __init__(
         self,
         run: Run,
-        learners: Sequence[Learner],
         config: dict[str, Any],
         recorder: RunRecorder,
-        interruption: Interruption,
+        device: torch.device,
+        *,
+        save_seconds: float,
+        save_limit: int,
     ) -> None:
+        self.trained: Stateful | None = None
         self._run = run
-        self._learners = learners
         self._config = config
         self._recorder = recorder
-        self._interruption = interruption
-        self._interval = min(learner.options.save_seconds for learner in learners)
-        limit = max(learner.options.save_limit for learner in learners)
-        self._checkpoints = Checkpoints(run.checkpoints, limit)
-        self._told: set[str] = set()  # of the jobs that trouble ended
-        self._still: set[str] = set()  # of those without a gradient
+        self._device = device
+        self._interval = save_seconds
+        self._checkpoints = Checkpoints(run.checkpoints, save_limit)
         self._began = time.monotonic()
-        self._earlier = 0.0
-        self._saved_at = -float("inf")
+        self._earlier_seconds = 0.0
+        self._saved_at = -math.inf
         self._cost = 0.0
-        self._saved = False
         self._refused = False
-        self.base_losses: dict[str, float] | None = None
+        self.up_to_date = False
 
     @property
     def seconds(self) -> float:
-        """How long the run has been at work, all its sessions together."""
-        return self._earlier + time.monotonic() - self._began
+        """How long the run has taken, all its sessions together."""
+        return self._earlier_seconds + time.monotonic() - self._began
 
-    def restore(self) -> None:
-        """Go on from the newest good checkpoint, or from the beginning, and say which.
-
-        Raises UsageError where the run was asked for something else than these learners.
+    def restore(
+        self, trained: Stateful, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """Continue from the newest good checkpoint, or from the beginning where there is none. `check`
+        refuses the config of a checkpoint by an error.
         """
-        found = self._checkpoints.newest()
-        state = found.state or {}
-        if found.state is not None:
-            require_same(self._run.id, state["config"], self._config)
+        newest = self._checkpoints.newest()
+        state = newest.state or {}
+        if state and check is not None:
+            check(state["config"])
         self._run.cut(state.get("metrics_bytes", 0))
-        if found.state is not None:
-            self._load(state)
-        for name, reason in found.damaged.items():
+        cut(self._run.samples, state.get("samples_bytes", math.inf if state else 0))
+        if state:
+            self._load(trained, state)
+        for name, reason in newest.damaged.items():
             text = say(
-                f"Checkpoint {name} of run {self._run.id} is damaged ({reason}) and left out.",
-                f"训练 {self._run.id} 的检查点 {name} 已损坏（{reason}），不予使用。",
+                f"Checkpoint {name} of run {self._run.id} is damaged ({reason}) and is skipped.",
+                f"训练 {self._run.id} 的检查点 {name} 已损坏（{reason}），将跳过。",
             )
             self._recorder.noted(text, checkpoint=name, damaged=reason)
             self._checkpoints.drop(name)
-        if found.half_written:
+        if newest.half_written:
             text = say(
-                f"A checkpoint of run {self._run.id} was only half written and is left out.",
-                f"训练 {self._run.id} 有一个检查点只写了一半，不予使用。",
+                f"A checkpoint of run {self._run.id} was written only in part and is skipped.",
+                f"训练 {self._run.id} 有一个检查点未写完，将跳过。",
             )
-            self._recorder.noted(text, half_written=found.half_written)
+            self._recorder.noted(text, half_written=newest.half_written)
         self._recorder.noted(
-            self._goes_on(found.name),
-            resumed_from=found.name,
-            steps={learner.job.task: learner.step for learner in self._learners},
+            self._continues(newest.name, trained.progress),
+            resumed_from=newest.name,
+            steps=_steps(trained),
         )
-        kept = [text for one in self._learners for text in date_kept(self._run, one.template)]
-        for text in dict.fromkeys(kept):
-            self._recorder.noted(text)
 
-    def between(self, *, judged: bool) -> None:
-        """Between two joint steps, `judged` after an evaluation."""
-        self._saved = False
-        for learner in self._learners:
-            if learner.trouble and learner.job.task not in self._told:
-                self._tell_of_trouble(learner)
-            if learner.still and learner.job.task not in self._still:
-                self._tell_of_no_gradient(learner)
-        self.check()
+    def due(self, *, evaluated: bool) -> bool:
+        """Whether to save now, between two steps; `evaluated`: an evaluation has just ended."""
         since = time.monotonic() - self._saved_at
-        wait = _SHARE * self._cost if self._cost > _QUICK else 0.0
-        if since >= wait and (judged or since >= self._interval):
-            self.save()
-
-    def check(self) -> None:
-        """Save and stop, if that is asked for. The learners stand between two steps."""
-        if self._interruption.asked:
-            self.save()
-            raise KeyboardInterrupt
-
-    def close(self) -> None:
-        """Save the end of the training, before its adapters are stored."""
-        if not self._saved:
-            self.save()
-
-    def finish(self) -> None:
-        """The run has come to its end: one checkpoint is enough."""
-        self._checkpoints.thin(1)
+        wait = _SHARE * self._cost if self._cost > _QUICK_SECONDS else 0.0
+        return since >= wait and (evaluated or since >= self._interval)
 
     def save(self) -> None:
-        """Save the run as it is now; where the disk refuses, say so and go on."""
+        """Save the run as it is now. Where the disk refuses, the user is told and training goes on."""
+        if self.trained is None:
+            return
         began = time.monotonic()
         try:
-            self._recorder.write()
-            self._checkpoints.save(self._state())
-            self._saved, self._refused = True, False
+            self._recorder.flush()
+            self._checkpoints.save(self._state(self.trained))
+            self.up_to_date, self._refused = True, False
+            self._recorder.saved(_steps(self.trained))
         except OSError as error:
             if not self._refused:
                 self._refused = True
-                self._tell_of_refusal(error.strerror or str(error))
+                self._note_refusal(error.strerror or str(error))
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
 
-    def _state(self) -> dict[str, Any]:
-        on_gpu = self._learners[0].base.device.type == "cuda"
+    def keep_one(self) -> None:
+        """The run has ended: delete all checkpoints but the newest."""
+        self._checkpoints.thin(1)
+
+    def _state(self, trained: Stateful) -> dict[str, Any]:
+        on_gpu = self._device.type == "cuda"
         return {
             "config": self._config,
             "machine": self._machine(),
             "seconds": self.seconds,
             "metrics_bytes": self._run.mark(),
-            "base_losses": self.base_losses,
+            "samples_bytes": size_of(self._run.samples),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if on_gpu else [],
-            "jobs": {learner.job.task: learner.state() for learner in self._learners},
+            "state": trained.state_dict(),
         }
 
-    def _load(self, state: dict[str, Any]) -> None:
-        for learner in self._learners:
-            learner.load(state["jobs"][learner.job.task])
-            if learner.trouble:
-                self._told.add(learner.job.task)
-            if learner.still:
-                self._still.add(learner.job.task)
-        self._earlier = state["seconds"]
-        self.base_losses = state["base_losses"]
+    def _load(self, trained: Stateful, state: dict[str, Any]) -> None:
+        # Formats 1 and 2 held a training's state at the top, and no random state of an alignment.
+        trained.load_state_dict(state.get("state", state))
+        self._earlier_seconds = state["seconds"]
+        if "random" not in state:
+            return
         torch.set_rng_state(state["random"])
         now, before = self._machine(), state["machine"]
         if now == before and state["random_cuda"]:
@@ -169,79 +157,43 @@ class RunKeeper:
         if changed:
             listed = ", ".join(changed)
             text = say(
-                f"Run {self._run.id} goes on under other conditions ({listed}): correctly, but the "
-                "last digits may differ.",
+                f"Run {self._run.id} continues under other conditions ({listed}): the results are "
+                "correct, but their last digits may differ.",
                 f"训练 {self._run.id} 在不同条件下继续（{listed}）：结果正确，但数值末位可能不同。",
             )
             self._recorder.noted(text, changed=changed)
 
     def _machine(self) -> dict[str, Any]:
-        """What the last digits of a result depend on, beside the jobs."""
-        base = self._learners[0].base
+        """What the last digits of a result depend on, apart from the jobs."""
         return {
             "torch": str(torch.__version__),
-            "device": base.device.type,
+            "device": self._device.type,
             "threads": torch.get_num_threads(),
-            "GPUs": torch.cuda.device_count() if base.device.type == "cuda" else 0,
+            "GPUs": torch.cuda.device_count() if self._device.type == "cuda" else 0,
         }
 
-    def _goes_on(self, checkpoint: str | None) -> str:
+    def _continues(self, checkpoint: str | None, progress: Mapping[str, tuple[int, int]]) -> str:
         run = self._run.id
         if checkpoint is None:
             return say(
-                f"Run {run} has no checkpoint to go on from: it starts from the beginning.",
+                f"Run {run} has no checkpoint to continue from; it begins again.",
                 f"训练 {run} 没有可用的检查点，从头开始。",
             )
-        steps = ", ".join(
-            f"{learner.job.task} {learner.step}/{learner.total_steps}" for learner in self._learners
-        )
+        listed = ", ".join(f"{task} {step}/{total}" for task, (step, total) in progress.items())
         return say(
-            f"Run {run} goes on from checkpoint {checkpoint} (steps: {steps}).",
-            f"训练 {run} 从检查点 {checkpoint} 继续（步数：{steps}）。",
+            f"Run {run} continues from checkpoint {checkpoint} (steps: {listed}).",
+            f"训练 {run} 从检查点 {checkpoint} 继续（步数：{listed}）。",
         )
 
-    def _tell_of_trouble(self, learner: Learner) -> None:
-        task, step, best = learner.job.task, learner.step, learner.best_step
-        self._told.add(task)
-        fact = (
-            say("its loss has exploded", "其损失已发散")
-            if learner.trouble == "exploded"
-            else say("its loss is no longer finite", "其损失已不是有限值")
-        )
-        kept = (
-            say(f"its best state, of step {best}, is kept", f"保留其最佳状态（第 {best} 步）")
-            if best
-            else say("there is nothing of it to keep", "没有可保留的状态")
-        )
+    def _note_refusal(self, reason: str) -> None:
         text = say(
-            f"{task} ends after step {step}, alone: {fact}; {kept}. Lower its learning_rate.",
-            f"{task} 在第 {step} 步后单独结束：{fact}；{kept}。请减小 learning_rate。",
-        )
-        self._recorder.noted(text, task=task, step=step, trouble=learner.trouble, best_step=best)
-
-    def _tell_of_no_gradient(self, learner: Learner) -> None:
-        task, base = learner.job.task, learner.base
-        self._still.add(task)
-        window = getattr(base.model.config, "sliding_window", None)
-        tokens = learner.adapter.before_text
-        text = say(
-            f"{task}: the gradient was exactly 0 in the whole first epoch: nothing is learned.",
-            f"{task}：第一轮中梯度始终恰好为 0：没有学到任何内容。",
-        )
-        if window and tokens:
-            text += say(
-                f" {base.name} attends to the last {window} tokens, and the {tokens} virtual tokens "
-                "stand before the text: use lora, or a base that attends to more.",
-                f"{base.name} 只关注最近 {window} 个词元，而 {tokens} 个虚拟词元位于文本之前："
-                "请使用 lora，或换用窗口更大的基座。",
-            )
-        self._recorder.noted(text, task=task, step=learner.step)
-
-    def _tell_of_refusal(self, reason: str) -> None:
-        text = say(
-            f"A checkpoint of run {self._run.id} can't be saved: {reason}. The last good one stays "
-            f"and training goes on: make room on the disk of {self._run.path}.",
+            f"A checkpoint of run {self._run.id} can't be saved: {reason}. The last good one is kept "
+            f"and training continues: free some disk space at {self._run.path}.",
             f"无法保存训练 {self._run.id} 的检查点：{reason}。上一个完好的检查点不受影响，"
             f"训练继续进行：请清理 {self._run.path} 所在磁盘的空间。",
         )
         self._recorder.noted(text, checkpoint=None, refused=reason)
+
+
+def _steps(trained: Stateful) -> dict[str, int]:
+    return {task: step for task, (step, _) in trained.progress.items()}

@@ -1,4 +1,4 @@
-"""Ctrl-C while a training runs: the first ends it in good order, the second at once."""
+"""Ctrl-C while a training runs: the first finishes the current step and saves, the second stops at once."""
 
 import os
 import signal
@@ -18,9 +18,9 @@ class Interrupted(OnebaseError, KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, Ctrl-C is only taken note of (`asked`); the next one is Python's own again.
+    """While entered, the first Ctrl-C only sets `asked`; the second is handled by Python as usual.
 
-    Outside the main thread, and where the program has its own way with Ctrl-C, it changes nothing.
+    Outside the main thread, and where the program handles Ctrl-C itself, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,10 @@ class Interruption:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Let Python handle Ctrl-C again."""
         if self._entered:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

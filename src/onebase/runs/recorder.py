@@ -1,94 +1,102 @@
-"""A run's record while it trains: metrics.jsonl, what was skipped, what the user should know."""
+"""A run's record on disk: metrics.jsonl, samples.jsonl, and the rows that were left out."""
 
 import json
-import logging
+import os
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from onebase.data.example import BadRow
 from onebase.language import say
-from onebase.runs.run import Run
-from onebase.training.job_state import Learner
-from onebase.training.loop import Watcher
-
-_log = logging.getLogger("onebase")
+from onebase.runs.observer import JobStart, Observer
+from onebase.runs.run import Ending, Run
 
 
-@runtime_checkable
-class Listener(Protocol):
-    """A watcher that is told what the user should know; without one it goes to the log."""
+class RunRecorder(Observer):
+    """Writes every event into the run's folder and passes it on to `observer`. Lines that a full disk
+    refuses are kept in memory and written later.
 
-    def noted(self, text: str) -> None:
-        """A sentence or two."""
-
-
-def list_skipped(run: Run, task: str, bad: Sequence[BadRow]) -> None:
-    """Write the rows of a task's data that are left out into the run's folder. Raises OSError."""
-    if not bad:
-        return
-    lines = [
-        {"file": row.file, "line": row.line, "column": row.column, "reason": row.reason}
-        for row in bad
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (run.path / f"skipped-{task}.jsonl").write_text(text, encoding="utf-8")
-
-
-class RunRecorder:
-    """Writes what happens into the run's folder and passes it on to `watcher`. Lines that a full
-    disk refuses are kept and written later.
+    With `by_task`, each line of metrics.jsonl names its task.
     """
 
-    def __init__(self, run: Run, watcher: Watcher | None = None) -> None:
+    def __init__(self, run: Run, observer: Observer | None = None, *, by_task: bool = True) -> None:
         self._run = run
-        self._watcher = watcher
+        self._observer = observer or Observer()
+        self._by_task = by_task
         self._unwritten: list[dict[str, Any]] = []
         self._refused = False
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        """Note what could not be used, and pass on."""
-        for learner in learners:
-            list_skipped(self._run, learner.job.task, learner.data.bad)
-        if self._watcher:
-            self._watcher.started(learners)
+    def started(self, jobs: Sequence[JobStart]) -> None:
+        """Pass on."""
+        self._observer.started(jobs)
 
-    def base_judged(self, losses: dict[str, float]) -> None:
-        """The bare base's held-out loss of every task."""
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Write the measurements of a step."""
+        self._write(task, step=step, **record)
+        self._observer.step(task, step, record)
+
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Write the measurements of an evaluation."""
+        self._write(task, step=step, **record)
+        self._observer.evaluated(task, step, record)
+
+    def base_evaluated(self, losses: Mapping[str, float]) -> None:
+        """Write the held-out loss of the bare base, by task."""
         for task, loss in losses.items():
-            self._write(task=task, base_eval_loss=loss)
+            self._write(task, base_eval_loss=loss)
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        """One optimizer step."""
-        self._write(task=learner.job.task, **record)
-        if self._watcher:
-            self._watcher.learned(learner, record)
+    def saved(self, steps: Mapping[str, int]) -> None:
+        """Pass on."""
+        self._observer.saved(steps)
 
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        """One evaluation."""
-        self._write(task=learner.job.task, **record)
-        if self._watcher:
-            self._watcher.judged(learner, record)
+    def stopped(self, task: str, step: int, reason: str) -> None:
+        """Pass on."""
+        self._observer.stopped(task, step, reason)
 
-    def noted(self, text: str, *, task: str | None = None, **record: Any) -> None:
-        """Something that the user should know, and in plain values what it was."""
-        self._write(task=task, note=text, **record)
-        if isinstance(self._watcher, Listener):
-            self._watcher.noted(text)
-        else:
-            _log.warning(text)
+    def finished(self, status: Ending) -> None:
+        """Pass on."""
+        self._observer.finished(status)
 
-    def write(self) -> None:
+    def noted(self, text: str, **facts: Any) -> None:
+        """Write a note; `facts` may name its `task`."""
+        self._write(facts.pop("task", None), note=text, **facts)
+        self._observer.noted(text)
+
+    def left_out(self, task: str, rows: Sequence[BadRow]) -> None:
+        """List the rows of a task's data that are left out in skipped-TASK.jsonl."""
+        if not rows:
+            return
+        lines = [
+            {"file": row.file, "line": row.line, "column": row.column, "reason": row.reason}
+            for row in rows
+        ]
+        with suppress(OSError):  # a full disk: the next line of metrics.jsonl tells
+            (self._run.path / f"skipped-{task}.jsonl").write_text(_lines(lines), encoding="utf-8")
+
+    def sampled(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Append answers to samples.jsonl: all of them, or none where the disk is full."""
+        size = size_of(self._run.samples)
+        try:
+            with self._run.samples.open("ab") as stream:
+                stream.write(_lines(answers).encode())
+        except OSError:
+            with suppress(OSError):
+                cut(self._run.samples, size)
+
+    def flush(self) -> None:
         """Write what is still unwritten. Raises OSError."""
         while self._unwritten:
             self._run.log(**self._unwritten[0])
             del self._unwritten[0]
         self._refused = False
 
-    def _write(self, **fields: Any) -> None:
-        self._unwritten.append({"time": round(time.time(), 3), **fields})
+    def _write(self, task: str | None, **fields: Any) -> None:
+        named = {"task": task} if self._by_task else {}
+        self._unwritten.append({"time": round(time.time(), 3), **named, **fields})
         try:
-            self.write()
+            self.flush()
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -96,8 +104,23 @@ class RunRecorder:
                 self.noted(
                     say(
                         f"metrics.jsonl of run {self._run.id} can't be written: {reason}. "
-                        "Training goes on, and writes it later: make room on the disk.",
+                        "Training continues, and the lines are written later: free some disk space.",
                         f"无法写入训练 {self._run.id} 的 metrics.jsonl：{reason}。"
                         "训练继续进行，稍后再写入：请清理磁盘空间。",
                     )
                 )
+
+
+def _lines(values: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+def size_of(file: Path) -> int:
+    """The size in bytes; 0 where there is no file."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def cut(file: Path, size: float) -> None:
+    """Cut a file off after its first `size` bytes."""
+    if size_of(file) > size:
+        os.truncate(file, int(size))

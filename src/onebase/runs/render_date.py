@@ -1,5 +1,5 @@
-"""When a run's rows are rendered. A chat template may write the date, and then that date is part of the
-run: resumed on another day, its rows are the same.
+"""The date that a run's rows are rendered with. A chat template may write the date; it is then part of
+the run, so that a run which is resumed on another day has the same rows.
 """
 
 from collections.abc import Mapping
@@ -13,33 +13,33 @@ from onebase.runs.run import Run
 _KEY = "rendered_at"  # of a run's config
 
 
-def present() -> datetime:
+def local_time() -> datetime:
     """The local time, to the second."""
-    return datetime.now().replace(microsecond=0)  # naive, as transformers' templates have it
+    return datetime.now().replace(microsecond=0)  # naive, as in the templates of transformers
 
 
-def recorded(moment: datetime) -> dict[str, str]:
-    """A moment as a run's config holds it."""
-    return {_KEY: moment.isoformat()}
+def render_date_config(rendered_at: datetime) -> dict[str, str]:
+    """The entry of a run's config."""
+    return {_KEY: rendered_at.isoformat()}
 
 
-def moment_of(config: Mapping[str, Any]) -> datetime:
-    """The moment that a run's config holds; the present one where it holds none."""
+def render_date_of(config: Mapping[str, Any]) -> datetime:
+    """The date in a run's config; the present time where it has none."""
     try:
         return datetime.fromisoformat(config[_KEY])
     except (KeyError, TypeError, ValueError):
-        return present()
+        return local_time()
 
 
-def date_kept(run: Run, template: Template) -> list[str]:
-    """What to say where a run that goes on keeps a date that is not today's."""
-    moment = template.moment
-    if not template.dated or moment is None or moment.date() == present().date():
+def earlier_date_notes(run: Run, template: Template) -> list[str]:
+    """What to tell the user where a resumed run keeps a date that is not today's."""
+    rendered_at = template.moment
+    if not template.dated or rendered_at is None or rendered_at.date() == local_time().date():
         return []
     return [
         say(
-            f"The chat template writes the date: run {run.id} goes on with {moment:%Y-%m-%d}, on which "
-            "it began.",
-            f"对话模板会写入日期：训练 {run.id} 继续使用开始时的日期 {moment:%Y-%m-%d}。",
+            f"The chat template writes the date: run {run.id} continues with {rendered_at:%Y-%m-%d}, "
+            "the day on which it began.",
+            f"对话模板会写入日期：训练 {run.id} 继续使用开始时的日期 {rendered_at:%Y-%m-%d}。",
         )
     ]

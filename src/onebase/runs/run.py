@@ -1,4 +1,4 @@
-"""Runs: what each training was asked for, what it measured on the way, and how it ended."""
+"""A run's folder: what the training was asked for, what it measured, and how it ended."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from onebase.language import say
 
 Ending = Literal["finished", "interrupted", "failed"]
 Status = Literal["running", "finished", "interrupted", "failed"]
-_PATIENCE = 1.0  # seconds: whoever asks for a run's status has its lock for a moment
+_LOCK_SECONDS = 1.0  # a process that asks for a run's status holds its lock for a moment
 
 
 @dataclass(frozen=True)
 class Run:
     """One run's folder: config.yaml, metrics.jsonl, checkpoints/ and, at the end, summary.json.
 
-    The process at work on it holds `.lock`, which the system frees however that process ends.
+    The process that works on it holds `.lock`; the system frees the lock however that process ends.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Run:
             return run
 
     def amend(self, config: dict[str, Any]) -> None:
-        """Say anew what the run was asked for: what was left to be decided has been."""
+        """Write the config again, with what was decided after the run began."""
         text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
         write_whole(self.path / "config.yaml", text)
 
@@ -58,6 +58,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Where checkpoints go; not created here."""
         return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Where sampled answers are kept for the user to look at, one a line."""
+        return self.path / "samples.jsonl"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -87,21 +92,21 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """How the run ended, `interrupted` where its process did without a word; else `running`."""
+        """How the run ended; `interrupted` where its process ended without a summary."""
         status: Status | None = self.summary.get("status")
         if status is not None:
             return status
-        # A run without a lock was created just now and is about to be held.
+        # A run without a lock file was created just now; its process is about to take the lock.
         return "interrupted" if self._lock.exists() and not self.held else "running"
 
     @property
     def is_race(self) -> bool:
-        """Whether many configurations of one task compete in it."""
+        """Whether it is a race of many configurations of one task."""
         return "race" in self.config
 
     @property
     def held(self) -> bool:
-        """Whether a process is at work on it."""
+        """Whether a process works on it now."""
         if not self._lock.exists():
             return False
         lock = FileLock(self._lock)
@@ -109,33 +114,27 @@ class Run:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        except OSError:  # someone else's folder: nothing here can go on with it
+        except OSError:  # another user's folder: it can't be resumed from here
             return False
         lock.release()
         return False
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on: interrupted, or failed before its end, and no process is at it. A
-        race does not go on, it has stored its best.
+        """Whether it can be resumed: it was interrupted or failed before its end, and no process works
+        on it. A race can't be resumed; it has stored its best configuration.
         """
         ended = self.status == "interrupted" or bool(self.summary.get("resumable"))
         return ended and not self.held and not self.is_race
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the one process at work on this run. Raises UsageError where another one is."""
+        """Take the lock: one process works on a run. Raises UsageError where another one does."""
         lock = FileLock(self._lock)
         try:
-            lock.acquire(timeout=_PATIENCE)
+            lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
-            raise UsageError(
-                say(f"Run {self.id} is still running.", f"训练 {self.id} 仍在运行。"),
-                say(
-                    "Wait for it, or stop it with Ctrl-C first.",
-                    "请等待其结束，或先用 Ctrl-C 停止它。",
-                ),
-            ) from error
+            raise still_running(self) from error
         try:
             yield
         finally:
@@ -152,13 +151,13 @@ class Run:
         with (self.path / "metrics.jsonl").open("a+b") as stream:
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":  # cut off by a kill: a resumed run goes on below it
+                if stream.read(1) != b"\n":  # the process was killed while it wrote the line
                     stream.seek(0)
                     stream.truncate(stream.read().rfind(b"\n") + 1)
             stream.write(text.encode())
 
     def mark(self) -> int:
-        """Make what was logged safe on the disk; returns its length in bytes."""
+        """Sync the log to the disk; returns its size in bytes."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return 0
@@ -167,13 +166,13 @@ class Run:
             return stream.seek(0, os.SEEK_END)
 
     def cut(self, mark: int) -> None:
-        """Forget what was logged after a `mark`."""
+        """Drop what was logged after a `mark`."""
         file = self.path / "metrics.jsonl"
         if file.exists() and file.stat().st_size > mark:
             os.truncate(file, mark)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line logged, in order; a last line that is only half written does not count."""
+        """Every line logged, in order, without a last line that is only half written."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
@@ -189,14 +188,14 @@ class Run:
         return lines
 
     def finish(self, status: Ending, summary: dict[str, Any]) -> None:
-        """State how the run ended and what came of it."""
+        """Write summary.json."""
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         value = {**summary, "status": status, "ended": ended}
         text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
         write_whole(self.path / "summary.json", text)
 
     def reopen(self) -> None:
-        """Take back how the run ended: it is being resumed."""
+        """Delete summary.json: the run is being resumed."""
         (self.path / "summary.json").unlink(missing_ok=True)
 
 
@@ -207,7 +206,7 @@ class RunStore:
         self.workspace = workspace
 
     def get(self, id: str) -> Run:
-        """The run with this id, or the only one whose id begins so."""
+        """The run with this id, or the only one whose id begins with it."""
         runs = {run.id: run for run in self.list()}
         if id in runs:
             return runs[id]
@@ -225,8 +224,19 @@ class RunStore:
     # Last in the class: below it, `list` in an annotation would mean this method.
     def list(self) -> list[Run]:
         """Every run, newest last."""
-        # A folder with no config was cut off while it was being created.
+        # A folder without a config was being created when its process was killed.
         return [Run(file.parent) for file in sorted(self.workspace.runs.glob("*/config.yaml"))]
+
+
+def still_running(run: Run) -> UsageError:
+    """The error for a run that another process works on."""
+    return UsageError(
+        say(f"Run {run.id} is still running.", f"训练 {run.id} 仍在运行。"),
+        say(
+            "Wait until it ends, or stop it with Ctrl-C first.",
+            "请等待其结束，或先用 Ctrl-C 停止它。",
+        ),
+    )
 
 
 def _run_id(now: datetime) -> str:

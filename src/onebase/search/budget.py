@@ -1,17 +1,18 @@
-"""What a race may take, and the race that this buys: how many configurations, for how long."""
+"""The budget of a race, and the race that fits it: how many configurations, for how many epochs."""
 
 import math
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.runs.interruption import Interruption
-from onebase.search.pruner import Rung, judgements, most_finalists, rungs, steps_taken
-from onebase.training.job_state import TaskData
+from onebase.search.pruner import Rung, evaluations_at_rungs, most_finalists, rungs_for, steps_taken
+from onebase.training.task_data import TaskData
 
 DEFAULT_COUNT = 12
 DEFAULT_EPOCHS = 3
@@ -22,14 +23,14 @@ _RACES = (
 )
 _COUNTS = (48, 24, 12, 6, 4, 3)
 _EPOCHS = (8, 5, 3, 2, 1)
-# A race of 24 is to cost a quarter of training all of them to the end. The judgements at its rungs
-# take what its training leaves of a little less, between so many held-out rows.
+# A race of 24 should cost a quarter of training all of them to the end. The evaluations at its rungs get
+# what the training leaves of a little less than that, within these numbers of held-out rows.
 _MOST_SHARE = 0.25
 _SHARE = 0.245
 _LEAST_ROWS, _MOST_ROWS = 10, 64
-# An evaluation has no backward pass: about half of the time a token that learning takes.
-_JUDGED_TIME = 0.5
-# What is planned fills only so much of the budget: speed varies, and so does the length of rows.
+# An evaluation has no backward pass: a token takes about half of the time that it takes in training.
+_EVALUATION_TIME = 0.5
+# A plan fills only this share of the budget: speed and the length of rows vary.
 _FILL_TIME = 0.85
 _FILL_TOKENS = 0.97
 
@@ -39,7 +40,7 @@ _TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|k|M|[kM]?\s*tokens)")
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds, or tokens to learn from; one of the two is None, or both: no limit."""
+    """Seconds, or tokens to train on. Without a limit both are None."""
 
     seconds: float | None = None
     tokens: int | None = None
@@ -51,9 +52,9 @@ class Budget:
         amount = float(match[1]) if match else 0.0
         if match is None or amount <= 0:
             raise UsageError(
-                say(f"{text!r} is no budget.", f"{text!r} 不是有效的预算。"),
+                say(f"{text!r} is not a budget.", f"{text!r} 不是有效的预算。"),
                 say(
-                    "Give a time (600s, 10m, 1h) or tokens to learn from (200k, 200000tokens).",
+                    "Give a time (600s, 10m, 1h) or a number of tokens to train on (200k, 200000tokens).",
                     "请给出时间（600s、10m、1h）或训练词元数（200k、200000tokens）。",
                 ),
             )
@@ -71,34 +72,32 @@ class Budget:
 
 
 class OutOfBudget(Exception):
-    """The time or the tokens are spent."""
+    """The time or the tokens are used up."""
 
 
 @dataclass
 class Limits:
-    """When a race has to end: at Ctrl-C, at `deadline` (as time.monotonic() gives it), or when so
-    many `tokens` are learned from.
-    """
+    """What ends a race: Ctrl-C, a `deadline` (of time.monotonic()), or a number of `tokens` trained on."""
 
     interruption: Interruption
     deadline: float = math.inf
     tokens: float = math.inf
 
-    def check(self, learned: int = 0) -> None:
+    def check(self, trained: int = 0) -> None:
         """Raises KeyboardInterrupt or OutOfBudget."""
         if self.interruption.asked:
             raise KeyboardInterrupt
-        if time.monotonic() >= self.deadline or learned >= self.tokens:
+        if time.monotonic() >= self.deadline or trained >= self.tokens:
             raise OutOfBudget
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is: tokens learned from an epoch and its optimizer steps, held-out
-    tokens and rows.
+    """The size of a task's data: tokens `trained` on and optimizer `steps` an epoch, tokens and `rows` of
+    the `held_out` part.
     """
 
-    learned: int
+    trained: int
     steps: int
     held_out: int
     rows: int
@@ -117,56 +116,60 @@ def tokens_of(rows: Sequence[TokenRow]) -> int:
 
 @dataclass(frozen=True)
 class RacePlan:
-    """A race: `count` configurations over `epochs`, judged at each rung by `judged_rows` held-out
-    rows, at the last one by all of them too. Expected are the tokens `learned` from and those
-    `judged`; `whole` is what training all of them to the end would take of both, judged by all
-    held-out rows after every epoch.
+    """A race: `count` configurations over `epochs`, evaluated at each rung on `evaluation_rows` held-out
+    rows, at the last rung on all rows too. `trained` and `evaluated` are the expected tokens of each;
+    `whole` is both together where all are trained to the end and evaluated on all rows every epoch.
     """
 
     count: int
     epochs: int
-    ladder: tuple[Rung, ...]
-    judged_rows: int
-    learned: int
-    judged: int
+    rungs: tuple[Rung, ...]
+    evaluation_rows: int
+    trained: int
+    evaluated: int
     whole: int
 
     @property
     def share(self) -> float:
         """The race's cost as a share of that of training all configurations to the end."""
-        return (self.learned + self.judged) / self.whole
+        return (self.trained + self.evaluated) / self.whole
+
+    @property
+    def shares(self) -> list[str]:
+        """Every rung's share of the full length, like `1/12`."""
+        return [str(Fraction(rung.share).limit_denominator(64)) for rung in self.rungs]
 
     def seconds(self, speed: float) -> float:
-        """How long it takes at `speed` tokens learned a second."""
-        return (self.learned + _JUDGED_TIME * self.judged) / speed
+        """How long it takes at `speed` tokens trained on a second."""
+        return (self.trained + _EVALUATION_TIME * self.evaluated) / speed
 
 
 def plan(count: int, epochs: int, size: Size) -> RacePlan:
     """The race of `count` configurations over `epochs` of data of this size, with as many
-    finalists as a quarter of the cost of training all to the end pays for, at least one.
+    finalists as fit into a quarter of the cost of training all to the end, at least one.
     """
     plans = [_plan(count, epochs, size, f) for f in range(most_finalists(count), 0, -1)]
-    return next((found for found in plans if found.share <= _MOST_SHARE), plans[-1])
+    return next((candidate for candidate in plans if candidate.share <= _MOST_SHARE), plans[-1])
 
 
 def _plan(count: int, epochs: int, size: Size, finalists: int) -> RacePlan:
-    ladder = rungs(count, finalists)
-    steps = steps_taken(count, ladder, size.steps * epochs)
-    learned = round(steps * size.learned / size.steps)
-    whole = count * epochs * (size.learned + size.held_out)
-    # All held-out rows: who comes to the last rung, the finalists after every epoch from there on,
-    # and the bare base.
-    last_come = ladder[-2].keep
-    late = finalists * (epochs - int(ladder[-1].share * epochs))
-    closing = (last_come + late + 1) * size.held_out
-    times = judgements(count, ladder)
+    rungs = rungs_for(count, finalists)
+    steps = steps_taken(count, rungs, size.steps * epochs)
+    trained = round(steps * size.trained / size.steps)
+    whole = count * epochs * (size.trained + size.held_out)
+    # On all held-out rows: those at the last rung, the finalists after every epoch from there on, and
+    # the bare base.
+    at_last_rung = rungs[-2].keep
+    late = finalists * (epochs - int(rungs[-1].share * epochs))
+    closing = (at_last_rung + late + 1) * size.held_out
+    times = evaluations_at_rungs(count, rungs)
     a_row = size.held_out / size.rows
-    affordable = (_SHARE * whole - learned - closing) / (times * a_row)
+    affordable = (_SHARE * whole - trained - closing) / (times * a_row)
     rows = min(size.rows, round(min(max(affordable, _LEAST_ROWS), _MOST_ROWS)))
     if rows == size.rows:  # the sample is all of them
-        closing -= last_come * size.held_out
-    judged = round(times * rows * a_row) + closing
-    return RacePlan(count, epochs, ladder, rows, learned, judged, whole)
+        closing -= at_last_rung * size.held_out
+    evaluated = round(times * rows * a_row) + closing
+    return RacePlan(count, epochs, rungs, rows, trained, evaluated, whole)
 
 
 def choose(
@@ -177,8 +180,8 @@ def choose(
     epochs: int | None = None,
     fits: Callable[[RacePlan], bool] | None = None,
 ) -> RacePlan:
-    """The largest race that `fits`, with at most `most` configurations; `count` and `epochs` hold
-    where they are given. The smallest where none fits, the usual one where there is no limit.
+    """The largest race that `fits`, of at most `most` configurations; a given `count` or `epochs` is
+    kept. Where none fits, the smallest; without a limit, the default one.
     """
     if fits is None:
         return plan(count or min(DEFAULT_COUNT, most), epochs or DEFAULT_EPOCHS, size)
@@ -188,15 +191,15 @@ def choose(
         counts = [min(number, most) for number in _COUNTS] if count is None else [count]
         lengths_of = _EPOCHS if epochs is None else (epochs,)
         pairs = [(number, length) for number in dict.fromkeys(counts) for length in lengths_of]
-    plans = sorted((plan(*pair, size) for pair in pairs), key=lambda found: -found.learned)
-    return next((found for found in plans if fits(found)), plans[-1])
+    plans = sorted((plan(*pair, size) for pair in pairs), key=lambda candidate: -candidate.trained)
+    return next((candidate for candidate in plans if fits(candidate)), plans[-1])
 
 
 def fits_tokens(budget: int) -> Callable[[RacePlan], bool]:
-    """Whether a race is well within `budget` tokens learned from."""
-    return lambda found: found.learned <= _FILL_TOKENS * budget
+    """Whether a race is well within `budget` tokens trained on."""
+    return lambda candidate: candidate.trained <= _FILL_TOKENS * budget
 
 
 def fits_seconds(seconds: float, speed: float) -> Callable[[RacePlan], bool]:
     """Whether a race is well within the time that is left, at `speed` tokens a second."""
-    return lambda found: found.seconds(speed) <= _FILL_TIME * seconds
+    return lambda candidate: candidate.seconds(speed) <= _FILL_TIME * seconds

@@ -1,61 +1,62 @@
-"""Who follows a race: the notes that become its ladder, and who is told what happens."""
+"""The history of a race: what its candidates measured, as the leaderboard shows it."""
 
-import logging
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from onebase.runs.recorder import Listener
-from onebase.search.budget import RacePlan
-from onebase.search.leaderboard import Judged, Place
-from onebase.search.space import Configuration
-from onebase.training.job_state import Learner
-from onebase.training.loop import Watcher
-
-_log = logging.getLogger("onebase")
+from onebase.runs.observer import JobStart, Observer
+from onebase.runs.run import Ending
+from onebase.search.leaderboard import Entry, Evaluation
+from onebase.training.job_state import JobState
 
 
-class RaceWatcher(Watcher, Protocol):
-    """A watcher of a race is told two things more."""
+class History(Observer):
+    """Writes the losses of every candidate into its entry, and passes all events on. `rung` is the
+    number of the rung that is evaluated, None between rungs.
+    """
 
-    def planned(self, plan: RacePlan, configurations: Sequence[Configuration]) -> None:
-        """Before the first rung."""
-
-    def halved(self, rung: int, places: Sequence[Place]) -> None:
-        """After each rung, counted from 1."""
-
-
-class Follower:
-    """Notes on the ladder what its entrants learn and how they are judged; passes it on."""
-
-    def __init__(self, watcher: RaceWatcher | None) -> None:
-        self.places: dict[str, Place] = {}
+    def __init__(self, observer: Observer | None) -> None:
+        self.entries: dict[str, Entry] = {}
         self.rung: int | None = None
-        self._watcher = watcher
+        self._states: dict[str, JobState] = {}
+        self._observer = observer or Observer()
 
-    def started(self, learners: Sequence[Learner]) -> None:
+    def add(self, entry: Entry, state: JobState) -> None:
+        """Follow a candidate from here on."""
+        self.entries[state.task], self._states[state.task] = entry, state
+
+    def started(self, jobs: Sequence[JobStart]) -> None:
         """Pass on."""
-        if self._watcher:
-            self._watcher.started(learners)
+        self._observer.started(jobs)
 
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        """One step of one entrant."""
-        place = self.places[learner.job.task]
-        place.step, place.tokens = learner.step, learner.tokens
-        place.trained.append((learner.tokens, record["loss"]))
-        if self._watcher:
-            self._watcher.learned(learner, record)
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """A training loss of a candidate."""
+        entry = self.entries[task]
+        entry.step, entry.tokens = step, record["tokens"]
+        entry.training_losses.append((entry.tokens, record["loss"]))
+        self._observer.step(task, step, record)
 
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        """One held-out loss of one entrant."""
-        rows = len(learner.data.held_out)
-        judged = Judged(self.rung, learner.step, learner.tokens, record["eval_loss"], rows)
-        self.places[learner.job.task].judged.append(judged)
-        if self._watcher:
-            self._watcher.judged(learner, record)
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """A held-out loss of a candidate, or a rung of the whole race."""
+        if task in self.entries:
+            state = self._states[task]
+            rows = len(state.data.held_out)
+            evaluation = Evaluation(self.rung, step, state.tokens, record["eval_loss"], rows)
+            self.entries[task].evaluations.append(evaluation)
+        self._observer.evaluated(task, step, record)
 
-    def noted(self, text: str) -> None:
-        """Pass on to who listens, else to the log."""
-        if isinstance(self._watcher, Listener):
-            self._watcher.noted(text)
-        else:
-            _log.warning(text)
+    def saved(self, steps: Mapping[str, int]) -> None:
+        """Pass on."""
+        self._observer.saved(steps)
+
+    def stopped(self, task: str, step: int, reason: str) -> None:
+        """A candidate has left the race; its state is freed."""
+        self._states.pop(task, None)
+        self._observer.stopped(task, step, reason)
+
+    def finished(self, status: Ending) -> None:
+        """Pass on."""
+        self._observer.finished(status)
+
+    def noted(self, text: str, **facts: Any) -> None:
+        """Pass on."""
+        self._observer.noted(text, **facts)

@@ -1,4 +1,4 @@
-"""The ladder of a race: how far each configuration came and how well it did, as table and plot."""
+"""The leaderboard of a race: how far each configuration came and how well it did, as table and plot."""
 
 import json
 import math
@@ -10,19 +10,19 @@ from typing import Any
 from onebase.adapters.workspace import write_whole
 from onebase.search.space import Configuration
 
-# One colour a method, in the order in which they appear: distinct without red and green alone.
+# One colour a method, in order of appearance; no pair differs in red and green alone.
 _COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000"),
 )
 _SMOOTH = 0.8
 _NAMED = 6
-_WIDE = 10.0  # from so many times the least loss on, the axis is logarithmic
+_WIDE = 10.0  # the axis is logarithmic where the largest loss is this many times the smallest
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A held-out loss (nats a label): at a rung, counted from 1, or None at the end of an epoch;
-    after how many steps and tokens learned from; over how many rows.
+class Evaluation:
+    """A held-out `loss` (nats a label) over `rows`, after `step` steps and `tokens` trained on: at a
+    `rung`, counted from 1, or at the end of an epoch (None).
     """
 
     rung: int | None
@@ -33,9 +33,9 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Left:
-    """At which rung a configuration left, and why: pruned, exploded, not finite, stopped with the
-    whole race, or, beyond the last rung, outdone by another finalist.
+class Stop:
+    """The rung at which a configuration stopped, and the reason: pruned, exploded, not finite, stopped
+    with the whole race, or, after the last rung, outdone by another finalist.
     """
 
     rung: int
@@ -43,105 +43,105 @@ class Left:
 
 
 @dataclass
-class Place:
-    """One configuration on the ladder; `trained` has its training loss after so many tokens."""
+class Entry:
+    """One configuration on the leaderboard; `training_losses` are pairs of tokens trained on and loss."""
 
     configuration: Configuration
-    judged: list[Judged] = field(default_factory=list)
-    trained: list[tuple[int, float]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    training_losses: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     tokens: int = 0
-    left: Left | None = None
+    stop: Stop | None = None
 
     @property
-    def rungs(self) -> list[float]:
-        """Its losses at the rungs that it came to."""
-        return [item.loss for item in self.judged if item.rung is not None]
+    def rung_losses(self) -> list[float]:
+        """Its losses at the rungs that it reached."""
+        return [item.loss for item in self.evaluations if item.rung is not None]
 
     @property
     def loss(self) -> float:
-        """Its least loss from the last rung that it came to on."""
-        for at in range(len(self.judged) - 1, -1, -1):
-            if self.judged[at].rung is not None:
-                return min(item.loss for item in self.judged[at:])
+        """Its smallest loss at or after the last rung that it reached."""
+        for at in range(len(self.evaluations) - 1, -1, -1):
+            if self.evaluations[at].rung is not None:
+                return min(item.loss for item in self.evaluations[at:])
         return math.inf
 
     def as_row(self, rank: int) -> dict[str, Any]:
-        """The place in plain values."""
+        """The entry in plain values."""
         configuration = self.configuration
         return {
             "rank": rank,
             "number": configuration.number,
             "method": configuration.method,
             "settings": dict(configuration.settings),
-            "losses": [asdict(item) for item in self.judged],
+            "losses": [asdict(item) for item in self.evaluations],
             "step": self.step,
             "tokens": self.tokens,
-            "left": None if self.left is None else asdict(self.left),
+            "left": None if self.stop is None else asdict(self.stop),
         }
 
 
-def ranked(places: Sequence[Place]) -> list[Place]:
-    """Best first: who came further, then who did better there, then the lower number. Who has not
-    left stands before all who have.
+def ranked(entries: Sequence[Entry]) -> list[Entry]:
+    """Best first: the entries that have not stopped, then those that came further, then those with a
+    smaller loss there, then the lower number.
     """
 
-    def order(place: Place) -> tuple[bool, int, int, float, int]:
-        left = place.left.rung if place.left else 0
-        number = place.configuration.number
-        return place.left is not None, -len(place.rungs), -left, place.loss, number
+    def order(entry: Entry) -> tuple[bool, int, int, float, int]:
+        stop_rung = entry.stop.rung if entry.stop else 0
+        number = entry.configuration.number
+        return entry.stop is not None, -len(entry.rung_losses), -stop_rung, entry.loss, number
 
-    return sorted(places, key=order)
+    return sorted(entries, key=order)
 
 
-def write_ladder(file: Path, places: Sequence[Place], **race: Any) -> None:
-    """The whole ladder as JSON, beside what the `race` was."""
-    rows = [place.as_row(rank) for rank, place in enumerate(places, start=1)]
+def write_leaderboard(file: Path, entries: Sequence[Entry], **race: Any) -> None:
+    """Write the whole leaderboard as JSON, with the facts of the `race`."""
+    rows = [entry.as_row(rank) for rank, entry in enumerate(entries, start=1)]
     value = {**race, "ladder": rows}
     write_whole(file, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def draw_ladder(file: Path, places: Sequence[Place], base_loss: float | None) -> None:
-    """The losses against the tokens learned from, as a PNG; `places` best first.
+def draw_leaderboard(file: Path, entries: Sequence[Entry], base_loss: float | None) -> None:
+    """Draw the losses against the tokens trained on, as a PNG; `entries` best first.
 
-    Thin lines are training losses, smoothed; points are held-out losses, a cross where a
-    configuration left.
+    Thin lines are smoothed training losses, points are held-out losses; a cross is where a configuration
+    stopped.
     """
-    # Half a second to import, and only this needs it.
+    # Imported here: it takes half a second, and nothing else needs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-    methods = list(dict.fromkeys(p.configuration.method for p in by_number(places)))
+    methods = list(dict.fromkeys(p.configuration.method for p in by_number(entries)))
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(methods)}
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for rank, place in reversed(list(enumerate(places, start=1))):
+    for rank, entry in reversed(list(enumerate(entries, start=1))):
         winner = rank == 1
-        colour = colours[place.configuration.method]
-        if place.trained:
-            axes.plot(*_smoothed(place.trained), color=colour, alpha=0.35, linewidth=0.8)
-        if place.judged:
-            judged = sorted(place.judged, key=lambda item: item.tokens)
+        colour = colours[entry.configuration.method]
+        if entry.training_losses:
+            axes.plot(*_smoothed(entry.training_losses), color=colour, alpha=0.35, linewidth=0.8)
+        if entry.evaluations:
+            evaluations = sorted(entry.evaluations, key=lambda item: item.tokens)
             axes.plot(
-                [item.tokens for item in judged],
-                [item.loss for item in judged],
+                [item.tokens for item in evaluations],
+                [item.loss for item in evaluations],
                 color=colour,
                 marker="o",
                 markersize=6 if winner else 4,
                 linewidth=2.8 if winner else 1.2,
                 zorder=4 if winner else 3,
             )
-        end = _end(place)
+        end = _end(entry)
         if end is None:
             continue
-        if place.left is not None:
+        if entry.stop is not None:
             axes.plot(*end, color=colour, marker="x", markersize=7, zorder=5)
         if rank <= _NAMED:
             axes.annotate(
-                str(place.configuration.number),
+                str(entry.configuration.number),
                 end,
                 textcoords="offset points",
                 xytext=(7, -3),
@@ -160,8 +160,10 @@ def draw_ladder(file: Path, places: Sequence[Place], base_loss: float | None) ->
             fontsize="small",
             color="#777777",
         )
-    shown = [end for place in places if (end := _end(place))]
-    losses = [loss for place in places for _, loss in place.trained] + [loss for _, loss in shown]
+    shown = [end for entry in entries if (end := _end(entry))]
+    losses = [loss for entry in entries for _, loss in entry.training_losses] + [
+        loss for _, loss in shown
+    ]
     if shown:
         axes.set_xscale("log")
     if losses and min(losses) > 0 and max(losses) > _WIDE * min(losses):
@@ -170,33 +172,33 @@ def draw_ladder(file: Path, places: Sequence[Place], base_loss: float | None) ->
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _few(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: _few(value, _short)))
-    axes.set_xlabel("tokens learned from")
+    axes.set_xlabel("tokens trained on")
     axes.set_ylabel("loss, nats a label (points: held-out; thin lines: training)")
     axes.grid(visible=True, which="major", alpha=0.25)
     handles = [Line2D([], [], color=colours[name], marker="o", label=name) for name in methods]
-    handles.append(Line2D([], [], color="#555555", marker="x", linestyle="", label="left the race"))
+    handles.append(Line2D([], [], color="#555555", marker="x", linestyle="", label="stopped"))
     axes.legend(handles=handles, fontsize="small", loc="best")
-    # Fonts at hand may have Latin letters only, and a $ would start a formula.
-    title = f"{len(places)} configurations; winner: {places[0].configuration.number} "
-    title += places[0].configuration.text.encode("ascii", "replace").decode()
+    # The fonts installed may have Latin letters only, and a $ would start a formula.
+    title = f"{len(entries)} configurations; winner: {entries[0].configuration.number} "
+    title += entries[0].configuration.text.encode("ascii", "replace").decode()
     axes.set_title(title.replace("$", r"\$"), fontsize="medium", wrap=True)
     figure.savefig(file, format="png")
 
 
-def by_number(places: Sequence[Place]) -> list[Place]:
-    """In the order in which they were entered."""
-    return sorted(places, key=lambda place: place.configuration.number)
+def by_number(entries: Sequence[Entry]) -> list[Entry]:
+    """In the order in which they entered the race."""
+    return sorted(entries, key=lambda entry: entry.configuration.number)
 
 
-def _end(place: Place) -> tuple[float, float] | None:
+def _end(entry: Entry) -> tuple[float, float] | None:
     """Where a configuration's line ends."""
-    if place.judged:
-        return place.judged[-1].tokens, place.judged[-1].loss
-    return place.trained[-1] if place.trained else None
+    if entry.evaluations:
+        return entry.evaluations[-1].tokens, entry.evaluations[-1].loss
+    return entry.training_losses[-1] if entry.training_losses else None
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """Exponentially, corrected for its start as Adam's moments are."""
+    """Exponential smoothing with bias correction, as of Adam's moments."""
     at, values = [], []
     mean, weight = 0.0, 0.0
     for tokens, loss in points:

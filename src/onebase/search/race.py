@@ -1,4 +1,4 @@
-"""A race: many configurations of one task learn together on one base, and the best is kept."""
+"""A race: many configurations of one task are trained together on one base, and the best is stored."""
 
 import math
 import time
@@ -7,20 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import yaml
-
 from onebase.adapters.experts import unchanged_experts
-from onebase.adapters.store import AdapterStore, StoredAdapter
+from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.interruption import Interrupted, Interruption
-from onebase.runs.recorder import RunRecorder, list_skipped
-from onebase.runs.render_date import present
-from onebase.runs.run import Ending, Run
+from onebase.runs.identity import as_yaml_reads
+from onebase.runs.interruption import Interrupted
+from onebase.runs.observer import JobStart, Observer
+from onebase.runs.render_date import local_time
+from onebase.runs.run import Run
+from onebase.runs.session import RunSession, run_session
 from onebase.search.budget import (
     Budget,
     Limits,
@@ -31,46 +30,53 @@ from onebase.search.budget import (
     fits_seconds,
     fits_tokens,
 )
-from onebase.search.history import Follower, RaceWatcher
-from onebase.search.leaderboard import Place, draw_ladder, ranked, write_ladder
+from onebase.search.history import History
+from onebase.search.leaderboard import Entry, draw_leaderboard, ranked, write_leaderboard
 from onebase.search.space import Configuration, Space, default_space
-from onebase.search.successive_halving import Course, Entrant, NobodyLeft, entrant_job
-from onebase.training.execution import summary
+from onebase.search.successive_halving import (
+    Candidate,
+    NobodyLeft,
+    SuccessiveHalving,
+    candidate_job,
+)
 from onebase.training.job import Job, TrainOptions
-from onebase.training.job_state import TaskData, task_data
-from onebase.training.stored_result import store_once
+from onebase.training.run_config import as_given
+from onebase.training.stored_result import store_job, summary
+from onebase.training.task_data import TaskData, task_data
 from onebase.training.train import check_jobs, precision_for
 
 RaceEnd = Literal["finished", "out of budget", "nobody left", "interrupted"]
-# A time budget is planned by the speed of these first ones; no race has fewer, if the space allows.
+# A time budget is planned by the speed of the first ones; a race has at least as many, if the space
+# allows.
 _MEASURED = 3
 
 
 @dataclass(frozen=True)
-class Raced:
-    """What a race left: the stored `adapter` of its best configuration, every configuration's
-    place (best first), and how it ended. `judged_tokens` were run through for held-out losses.
+class RaceResult:
+    """The result of a race: the stored `adapter` of its best configuration, the `entries` of all
+    configurations (best first), and how it ended. `tokens` were trained on, `evaluated_tokens` went
+    through evaluations.
     """
 
     run: Run
     adapter: StoredAdapter
-    places: tuple[Place, ...]
+    entries: tuple[Entry, ...]
     plan: RacePlan
     end: RaceEnd
     base_loss: float | None
     tokens: int
-    judged_tokens: int
+    evaluated_tokens: int
     seconds: float
 
     @property
     def plot(self) -> Path:
-        """The ladder as a picture."""
+        """The leaderboard as a picture."""
         return self.run.path / "ladder.png"
 
     @property
-    def ladder(self) -> list[dict[str, Any]]:
-        """The ladder in plain values, best first."""
-        return [place.as_row(rank) for rank, place in enumerate(self.places, start=1)]
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """The leaderboard in plain values, best first."""
+        return [entry.as_row(rank) for rank, entry in enumerate(self.entries, start=1)]
 
 
 def race(
@@ -78,78 +84,75 @@ def race(
     *,
     base: Base | None = None,
     workspace: Workspace | None = None,
-    watcher: RaceWatcher | None = None,
+    observer: Observer | None = None,
     space: Space | None = None,
     budget: Budget | None = None,
     count: int | None = None,
-) -> Raced:
-    """Race configurations of `space` (else the default one) at `job`'s task by successive halving,
-    train the winner to the end and store it as the task's next version.
+) -> RaceResult:
+    """Race configurations of `space` (else the default one) on `job`'s task by successive halving, train
+    the finalists to the end, and store the best as the task's next version.
 
-    `job.method` is not looked at, and `job.set` holds for all of them. What is not given of
-    `count` and the job's epochs is chosen by the `budget`, its time counted from this call; when
-    it is spent, and at Ctrl-C (which is not raised), the best so far is stored. Raises UsageError
-    or DataError before the first step, OnebaseError when there is nothing to keep.
+    `job.method` is ignored, and `job.set` holds for all configurations. Whichever of `count` and the
+    job's epochs is not given is chosen by the `budget`, whose time begins with this call. When it is
+    spent, and at Ctrl-C (which is not raised), the best so far is stored. Raises UsageError or DataError
+    before the first step, OnebaseError when there is nothing to store.
     """
     began = time.monotonic()
     budget, space = budget or Budget(), space or default_space(fixed=list(job.set))
     most = len(space.configurations)
-    candidates = space.first(most if count is None else count)
-    options = _check(job, candidates)
+    configurations = space.first(most if count is None else count)
+    options = _check(job, configurations)
     workspace = workspace or Workspace()
-    jobs = [entrant_job(job, item, options.epochs) for item in candidates]
+    jobs = [candidate_job(job, item, options.epochs) for item in configurations]
     base = base or Base.load(precision=precision_for(jobs, None))
     template = Template(
         base.tokenizer,
         kind=job.template,
         instruction=job.instruction,
         max_tokens=options.max_tokens,
-        moment=present(),
+        moment=local_time(),
     )
     data = _data(replace(jobs[0], task=job.task), template)
     epochs = options.epochs if "epochs" in job.set else None
     choice = _Choice(Size.of(data, options.batch_size * options.accumulation), most, count, epochs)
     plan = choice.within(fits_tokens(budget.tokens) if budget.tokens else None)
-    run = Run.create(workspace, _config(job, base, budget, plan, candidates))
-    follower, interruption = Follower(watcher), Interruption()
-    recorder = RunRecorder(run, follower)
-    limits = Limits(
-        interruption,
-        deadline=began + budget.seconds if budget.seconds else math.inf,
-        tokens=budget.tokens or math.inf,
-    )
-    on_gpu = [base.device] if base.device.type == "cuda" else []
-    ending: Ending = "failed"
-    outcome: dict[str, Any] = {}
-    with run.hold(), torch.random.fork_rng(devices=on_gpu), interruption:
-        # For what draws from torch itself, such as the dropout inside a whole model.
-        torch.manual_seed(job.seed)
-        try:
-            list_skipped(run, job.task, data.bad)
-            methods = [item.method for item in candidates]
+    config = _config(job, base, budget, plan, configurations)
+    history = History(observer)
+    try:
+        with run_session(
+            config, base, workspace, job.seed, observer=history, resumable=False
+        ) as run:
+            limits = Limits(
+                run.interruption,
+                deadline=began + budget.seconds if budget.seconds else math.inf,
+                tokens=budget.tokens or math.inf,
+            )
+            run.recorder.left_out(job.task, data.bad)
+            methods = [item.method for item in configurations]
             for text in [*data.notes, *unchanged_experts(base, methods)]:
-                recorder.noted(text, task=job.task)
-            course = Course(base, job, data, plan, recorder, follower, limits)
-            end = _run(course, choice, limits, candidates, watcher)
-            run.amend(_config(job, base, budget, course.plan, candidates))
-            if end == "interrupted" and not course.tokens:
+                run.note(text, task=job.task)
+            halving = SuccessiveHalving(base, job, data, plan, run.recorder, history, limits)
+            end = _run(halving, choice, limits, configurations, history)
+            run.run.amend(_config(job, base, budget, halving.plan, configurations))
+            if end == "interrupted" and not halving.tokens:
                 raise KeyboardInterrupt
-            best = course.best()
-            raced = _store(run, workspace, base, job, course, best, end, began, recorder)
-            ending = "interrupted" if end == "interrupted" else "finished"
-            outcome = {"adapters": [summary(raced.adapter)], "end": end}
-        except KeyboardInterrupt as stop:  # before the first step, or again at the very end
-            ending = "interrupted"
-            raise _nothing_kept(run) from stop
-        finally:
-            run.finish(ending, {"seconds": time.monotonic() - began, **outcome})
-    return raced
+            best = halving.best()
+            result = _store(run, workspace, base, job, halving, best, end, began)
+            run.ending = "interrupted" if end == "interrupted" else "finished"
+            run.summary = {
+                "seconds": result.seconds,
+                "adapters": [summary(result.adapter)],
+                "end": end,
+            }
+    except Interrupted as stop:  # before the first step, or again while the best was stored
+        raise _nothing_stored(stop) from stop
+    return result
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """What there is to choose from: the data's size, how many configurations there are at most,
-    and their number and epochs where these are given.
+    """What a plan is chosen by: the size of the data, the largest number of configurations, and their
+    number and epochs where these are given.
     """
 
     size: Size
@@ -168,25 +171,24 @@ class _Choice:
 
 
 def _run(
-    course: Course,
+    halving: SuccessiveHalving,
     choice: _Choice,
     limits: Limits,
-    candidates: Sequence[Configuration],
-    watcher: RaceWatcher | None,
+    configurations: Sequence[Configuration],
+    history: History,
 ) -> RaceEnd:
-    """Plan the race where time decides, and run it; how it ended."""
+    """Plan the race, where time decides, and run it. Returns how it ended."""
     try:
-        course.judge_base()
+        halving.evaluate_base()
         if choice.open and math.isfinite(limits.deadline):
-            course.enter(candidates[:_MEASURED])
-            speed = course.measure()
-            left = limits.deadline - time.monotonic()
-            course.settle_on(choice.within(fits_seconds(left, speed)))
-        entered = candidates[: course.plan.count]
-        if watcher:
-            watcher.planned(course.plan, entered)
-        course.enter(entered)
-        course.run(watcher)
+            halving.enter(configurations[:_MEASURED])
+            speed = halving.measure_speed()
+            seconds_left = limits.deadline - time.monotonic()
+            halving.change_plan(choice.within(fits_seconds(seconds_left, speed)))
+        chosen = configurations[: halving.plan.count]
+        history.started([_start(halving, chosen)])
+        halving.enter(chosen)
+        halving.run()
     except KeyboardInterrupt:
         return "interrupted"
     except OutOfBudget:
@@ -196,8 +198,28 @@ def _run(
     return "finished"
 
 
+def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) -> JobStart:
+    """The race as an observer is told of it."""
+    plan = halving.plan
+    methods = ", ".join(dict.fromkeys(item.method for item in configurations))
+    kept = ", ".join(
+        say(f"{rung.keep} at {share}", f"{share} 处 {rung.keep} 个")
+        for rung, share in zip(plan.rungs, plan.shares, strict=True)
+    )
+    text = say(
+        f"Racing {plan.count} configurations ({methods}) over {plan.epochs} epochs; they are reduced to "
+        f"{kept} of the way. About {plan.trained:,} tokens to train on and {plan.evaluated:,} to "
+        f"evaluate, {plan.share:.0%} of training all of them to the end.",
+        f"{plan.count} 个配置竞赛（{methods}），共 {plan.epochs} 个 epoch；留下：全程 {kept}。预计训练 "
+        f"{plan.trained:,} 个词元、评估 {plan.evaluated:,} 个词元，为全部训练到底的 {plan.share:.0%}。",
+    )
+    title = say("tokens", "词元")
+    task = halving.task
+    return JobStart(task, title, halving.tokens, plan.trained, unit="tokens", facts=(text,))
+
+
 def _data(job: Job, template: Template) -> TaskData:
-    """The rows that all configurations share. Raises UsageError where none are held out."""
+    """The rows that all configurations share. Raises UsageError where no row is held out."""
     data = task_data(job, template)
     if not data.held_out:
         raise _nothing_held_out()
@@ -205,8 +227,8 @@ def _data(job: Job, template: Template) -> TaskData:
 
 
 def _check(job: Job, configurations: Sequence[Configuration]) -> TrainOptions:
-    """Refuse what can't be raced, before anything is loaded. The options that all share."""
-    shared = [entrant_job(job, item, TrainOptions().epochs) for item in configurations]
+    """Refuse what can't be raced, before anything is loaded. Returns the options that all share."""
+    shared = [candidate_job(job, item, TrainOptions().epochs) for item in configurations]
     for item in shared:
         item.options()
     given = replace(shared[0], task=job.task, set={**shared[0].set, **job.set})
@@ -218,50 +240,47 @@ def _check(job: Job, configurations: Sequence[Configuration]) -> TrainOptions:
 
 
 def _store(
-    run: Run,
+    run: RunSession,
     workspace: Workspace,
     base: Base,
     job: Job,
-    course: Course,
-    best: Entrant,
+    halving: SuccessiveHalving,
+    best: Candidate,
     end: RaceEnd,
     began: float,
-    recorder: RunRecorder,
-) -> Raced:
-    """The best as the task's next version, and the ladder beside the run."""
-    places = ranked(course.places)
-    learner, configuration = best.learner, best.place.configuration
-    learner.job = replace(learner.job, task=job.task)
-    about = {
-        "configurations": len(places),
+) -> RaceResult:
+    """Store the best as the task's next version, and the leaderboard in the run's folder."""
+    entries = ranked(halving.entries)
+    state, configuration = best.state, best.entry.configuration
+    state.job = replace(state.job, task=job.task)
+    facts = {
+        "configurations": len(entries),
         "number": configuration.number,
         "settings": dict(configuration.settings),
-        "epochs": course.plan.epochs,
-        "judged_rows": len(learner.data.held_out),
-        "tokens": course.tokens,
-        "judged_tokens": course.judged_tokens,
+        "epochs": halving.plan.epochs,
+        "judged_rows": len(state.data.held_out),
+        "tokens": halving.tokens,
+        "judged_tokens": halving.evaluated_tokens,
         "end": end,
     }
-    base_loss = course.base_loss
-    store = AdapterStore(workspace)
-    stored = store_once(store, base, run, learner, base_loss, race=about)
+    base_loss, folder = halving.base_loss, run.run.path
+    stored = store_job(workspace, base, run.run, state, base_loss, race=facts)
     try:
-        facts = {"task": job.task, "base_eval_loss": base_loss, **about}
-        write_ladder(run.path / "ladder.json", places, **facts)
-        draw_ladder(run.path / "ladder.png", places, base_loss)
+        about = {"task": job.task, "base_eval_loss": base_loss, **facts}
+        write_leaderboard(folder / "ladder.json", entries, **about)
+        draw_leaderboard(folder / "ladder.png", entries, base_loss)
     except OSError as error:  # a full disk costs no more than the picture
-        recorder.noted(_not_drawn(run, error), task=job.task)
-    seconds = time.monotonic() - began
-    return Raced(
-        run=run,
+        run.note(_not_drawn(run.run, error), task=job.task)
+    return RaceResult(
+        run=run.run,
         adapter=stored,
-        places=tuple(places),
-        plan=course.plan,
+        entries=tuple(entries),
+        plan=halving.plan,
         end=end,
         base_loss=base_loss,
-        tokens=course.tokens,
-        judged_tokens=course.judged_tokens,
-        seconds=seconds,
+        tokens=halving.tokens,
+        evaluated_tokens=halving.evaluated_tokens,
+        seconds=time.monotonic() - began,
     )
 
 
@@ -273,48 +292,30 @@ def _config(
     configurations: Sequence[Configuration],
 ) -> dict[str, Any]:
     """What the run was asked for, and what was chosen."""
-    entered = configurations[: plan.count]
-    entrants = [entrant_job(job, item, plan.epochs) for item in entered]
-    config = {
-        "race": {
-            "task": job.task,
-            "budget": budget.text,
-            "configurations": plan.count,
-            "epochs": plan.epochs,
-            "rungs": [{"share": rung.share, "keep": rung.keep} for rung in plan.ladder],
-            "judged_rows": plan.judged_rows,
-        },
-        "base": base.name,
-        "base_fingerprint": base.fingerprint,
-        "precision": base.precision.text,
-        "folder": str(Path.cwd()),
-        "jobs": [
-            {
-                "task": entrant.task,
-                "data": str(entrant.data),
-                "held_out": None if entrant.held_out is None else str(entrant.held_out),
-                "method": entrant.method,
-                "instruction": entrant.instruction,
-                "template": entrant.template,
-                "columns": dict(entrant.columns),
-                "encoding": entrant.encoding,
-                "skip_bad": entrant.skip_bad,
-                "seed": entrant.seed,
-                "set": dict(entrant.set),
-            }
-            for entrant in entrants
-        ],
-    }
-    plain: dict[str, Any] = yaml.safe_load(
-        yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    candidates = [candidate_job(job, item, plan.epochs) for item in configurations[: plan.count]]
+    return as_yaml_reads(
+        {
+            "race": {
+                "task": job.task,
+                "budget": budget.text,
+                "configurations": plan.count,
+                "epochs": plan.epochs,
+                "rungs": [{"share": rung.share, "keep": rung.keep} for rung in plan.rungs],
+                "judged_rows": plan.evaluation_rows,
+            },
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "precision": base.precision.text,
+            "folder": str(Path.cwd()),
+            "jobs": [as_given(candidate) for candidate in candidates],
+        }
     )
-    return plain
 
 
 def _not_drawn(run: Run, error: OSError) -> str:
     reason = error.strerror or str(error)
     return say(
-        f"The ladder of race {run.id} can't be written: {reason}. Its winner is stored.",
+        f"The leaderboard of race {run.id} can't be written: {reason}. Its winner is stored.",
         f"无法写出竞赛 {run.id} 的排名：{reason}。优胜者已保存。",
     )
 
@@ -322,21 +323,21 @@ def _not_drawn(run: Run, error: OSError) -> str:
 def _nothing_held_out() -> UsageError:
     return UsageError(
         say(
-            "A race is judged by held-out rows, and there are none.",
+            "A race needs held-out rows for evaluation, and there are none.",
             "竞赛需要用留出数据评判，但没有留出数据。",
         ),
         say(
-            "Set held_out above 0, or give a file with --held-out.",
+            "Set held_out above 0, or name a file with --held-out.",
             "请将 held_out 设为大于 0，或用 --held-out 指定文件。",
         ),
     )
 
 
-def _nothing_kept(run: Run) -> Interrupted:
+def _nothing_stored(stop: Interrupted) -> Interrupted:
     return Interrupted(
         say(
-            f"Race {run.id} was interrupted before its best could be kept.",
-            f"竞赛 {run.id} 在保存最佳结果之前被中断。",
+            f"{stop.message} Its best configuration could not be stored yet.",
+            f"{stop.message}最佳结果尚未保存。",
         ),
         say("Start it again with onebase race.", "请用 onebase race 重新开始。"),
     )

@@ -1,4 +1,4 @@
-"""What is raced: configurations of methods and settings, the most promising first."""
+"""The search space of a race: configurations of methods and settings, the most promising first."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,16 @@ from onebase.language import say
 from onebase.training.job import Job
 from onebase.training.yaml_file import read_yaml
 
-# One thing that varies: what each choice sets, the first the method's default or the likeliest.
+# One dimension: the settings of each choice; the first is the method's default or the most likely.
 Axis = tuple[Mapping[str, Any], ...]
 
-# What all configurations share: they learn from the same rows, for the same length.
+# The same for all configurations: they are trained on the same rows, for the same length.
 SHARED = ("epochs", "held_out", "max_tokens")
 
 _TOKENS: Axis = ({}, {"virtual_tokens": 40}, {"virtual_tokens": 10})
 _INIT: Axis = ({}, {"init": "vocab"})
 _RANK: Axis = ({}, {"rank": 16, "alpha": 32.0}, {"rank": 4, "alpha": 8.0})
-# Factors on a method's own learning rate, and what else varies of it.
+# Factors on a method's default learning rate, and its other dimensions.
 _RATES: dict[str, tuple[float, ...]] = {
     "full": (1, 2, 0.5, 4),
     "lora": (1, 2, 0.5, 4),
@@ -40,7 +40,7 @@ _AXES: dict[str, tuple[Axis, ...]] = {
     "p-tuning": (({}, {"encoder": "lstm"}), ({}, {"virtual_tokens": 40})),
     "p-tuning-v2": (_TOKENS, _INIT),
 }
-# Whose turn it is: every method's default within the first seven, then more of what does well.
+# The order of methods: every method's default among the first seven, then more of those that do well.
 _TURNS = (
     *("lora", "p-tuning-v2", "prompt-tuning", "p-tuning", "ia3", "lora"),
     *("lora+p-tuning-v2", "p-tuning-v2", "lora", "prompt-tuning", "p-tuning", "p-tuning-v2"),
@@ -51,7 +51,7 @@ _TURNS = (
 
 @dataclass(frozen=True)
 class Configuration:
-    """One entrant of a race: its `number` (from 1), its method, and the settings of its own."""
+    """One configuration of a race: its `number` (from 1), its method, and its own settings."""
 
     number: int
     method: str
@@ -65,7 +65,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Space:
-    """Configurations in the order in which they are tried, none twice."""
+    """Distinct configurations, in the order in which they are tried."""
 
     configurations: tuple[Configuration, ...]
 
@@ -73,7 +73,7 @@ class Space:
         """The first `count`. Raises UsageError where there are not as many, or too few to race."""
         if count < 2:
             raise UsageError(
-                say(f"A race of {count} is none.", f"{count} 个配置无法竞赛。"),
+                say(f"A race of {count} configuration is not a race.", f"{count} 个配置无法竞赛。"),
                 say("Race at least 2 configurations.", "请至少使用 2 个配置。"),
             )
         if count > len(self.configurations):
@@ -83,7 +83,7 @@ class Space:
                     f"搜索空间只有 {len(self.configurations)} 个配置，不足 {count} 个。",
                 ),
                 say(
-                    "Ask for fewer with --configs, or widen it with --methods or --space.",
+                    "Ask for fewer with --configs, or enlarge the space with --methods or --space.",
                     "请用 --configs 减少数量，或用 --methods、--space 扩大搜索空间。",
                 ),
             )
@@ -91,9 +91,8 @@ class Space:
 
 
 def default_space(methods: Sequence[str] = (), fixed: Sequence[str] = ()) -> Space:
-    """Around each method's defaults, the defaults first; only of `methods` where some are named.
-
-    `fixed` settings are given for all configurations and don't vary. Raises UsageError.
+    """Configurations around each method's defaults, the defaults first; of `methods` only, if any are
+    named. `fixed` settings are the same for all configurations. Raises UsageError.
     """
     chosen = list(dict.fromkeys(canonical_method(name) for name in methods))
     turns = [name for name in _TURNS if name in chosen or not chosen]
@@ -103,8 +102,8 @@ def default_space(methods: Sequence[str] = (), fixed: Sequence[str] = ()) -> Spa
 
 
 def read_space(file: str | Path) -> Space:
-    """The space that a YAML file holds: a list of `{method, set}`, in that order; or methods, each
-    with its settings and their values, of which every combination is raced.
+    """The space in a YAML file: a list of `{method, set}`, in that order; or methods, each with its
+    settings and their values, every combination of which is raced.
 
     Raises UsageError naming the method and the key.
     """
@@ -122,18 +121,18 @@ def read_space(file: str | Path) -> Space:
             if key in SHARED:
                 raise UsageError(
                     say(
-                        f"{path}: {key} can't differ between the configurations of a race.",
+                        f"{path}: {key} must be the same for all configurations of a race.",
                         f"{path}：同一竞赛中各配置的 {key} 不能不同。",
                     ),
-                    say(f"Give it once for all: --set {key}=….", f"请统一给出：--set {key}=…。"),
+                    say(f"Set it for all of them: --set {key}=….", f"请统一给出：--set {key}=…。"),
                 )
         Job("race", "", configuration.method, set=configuration.settings).options()
     return space
 
 
 def _default_axes(method: str) -> list[Axis]:
-    """What varies of a method, its learning rate first; of joined ones, each one's own axes at its
-    own learning rate.
+    """The dimensions of a method, its learning rate first; of a composite, those of each method, at its
+    default learning rate.
     """
     names = parts_of(method)
     if len(names) == 1:
@@ -162,35 +161,35 @@ def _without(axis: Axis, fixed: Sequence[str]) -> Axis:
 
 def _space(turns: Sequence[str], axes: Mapping[str, Sequence[Axis]]) -> Space:
     """Every combination of each method's axes, the methods taking turns."""
-    left = {method: _combinations(axes[method]) for method in dict.fromkeys(turns)}
+    stop = {method: _combinations(axes[method]) for method in dict.fromkeys(turns)}
 
     def taking_turns() -> Iterator[tuple[str, dict[str, Any]]]:
         exhausted: set[str] = set()
         for method in itertools.cycle(turns):
-            settings = next(left[method], None)
+            settings = next(stop[method], None)
             if settings is not None:
                 yield method, settings
                 continue
             exhausted.add(method)
-            if len(exhausted) == len(left):
+            if len(exhausted) == len(stop):
                 return
 
     return _numbered(taking_turns())
 
 
 def _combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
-    """Every combination of one choice an axis, by how far the choices are from the first ones."""
-    places = itertools.product(*(range(len(axis)) for axis in axes))
-    for place in sorted(places, key=lambda indices: (sum(indices), [-i for i in indices])):
+    """Every combination of one choice an axis, ordered by the distance of the choices from the first."""
+    entries = itertools.product(*(range(len(axis)) for axis in axes))
+    for entry in sorted(entries, key=lambda indices: (sum(indices), [-i for i in indices])):
         settings: dict[str, Any] = {}
-        for axis, index in zip(axes, place, strict=True):
+        for axis, index in zip(axes, entry, strict=True):
             settings |= axis[index]
         yield settings
 
 
-def _numbered(found: Iterator[tuple[str, dict[str, Any]]]) -> Space:
+def _numbered(configurations: Iterator[tuple[str, dict[str, Any]]]) -> Space:
     distinct: list[tuple[str, dict[str, Any]]] = []
-    for item in found:
+    for item in configurations:
         if item not in distinct:
             distinct.append(item)
     return Space(
@@ -208,7 +207,7 @@ def _method(path: Path, name: object) -> str:
 
 
 def _axes(path: Path, name: str, settings: Any) -> list[Axis]:
-    """A method's settings as axes; a value alone is a choice of one."""
+    """A method's settings as axes; a single value is an axis with one choice."""
     if settings is None:
         return []
     if not isinstance(settings, dict):
@@ -240,7 +239,7 @@ def _listed(path: Path, item: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 3e-2 as a text; it is a number here."""
+    """YAML 1.1 reads 3e-2 as text; here it is a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -249,9 +248,12 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _shape(path: Path, found: object) -> UsageError:
+def _shape(path: Path, content: object) -> UsageError:
     return UsageError(
-        say(f"{path} is no space to race: {found!r}.", f"{path} 不是有效的搜索空间：{found!r}。"),
+        say(
+            f"{path} is not a search space: {content!r}.",
+            f"{path} 不是有效的搜索空间：{content!r}。",
+        ),
         say(
             "Write methods with values (lora: {rank: [8, 16]}), or a list of {method: lora, set: "
             "{rank: 8}}.",

@@ -1,4 +1,4 @@
-"""In which order a job takes its rows."""
+"""The order in which a job takes its rows."""
 
 import math
 import random
@@ -12,9 +12,9 @@ from onebase.engine.rows import TokenRow
 Item = TypeVar("Item")
 
 
-class Order(Generic[Item]):
-    """An endless iterator: every row once an epoch, `size` rows a step, in an order that `seed`
-    and the epoch give. The last step of an epoch takes what is left.
+class BatchSampler(Generic[Item]):
+    """An endless iterator over batches of `size` rows: every row once an epoch, in an order given by
+    `seed` and the epoch. The last batch of an epoch has the rows that are left.
     """
 
     def __init__(self, rows: list[Item], size: int, seed: int) -> None:
@@ -25,7 +25,7 @@ class Order(Generic[Item]):
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Batches an epoch."""
         return math.ceil(len(self._rows) / self._size)
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -39,26 +39,26 @@ class Order(Generic[Item]):
         return rows
 
     def _shuffle(self) -> None:
-        self._before = torch.tensor(self._random.getstate()[1])
+        self._random_at_start = torch.tensor(self._random.getstate()[1])
         self._shuffled = list(self._rows)
         self._random.shuffle(self._shuffled)
         self._taken = 0
 
-    def state(self) -> dict[str, Any]:
-        """Where the order stands: the random state this epoch began with, and the rows taken."""
-        return {"random": self._before, "taken": self._taken}
+    def state_dict(self) -> dict[str, Any]:
+        """The random state at the start of this epoch, and how many rows were taken since."""
+        return {"random": self._random_at_start, "taken": self._taken}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stands."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
         version, _, spare = self._random.getstate()
         self._random.setstate((version, tuple(state["random"].tolist()), spare))
         self._shuffle()
         self._taken = state["taken"]
 
 
-class GivenOrder:
-    """An endless iterator over `batches` as they are given, all of them an epoch: what `Order` is
-    to a training, this is to a trial of it.
+class FixedBatches:
+    """An endless iterator over given batches in their order, all of them an epoch: the sampler of a dry
+    run.
     """
 
     def __init__(self, batches: Sequence[list[TokenRow]]) -> None:
@@ -67,17 +67,17 @@ class GivenOrder:
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Batches an epoch."""
         return len(self._batches)
 
     def __next__(self) -> list[TokenRow]:
         self._taken += 1
         return self._batches[(self._taken - 1) % len(self._batches)]
 
-    def state(self) -> dict[str, Any]:
-        """Where it stands."""
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches were taken."""
         return {"taken": self._taken}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` stands."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
         self._taken = state["taken"]

@@ -1,9 +1,9 @@
-"""The joint loop: jobs of any methods learn in the same passes over one frozen base."""
+"""The joint loop: jobs of any methods are trained in the same passes over one frozen base."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -11,7 +11,8 @@ from onebase.adapters.contribution import Contribution
 from onebase.engine.rows import TokenRow, by_budget, token_losses
 from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
-from onebase.training.job_state import Learner
+from onebase.runs.observer import Observer
+from onebase.training.job_state import JobState
 
 # Tokens in one pass, by kind of device. On a CPU larger packs hardly speed up the products, and
 # memory grows with them; a GPU waits for its next kernel when packs are small (LOG.md).
@@ -19,152 +20,141 @@ _PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 
 def pack_tokens(device: torch.device) -> int:
-    """How many tokens one training pass takes on `device`, or a quarter more;
-    an evaluation's takes twice as many.
+    """The tokens of one training pass on `device`, give or take a quarter; an evaluation's pass takes
+    twice as many.
     """
     return _PACK_TOKENS.get(device.type, _PACK_TOKENS["cuda"])
 
 
-class Watcher(Protocol):
-    """Who is told what happens: the run's record, the progress display."""
+class BetweenSteps(Protocol):
+    """What happens between two joint steps, such as saving a checkpoint."""
 
-    def started(self, learners: Sequence[Learner]) -> None:
-        """Before the first step."""
-
-    def learned(self, learner: Learner, record: dict[str, Any]) -> None:
-        """After each optimizer step of a job."""
-
-    def judged(self, learner: Learner, record: dict[str, Any]) -> None:
-        """After each evaluation of a job."""
-
-
-class Keeper(Protocol):
-    """Who keeps what has been learned."""
-
-    def between(self, *, judged: bool) -> None:
-        """Between two joint steps, `judged` after an evaluation. May raise KeyboardInterrupt."""
+    def between_steps(self, *, evaluated: bool = False) -> None:
+        """Between two joint steps; `evaluated`: after an evaluation. May raise KeyboardInterrupt."""
 
     def check(self) -> None:
         """Between two passes of an evaluation. May raise KeyboardInterrupt, to abandon it."""
 
 
 def train_together(
-    learners: Sequence[Learner], watcher: Watcher, keeper: Keeper | None = None
+    states: Sequence[JobState], observer: Observer, run: BetweenSteps | None = None
 ) -> None:
-    """Train every job from where it stands to its end; each keeps its best state by its own
-    held-out loss. Those on one base learn in the same passes, those with a base of their own one
-    after another.
+    """Train every job from where it stands to its end, and load its best state by its own held-out
+    loss. Jobs on one base are trained in the same passes; those with a base of their own one after
+    another.
 
-    A job's numbers are those it would have alone: its rows, order, optimizer and normalisation
-    are its own, and segments of other jobs in a pack are invisible to it. A job whose loss
-    explodes or is no longer finite ends there, alone.
+    A job's numbers are those it would have alone: its rows, order, optimizer and normalisation are its
+    own, and segments of other jobs in a pack are invisible to it. A job whose loss explodes or is no
+    longer finite ends there; the others go on.
     """
-    watcher.started(learners)
-    for base in dict.fromkeys(learner.base for learner in learners):
-        own = [learner for learner in learners if learner.base is base]
-        check = keeper.check if keeper else None
-        # All of them, whether done or not: a resumed session finds the same to the last bit.
-        trunk = None if all(one.done for one in own) else shared_trunk(base, own, check)
+    for base in dict.fromkeys(state.base for state in states):
+        jobs = [state for state in states if state.base is base]
+        check = run.check if run else None
+        # All of them, whether done or not: a resumed session computes the same to the last bit.
+        trunk = None if all(job.done for job in jobs) else shared_trunk(base, jobs, check)
         while True:
-            due = [learner for learner in own if learner.due]
+            due = [job for job in jobs if job.evaluation_due]
             if due:
-                evaluate_together(base, due, watcher, check, trunk=trunk)
-            if keeper:
-                keeper.between(judged=bool(due))
-            active = [learner for learner in own if not learner.done]
+                evaluate_together(base, due, observer, check, trunk=trunk)
+            if run:
+                run.between_steps(evaluated=bool(due))
+            active = [job for job in jobs if not job.done]
             if not active:
                 break
-            step_together(base, active, watcher, trunk=trunk)
-        for learner in own:
-            learner.adapter.load_state_dict(learner.best)
+            step_together(base, active, observer, trunk=trunk)
+        for job in jobs:
+            job.trainable.load_best()
 
 
 def shared_trunk(
-    base: Base, learners: Sequence[Learner], check: Callable[[], None] | None = None
+    base: Base, jobs: Sequence[JobState], check: Callable[[], None] | None = None
 ) -> Trunk | None:
-    """The frozen trunk of the jobs that begin above the base's first layer, all their rows run
+    """The frozen trunk of the jobs that begin above the base's first layer, with all their rows run
     through it; None where there is no such job. One fp32 job makes it fp32.
     """
-    kinds = {learner.options.trunk for learner in learners if learner.depth}
+    kinds = {job.options.trunk for job in jobs if job.depth}
     if not kinds:
         return None
     trunk = Trunk(base, kept="fp32" if "fp32" in kinds else "fp16")
-    for learner in learners:
-        if trunk.usable(learner.depth):
-            rows = [*learner.data.train, *learner.data.held_out]
-            trunk.prepare(learner.depth, [row.ids for row in rows], check)
+    for job in jobs:
+        if trunk.usable(job.depth):
+            rows = [*job.data.train, *job.data.held_out]
+            trunk.prepare(job.depth, [row.ids for row in rows], check)
     return trunk
 
 
 def step_together(
-    base: Base, learners: Sequence[Learner], watcher: Watcher, *, trunk: Trunk | None = None
+    base: Base, jobs: Sequence[JobState], observer: Observer, *, trunk: Trunk | None = None
 ) -> None:
-    """One optimizer step of every job: pack, pass, backward, update. Jobs that begin above the
-    first layer take what enters there from `trunk`.
+    """One optimizer step of every job: pack, pass, backward, update. Jobs that begin above the first
+    layer take its input from `trunk`.
     """
     began = time.perf_counter()
-    batches = {learner.job.task: learner.next_batch() for learner in learners}
-    for learner in learners:
-        learner.adapter.train()
-    losses = _gradients(base, learners, batches, trunk)
-    if len(learners) > 1 and not all(map(_sound, learners, losses.values())):
-        # What isn't finite spreads through a shared pass (0 * inf is no 0): each job by itself.
+    batches = {job.task: job.next_batch() for job in jobs}
+    for job in jobs:
+        job.adapter.train()
+    losses = _gradients(base, jobs, batches, trunk)
+    if len(jobs) > 1 and not all(map(_finite, jobs, losses.values())):
+        # What isn't finite spreads through a shared pass (0 * inf is not 0): each job by itself.
         losses = {}
-        for learner in learners:
-            learner.optimizer.zero_grad(set_to_none=True)
-            losses |= _gradients(base, [learner], batches, trunk)
-    for learner, loss in zip(learners, losses.values(), strict=True):
-        learner.trouble = learner.trouble_with(loss)
+        for job in jobs:
+            job.trainable.discard_gradients()
+            losses |= _gradients(base, [job], batches, trunk)
+    for job, loss in zip(jobs, losses.values(), strict=True):
+        job.trouble = job.record_loss(loss)
     elapsed = time.perf_counter() - began
-    tokens = {t: sum(len(r.ids) for part in parts for r in part) for t, parts in batches.items()}
-    for learner in learners:
-        task = learner.job.task
-        if learner.trouble:
-            learner.optimizer.zero_grad(set_to_none=True)
+    for job in jobs:
+        if job.trouble:
+            job.trainable.discard_gradients()
             continue
-        norm, rate = learner.update()
-        learner.tokens += tokens[task]
-        learner.seconds += elapsed
+        norm, rate = job.update()
+        tokens = sum(len(row.ids) for micro_batch in batches[job.task] for row in micro_batch)
+        job.tokens += tokens
+        job.seconds += elapsed
         record = {
-            "step": learner.step,
-            "epoch": learner.epoch,
-            "loss": losses[task],
+            "epoch": job.epoch,
+            "loss": losses[job.task],
             "learning_rate": rate,
             "gradient_norm": norm,
-            "tokens": learner.tokens,
-            "tokens_per_second": tokens[task] / elapsed,
+            "tokens": job.tokens,
+            "tokens_per_second": tokens / elapsed,
         }
-        watcher.learned(learner, record)
+        observer.step(job.task, job.step, record)
 
 
 def _gradients(
     base: Base,
-    learners: Sequence[Learner],
+    jobs: Sequence[JobState],
     batches: Mapping[str, list[list[TokenRow]]],
     trunk: Trunk | None,
 ) -> dict[str, float]:
-    """The losses of the learners' batches, by task in their order; gradients are added up."""
-    own = {learner.job.task: batches[learner.job.task] for learner in learners}
-    losses = dict.fromkeys(own, 0.0)
+    """The losses of the jobs' batches, by task in their order; gradients are accumulated."""
+    micro_batches = {job.task: batches[job.task] for job in jobs}
+    losses = dict.fromkeys(micro_batches, 0.0)
     mixed = base.device.type == "cuda" and any(
-        learner.adapter.options.get("mixed_precision") for learner in learners
+        job.adapter.options.get("mixed_precision") for job in jobs
     )
     # Exact, so a job that did not ask for it loses nothing but time.
-    checkpointing = any(learner.options.gradient_checkpointing for learner in learners)
-    depths = {learner.job.task: learner.depth for learner in learners}
-    labels = {task: sum(r.labels for part in parts for r in part) for task, parts in own.items()}
-    for turn in range(max(len(parts) for parts in own.values())):
-        rows = [row for parts in own.values() for row in (parts[turn] if turn < len(parts) else [])]
-        for group, above in _packs(rows, pack_tokens(base.device), depths, trunk):
-            names = {row.adapter for row in group}
+    checkpointing = any(job.options.gradient_checkpointing for job in jobs)
+    depths = {job.task: job.depth for job in jobs}
+    labels = {
+        task: sum(row.labels for rows in parts for row in rows)
+        for task, parts in micro_batches.items()
+    }
+    for turn in range(max(len(parts) for parts in micro_batches.values())):
+        rows = [
+            row
+            for parts in micro_batches.values()
+            for row in (parts[turn] if turn < len(parts) else [])
+        ]
+        for group, group_trunk in _packs(rows, pack_tokens(base.device), depths, trunk):
+            tasks = {row.adapter for row in group}
             contributions = {
-                learner.job.task: learner.adapter.contribution()
-                for learner in learners
-                if learner.job.task in names
+                job.task: job.adapter.contribution() for job in jobs if job.task in tasks
             }
             with torch.autocast(base.device.type, torch.bfloat16, enabled=mixed):
                 token_loss, row_of = token_losses(
-                    base, group, contributions, checkpointing=checkpointing, trunk=above
+                    base, group, contributions, checkpointing=checkpointing, trunk=group_trunk
                 )
             # Each job's own mean over the labels of its whole step, whatever the packs.
             weights = torch.tensor([1 / labels[str(row.adapter)] for row in group])
@@ -177,63 +167,62 @@ def _gradients(
 def _packs(
     rows: Sequence[TokenRow], tokens: int, depths: Mapping[str, int], trunk: Trunk | None
 ) -> Iterator[tuple[list[TokenRow], Trunk | None]]:
-    """Rows in packs of about `tokens` tokens, those that begin at one layer together, and the
-    trunk for the packs that begin above the first.
+    """Rows in packs of about `tokens` tokens, those that begin at one layer together, and the trunk for
+    the packs that begin above the first.
     """
     by_layer: dict[int, list[TokenRow]] = {}
     for row in rows:
         depth = depths.get(str(row.adapter), 0)
         by_layer.setdefault(depth if trunk and trunk.usable(depth) else 0, []).append(row)
-    for layer, own in by_layer.items():
-        for group in by_budget(own, tokens):
+    for layer, layer_rows in by_layer.items():
+        for group in by_budget(layer_rows, tokens):
             yield group, trunk if layer else None
 
 
-def _sound(learner: Learner, loss: float) -> bool:
+def _finite(job: JobState, loss: float) -> bool:
     """Whether a step's loss and gradients are finite."""
-    gradients = [p.grad for p in learner.adapter.parameters() if p.grad is not None]
-    return math.isfinite(loss) and math.isfinite(torch.nn.utils.get_total_norm(gradients))
+    return math.isfinite(loss) and math.isfinite(job.trainable.gradient_norm())
 
 
 def evaluate_together(
     base: Base,
-    learners: Sequence[Learner],
-    watcher: Watcher,
+    jobs: Sequence[JobState],
+    observer: Observer,
     check: Callable[[], None] | None = None,
     *,
     trunk: Trunk | None = None,
 ) -> None:
-    """The held-out loss of every job, in shared passes; keeps the best states. `check` is called
-    after every pass; what it raises leaves the jobs as they were.
+    """The held-out loss of every job, in shared passes; keeps the best states. `check` is called after
+    every pass; what it raises leaves the jobs as they were.
     """
-    depths = {learner.job.task: learner.depth for learner in learners}
+    depths = {job.task: job.depth for job in jobs}
     contributions: dict[str, Contribution] = {}
-    for learner in learners:
-        learner.adapter.eval()
+    for job in jobs:
+        job.adapter.eval()
         with torch.no_grad():
-            contributions[learner.job.task] = learner.adapter.contribution()
-    rows = [row for learner in learners for row in learner.data.held_out]
+            contributions[job.task] = job.adapter.contribution()
+    rows = [row for job in jobs for row in job.data.held_out]
     means = mean_losses(base, rows, contributions, check, depths=depths, trunk=trunk)
     if len(means) > 1 and not all(map(math.isfinite, means.values())):
-        for learner in learners:  # as in a step: each job by itself
-            own = learner.data.held_out
-            means |= mean_losses(base, own, contributions, check, depths=depths, trunk=trunk)
-    for learner in learners:
-        loss = means.get(learner.job.task)
+        for job in jobs:  # as in a step: each job by itself
+            rows = job.data.held_out
+            means |= mean_losses(base, rows, contributions, check, depths=depths, trunk=trunk)
+    for job in jobs:
+        loss = means.get(job.task)
         if loss is not None and not math.isfinite(loss):
-            learner.trouble = "not finite"
+            job.trouble = "not finite"
             continue
-        best = learner.judge(loss)
+        best = job.record_evaluation(loss)
         if loss is not None:
-            record = {"step": learner.step, "epoch": learner.epoch, "eval_loss": loss, "best": best}
-            watcher.judged(learner, record)
+            record = {"epoch": job.epoch, "eval_loss": loss, "best": best}
+            observer.evaluated(job.task, job.step, record)
 
 
 def base_losses(
-    base: Base, learners: Sequence[Learner], check: Callable[[], None] | None = None
+    base: Base, jobs: Sequence[JobState], check: Callable[[], None] | None = None
 ) -> dict[str, float]:
-    """Each job's held-out loss under the bare base with the job's instruction alone."""
-    rows = [(learner.job.task, row.bare()) for learner in learners for row in learner.data.held_out]
+    """Each job's held-out loss under the bare base, with the job's instruction alone."""
+    rows = [(job.task, row.bare()) for job in jobs for row in job.data.held_out]
     return _mean_by(base, rows, {}, check, {}, None)
 
 
@@ -246,8 +235,8 @@ def mean_losses(
     depths: Mapping[str, int] | None = None,
     trunk: Trunk | None = None,
 ) -> dict[str, float]:
-    """The mean loss a label (nats) of every adapter's rows. No gradient. `depths` says at which
-    layer an adapter may begin, from `trunk`.
+    """The mean loss of a label (nats) over every adapter's rows, without gradients. `depths` is the layer
+    at which an adapter may begin, from `trunk`.
     """
     named = [(str(row.adapter), row) for row in rows]
     return _mean_by(base, named, contributions, check, depths or {}, trunk)
@@ -261,15 +250,15 @@ def _mean_by(
     depths: Mapping[str, int],
     trunk: Trunk | None,
 ) -> dict[str, float]:
-    """The mean loss a label of all rows under one name."""
+    """The mean loss of a label over all rows with one name."""
     total: dict[str, float] = {}
     count: dict[str, int] = {}
     names = {id(row): name for name, row in rows}
-    for group, above in _packs(
+    for group, group_trunk in _packs(
         [row for _, row in rows], 2 * pack_tokens(base.device), depths, trunk
     ):
         with torch.no_grad():
-            losses, row_of = token_losses(base, group, contributions, trunk=above)
+            losses, row_of = token_losses(base, group, contributions, trunk=group_trunk)
         sums = torch.zeros(len(group), dtype=torch.float64).index_add_(
             0, row_of.cpu(), losses.double().cpu()
         )

@@ -1,24 +1,23 @@
-"""What a run was asked for, as its config.yaml holds it: from jobs, back to jobs, and compared."""
+"""What a training run was asked for, in its config.yaml: written from jobs, read back, compared."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from onebase.adapters.methods import METHODS
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.render_date import recorded
+from onebase.runs.identity import as_yaml_reads, identity_of
+from onebase.runs.render_date import render_date_config
+from onebase.runs.resume import incomplete_config, path_from
+from onebase.runs.run import Run
 from onebase.training.job import Job
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 
-# What must be the same for a run to go on; the rest says where things are.
+# What must be the same for a run to be resumed; the rest says where things are.
 _OF_RUN = ("base_fingerprint", "precision")
 _OF_JOB = (
     *(
@@ -36,48 +35,59 @@ _OF_JOB = (
 )
 
 
-def request_of(base: Base, learners: Sequence[Learner]) -> dict[str, Any]:
-    """The config of a run of these learners: every setting in full, and hashes of all it needs."""
-    config = {
-        "base": base.name,
-        "base_fingerprint": base.fingerprint,
-        "precision": base.precision.text,
-        "folder": str(Path.cwd()),
-        **recorded(_moment(learners)),
-        "jobs": [_job(learner) for learner in learners],
-    }
-    plain: dict[str, Any] = yaml.safe_load(
-        yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+def run_config(base: Base, states: Sequence[JobState]) -> dict[str, Any]:
+    """The config of a run of these jobs: every setting in full, and hashes of all that it needs."""
+    rendered_at = states[0].template.moment  # the same for all of them
+    assert rendered_at is not None
+    config = as_yaml_reads(
+        {
+            "base": base.name,
+            "base_fingerprint": base.fingerprint,
+            "precision": base.precision.text,
+            "folder": str(Path.cwd()),
+            **render_date_config(rendered_at),
+            "jobs": [_job_config(state) for state in states],
+        }
     )
     same = {
-        **{key: plain[key] for key in _OF_RUN},
+        **{key: config[key] for key in _OF_RUN},
         "jobs": [
-            [job["task"], *(job[key] for key in _OF_JOB if key not in _left_out(learner))]
-            for job, learner in zip(plain["jobs"], learners, strict=True)
+            [job["task"], *(job[key] for key in _OF_JOB if key not in _not_hashed(state))]
+            for job, state in zip(config["jobs"], states, strict=True)
         ],
     }
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode())
-    return {"identity": digest.hexdigest(), **plain}
+    return {"identity": identity_of(same), **config}
 
 
-def _moment(learners: Sequence[Learner]) -> datetime:
-    """When their rows were rendered: all at one moment."""
-    moment = learners[0].template.moment
-    assert moment is not None
-    return moment
-
-
-def _left_out(learner: Learner) -> list[str]:
-    """What is not in the hash of a job: its rows where the chat template writes the date, which is
-    another on another day; an encoding that was not given, which earlier versions did not know.
+def _not_hashed(state: JobState) -> list[str]:
+    """What is not in the hash of a job: its rows where the chat template writes the date, which changes
+    from day to day; an encoding that was not given, which earlier versions did not know.
     """
-    dated = ["rows_sha256"] if learner.template.dated else []
-    return dated if learner.job.encoding else [*dated, "encoding"]
+    dated = ["rows_sha256"] if state.template.dated else []
+    return dated if state.job.encoding else [*dated, "encoding"]
 
 
-def _job(learner: Learner) -> dict[str, Any]:
-    job, data = learner.job, learner.data
-    options, own = job.options()
+def _job_config(state: JobState) -> dict[str, Any]:
+    job, data = state.job, state.data
+    options, method_settings = job.options()
+    return {
+        **as_given(job),
+        "set": {
+            **options.model_dump(),
+            "learning_rate": _one_or_all(job.rates()),
+            "beta2": _one_or_all(job.beta2s()),
+            **method_settings,
+        },
+        "options": state.adapter.options,
+        "data_sha256": data.dataset.sha256,
+        "held_out_sha256": data.held_out_sha256,
+        "rows_sha256": data.digest(),
+        "torch": str(torch.__version__),
+    }
+
+
+def as_given(job: Job) -> dict[str, Any]:
+    """A job in plain values, its settings as they were given."""
     return {
         "task": job.task,
         "data": str(job.data),
@@ -89,17 +99,7 @@ def _job(learner: Learner) -> dict[str, Any]:
         "encoding": job.encoding,
         "skip_bad": job.skip_bad,
         "seed": job.seed,
-        "set": {
-            **options.model_dump(),
-            "learning_rate": _one_or_all(job.rates()),
-            "beta2": _one_or_all(job.beta2s()),
-            **own,
-        },
-        "options": learner.adapter.options,
-        "data_sha256": data.dataset.sha256,
-        "held_out_sha256": data.held_out_sha256,
-        "rows_sha256": data.digest(),
-        "torch": str(torch.__version__),
+        "set": dict(job.set),
     }
 
 
@@ -108,13 +108,13 @@ def _one_or_all(values: dict[str, float]) -> float | dict[str, float]:
     return values if len(values) > 1 else next(iter(values.values()))
 
 
-def jobs_of(config: Mapping[str, Any]) -> list[Job]:
-    """The jobs that a config describes, their data looked for where it was."""
+def jobs_in(config: Mapping[str, Any]) -> list[Job]:
+    """The jobs of a config, with the paths of their data as they are read from here."""
     return [
         Job(
             task=item["task"],
-            data=_placed(item["data"], config),
-            held_out=None if item["held_out"] is None else _placed(item["held_out"], config),
+            data=path_from(config, item["data"]),
+            held_out=None if item["held_out"] is None else path_from(config, item["held_out"]),
             encoding=item.get("encoding"),
             set=_given(item["set"]),
             **{
@@ -126,21 +126,17 @@ def jobs_of(config: Mapping[str, Any]) -> list[Job]:
     ]
 
 
-def base_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    """The name of a config's base, a folder looked for where it was, and its precision."""
-    return _placed(config["base"], config), config["precision"]
-
-
-def _placed(name: str, config: Mapping[str, Any]) -> str:
-    """A path as it is to be read from here: relative ones are meant from the run's own folder."""
-    folder = Path(config.get("folder", "."))
-    if folder == Path.cwd() or not (folder / name).exists():
-        return name
-    return str(folder / name)
+def base_in(run: Run) -> tuple[str, str]:
+    """The name (or folder) of a run's base, and its precision. Raises CorruptFileError."""
+    try:
+        config = run.config
+        return path_from(config, config["base"]), config["precision"]
+    except (KeyError, TypeError) as error:
+        raise incomplete_config(run, error) from error
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in full as a job takes them: values that differ by method are the methods' own."""
+    """Settings in full as a job takes them: values that differ by method are the methods' defaults."""
     given = dict(settings)
     for key in ("learning_rate", "beta2"):
         if isinstance(given[key], dict):
@@ -149,55 +145,54 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def require_same(run: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise UsageError, naming every difference, unless a run asked for `before` may go on as
-    `now`.
-    """
+def require_same_config(run: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError, naming every difference, unless a run of config `before` may continue as `now`."""
     changed = differences(before, now)
     if not changed:
         return
     listed = "; ".join(changed)
     raise UsageError(
         say(
-            f"Run {run} can't go on, what it was asked for has changed: {listed}.",
+            f"Run {run} can't be resumed, because its config has changed: {listed}.",
             f"训练 {run} 无法继续，其要求已改变：{listed}。",
         ),
         say(
-            "Put it back as it was, or begin anew with onebase train.",
+            "Restore it, or start again with onebase train.",
             "请恢复原状，或用 onebase train 重新开始。",
         ),
     )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What keeps a run asked for `before` from going on as `now`, in words."""
-    found = [
+    """The differences between two configs that keep a run from being resumed, in words."""
+    changed = [
         _changed(key, before.get(key), now[key]) for key in _OF_RUN if before.get(key) != now[key]
     ]
     was = {job["task"]: job for job in before["jobs"]}
     tasks = [job["task"] for job in now["jobs"]]
     if list(was) != tasks:
-        return [*found, _changed("tasks", ", ".join(was), ", ".join(tasks))]
+        return [*changed, _changed("tasks", ", ".join(was), ", ".join(tasks))]
     for job in now["jobs"]:
-        own = _differences_of_job(was[job["task"]], job)
-        found += [f"{job['task']}: {difference}" for difference in own]
-    return found
+        changed += [
+            f"{job['task']}: {difference}" for difference in _changes_of_job(was[job["task"]], job)
+        ]
+    return changed
 
 
-def _differences_of_job(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found: dict[str, str] = {}
+def _changes_of_job(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changed: dict[str, str] = {}
     for key in _OF_JOB:
         old, new = _flat(key, before.get(key)), _flat(key, now[key])
         for name in {**old, **new}:
-            # What a method makes of its settings and how rows become tokens follow from the rest.
-            follows = name in found or (key == "rows_sha256" and found)
+            # The options that a method derives from its settings, and the tokens, follow from the rest.
+            follows = name in changed or (key == "rows_sha256" and changed)
             if old.get(name) != new.get(name) and not follows:
-                found[name] = _changed(name, old.get(name), new.get(name))
-    return list(found.values())
+                changed[name] = _changed(name, old.get(name), new.get(name))
+    return list(changed.values())
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
-    """Settings by their own names, those of one of several methods behind its name and a dot."""
+    """Settings by name; those of one of several methods follow its name and a dot."""
     if not isinstance(value, dict):
         return {key: value}
     flat: dict[str, Any] = {}

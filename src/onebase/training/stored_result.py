@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.full import save_full
 from onebase.adapters.peft_format import save_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
@@ -14,104 +15,131 @@ from onebase.errors import CorruptFileError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.runs.run import Run
-from onebase.training.job_state import Learner
+from onebase.training.job_state import JobState
 
 LEARNED = "learned"  # among the metrics: whether the training changed anything
 
 
-def store_once(
-    store: AdapterStore,
+def store_result(
+    workspace: Workspace,
     base: Base,
     run: Run,
-    learner: Learner,
-    base_loss: float | None,
-    **metrics: Any,
+    task: str,
+    adapter: Adapter,
+    record: Mapping[str, Any],
+    *,
+    learned: bool,
+    full_model: Base | None = None,
 ) -> StoredAdapter:
-    """The version of the learner's task that `run` made: stored now, unless it already is.
+    """The version of `task` that `run` made: stored now, unless an earlier session has stored it.
 
-    `metrics` stand in its record beside those of every training.
+    `record` joins what every version records. A version that has not `learned` anything is stored but
+    not promoted. Of full fine-tuning, `full_model` is stored and not the adapter. Raises OSError and
+    SafetensorError where the disk refuses.
     """
-    return already_stored(store, run, learner.job.task) or _store(
-        store, base, run, learner, base_loss, metrics
-    )
-
-
-def already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
-    """What an earlier session of the run has stored, made current if it came no further."""
-    versions = store.list(task)
-    own = [item for item in versions if item.record.get("run") == run.id]
-    if not own:
-        return None
-    try:
-        store.verify(own[-1])
-    except CorruptFileError:  # the machine went down before its files were on the disk
-        return None
-    learned = own[-1].metrics.get(LEARNED, True)
-    if own[-1] is versions[-1] and not own[-1].current and learned:
-        return store.promote(own[-1].name)
-    return own[-1]
-
-
-def asked_as(stored: StoredAdapter) -> str:
-    """The name that a command reaches a stored version by: the task's, where it is the current one."""
-    return stored.task if stored.metrics.get(LEARNED, True) else stored.name
-
-
-def not_promoted(stored: StoredAdapter, workspace: Workspace) -> str:
-    """What to say of a version that is stored and did not become the current one."""
-    command = f"onebase adapters promote {stored.name}{workspace.option}"
-    return say(
-        f"{stored.name} is stored and not made current; `{command}` would.",
-        f"{stored.name} 已保存，但未设为当前版本；如需启用：`{command}`。",
-    )
-
-
-def _store(
-    store: AdapterStore,
-    base: Base,
-    run: Run,
-    learner: Learner,
-    base_loss: float | None,
-    metrics: Mapping[str, Any],
-) -> StoredAdapter:
-    job = learner.job
-    judged = bool(learner.data.held_out)
 
     def write(folder: Path) -> None:
-        if learner.adapter.full is not None:
-            save_full(learner.base, folder)
+        if full_model is not None:
+            save_full(full_model, folder)
             return
-        save_adapter(learner.adapter, folder, base)
-        # Kept beside the weights, so loading is quick.
-        with_prompt_kv(GenericRunner(base), learner.adapter, folder)
+        save_adapter(adapter, folder, base)
+        with_prompt_kv(GenericRunner(base), adapter, folder)  # stored too: loading is then quick
 
-    return store.add(
-        job.task,
+    store = AdapterStore(workspace)
+    return _already_stored(store, run, task) or store.add(
+        task,
         write,
         {
             "base": base.name,
             "base_fingerprint": base.fingerprint,
             "precision": base.precision.text,
-            "method": learner.adapter.method,
-            "options": learner.adapter.options,
-            "template": learner.template.config(),
-            "data": str(job.data),
-            "data_sha256": learner.data.dataset.sha256,
-            "labels": list(learner.data.dataset.labels),
+            "method": adapter.method,
+            "options": adapter.options,
             "run": run.id,
+            **record,
+            "metrics": {**record["metrics"], LEARNED: learned},
+        },
+        promote=learned,
+    )
+
+
+def store_job(
+    workspace: Workspace,
+    base: Base,
+    run: Run,
+    state: JobState,
+    base_loss: float | None,
+    **metrics: Any,
+) -> StoredAdapter:
+    """Store the result of a supervised job; `metrics` join those of every training."""
+    adapter = state.adapter
+    evaluated = bool(state.data.held_out) and state.best_step > 0
+    return store_result(
+        workspace,
+        base,
+        run,
+        state.task,
+        adapter,
+        {
+            "template": state.template.config(),
+            "data": str(state.job.data),
+            "data_sha256": state.data.dataset.sha256,
+            "labels": list(state.data.dataset.labels),
             "metrics": {
-                "trainable": learner.adapter.trainable(),
-                "eval_loss": learner.best_loss if judged and learner.best_step else None,
+                "trainable": adapter.trainable(),
+                "eval_loss": state.best_loss if evaluated else None,
                 "base_eval_loss": base_loss,
-                "best_step": learner.best_step,
-                "steps": learner.step,
-                "diverged": learner.diverged,
-                LEARNED: learner.moved,
-                "truncated": learner.data.truncated,
-                "seconds": learner.seconds,
-                "tokens_per_second": learner.tokens / max(learner.seconds, 1e-9),
+                "best_step": state.best_step,
+                "steps": state.step,
+                "diverged": state.diverged,
+                "truncated": state.data.truncated,
+                "seconds": state.seconds,
+                "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
                 **metrics,
             },
         },
-        promote=learner.moved,
+        learned=state.trainable.had_gradient,
+        full_model=state.base if adapter.full is not None else None,
+    )
+
+
+def _already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
+    """The version that an earlier session of the run stored; promoted if that session came no further."""
+    versions = store.list(task)
+    of_run = [item for item in versions if item.record.get("run") == run.id]
+    if not of_run:
+        return None
+    newest = of_run[-1]
+    try:
+        store.verify(newest)
+    except CorruptFileError:  # the machine went down before its files were on the disk
+        return None
+    learned = newest.metrics.get(LEARNED, True)
+    if newest is versions[-1] and not newest.current and learned:
+        return store.promote(newest.name)
+    return newest
+
+
+def summary(adapter: StoredAdapter) -> dict[str, Any]:
+    """A stored adapter as `onebase train --json` shows it."""
+    return {
+        "task": adapter.task,
+        "version": adapter.version,
+        "method": adapter.record["method"],
+        "path": str(adapter.path),
+        **adapter.record["metrics"],
+    }
+
+
+def name_to_use(stored: StoredAdapter) -> str:
+    """The name by which commands reach a stored version: the task's, where it is the current one."""
+    return stored.task if stored.metrics.get(LEARNED, True) else stored.name
+
+
+def not_promoted_note(stored: StoredAdapter, workspace: Workspace) -> str:
+    """What to tell the user of a version that is stored but was not made current."""
+    command = f"onebase adapters promote {stored.name}{workspace.option}"
+    return say(
+        f"{stored.name} is stored but was not made current; `{command}` would do so.",
+        f"{stored.name} 已保存，但未设为当前版本；如需启用：`{command}`。",
     )

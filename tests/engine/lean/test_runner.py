@@ -257,15 +257,15 @@ def test_stats_may_be_asked_while_adapters_come_and_go(make_base: Callable[..., 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        observer = threading.Thread(target=watch)
+        observer.start()
         for _ in range(20):
             for name, task in reader.tasks.items():
                 reader.runner.release(reader.request(Text(name, (5, 6, 7))))
                 if name.endswith("9"):
                     reader.runner.forget(task)
         done.set()
-        watcher.join()
+        observer.join()
     finally:
         sys.setswitchinterval(interval)
     assert not failures

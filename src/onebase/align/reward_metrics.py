@@ -1,4 +1,4 @@
-"""How good a reward model is: pair accuracy, calibration, and what its scores are like."""
+"""How good a reward model is: pair accuracy, calibration, and the distribution of its scores."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +12,8 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """The pairs whose preferred side got a probability between two tenths: their mean `predicted`
-    probability, the share `observed` to be right, and their number.
+    """The pairs whose predicted probability lies in one of ten intervals: the mean `predicted`
+    probability, the `observed` share of correct ones, and their number.
     """
 
     predicted: float
@@ -25,10 +25,10 @@ class Bin:
 class ScoreReport:
     """A reward model on held-out answers.
 
-    `accuracy` is the share of pairs whose better answer scores higher (a tie counts half), over
-    `pairs` of them; `bins` and `calibration_error` (their mean distance, weighted by number) compare
-    sigmoid(score difference), as Bradley-Terry has it, with how often it was right. `mean` and
-    `deviation` are of single scores.
+    `accuracy` is the share of the `pairs` whose better answer scores higher (a tie counts half). `bins`
+    compare sigmoid(score difference), the probability by Bradley-Terry, with the observed share of correct
+    pairs; `calibration_error` is their mean distance, weighted by number. `mean` and `std` are those of
+    single scores.
     """
 
     accuracy: float
@@ -36,28 +36,30 @@ class ScoreReport:
     calibration_error: float
     bins: tuple[Bin, ...]
     mean: float
-    deviation: float
+    std: float
     lowest: float
     highest: float
 
     def to_dict(self) -> dict[str, Any]:
         """As a record holds it."""
-        return {**asdict(self), "bins": [asdict(item) for item in self.bins]}
+        values = {**asdict(self), "bins": [asdict(item) for item in self.bins]}
+        return {"deviation" if key == "std" else key: value for key, value in values.items()}
 
 
 def report(scores: Tensor, better: Sequence[int], worse: Sequence[int]) -> ScoreReport:
-    """Of the scores of single answers, [answers], and the pairs among them by index."""
+    """The report on the scores of single answers, [answers], with pairs given by index."""
     scores = scores.double().cpu()
     difference = scores[torch.tensor(better).long()] - scores[torch.tensor(worse).long()]
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    # The side that the model prefers, and whether it is the better one.
+    # The probability of the answer that the model prefers, and whether that is the better one.
     predicted = torch.sigmoid(difference.abs())
     place = ((predicted - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
     bins = []
     for number in range(BINS):
-        own = place == number
-        if bool(own.any()):
-            bins.append(Bin(float(predicted[own].mean()), float(right[own].mean()), int(own.sum())))
+        in_bin = place == number
+        if bool(in_bin.any()):
+            mean, share = float(predicted[in_bin].mean()), float(right[in_bin].mean())
+            bins.append(Bin(mean, share, int(in_bin.sum())))
     total = max(len(right), 1)
     error = sum(item.count * abs(item.predicted - item.observed) for item in bins) / total
     return ScoreReport(
@@ -66,14 +68,14 @@ def report(scores: Tensor, better: Sequence[int], worse: Sequence[int]) -> Score
         calibration_error=error,
         bins=tuple(bins),
         mean=float(scores.mean()),
-        deviation=float(scores.std(correction=0)),
+        std=float(scores.std(correction=0)),
         lowest=float(scores.min()),
         highest=float(scores.max()),
     )
 
 
 def pairs_of(ratings: Sequence[float], margin: float) -> tuple[list[int], list[int]]:
-    """All pairs of rated answers that differ by `margin` or more: the better and the worse ones."""
+    """All pairs of rated answers that differ by `margin` or more: indices of the better and the worse."""
     better, worse = [], []
     for one in range(len(ratings)):
         for other in range(len(ratings)):

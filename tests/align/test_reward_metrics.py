@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from onebase.align.measures import pairs_of, report
+from onebase.align.reward_metrics import pairs_of, report
 
 
 def test_accuracy_ties_and_statistics() -> None:
@@ -14,7 +14,7 @@ def test_accuracy_ties_and_statistics() -> None:
     assert found.pairs == 3
     assert found.accuracy == pytest.approx((1 + 0.5 + 0) / 3)
     assert (found.mean, found.lowest, found.highest) == (1.0, 0.0, 2.0)
-    assert found.deviation == pytest.approx(math.sqrt(0.5))
+    assert found.std == pytest.approx(math.sqrt(0.5))
 
 
 def test_calibration_by_hand() -> None:

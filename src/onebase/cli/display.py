@@ -1,0 +1,178 @@
+"""The live display of a run: a bar for each job with its losses and the time left, and a race's leaderboard."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
+from onebase.cli.session import note
+from onebase.errors import OnebaseError
+from onebase.language import say
+from onebase.runs.interruption import Interrupted
+from onebase.runs.observer import JobStart, Observer
+from onebase.search.leaderboard import ranked
+
+# The numbers of a step and of an evaluation that are shown, where a record has them.
+_STEP = {
+    "loss": ("loss", "损失"),
+    "reward": ("reward", "奖励"),
+    "kl": ("KL", "KL"),
+    "entropy": ("entropy", "熵"),
+}
+_EVALUATION = {
+    "eval_loss": ("held-out loss", "留出损失"),
+    "pair_accuracy": ("pair accuracy", "配对准确率"),
+    "eval_reward": ("held-out reward", "留出奖励"),
+    "eval_kl": ("KL", "KL"),
+    "margin": ("margin", "差值"),
+}
+
+
+class RunDisplay(Observer):
+    """Bars on a terminal. Elsewhere a line for every evaluation, and for every tenth of the steps of an
+    alignment.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        # Transient: the command's result shows the last leaderboard again.
+        self._live = Live(self._progress, console=self._progress.console, transient=True)
+        self._terminal = sys.stderr.isatty()
+        self._jobs: dict[str, JobStart] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._evaluations: dict[str, str] = {}
+        self._tokens: dict[str, int] = {}
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if self._terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._terminal:
+            self._live.stop()
+
+    def started(self, jobs: Sequence[JobStart]) -> None:
+        """Draw a bar for every job, and print its facts."""
+        for job in jobs:
+            self._jobs[job.task] = job
+            self._bars[job.task] = self._progress.add_task(
+                job.title, total=job.total, completed=job.done, numbers=""
+            )
+            for fact in job.facts:
+                note(fact if job.unit == "tokens" else f"{job.title}: {fact}")
+
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Move the job's bar; of a race, the bar of its tokens."""
+        numbers = _numbers(_STEP, record)
+        if task not in self._bars:
+            self._move_race(task, record, numbers)
+            return
+        job = self._jobs[task]
+        if "tokens_per_second" in record:
+            numbers += f"  {record['tokens_per_second']:.0f} tok/s"
+        elif not self._terminal and step % max(1, job.total // 10) == 0:
+            note(
+                f"{task}: "
+                + say(f"step {step}/{job.total}", f"第 {step}/{job.total} 步")
+                + f", {numbers}"
+            )
+        self._progress.update(
+            self._bars[task],
+            completed=step,
+            numbers="  ".join(filter(None, (numbers, self._evaluations.get(task)))),
+        )
+
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Show the held-out numbers; of a race, the leaderboard after each rung."""
+        if "leaderboard" in record:
+            self._show_leaderboard(step, record)
+        if task not in self._bars or "leaderboard" in record:
+            return
+        self._evaluations[task] = _numbers(_EVALUATION, record)
+        job = self._jobs[task]
+        seconds = time.perf_counter() - self._began
+        left = seconds / max(1, step - job.done) * (job.total - step)
+        if not self._terminal:
+            note(
+                f"{task}: "
+                + say(
+                    f"step {step}/{job.total}, {self._evaluations[task]}, about {left:.0f} s left",
+                    f"第 {step}/{job.total} 步，{self._evaluations[task]}，约剩 {left:.0f} 秒",
+                )
+            )
+
+    def noted(self, text: str, **facts: Any) -> None:
+        """Print a note above the bars."""
+        note(text)
+
+    def _move_race(self, task: str, record: Mapping[str, Any], numbers: str) -> None:
+        self._tokens[task] = record["tokens"]
+        for bar in self._bars.values():
+            completed = sum(self._tokens.values())
+            self._progress.update(bar, completed=completed, numbers=f"{task} {numbers}")
+
+    def _show_leaderboard(self, rung: int, record: Mapping[str, Any]) -> None:
+        plan, entries = record["plan"], ranked(record["leaderboard"])
+        if self._terminal:
+            table = Table(*leaderboard_header(plan))
+            for entry, row in zip(entries, leaderboard_rows(plan, entries), strict=True):
+                table.add_row(*map(str, row), style="dim" if entry.stop else "bold")
+            self._live.update(Group(table, self._progress))
+            return
+        remaining = [entry for entry in entries if entry.stop is None]
+        best, share = remaining[0], plan.shares[rung - 1]
+        note(
+            say(
+                f"At {share}: {len(remaining)} of {len(entries)} continue; best: "
+                f"{best.configuration.number} {best.configuration.text}, held-out loss "
+                f"{best.rung_losses[-1]:.3f}",
+                f"{share} 处：{len(entries)} 个中留下 {len(remaining)} 个；最佳："
+                f"{best.configuration.number} {best.configuration.text}，留出损失 "
+                f"{best.rung_losses[-1]:.3f}",
+            )
+        )
+
+
+def _numbers(names: Mapping[str, tuple[str, str]], record: Mapping[str, Any]) -> str:
+    shown = [f"{say(*names[key])} {record[key]:.3f}" for key in names if key in record]
+    return "  ".join(shown)
+
+
+class Stopped(OnebaseError):
+    """An interruption, as the error that ends a command."""
+
+    code = Interrupted.code
+    exit_code = Interrupted.exit_code
+
+
+@contextmanager
+def run_display() -> Iterator[RunDisplay]:
+    """The display of a run. Raises Stopped after Ctrl-C, with the command that resumes the run."""
+    try:
+        with RunDisplay() as display:
+            yield display
+    except Interrupted as stop:
+        # Typer would end silently at any KeyboardInterrupt.
+        raise Stopped(stop.message, stop.remedy) from stop
