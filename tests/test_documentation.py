@@ -189,9 +189,21 @@ def test_methods_stand_with_their_options_and_defaults(name: str, method: str) -
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_aliases_and_training_options_are_named(name: str) -> None:
+def test_aliases_are_named(name: str) -> None:
     text = read(name)
-    assert [key for key in [*ALIASES, *TrainOptions.model_fields] if f"`{key}`" not in text] == []
+    assert [alias for alias in ALIASES if f"`{alias}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_training_options_stand_with_their_defaults(name: str) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", read(name), re.MULTILINE))
+    for option, field in TrainOptions.model_fields.items():
+        default = field.default
+        shown = f"{default:g}" if type(default) in (int, float) else str(default)
+        if default is None:  # the method's own
+            assert rows[option]
+        else:
+            assert rows[option] == shown.lower(), option
 
 
 @pytest.mark.usefixtures("desk")
