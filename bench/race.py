@@ -1,14 +1,16 @@
-"""Does a race find the best? Its winner against all of its configurations trained to the end.
+"""Does a race find the best configuration? Its winner against all configurations trained to the end.
 
     python bench/race.py --data DIR --out FILE.jsonl [--part race|all|report] [--sets snips,e2e]
 
-`race` races 24 configurations at each data set; `all` trains the same ones to the end, some at a
-time (`--group`), with the same seed, rows and schedule, each once: given again after an
-interruption, it goes on with those that are not in the file yet; `--until SECONDS` stops before
-a group that would begin later, and `--share 1/3` trains every third, beside processes that train
-the others into the same file. `report` prints what came of it: the winner's held-out loss over
-the best of all, and what the race cost over what all of them cost, in tokens learned from plus
-tokens judged by. Without --part: all three in turn.
+- `race` races 24 configurations on each data set.
+- `all` trains the same configurations to the end, `--group` at a time, with the same seed, rows and
+  schedule. After an interruption, the same command continues with those that are not in the file yet.
+  `--until SECONDS` starts no group after that time. `--share 1/3` trains every third configuration, so
+  that other processes can train the rest into the same file.
+- `report` prints the winner's held-out loss over the best of all, and the cost of the race over the cost
+  of training all, in training tokens plus evaluation tokens.
+
+Without --part, all three run in turn.
 """
 
 import argparse
@@ -39,13 +41,15 @@ SETS = {
 
 
 def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Job:
-    """The first rows to learn from, the next ones held out."""
-    file, step, (asked, said), instruction = SETS[name]
+    """A job on the first rows, with the next rows held out."""
+    file, step, (input_column, output_column), instruction = SETS[name]
     lines = (arguments.data / file).read_text(encoding="utf-8").splitlines()[::step]
-    found = [{"input": row[asked], "output": row[said]} for row in map(json.loads, lines)]
+    examples = [
+        {"input": row[input_column], "output": row[output_column]} for row in map(json.loads, lines)
+    ]
     ends = (arguments.rows, arguments.rows + arguments.held_out)
     paths = []
-    for part, rows in (("train", found[: ends[0]]), ("held", found[ends[0] : ends[1]])):
+    for part, rows in (("train", examples[: ends[0]]), ("held", examples[ends[0] : ends[1]])):
         path = folder / f"{name}-{part}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         paths.append(path)
@@ -56,7 +60,7 @@ def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Jo
 
 
 class Judged:
-    """A watcher that keeps each job's held-out losses."""
+    """A watcher that records the held-out losses of each job."""
 
     def __init__(self) -> None:
         self.losses: dict[str, list[float]] = {}
@@ -116,15 +120,15 @@ def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder
     done = {line["number"] for line in lines_of(arguments.out, "all", name)}
     job = job_of(name, arguments, folder)
     share, of = map(int, arguments.share.split("/"))
-    left = [
+    remaining = [
         item
         for item in default_space().first(arguments.configs)
         if item.number not in done and item.number % of == share % of
     ]
-    for at in range(0, len(left), arguments.group):
+    for at in range(0, len(remaining), arguments.group):
         if time.monotonic() - BEGAN > arguments.until:
             return
-        group = left[at : at + arguments.group]
+        group = remaining[at : at + arguments.group]
         learners = [Learner(entrant_job(job, item, arguments.epochs), base) for item in group]
         watcher = Judged()
         began = time.monotonic()
@@ -189,7 +193,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--share", default="1/1")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plots", type=Path, help="a folder for the ladders' pictures")
+    parser.add_argument("--plots", type=Path, help="a folder for plots of the leaderboards")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     base = None if arguments.part == "report" else onebase.Base.load(arguments.base)
