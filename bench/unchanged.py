@@ -259,7 +259,9 @@ def resumed(tree: Tree, first: Tree, data: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tree", type=Path, required=True)
     parser.add_argument("--begun-by", type=Path, help="the tree that starts the resumed run")
     parser.add_argument("--out", type=Path, required=True)

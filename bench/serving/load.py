@@ -3,7 +3,7 @@
     python bench/serving/load.py --threads 2 --minutes 10 --out FILE.jsonl
 
 Each client repeatedly streams 8 to 32 tokens from one of 16 tasks. An aborting client disconnects right after
-its request or after a few tokens. After a 429 the client waits as Retry-After says. The exit code is 1 if
+its request or after a few tokens. After a 429 the client waits one second. The exit code is 1 if
 
 - an answer hangs (does not end within --hang seconds), is a 5xx, or lacks tokens
 - the server still holds requests when all clients are gone, or does not end on SIGTERM
