@@ -161,6 +161,20 @@ def test_both_languages_have_the_same_blocks_and_headings() -> None:
     assert headings(READMES[0]) == headings(READMES[1])
 
 
+@pytest.mark.parametrize("name", [*READMES, "docs/deployment.md", "docs/deployment.zh.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    text = BLOCK.sub("", read(name))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert links
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors
+        else:
+            assert (ROOT / name).parent.joinpath(link).is_file()
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_every_dependency_has_its_reason(name: str) -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
