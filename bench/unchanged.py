@@ -146,11 +146,11 @@ def recorded(root: Path, begun_by: Path | None) -> dict[str, Any]:
 
         for method in METHODS:
             task = method.replace("+", "-and-")
-            precision = ["--precision", "nf4"] if method == "qlora" else []
+            precision_flags = ["--precision", "nf4"] if method == "qlora" else []
             tree.run(
                 f"train {method}",
                 *("train", "--task", task, "--data", data, "--method", method, "--seed", 7),
-                *(*precision, *settings(*SETTINGS)),
+                *(*precision_flags, *settings(*SETTINGS)),
             )
             keep(method, task)
         joint = here / "tasks.yaml"
