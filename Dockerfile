@@ -1,14 +1,14 @@
-# onebase serve on a CPU. The workspace and the cache are volumes; keys are needed, since the
-# container's port is reached from outside of it:
+# onebase serve on a CPU. The workspace and the cache are volumes. API keys are needed, because the
+# port is reached from outside the container:
 #
 #   docker build -t onebase .
 #   docker run --rm -v ./workspace:/workspace -v onebase-cache:/cache onebase keys new
 #   docker run -d --stop-timeout 45 -p 8000:8000 -v ./workspace:/workspace -v onebase-cache:/cache onebase
 #
-# docs/deployment.md has the rest.
+# See docs/deployment.md for more.
 FROM python:3.12-slim AS build
 WORKDIR /src
-# On x86 the default wheel of torch brings 3 GB of CUDA libraries. Give PyTorch's index of CPU wheels:
+# On x86, the default torch wheel includes 3 GB of CUDA libraries. To use PyTorch's index of CPU wheels:
 # --build-arg TORCH_PIP_OPTIONS="--index-url URL"
 ARG TORCH_PIP_OPTIONS=""
 COPY requirements/constraints.txt requirements/

@@ -1,9 +1,9 @@
-"""ADGEN product descriptions in Chinese: held-out loss, BLEU-4 and ROUGE-L, base and each method.
+"""ADGEN product descriptions in Chinese: held-out loss, BLEU-4 and ROUGE-L of the base and each method.
 
     OMP_WAIT_POLICY=PASSIVE python bench/adgen.py --data DIR/adgen_dev.jsonl --out FILE.jsonl
 
-Rows are split by content, so that no product is on both sides. All methods learn together on one
-base; every one is judged by the same held-out rows.
+Rows are split by content, so that no product is in both splits. All methods train together on one
+base and are evaluated on the same held-out rows.
 """
 
 import argparse
@@ -28,7 +28,7 @@ INIT = "商品广告文案：根据商品的类型、材质、颜色和风格，
 
 
 class Characters:
-    """ROUGE's tokenizer for Chinese: one character, one token."""
+    """ROUGE tokenizer for Chinese: one token per character."""
 
     def tokenize(self, text: str) -> list[str]:
         return [character for character in text if not character.isspace()]
@@ -54,7 +54,7 @@ def split_by_content(file: Path, train_rows: int, held_out: int) -> tuple[list, 
 
 
 def example(row: dict[str, str]) -> str:
-    """A row as the model would see it."""
+    """A row as the model sees it."""
     return TEMPLATE.format(input=row["content"]) + row["summary"] + "\n"
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--methods", default="lora,p-tuning,p-tuning-v2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--example", action="store_true", help="virtual tokens start from a training row"
+        "--example", action="store_true", help="start virtual tokens from a training row"
     )
     parser.add_argument("--set", default="{}", help="JSON of settings for every job")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""What becomes of every file of a folder: read in full, refused, warned about, or lost in silence.
+"""What happens to each file of a folder: read in full, refused, warned about, or silently lost.
 
     python bench/data_cases.py FOLDER [--base BASE]
 
-Each file goes through `onebase data check` and, where that finds neither answers nor preferences, through
-the readers of prompts, of requests and of answers to score. Every word of the file must then be in what
-the model reads or learns, be the name of a column, field or role, or something must be said: a row or
-the file is refused, or a column is named as not read. A file of which a word is missing, and nothing
-said, is SILENT; one that ends outside the contract's exit codes is a CRASH. Both make the exit code 1.
+Each file goes through `onebase data check`. If that finds neither answers nor preferences, the file goes
+through the readers of prompts, of requests and of answers to score. Every word of the file must then be in
+what the model reads or learns, or be the name of a column, field or role; otherwise a row or the file must
+be refused, or a column reported as not read. A file that loses a word without a message is SILENT. A file
+that ends with an undocumented exit code is a CRASH. Either makes the exit code 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from onebase.model.tokenizer import read_tokenizer
 
 KEY = re.compile(r'"([^"\\]*)"\s*:')
 ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
-# Words of a file's structure, and values that are read for what they mean.
+# Words that are part of a file's structure, and values that are interpreted.
 STRUCTURE = {
     *("user", "assistant", "system", "human", "gpt", "developer", "null", "true", "false", "nan"),
     *("text", "type", "sep", "observation", "function", "function_call", "tool"),
@@ -41,7 +41,7 @@ STRUCTURE = {
 
 
 def check(arguments: list[str]) -> tuple[int, dict[str, Any], str]:
-    """A command in this process: its exit code, its JSON object and what it says."""
+    """Run a command in this process; returns its exit code, its JSON object and its stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -49,10 +49,10 @@ def check(arguments: list[str]) -> tuple[int, dict[str, Any], str]:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
     try:
-        found = json.loads(out.getvalue())
+        report = json.loads(out.getvalue())
     except ValueError:
-        found = {}
-    return code, found, err.getvalue()
+        report = {}
+    return code, report, err.getvalue()
 
 
 def words(text: str) -> set[str]:
@@ -60,7 +60,7 @@ def words(text: str) -> set[str]:
 
 
 def words_of(file: Path) -> set[str]:
-    """The words of a file of text, whatever its structure; none where it is in another encoding."""
+    """All words of a text file; none if it is not UTF-8."""
     if file.suffix == ".parquet":
         return set()
     try:
@@ -68,12 +68,12 @@ def words_of(file: Path) -> set[str]:
     except UnicodeDecodeError:
         return set()
     if file.suffix not in (".csv", ".tsv"):
-        text = ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
+        text = ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else " ", text)
     return words(text)
 
 
 def given(file: Path, template: Template) -> Iterator[str]:
-    """What the model reads and learns of a file of answers or of preferences."""
+    """What the model reads and learns from a file of answers or preferences."""
     examples: list[Example]
     try:
         examples = list(load_dataset(file).examples)
@@ -85,19 +85,19 @@ def given(file: Path, template: Template) -> Iterator[str]:
 
 
 def asked(file: Path, template: Template) -> Iterator[str]:
-    """What the model reads of prompts; a reward function gets their rows."""
+    """What the model reads from a file of prompts, and the rows that a reward function gets."""
     for prompt in load_prompts(file, template).prompts:
         yield template.prompt_text(prompt.asked) + str(prompt.row)
 
 
 def requested(file: Path, template: Template) -> Iterator[str]:
-    """What the model reads of requests."""
+    """What the model reads from a file of requests."""
     for task, prompt in read_requests(file, None):
         yield task + template.prompt_text(prompt)
 
 
 def scored(file: Path, _: Template) -> Iterator[str]:
-    """What a reward model reads."""
+    """What a reward model reads from a file of answers to score."""
     for question, answer in read_answers(file):
         yield f"{question} {answer}"
 
@@ -110,7 +110,7 @@ READERS: dict[str, Callable[[Path, Template], Iterator[str]]] = {
 
 
 def read(file: Path, template: Template, form: str) -> tuple[str, str]:
-    """The verdict of another reader than `data check`, and what it says."""
+    """The verdict of a reader other than `data check`, and its message."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -122,7 +122,7 @@ def read(file: Path, template: Template, form: str) -> tuple[str, str]:
 
 
 def verdict(file: Path, seen: str, said: str, names: str) -> str:
-    """What became of a file that was not refused."""
+    """What happened to a file that was not refused."""
     if "Not read" in said:
         return "warned"
     missing = words_of(file) - words(seen) - words(names) - STRUCTURE
@@ -130,40 +130,40 @@ def verdict(file: Path, seen: str, said: str, names: str) -> str:
 
 
 def outcome(file: Path, template: Template, base: str) -> tuple[str, str]:
-    """What became of a file, and what was said of it."""
-    code, found, said = check(
+    """What happened to a file, and the messages about it."""
+    code, report, said = check(
         ["data", "check", str(file), "--base", base, "--max-tokens", "100000"]
     )
     if code not in (0, 2, 3) or "itself failed" in said:
         return "CRASH", f"exit {code}: {said}"
-    if "error" in found:
-        said = f"{found['error']['message']} {found['error']['remedy']}"
+    if "error" in report:
+        said = f"{report['error']['message']} {report['error']['remedy']}"
         for form in READERS:
             result, told = read(file, template, form)
             if result != "refused":
                 return f"as {form}: {result}", told
         return "refused", said
-    told = "; ".join(found["warnings"])
-    if found["bad"]:
-        rows = "; ".join(f"line {row['line']}: {row['reason']}" for row in found["bad"])
-        return f"refused: {len(found['bad'])} of {found['rows']} rows", f"{rows}; {told}"
-    names = " ".join([*found["fields"], *found["columns"].values(), *found.get("labels", {})])
+    told = "; ".join(report["warnings"])
+    if report["bad"]:
+        rows = "; ".join(f"line {row['line']}: {row['reason']}" for row in report["bad"])
+        return f"refused: {len(report['bad'])} of {report['rows']} rows", f"{rows}; {told}"
+    names = " ".join([*report["fields"], *report["columns"].values(), *report.get("labels", {})])
     return verdict(file, "".join(given(file, template)), told, names), told
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("folder", type=Path)
-    arguments.add_argument("--base", default=DEFAULT_BASE)
-    asked = arguments.parse_args()
-    template = Template(read_tokenizer(resolve(asked.base)), max_tokens=100_000)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--base", default=DEFAULT_BASE)
+    arguments = parser.parse_args()
+    template = Template(read_tokenizer(resolve(arguments.base)), max_tokens=100_000)
     failed = False
-    print("| file | what became of it | what was said |\n|---|---|---|")
-    for file in sorted(asked.folder.iterdir()):
+    print("| file | result | messages |\n|---|---|---|")
+    for file in sorted(arguments.folder.iterdir()):
         if file.suffix.lower() in READABLE:
-            result, said = outcome(file, template, asked.base)
+            result, messages = outcome(file, template, arguments.base)
             failed = failed or "SILENT" in result or "CRASH" in result
-            text = " ".join(said.split()).replace("|", "\\|")
+            text = " ".join(messages.split()).replace("|", "\\|")
             print(f"| `{file.name}` | {result} | {text[:300]} |")
     sys.exit(failed)
 

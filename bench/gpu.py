@@ -2,9 +2,10 @@
 
     python bench/gpu.py [--out FILE]
 
-The models have the shapes of SmolLM2-135M and of Qwen2.5-1.5B with random weights (speed and memory do
-not depend on them), the rows random tokens with the lengths of short requests (9 to 40) or of texts (60
-to 500). Seconds are of whole steps, forward to update, with the GPU's queue drained; medians of rounds.
+The models have the shapes of SmolLM2-135M and Qwen2.5-1.5B and random weights (speed and memory do not
+depend on them). The rows are random tokens with the lengths of short requests (9 to 40) or of texts (60 to
+500). Times cover whole steps, from the forward pass to the update, synchronized with the GPU; medians of
+rounds.
 """
 
 import argparse
@@ -67,7 +68,7 @@ Step = Callable[[list[TokenRow]], None]
 
 
 class Tokenizer:
-    """What building an adapter asks of a tokenizer, for a model that has none."""
+    """The part of a tokenizer that building an adapter needs, for a model without a tokenizer."""
 
     eos_token_id, pad_token_id = 2, 0
 
@@ -141,7 +142,7 @@ def their_step(shape: str, method: str) -> Step:
 
 
 def timed(step: Step, batches: list[list[TokenRow]]) -> float:
-    """Real tokens a second."""
+    """Real tokens per second."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     for batch in batches:
@@ -152,7 +153,7 @@ def timed(step: Step, batches: list[list[TokenRow]]) -> float:
 
 
 def peak_of(make: Callable[[], Step], batch: list[TokenRow]) -> int:
-    """MiB that the making and two steps take at their peak."""
+    """Peak memory in MiB of building a side and running two steps."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

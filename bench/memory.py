@@ -1,9 +1,9 @@
-"""Peak memory of training, method by method and precision by precision.
+"""Peak memory of training, for each method and precision.
 
     python bench/memory.py [--base smollm2-135m] [--steps 4] [--out FILE.jsonl]
 
-Every configuration is a process of its own. What is reported is its peak resident memory above an
-idle process, one that has imported the same libraries and done nothing.
+Each configuration runs in a process of its own. Reported is its peak resident memory above that of an
+idle process that has imported the same libraries.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def peak() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """In a process of its own: train some steps, print the peak above the idle process."""
+    """Train some steps in this process and print the peak above the idle process."""
     import bitsandbytes  # noqa: F401  # part of the idle process, whatever the precision
     import peft  # noqa: F401
     import torch

@@ -1,10 +1,10 @@
-"""What `onebase plan` says of a training, held against what `onebase train` then takes.
+"""Compares the estimates of `onebase plan` with what `onebase train` then takes.
 
     python bench/plan.py [--base smollm2-135m] [--only lora,full] [--threads 2] [--out FILE.jsonl]
 
-Each configuration is planned, then trained in a fresh workspace, on the demo's data. Of the
-training process are measured its peak resident memory and its time from start to end; the errors
-are those of the plan, in percent of what was measured. The bars: 15 % of memory, 25 % of time.
+Each configuration is planned, then trained in a new workspace, on the demo's data. The peak resident
+memory of the training process and its time from start to end are measured. Errors are those of the
+plan, in percent of the measured values. The bars are 15 % for memory and 25 % for time.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CONFIGURATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 def command(*arguments: str, threads: int) -> dict[str, Any]:
-    """Run `onebase` in a process of its own: its JSON, seconds and peak resident bytes."""
+    """Run `onebase` in a new process; returns its JSON, seconds and peak resident bytes."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "LC_ALL": "C"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
@@ -60,8 +60,8 @@ def command(*arguments: str, threads: int) -> dict[str, Any]:
             stderr=err,
             env=environment,
         )
-        # As this process is small, the child's peak is its own and not inherited from here.
-        _, status, used = os.wait4(process.pid, 0)
+        # This process is small, so the child's peak is not inherited from it.
+        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         out.seek(0)
         err.seek(0)
@@ -69,7 +69,7 @@ def command(*arguments: str, threads: int) -> dict[str, Any]:
             raise SystemExit(f"onebase {' '.join(arguments)}: {err.read()[-2000:]}")
         # Bytes on macOS, KiB elsewhere.
         unit = 1 if sys.platform == "darwin" else 1024
-        return {"json": json.load(out), "seconds": seconds, "peak": unit * used.ru_maxrss}
+        return {"json": json.load(out), "seconds": seconds, "peak": unit * usage.ru_maxrss}
 
 
 def compare(name: str, base: str, threads: int) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def percent(predicted: float, actual: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--only", default=",".join(CONFIGURATIONS), help="names, by commas")
+    parser.add_argument(
+        "--only", default=",".join(CONFIGURATIONS), help="names, separated by commas"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -2,10 +2,11 @@
 
     python bench/ppo.py --peer VENV/bin/python --trl DIR --out FILE.jsonl
 
-Policy LoRA r=8 on all linear layers, reward and value models of the same base; 16 prompts a step, 24
-tokens an answer, 2 epochs, one optimizer step an epoch, two threads. Each side is a process of its own, in
-turn. Reported: the median seconds of a step (the first left out) and peak resident memory; of ours, also
-that of supervised training with the same adapter on rows of about the same length. DIR holds trl==1.12.0
+The policy is a LoRA with r=8 on all linear layers; reward and value models are on the same base. 16 prompts
+per step, 24 tokens per answer, 2 epochs, one optimizer step per epoch, two threads. Each side runs in a
+process of its own, in turn. Reported are the median seconds of a step (without the first) and the peak
+resident memory; for our side also that of supervised training with the same adapter on rows of about the
+same length. DIR contains trl==1.12.0
 (`pip install --target DIR --no-deps trl==1.12.0`).
 """
 
@@ -37,7 +38,7 @@ def prompts_file(folder: Path, count: int) -> Path:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Our side: PPO with a reward model, or supervised training of the same policy."""
+    """Run our side: PPO with a reward model, or supervised training of the same policy."""
     import torch
 
     import onebase
@@ -51,7 +52,7 @@ def work(arguments: argparse.Namespace) -> None:
         def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
             if "reward" in record:
                 marks.append(time.perf_counter())
-            elif "eval_reward" in record:  # judging is no part of a step
+            elif "eval_reward" in record:  # an evaluation is not part of a step
                 marks[-1] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,14 +107,14 @@ def side(command: list[str], **environment: str) -> dict[str, Any]:
         env={**own_defaults(), **environment},
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="a Python with torch, transformers, peft, datasets")
-    parser.add_argument("--trl", type=Path, help="the folder that holds trl 1.12.0")
+    parser.add_argument("--trl", type=Path, help="a folder with trl 1.12.0")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", choices=["ppo", "sft"], help="work as our side")
+    parser.add_argument("--work", choices=["ppo", "sft"], help="run as our side")
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments)
@@ -138,22 +139,22 @@ def main() -> None:
         theirs = [arguments.peer, str(BENCH / "ppo_trl.py"), "--base", str(resolve(arguments.base))]
         theirs += ["--prompts", str(prompts), *shared]
         for _ in range(arguments.rounds):
-            found = {
+            sides = {
                 "ours": side([*ours, "ppo"]),
                 "supervised": side([*ours, "sft"]),
                 "trl": side(theirs, PYTHONPATH=str(arguments.trl)),
             }
             steps = {
-                name: statistics.median(found[name]["seconds"][1:]) for name in ("ours", "trl")
+                name: statistics.median(sides[name]["seconds"][1:]) for name in ("ours", "trl")
             }
             line = {
                 "base": arguments.base,
                 "step_seconds": steps,
                 "time_ratio": steps["ours"] / steps["trl"],
-                "peak_mib": {name: item["peak_bytes"] >> 20 for name, item in found.items()},
-                "memory_over_supervised": found["ours"]["peak_bytes"]
-                / found["supervised"]["peak_bytes"],
-                "memory_over_trl": found["ours"]["peak_bytes"] / found["trl"]["peak_bytes"],
+                "peak_mib": {name: item["peak_bytes"] >> 20 for name, item in sides.items()},
+                "memory_over_supervised": sides["ours"]["peak_bytes"]
+                / sides["supervised"]["peak_bytes"],
+                "memory_over_trl": sides["ours"]["peak_bytes"] / sides["trl"]["peak_bytes"],
                 "threads": arguments.threads,
             }
             print(json.dumps(line), flush=True)

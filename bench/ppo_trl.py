@@ -1,8 +1,8 @@
-"""The peer side of the PPO comparison: TRL 1.12.0's experimental PPOTrainer, a process of its own.
+"""The peer side of the PPO comparison: TRL 1.12.0's experimental PPOTrainer in a process of its own.
 
-It needs no onebase: torch, transformers==5.23.0, peft==0.21.2, accelerate, datasets, and trl==1.12.0 where
-Python finds it. Policy: LoRA on all linear layers; reference: the policy without it; reward and value:
-sequence classifiers of the same base. Prints one JSON line: seconds of every step, peak resident bytes.
+Needs torch, transformers==5.23.0, peft==0.21.2, accelerate, datasets and trl==1.12.0, but not onebase. The
+policy is a LoRA on all linear layers, and the reference is the policy without it. The reward and value models
+are sequence classifiers on the same base. Prints one JSON line: seconds of every step, peak resident bytes.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Eight prototypes of four methods on one data set, against eight PEFT runs one after another.
+"""Eight prototypes with four methods on one data set, against eight PEFT runs one after another.
 
     python bench/prototypes.py --peer VENV/bin/python --data DIR --out FILE.jsonl
 
-Three ways in turn, every process whole, from its start to its end: PEFT's plain padded loop, a process a
+Three variants in turn, each process measured from start to end: PEFT's plain padded loop, one process per
 prototype; ours, all eight together, with the same epochs and no early stopping; and our race of the same
-eight, which judges by held-out rows and lets the losers go. Reported are the ratios of wall time and of
-peak memory (the largest resident set of any process; PEFT's is that of its largest single run).
+eight, which evaluates on held-out rows and stops the worse ones. Reported are the ratios of wall time and of
+peak memory (the largest resident set of any process; for PEFT, that of its largest single run).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from speed import own_defaults
 
 BENCH = Path(__file__).parent
-# Two of each method; PEFT's side has the method's plain settings, at the same cost.
+# Two of each method. PEFT's side uses the method's plain settings, which cost the same.
 PROTOTYPES = [
     ("lora", "lora", {"learning_rate": 1e-3}),
     ("lora", "lora", {"learning_rate": 4e-3}),
@@ -35,7 +35,7 @@ PROTOTYPES = [
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Our side, all together or as a race."""
+    """Run our side, all together or as a race."""
     import torch
 
     import onebase
@@ -60,15 +60,15 @@ def work(arguments: argparse.Namespace) -> None:
                     data,
                     method,
                     INSTRUCTION,
-                    set={**common, "held_out": 0, **own},
+                    set={**common, "held_out": 0, **settings},
                 )
-                for at, (method, _, own) in enumerate(PROTOTYPES)
+                for at, (method, _, settings) in enumerate(PROTOTYPES)
             ]
             onebase.train(jobs, base=base, workspace=workspace)
         else:
             entrants = [
-                Configuration(at, method, own)
-                for at, (method, _, own) in enumerate(PROTOTYPES, start=1)
+                Configuration(at, method, settings)
+                for at, (method, _, settings) in enumerate(PROTOTYPES, start=1)
             ]
             job = onebase.Job("it", data, instruction=INSTRUCTION, held_out=held, set=common)
             raced = race(
@@ -86,7 +86,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def whole(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a process from its start to its end."""
+    """Seconds and peak resident bytes of a process, from start to end."""
     began = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own_defaults()
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", choices=["together", "race"], help="work as our side")
+    parser.add_argument("--work", choices=["together", "race"], help="run as our side")
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments)
@@ -116,7 +116,7 @@ def main() -> None:
 
     shared = ["--data", str(arguments.data), "--threads", str(arguments.threads)]
     shared += ["--epochs", str(arguments.epochs)]
-    own = [sys.executable, __file__, *shared, "--rows", str(arguments.rows)]
+    ours = [sys.executable, __file__, *shared, "--rows", str(arguments.rows)]
     rounds = []
     for _ in range(arguments.rounds):
         peer_seconds, peer_bytes = 0.0, 0
@@ -128,7 +128,7 @@ def main() -> None:
             peer_seconds, peer_bytes = peer_seconds + seconds, max(peer_bytes, peak)
         line: dict[str, float] = {"peft": peer_seconds, "peft_mb": peer_bytes / 1e6}
         for way in ("together", "race"):
-            seconds, peak = whole([*own, "--work", way])
+            seconds, peak = whole([*ours, "--work", way])
             line |= {way: seconds, f"{way}_mb": peak / 1e6}
             line |= {f"{way}_time": seconds / peer_seconds, f"{way}_memory": peak / peer_bytes}
         rounds.append(line)

@@ -1,14 +1,16 @@
-"""Does a race find the best? Its winner against all of its configurations trained to the end.
+"""Does a race find the best configuration? Its winner against all configurations trained to the end.
 
     python bench/race.py --data DIR --out FILE.jsonl [--part race|all|report] [--sets snips,e2e]
 
-`race` races 24 configurations at each data set; `all` trains the same ones to the end, some at a
-time (`--group`), with the same seed, rows and schedule, each once: given again after an
-interruption, it goes on with those that are not in the file yet; `--until SECONDS` stops before
-a group that would begin later, and `--share 1/3` trains every third, beside processes that train
-the others into the same file. `report` prints what came of it: the winner's held-out loss over
-the best of all, and what the race cost over what all of them cost, in tokens learned from plus
-tokens judged by. Without --part: all three in turn.
+- `race` races 24 configurations on each data set.
+- `all` trains the same configurations to the end, `--group` at a time, with the same seed, rows and
+  schedule. After an interruption, the same command continues with those that are not in the file yet.
+  `--until SECONDS` starts no group after that time. `--share 1/3` trains every third configuration, so
+  that other processes can train the rest into the same file.
+- `report` prints the winner's held-out loss over the best of all, and the cost of the race over the cost
+  of training all, in training tokens plus evaluation tokens.
+
+Without --part, all three run in turn.
 """
 
 import argparse
@@ -40,13 +42,15 @@ SETS = {
 
 
 def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Job:
-    """The first rows to learn from, the next ones held out."""
-    file, step, (asked, said), instruction = SETS[name]
+    """A job on the first rows, with the next rows held out."""
+    file, step, (input_column, output_column), instruction = SETS[name]
     lines = (arguments.data / file).read_text(encoding="utf-8").splitlines()[::step]
-    found = [{"input": row[asked], "output": row[said]} for row in map(json.loads, lines)]
+    examples = [
+        {"input": row[input_column], "output": row[output_column]} for row in map(json.loads, lines)
+    ]
     ends = (arguments.rows, arguments.rows + arguments.held_out)
     paths = []
-    for part, rows in (("train", found[: ends[0]]), ("held", found[ends[0] : ends[1]])):
+    for part, rows in (("train", examples[: ends[0]]), ("held", examples[ends[0] : ends[1]])):
         path = folder / f"{name}-{part}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         paths.append(path)
@@ -56,8 +60,8 @@ def job_of(name: str, arguments: argparse.Namespace, folder: Path) -> onebase.Jo
     )
 
 
-class Evaluation(Observer):
-    """A watcher that keeps each job's held-out losses."""
+class HeldOutLosses(Observer):
+    """An observer that records the held-out losses of each job."""
 
     def __init__(self) -> None:
         self.losses: dict[str, list[float]] = {}
@@ -83,7 +87,7 @@ def lines_of(out: Path, part: str, name: str) -> list[dict[str, Any]]:
 def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folder: Path) -> None:
     if lines_of(arguments.out, "race", name):
         return
-    result = race(
+    raced = race(
         job_of(name, arguments, folder),
         base=base,
         workspace=onebase.Workspace(folder / "ws"),
@@ -91,19 +95,19 @@ def run_race(name: str, base: onebase.Base, arguments: argparse.Namespace, folde
     )
     if arguments.plots:
         arguments.plots.mkdir(parents=True, exist_ok=True)
-        (arguments.plots / f"race-{name}.png").write_bytes(result.plot.read_bytes())
+        (arguments.plots / f"race-{name}.png").write_bytes(raced.plot.read_bytes())
     write(
         arguments.out,
         part="race",
         set=name,
-        winner=result.entries[0].configuration.number,
-        text=result.entries[0].configuration.text,
-        loss=result.adapter.metrics["eval_loss"],
-        learned=result.tokens,
-        judged=result.evaluated_tokens,
-        seconds=result.seconds,
-        planned_share=result.plan.share,
-        ladder=result.leaderboard,
+        winner=raced.entries[0].configuration.number,
+        text=raced.entries[0].configuration.text,
+        loss=raced.adapter.metrics["eval_loss"],
+        learned=raced.tokens,
+        judged=raced.evaluated_tokens,
+        seconds=raced.seconds,
+        planned_share=raced.plan.share,
+        ladder=raced.leaderboard,
     )
 
 
@@ -111,17 +115,17 @@ def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder
     done = {line["number"] for line in lines_of(arguments.out, "all", name)}
     job = job_of(name, arguments, folder)
     share, of = map(int, arguments.share.split("/"))
-    stop = [
+    remaining = [
         item
         for item in default_space().first(arguments.configs)
         if item.number not in done and item.number % of == share % of
     ]
-    for at in range(0, len(stop), arguments.group):
+    for at in range(0, len(remaining), arguments.group):
         if time.monotonic() - BEGAN > arguments.until:
             return
-        group = stop[at : at + arguments.group]
+        group = remaining[at : at + arguments.group]
         states = [JobState(candidate_job(job, item, arguments.epochs), base) for item in group]
-        observer = Evaluation()
+        observer = HeldOutLosses()
         began = time.monotonic()
         train_together(states, observer)
         seconds = (time.monotonic() - began) / len(group)
@@ -142,25 +146,25 @@ def run_all(name: str, base: onebase.Base, arguments: argparse.Namespace, folder
 
 
 def report(name: str, arguments: argparse.Namespace) -> None:
-    result = lines_of(arguments.out, "race", name)
+    raced = lines_of(arguments.out, "race", name)
     trained = lines_of(arguments.out, "all", name)
-    if not result or len(trained) < arguments.configs:
-        print(f"{name}: race {bool(result)}, {len(trained)} of {arguments.configs} trained")
+    if not raced or len(trained) < arguments.configs:
+        print(f"{name}: race {bool(raced)}, {len(trained)} of {arguments.configs} trained")
         return
     sound = sorted((line for line in trained if line["loss"]), key=lambda line: line["loss"])
-    rank = [line["number"] for line in sound].index(result[0]["winner"]) + 1
+    rank = [line["number"] for line in sound].index(raced[0]["winner"]) + 1
     cost = sum(line["learned"] + line["judged"] for line in trained)
     result = {
         "set": name,
         "configurations": len(trained),
-        "winner": result[0]["text"],
-        "winner_loss": result[0]["loss"],
+        "winner": raced[0]["text"],
+        "winner_loss": raced[0]["loss"],
         "best_of_all": sound[0]["text"],
         "best_loss": sound[0]["loss"],
-        "loss_ratio": result[0]["loss"] / sound[0]["loss"],
+        "loss_ratio": raced[0]["loss"] / sound[0]["loss"],
         "true_rank_of_the_winner": rank,
-        "cost_ratio": (result[0]["learned"] + result[0]["judged"]) / cost,
-        "time_ratio": result[0]["seconds"] / sum(line["seconds"] for line in trained),
+        "cost_ratio": (raced[0]["learned"] + raced[0]["judged"]) / cost,
+        "time_ratio": raced[0]["seconds"] / sum(line["seconds"] for line in trained),
     }
     print(json.dumps(result, indent=1), flush=True)
 
@@ -169,7 +173,9 @@ BEGAN = time.monotonic()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=["race", "all", "report"])
@@ -184,7 +190,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=float("inf"))
     parser.add_argument("--share", default="1/1")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plots", type=Path, help="a folder for the ladders' pictures")
+    parser.add_argument("--plots", type=Path, help="a folder for plots of the leaderboards")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     base = None if arguments.part == "report" else onebase.Base.load(arguments.base)

@@ -3,10 +3,10 @@
     python bench/reviews.py --data DIR --workspace DIR --out FILE.jsonl --part reward
     python bench/reviews.py --data DIR --workspace DIR --out FILE.jsonl --part ppo --method lora
 
-The reward model learns most of the rated movie reviews; held-out pairs whose ratings differ by 1 or more
-judge it. PPO gets the first words of other reviews and continues them. Afterwards base and policy
-continue fresh beginnings, which neither has seen, and are compared by the reward model and by
-VADER's sentiment lexicon (vaderSentiment, pip install -e '.[bench]'), which training never sees.
+The reward model is trained on most of the rated movie reviews and evaluated on held-out pairs whose ratings
+differ by 1 or more. PPO gets the first words of other reviews and continues them. Afterwards the base and the
+policy continue new beginnings that neither has seen. The reward model compares them, and so does VADER's
+sentiment lexicon (vaderSentiment, pip install -e '.[bench]'), which is not used in training.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TEMPLATE = "{input}"
 
 
 def files(data: Path, folder: Path, rows: int, prompts: int, fresh: int) -> dict[str, Path]:
-    """Rated reviews to learn from, beginnings to continue, and fresh beginnings."""
+    """Write rated reviews to train on, beginnings to continue, and unseen beginnings; returns the paths."""
     lines = (data / "reviews_rated_movie.jsonl").read_text(encoding="utf-8").splitlines()
     reviews = [json.loads(line) for line in lines]
     parts: dict[str, list[dict[str, Any]]] = {
@@ -49,9 +49,9 @@ def files(data: Path, folder: Path, rows: int, prompts: int, fresh: int) -> dict
     parts["prompts"], parts["fresh"] = unique[:prompts], unique[prompts : prompts + fresh]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, own in parts.items():
+    for name, part in parts.items():
         paths[name] = folder / f"{name}.jsonl"
-        text = "".join(json.dumps(row) + "\n" for row in own)
+        text = "".join(json.dumps(row) + "\n" for row in part)
         paths[name].write_text(text, encoding="utf-8")
     return paths
 
@@ -66,7 +66,7 @@ def write(out: Path, **line: Any) -> None:
 def continued(
     base: onebase.Base, adapter: Adapter, fresh: Path, reward: LearnedReward, tokens: int
 ) -> dict[str, float]:
-    """What a policy makes of the fresh beginnings."""
+    """Let a policy continue the unseen beginnings; returns means of reward, sentiment, diversity and length."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     template = Template(base.tokenizer, kind=TEMPLATE)
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--fresh", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--set", default="{}", help="settings, JSON")
+    parser.add_argument("--set", default="{}", help="JSON of settings")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

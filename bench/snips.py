@@ -1,9 +1,9 @@
-"""SNIPS intents, ours and PEFT's plain loop in turn, method by method.
+"""SNIPS intents: ours and PEFT's plain loop in turn, method by method.
 
     OMP_WAIT_POLICY=PASSIVE python bench/snips.py --peer VENV/bin/python --data DIR --out FILE.jsonl
 
-Each side is a process of its own: snips_onebase.py and snips_peft.py, on the same rows, rendering,
-batch and epochs. Neither looks at the held-out rows before it is done: the last state is judged.
+Each side runs in a process of its own: snips_onebase.py and snips_peft.py, with the same rows, rendering,
+batch and epochs. Neither sees the held-out rows before training ends; the last state is evaluated.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PEERS = {
 
 
 def measured(command: list[str], out: Path) -> dict[str, object]:
-    """Run one side; what it wrote last, and its seconds."""
+    """Run one side; returns its last record, with the seconds of the process."""
     began = time.perf_counter()
     subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
@@ -45,11 +45,11 @@ def main() -> None:
     shared = ["--data", arguments.data, "--epochs", arguments.epochs]
     shared += ["--threads", arguments.threads]
     for method in arguments.methods.split(","):
-        own = [sys.executable, str(BENCH / "snips_onebase.py"), "--base", arguments.base]
-        own += ["--methods", method, "--set", json.dumps({"held_out": 0})]
-        peer = [arguments.peer, str(BENCH / "snips_peft.py"), "--methods", PEERS[method]]
-        peer += ["--base", str(resolve(arguments.base)), "--eval-at", arguments.epochs]
-        for side, command in (("onebase", own), ("peft", peer)):
+        ours = [sys.executable, str(BENCH / "snips_onebase.py"), "--base", arguments.base]
+        ours += ["--methods", method, "--set", json.dumps({"held_out": 0})]
+        theirs = [arguments.peer, str(BENCH / "snips_peft.py"), "--methods", PEERS[method]]
+        theirs += ["--base", str(resolve(arguments.base)), "--eval-at", arguments.epochs]
+        for side, command in (("onebase", ours), ("peft", theirs)):
             scratch = arguments.out.with_suffix(f".{side}.part")
             result = measured([*command, *shared], scratch)
             line = {"side": side, "of": method, **result}

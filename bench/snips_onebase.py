@@ -1,8 +1,8 @@
-"""SNIPS intents by label scoring, every method trained together on one base.
+"""SNIPS intents by label scoring, all methods trained together on one base.
 
     OMP_WAIT_POLICY=PASSIVE python bench/snips_onebase.py --data DIR --out FILE.jsonl [--epochs 5] [--methods …]
 
-The same rows, rendering and batch as snips_peft.py: 30 training rows a class, 20 held out.
+Rows, rendering and batch are those of snips_peft.py: 30 training rows per class, 20 held out.
 """
 
 import argparse

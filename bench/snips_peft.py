@@ -1,13 +1,13 @@
 """The peer side of the SNIPS comparison: PEFT and transformers in a plain padded loop.
 
-It needs no onebase, only torch, transformers==5.23.0 and peft==0.21.2:
+Needs torch, transformers==5.23.0 and peft==0.21.2, but not onebase:
 
     python bench/snips_peft.py --data DIR --base DIR --out peft.jsonl --threads 1
 
 Each evaluation appends one JSON line. `loss` is the negative log-probability (nats) of the true
 label and its end token, summed over a row and averaged over the held-out rows; `loss_per_token`
-is averaged over their tokens. `train_seconds` and `tokens` (real ones: no padding, no virtual
-tokens) count from the start of the method's training, without the evaluations.
+is averaged over their tokens. `train_seconds` and `tokens` (real tokens: no padding, no virtual
+tokens) count from the start of the method's training, excluding evaluations.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_rows(path: Path, per_class: int, limit: int | None) -> list[Row]:
 
 
 class Renderer:
-    """Turns rows into token ids, context and answer apart, and into padded batches."""
+    """Turns rows into token ids, with context and answer separate, and into padded batches."""
 
     def __init__(self, base: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(base)
@@ -95,7 +95,7 @@ class Renderer:
         return self.ids(label + END)
 
     def batch(self, rows: list[Row]) -> Batch:
-        """Padded on the right, with labels on the answers alone; each tensor [rows, width]."""
+        """Padded on the right, with labels on the answers only; each tensor [rows, width]."""
         pairs = [(self.context(row["text"]), self.answer(row["intent"])) for row in rows]
         shape = len(pairs), max(len(context) + len(answer) for context, answer in pairs)
         ids = torch.full(shape, self.tokenizer.pad_token_id)
@@ -111,9 +111,9 @@ class Renderer:
 
 @torch.no_grad()
 def label_scores(model: Any, renderer: Renderer, text: str, names: list[str]) -> torch.Tensor:
-    """The log-probability of each label, its end token included, after the prompt: [labels]."""
+    """The log-probability of each label and its end token after the prompt: [labels]."""
     batch = renderer.batch([{"text": text, "intent": name} for name in names])
-    # All rows share the prompt, so the answers are in the same last positions.
+    # All rows share the prompt, so all answers start at the same position.
     targets = batch.pop("labels")[:, len(renderer.context(text)) :]
     logits = model(**batch, logits_to_keep=targets.shape[1] + 1).logits[:, :-1]
     picked = logits.log_softmax(-1).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
@@ -123,9 +123,7 @@ def label_scores(model: Any, renderer: Renderer, text: str, names: list[str]) ->
 def evaluate(
     model: Any, renderer: Renderer, rows: list[Row], names: list[str] | None
 ) -> dict[str, float]:
-    """Accuracy by the best-scored label, and the mean loss of the true one; that alone without
-    `names`.
-    """
+    """Accuracy of the best-scored label and mean loss of the true label; without `names`, the loss only."""
     model.eval()
     hits, loss, tokens = 0, 0.0, 0
     for row in rows:
@@ -140,7 +138,7 @@ def evaluate(
 
 
 def train_epoch(model: Any, optimizer: Any, scheduler: Any, batches: DataLoader) -> int:
-    """One pass over the batches; returns its real tokens."""
+    """Train one pass over the batches; returns its number of real tokens."""
     model.train()
     tokens = 0
     for batch in batches:
@@ -154,7 +152,7 @@ def train_epoch(model: Any, optimizer: Any, scheduler: Any, batches: DataLoader)
 
 
 def run(method: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Trains one method; yields the record of each evaluation."""
+    """Train one method; yields the record of each evaluation."""
     torch.manual_seed(SEED)
     renderer = Renderer(args.base)
     rows = read_rows(args.data / "snips_train.jsonl", TRAIN_PER_CLASS, args.limit)
@@ -189,7 +187,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--eval-at", default="2,5", help="epochs, separated by commas")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--loss-alone", action="store_true", help="no accuracy, which is slow")
+    parser.add_argument("--loss-alone", action="store_true", help="skip accuracy, which is slow")
     parser.add_argument("--limit", type=int, help="rows of each split, for a quick check")
     args = parser.parse_args()
     args.eval_at = {int(epoch) for epoch in args.eval_at.split(",")}

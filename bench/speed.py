@@ -1,10 +1,10 @@
-"""Training speed against PEFT's padded loop or TRL's SFTTrainer: same method, rows and batch, in turn.
+"""Training speed against PEFT's padded loop or TRL's SFTTrainer: same method, rows and batch size, in turn.
 
     python bench/speed.py --peer VENV/bin/python --data DIR [--kind trl]
 
-Both sides are workers that stay loaded; each round one trains some steps, then the other. What is
-reported is the median of the rounds' ratios of real tokens (no padding, no virtual tokens) a second.
-How threads wait is left to each side: onebase sets it, the peer has OpenMP's own default.
+Both sides are workers that stay loaded. In each round, first one trains some steps, then the other.
+Reported is the median over rounds of the ratio of real tokens (no padding, no virtual tokens) per second.
+Each side keeps its own wait policy for threads: onebase sets one, the peer has OpenMP's default.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-# How threads wait: set by importing onebase, which the peer does not.
+# The wait policy for threads. Importing onebase sets it; the peer does not import onebase.
 CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 SNIPS = "Classify the intent of the request."
 METHODS = ["prompt-tuning", "p-tuning", "p-tuning-v2", "lora"]
@@ -35,20 +35,20 @@ def rows_of(data: Path, name: str, base: str, count: int) -> list[dict[str, str]
     if name == "snips":
         template = Template(tokenizer, instruction=SNIPS)
         lines = (data / "snips_train.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [(row["text"], row["intent"]) for row in map(json.loads, lines[::37])]
+        pairs = [(row["text"], row["intent"]) for row in map(json.loads, lines[::37])]
     else:
         template = Template(tokenizer, kind="商品：{input}\n广告：")
         lines = (data / "adgen_dev.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [(row["content"], row["summary"]) for row in map(json.loads, lines)]
+        pairs = [(row["content"], row["summary"]) for row in map(json.loads, lines)]
     end = template.end
     return [
-        {"prompt": template.prompt_text(asked), "answer": said + end}
-        for asked, said in found[:count]
+        {"prompt": template.prompt_text(question), "answer": answer + end}
+        for question, answer in pairs[:count]
     ]
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Our side, as a worker."""
+    """Run our side as a worker."""
     import onebase
     from onebase.adapters.methods import build_adapter
     from onebase.engine.rows import TokenRow, by_budget, token_losses
@@ -89,7 +89,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def own_defaults() -> dict[str, str]:
-    """The environment without what importing onebase has set for this process."""
+    """The environment without the variables that importing onebase sets in this process."""
     return {key: value for key, value in os.environ.items() if key not in CHOSEN}
 
 
@@ -100,7 +100,7 @@ class Worker:
         )
 
     def speed(self, steps: int) -> float:
-        """Tokens a second over some steps."""
+        """Tokens per second over some steps."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{steps}\n")
@@ -117,7 +117,7 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", help="a Python with torch, transformers and peft")
-    parser.add_argument("--kind", default="peft", choices=["peft", "trl"], help="which peer it is")
+    parser.add_argument("--kind", default="peft", choices=["peft", "trl"], help="the kind of peer")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--base", default="smollm2-135m")
@@ -127,9 +127,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", default="{}", help="our method's settings, JSON")
-    parser.add_argument("--peer-method", help="the peer's method, where it is another")
-    parser.add_argument("--method", help="work as our side")
+    parser.add_argument("--set", default="{}", help="settings of our method, JSON")
+    parser.add_argument("--peer-method", help="the peer's method, if different")
+    parser.add_argument("--method", help="run as our side")
     parser.add_argument("--rows")
     arguments = parser.parse_args()
     if arguments.method:

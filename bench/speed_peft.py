@@ -1,7 +1,8 @@
 """The peer side of the training-speed comparison: PEFT in a plain padded loop, as a worker.
 
-It needs no onebase, only torch, transformers==5.23.0 and peft==0.21.2. Each line on stdin trains some
-steps; the answer on stdout is one JSON line with seconds and real tokens (no padding, no virtual ones).
+Needs torch, transformers==5.23.0 and peft==0.21.2, but not onebase. Each line on stdin is a number of
+steps to train. The answer on stdout is one JSON line with the seconds and the real tokens (no padding, no
+virtual tokens).
 """
 
 import argparse

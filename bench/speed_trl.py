@@ -1,9 +1,9 @@
 """The peer side of the training-speed comparison: TRL's SFTTrainer, as a worker.
 
-It needs no onebase, only torch, trl==1.16.0, transformers==5.23.0 and peft==0.21.2. Each line on stdin
-trains some steps; the answer on stdout is one JSON line with seconds and real tokens (no padding, no
-virtual ones). Gradient checkpointing is off (TRL's default would compute everything twice), the loss is
-on the completion alone, and nothing is logged or saved.
+Needs torch, trl==1.16.0, transformers==5.23.0 and peft==0.21.2, but not onebase. Each line on stdin is a
+number of steps to train. The answer on stdout is one JSON line with the seconds and the real tokens (no
+padding, no virtual tokens). Gradient checkpointing is off (TRL's default would compute everything twice), the
+loss is on the completion only, and nothing is logged or saved.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from speed_peft import CONFIGS
 
 
 class OnDemand(TrainerCallback):
-    """Lets the trainer take as many steps as stdin asks for, and answers."""
+    """Lets the trainer take the number of steps read from stdin, then prints the result."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.left = 0

@@ -1,10 +1,10 @@
-"""Where one training step's time goes, and how far its matrix products are from the machine's peak.
+"""Where the time of a training step goes, and how close its matrix products are to the machine's peak.
 
     python bench/step.py --data DIR [--base smollm2-135m] [--method lora]
 
 The peak is the best of several square fp32 products, measured in the same run before and after the
-steps. Times are torch's profiler's own (self time of each operation); the profiler itself slows a step
-somewhat, so the step's time without it stands beside.
+steps. Times are the self times of each operation from torch's profiler. The profiler slows a step
+slightly, so the time of a step without it is reported too.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ATTENTION = ("attention",)
 
 
 def peak() -> float:
-    """The best rate of a square product, GFLOP/s."""
+    """The best rate of a square matrix product, in GFLOP/s."""
     best = 0.0
     for size in (1024, 1536, 2048):
         left, right = torch.randn(size, size), torch.randn(size, size)
@@ -40,7 +40,7 @@ def peak() -> float:
 
 
 def operations(shapes: list[Any], name: str) -> float:
-    """Floating-point operations of a product, from its inputs' shapes."""
+    """Floating-point operations of a matrix product, from the shapes of its inputs."""
     left, right = (shapes[1], shapes[2]) if "add" in name else (shapes[0], shapes[1])
     batch = left[0] if len(left) == 3 else 1
     return 2.0 * batch * left[-2] * left[-1] * right[-1]
@@ -102,14 +102,14 @@ def main() -> None:
     spent: dict[str, float] = {}
     work = 0.0
     for event in record.key_averages(group_by_input_shape=True):
-        own = event.self_cpu_time_total / 1e6
+        self_seconds = event.self_cpu_time_total / 1e6
         kind = event.key
         if kind in PRODUCTS:
             work += event.count * operations(event.input_shapes, kind)
             kind = "products"
         elif any(word in kind for word in ATTENTION):
             kind = "attention"
-        spent[kind] = spent.get(kind, 0.0) + own
+        spent[kind] = spent.get(kind, 0.0) + self_seconds
     spent["python and dispatch"] = profiled - sum(spent.values())
     products = spent.pop("products")
     print(

@@ -1,9 +1,9 @@
-"""What switching costs: 1,000 requests among 8 loaded tasks, switching at random or never, and
-loading one more adapter into the running engine.
+"""The cost of switching tasks: 1,000 requests over 8 loaded tasks in random order or sorted by task, and
+the time to load one more adapter into the running engine.
 
     OMP_WAIT_POLICY=PASSIVE python bench/switching.py [--base smollm2-135m] [--rounds 5]
 
-Both orders decode the same prompts one request at a time, in turn, in one process.
+Both orders decode the same prompts, one request at a time, in turn, in one process.
 """
 
 import argparse
@@ -48,13 +48,13 @@ def seconds(engine: Engine, tasks: list[str]) -> float:
 
 
 def write(base: Base, adapter: Adapter, folder: Path) -> None:
-    """As training does."""
+    """Write an adapter's files as training does."""
     save_adapter(adapter, folder, base)
     with_prompt_kv(GenericRunner(base), adapter, folder)
 
 
 def loading_times(base: Base, engine: Engine, folder: Path) -> dict[str, list[float]]:
-    """Milliseconds from files on disk to an adapter that answers, ten times a method."""
+    """Milliseconds from files on disk to a loaded adapter, ten times for each method."""
     store = AdapterStore(Workspace(folder))
     times: dict[str, list[float]] = {}
     for method in METHODS:
@@ -82,7 +82,7 @@ def main() -> None:
     ratios = []
     seconds(engine, names)
     for _ in range(arguments.rounds):
-        # The same requests of every task, once sorted by task, once shuffled.
+        # The same requests, once sorted by task, once shuffled.
         order = [names[index % 8] for index in range(each)]
         never = sorted(order)
         draw.shuffle(order)
@@ -97,7 +97,7 @@ def main() -> None:
     print(f"switching / never switching: median {statistics.median(ratios):.3f} ({shown})")
     for method, times in loads.items():
         print(
-            f"loading {method}: median {statistics.median(times):.0f} ms, most {max(times):.0f} ms"
+            f"loading {method}: median {statistics.median(times):.0f} ms, maximum {max(times):.0f} ms"
         )
 
 

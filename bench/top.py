@@ -2,9 +2,9 @@
 
     python bench/top.py --peer VENV/bin/python --data DIR --out FILE.jsonl
 
-Both learn SNIPS intents (210 rows, batch 8) for 5 epochs, in turn, each a process of its own. After each
-epoch the held-out loss a token is noted, outside the clock; the trunk's one pass is inside it. Reported
-are the ratio of the times for all epochs, and of the times to PEFT's lowest held-out loss.
+Both train on SNIPS intents (210 rows, batch 8) for 5 epochs, in turn, each in a process of its own. After each
+epoch the held-out loss per token is recorded. This evaluation is not timed; the one pass for the trunk is.
+Reported are the ratio of the times for all epochs, and of the times to PEFT's lowest held-out loss.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BENCH = Path(__file__).parent
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Our side: one JSON line for each epoch."""
+    """Run our side; prints one JSON line for each epoch."""
     import torch
 
     import onebase
@@ -94,20 +94,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--set", default='{"layers": "top:10"}', help="our settings, JSON")
-    parser.add_argument("--work", action="store_true", help="work as our side")
+    parser.add_argument("--set", default='{"layers": "top:10"}', help="JSON of our settings")
+    parser.add_argument("--work", action="store_true", help="run as our side")
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments)
         return
     times, to_loss = [], []
     for _ in range(arguments.rounds):
-        own, peer = ours(arguments), theirs(arguments)
-        best = min(peer, key=lambda epoch: epoch["loss"])
-        reached = [epoch["seconds"] for epoch in own if epoch["loss"] <= best["loss"]]
-        times.append(peer[-1]["seconds"] / own[-1]["seconds"])
+        our_epochs, peer_epochs = ours(arguments), theirs(arguments)
+        best = min(peer_epochs, key=lambda epoch: epoch["loss"])
+        reached = [epoch["seconds"] for epoch in our_epochs if epoch["loss"] <= best["loss"]]
+        times.append(peer_epochs[-1]["seconds"] / our_epochs[-1]["seconds"])
         to_loss.append(best["seconds"] / reached[0] if reached else 0.0)
-        line = {"ours": own, "peft": peer, "times": times[-1], "to_same_loss": to_loss[-1]}
+        line = {
+            "ours": our_epochs,
+            "peft": peer_epochs,
+            "times": times[-1],
+            "to_same_loss": to_loss[-1],
+        }
         print(json.dumps(line), flush=True)
         if arguments.out:
             with arguments.out.open("a", encoding="utf-8") as out:

@@ -1,13 +1,20 @@
-"""Whether a change of the source leaves results and files as they are: SHA-256 of what commands make.
+"""Checks that a change of the source does not change results or files, by SHA-256 of command output.
 
     python bench/unchanged.py --tree OLD --out old.json
     python bench/unchanged.py --tree NEW --begun-by OLD --out new.json --compare old.json
 
-`--tree` is a checkout; its `src` answers as `onebase`, with one thread. Adapters of every method after 3
-steps, each alone and all together; of DPO, KTO, a reward model, PPO and GRPO after 2; of a race's winner;
-of a run that was killed and resumed (with `--begun-by` another tree began it, so old checkpoints are read);
-answers and margins of greedy requests in fp32 and w8a8. Of JSON, the paths of all keys are kept as well. On
-one machine, one after the other: processors differ in the last bit. Exit code 1 where something differs.
+`--tree` is a checkout; its `src` runs as `onebase`, with one thread. Recorded are:
+
+- adapters of every method after 3 steps, trained alone and all together
+- adapters of DPO, KTO, a reward model, PPO and GRPO after 2 steps
+- the winner of a race
+- a run that was killed and resumed (with `--begun-by`, another tree starts it, which checks that old
+  checkpoints can be read)
+- answers and margins of greedy requests in fp32 and w8a8
+- the paths of all keys in JSON output
+
+Run both trees on the same machine, because processors differ in the last bit. Exit code 1 if anything
+differs.
 """
 
 import argparse
@@ -35,13 +42,13 @@ METHODS = (
     "lora+p-tuning",
 )
 DEMO = "src/onebase/demo/en"
-ROWS = 6  # of 2 to a batch: 3 steps
+ROWS = 6  # in batches of 2: 3 steps
 REWARD = "def polite(prompt, answer, row):\n    return float(len(answer) % 7)\n"
 SETTINGS = ("batch_size=2", "epochs=1", "held_out=0", "save_seconds=0")
 
 
 class Tree:
-    """One checkout's `onebase`, in a workspace."""
+    """The `onebase` of one checkout, with a workspace."""
 
     def __init__(self, root: Path, workspace: Path) -> None:
         self.workspace = workspace
@@ -65,7 +72,7 @@ class Tree:
         )
 
     def run(self, what: str, *given: object) -> Any:
-        """What a command prints as JSON."""
+        """Run a command; returns the last JSON value that it prints."""
         process = self.start(*given, "--json")
         out, err = process.communicate()
         if process.returncode:
@@ -75,7 +82,7 @@ class Tree:
         return values[-1] if values else None
 
     def weights(self, task: str) -> str:
-        """The SHA-256 of a task's newest weights."""
+        """The SHA-256 of the newest weights of a task."""
         folder = self.workspace / "adapters" / task
         newest = max(
             (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
@@ -87,7 +94,7 @@ class Tree:
 
 
 def paths(value: Any, path: str = "") -> Iterator[str]:
-    """Every key of a JSON value, with those above it."""
+    """The path of every key in a JSON value."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield f"{path}.{key}"
@@ -108,13 +115,13 @@ def settings(*given: str) -> list[str]:
     return [part for one in given for part in ("--set", one)]
 
 
-def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
-    """All of it, in a new workspace."""
-    found: dict[str, str] = {}
+def recorded(root: Path, begun_by: Path | None) -> dict[str, Any]:
+    """Record everything in a new workspace."""
+    results: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        own = Tree(tree, here)
-        demo = tree / DEMO
+        tree = Tree(root, here)
+        demo = root / DEMO
         data = lines(demo / "support.jsonl", here / "data.jsonl", ROWS)
         pairs = lines(demo / "tone.jsonl", here / "pairs.jsonl", 6)
         judged = here / "judged.jsonl"
@@ -134,16 +141,16 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
         (here / "judge.py").write_text(REWARD, "utf-8")
 
         def keep(name: str, task: str) -> None:
-            found[name] = own.weights(task)
-            print(f"{name}: {found[name][:16]}", file=sys.stderr)
+            results[name] = tree.weights(task)
+            print(f"{name}: {results[name][:16]}", file=sys.stderr)
 
         for method in METHODS:
             task = method.replace("+", "-and-")
-            precision = ["--precision", "nf4"] if method == "qlora" else []
-            own.run(
+            precision_flags = ["--precision", "nf4"] if method == "qlora" else []
+            tree.run(
                 f"train {method}",
                 *("train", "--task", task, "--data", data, "--method", method, "--seed", 7),
-                *(*precision, *settings(*SETTINGS)),
+                *(*precision_flags, *settings(*SETTINGS)),
             )
             keep(method, task)
         joint = here / "tasks.yaml"
@@ -158,7 +165,7 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
             for name in together
         ]
         joint.write_text(json.dumps({"jobs": jobs}), "utf-8")
-        own.run("train together", "train", "--config", joint)
+        tree.run("train together", "train", "--config", joint)
         for job in jobs:
             keep(f"together {job['method']}", str(job["task"]))
         two = settings("batch_size=2", "epochs=1", "held_out=0.3")
@@ -181,9 +188,9 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
         }
         for kind, given in aligned.items():
             command = "ppo" if kind == "grpo" else kind
-            own.run(f"align {kind}", "align", command, "--task", f"a-{kind}", *given)
+            tree.run(f"align {kind}", "align", command, "--task", f"a-{kind}", *given)
             keep(f"align {kind}", f"a-{kind}")
-        own.run(
+        tree.run(
             "race",
             *(
                 "race",
@@ -195,7 +202,7 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
             *("--budget", "4000tokens", "--configs", 3, "--methods", "lora,ia3", "--seed", 7),
         )
         keep("race", "raced")
-        resumed(own, Tree(begun_by or tree, here), here / "race.jsonl")
+        resumed(tree, Tree(begun_by or root, here), here / "race.jsonl")
         keep("resumed", "resumed")
         requests = here / "requests.jsonl"
         names = ("base", "lora", "ia3", "prompt-tuning", "p-tuning-v2")
@@ -207,14 +214,16 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
             "utf-8",
         )
         for precision in ("fp32", "w8a8"):
-            answers = own.run(
+            answers = tree.run(
                 f"generate {precision}",
                 *("generate", "--file", requests, "--max-tokens", 16, "--precision", precision),
             )
-            found[f"answers {precision}"] = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
-        own.run("adapters list", "adapters", "list")
-        own.run("runs list", "runs", "list")
-        own.run("doctor", "doctor")
+            results[f"answers {precision}"] = hashlib.sha256(
+                json.dumps(answers).encode()
+            ).hexdigest()
+        tree.run("adapters list", "adapters", "list")
+        tree.run("runs list", "runs", "list")
+        tree.run("doctor", "doctor")
         files = {
             str(path.relative_to(here)).split("/")[-1]: sorted(
                 {
@@ -225,38 +234,38 @@ def recorded(tree: Path, begun_by: Path | None) -> dict[str, Any]:
             )
             for path in sorted(here.glob("runs/*/metrics.jsonl"))
         }
-    return {"results": found, "keys": {**own.keys, **files}}
+    return {"results": results, "keys": {**tree.keys, **files}}
 
 
-def resumed(own: Tree, first: Tree, data: Path) -> None:
-    """A run that `first` begins, killed once it has a checkpoint, and that `own` goes on with."""
+def resumed(tree: Tree, first: Tree, data: Path) -> None:
+    """Start a run with `first`, kill it once it has a checkpoint, and resume it with `tree`."""
     process = first.start(
         *("train", "--task", "resumed", "--data", data, "--method", "lora", "--seed", 7),
         *settings("batch_size=2", "epochs=6", "held_out=0", "save_seconds=0"),
     )
-    known = set(own.workspace.glob("runs/*"))
+    known = set(tree.workspace.glob("runs/*"))
     end = time.monotonic() + 120
     while True:
-        new = set(own.workspace.glob("runs/*")) - known
+        new = set(tree.workspace.glob("runs/*")) - known
         if any(path.is_dir() for run in new for path in run.glob("checkpoints/*")):
             break
         if process.poll() is not None or time.monotonic() > end:
-            raise SystemExit("The run that is to be resumed left no checkpoint in time.")
+            raise SystemExit("The run to resume wrote no checkpoint in time.")
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (run,) = new
-    own.run("resume", "resume", run.name)
+    tree.run("resume", "resume", run.name)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tree", type=Path, required=True)
-    parser.add_argument(
-        "--begun-by", type=Path, help="the tree that begins the run that is resumed"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--tree", type=Path, required=True)
+    parser.add_argument("--begun-by", type=Path, help="the tree that starts the resumed run")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--compare", type=Path, help="what another tree gave")
+    parser.add_argument("--compare", type=Path, help="the record of another tree")
     arguments = parser.parse_args()
     record = recorded(arguments.tree, arguments.begun_by)
     arguments.out.write_text(json.dumps(record, indent=1), "utf-8")

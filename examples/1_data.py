@@ -1,4 +1,4 @@
-"""What is in a data file, and which part of it a model learns. Usage: 1_data.py [BASE]"""
+"""Show what is in a data file and which part of it is learned. Usage: 1_data.py [BASE]"""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from onebase.model.fetch import resolve
 ROWS = [
     {"question": "Where is my parcel?", "answer": "Happy to help! It arrives on Monday."},
     {"question": "Can I return a lamp?", "answer": "Happy to help! Yes, within 30 days."},
-    {"question": "Do you ship abroad?", "answer": ""},  # a bad row: nothing to learn
+    {"question": "Do you ship abroad?", "answer": ""},  # a bad row: no answer to learn
 ]
 base = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
 
@@ -28,6 +28,6 @@ tokenizer = AutoTokenizer.from_pretrained(resolve(base))
 template = Template(tokenizer, instruction="Answer as the shop's support desk.")
 print("format:", dataset.format, dataset.columns)
 print("bad rows:", *dataset.bad, sep="\n  ")
-print("the first example, what is learned between ⟦ and ⟧:")
+print("first example, with the learned part between ⟦ and ⟧:")
 print(template.marked(dataset.examples[0]))
-print("all that `onebase data check` finds:", ", ".join(check(dataset, template).to_dict()))
+print("results of `onebase data check`:", ", ".join(check(dataset, template).to_dict()))

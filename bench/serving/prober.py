@@ -1,4 +1,4 @@
-"""Asks a server for /healthz every 50 ms until its input ends, then prints the latencies (seconds)."""
+"""Requests /healthz from a server every 50 ms until stdin ends, then prints the latencies (seconds)."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The prompts and adapters that all sides get: token ids of the demo's inputs, random small weights."""
+"""Prompts and adapters for all sides: token ids of the demo's inputs, and small random weights."""
 
 import json
 import random
@@ -19,26 +19,26 @@ from onebase.model.base import Base
 
 METHODS = ("lora", "ia3", "prompt-tuning", "p-tuning-v2")
 INPUTS = ("content", "prompt", "input", "question")
-# Of the random weights: most answers change, and stay a text.
+# Spread of the random weights: large enough to change most answers, small enough to keep them text.
 _SPREAD = {"lora": 0.1, "ia3": 0.15, "prompt-tuning": 0.03, "p-tuning-v2": 0.2}
 
 
 def texts() -> list[str]:
-    """What the demo's rows ask, in a fixed order."""
+    """The inputs of the demo's rows, in a fixed order."""
     folder = files("onebase.demo") / "en"
-    found = []
+    inputs = []
     for file in sorted(folder.iterdir(), key=lambda item: item.name):
         if file.name.endswith(".jsonl"):
             for line in file.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
-                found += [row[key] for key in INPUTS if key in row][:1]
-                found += [turn["content"] for turn in row.get("messages", [])[:1]]
-    random.Random(0).shuffle(found)
-    return found
+                inputs += [row[key] for key in INPUTS if key in row][:1]
+                inputs += [turn["content"] for turn in row.get("messages", [])[:1]]
+    random.Random(0).shuffle(inputs)
+    return inputs
 
 
 def prompt_ids(tokenizer: Any, count: int) -> list[list[int]]:
-    """Chat prompts of about 20 to 90 tokens, each another."""
+    """Different chat prompts of about 20 to 90 tokens."""
     template = Template(tokenizer)
     asked = texts()
     return [
@@ -48,7 +48,7 @@ def prompt_ids(tokenizer: Any, count: int) -> list[list[int]]:
 
 
 def long_prompt_ids(tokenizer: Any, count: int, tokens: int) -> list[list[int]]:
-    """Prompts of exactly so many tokens, no two with the same beginning."""
+    """Prompts of exactly `tokens` tokens, no two with the same beginning."""
     text = " ".join(texts())
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     drawn = random.Random(1)
@@ -62,14 +62,14 @@ def long_prompt_ids(tokenizer: Any, count: int, tokens: int) -> list[list[int]]:
 
 
 def random_adapter(base: Base, method: str, seed: int) -> Adapter:
-    """An adapter of random small weights: r=8 on all linear layers, or 20 virtual tokens."""
+    """An adapter with small random weights: r=8 on all linear layers, or 20 virtual tokens."""
     settings = {"rank": 8} if method == "lora" else {}
     adapter = build_adapter(base, method, settings, init_text="Answer the question.", seed=seed)
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             if ".a." in name:
-                continue  # as LoRA starts it
+                continue  # LoRA's A keeps its initial values
             spread = _SPREAD[method] * (float(parameter.std()) if method == "p-tuning-v2" else 1)
             parameter.add_(torch.randn(parameter.shape, generator=drawn), alpha=spread)
     return adapter
@@ -78,8 +78,8 @@ def random_adapter(base: Base, method: str, seed: int) -> Adapter:
 def store_adapters(
     base: Base, folder: Path, count: int, methods: Sequence[str] = METHODS, *, prefix: str = "t"
 ) -> list[tuple[str, str]]:
-    """Put so many adapters into the workspace `folder`, tasks t0, t1, … of `methods` in turn.
-    Returns (task, folder of its files).
+    """Store `count` adapters in the workspace `folder`, as tasks t0, t1, … with `methods` in turn. Returns pairs of
+    task and folder.
     """
     store = AdapterStore(Workspace(folder))
     kept: list[tuple[str, str]] = []

@@ -1,13 +1,13 @@
-"""What `w8a8` costs: loss and KL against fp32 on four kinds of text, llama.cpp's Q8_0 beside it.
+"""The cost of `w8a8`: loss and KL against fp32 on four kinds of text, with llama.cpp's Q8_0 for comparison.
 
     python bench/serving/quality.py --data DIR --workspace DIR --llamacpp VENV/bin/python --gguf FILE \\
         --out FILE.jsonl
 
-fp32 is the pass over the transformers modules, `w8a8` the lean pass. Reported for the base, and with a
-LoRA, a prefix and IA3 vectors loaded that are trained on the demo's rows first (kept in the workspace):
-change of the loss (nats a token), mean KL(fp32, other), share of greedy tokens that agree. llama.cpp gives the
-log-probabilities of its `--top` likeliest tokens, one position a request; its KL counts all others as one
-token, which makes it no larger, and a next token that is not among them is asked for with the whole vocabulary.
+fp32 is the pass over the transformers modules, `w8a8` the lean pass. Reported are the change of the loss (nats per
+token), the mean KL(fp32, other) and the share of greedy tokens that agree: for the base, and with a LoRA, a
+prefix and IA3 vectors that are first trained on the demo's rows (and stored in the workspace). llama.cpp returns
+the log-probabilities of its `--top` most likely tokens, one position per request. Its KL counts all other tokens
+as one, so it is a lower bound. If the next token is not among the top tokens, the whole vocabulary is requested.
 """
 
 import argparse
@@ -39,14 +39,14 @@ from onebase.engine.sampling import Sampling
 from onebase.training.train import train
 
 LOSS, KL = 0.015, 0.01
-BLOCK = 4  # rows of a vocabulary at a time
+BLOCK = 4  # rows of logits at a time
 DEMO = Path(onebase.__file__).parent / "demo" / "en"
 ADAPTERS = {"lora": "summary", "p-tuning-v2": "social", "ia3": "support"}
 
 
 @dataclass
 class Distance:
-    """How far a pass is from fp32, token by token: loss minus fp32's loss, KL, the same best token."""
+    """The distance of a pass from fp32 for each token: loss minus fp32's loss, KL, and whether the best token agrees."""
 
     loss: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Distance:
 
 
 def trained(base: onebase.Base, folder: Path) -> list[StoredAdapter]:
-    """One adapter of each kind on the demo's rows, from the workspace where they are there."""
+    """One adapter of each kind, trained on the demo's rows unless the workspace has it."""
     workspace = onebase.Workspace(folder)
     store = AdapterStore(workspace)
     missing = [method for method in ADAPTERS if method not in store.tasks()]
@@ -91,13 +91,13 @@ def logits(runner: Runner, task: LoadedTask, ids: Sequence[int]) -> Tensor:
     """The logits at every token of a text, [tokens, vocabulary]."""
     request = Request((task,), tuple(ids), Sampling(max_tokens=1), limit=1, score_from=0)
     runner.admit(request)
-    found = runner.run([Chunk(request, len(ids), len(ids))])
+    token_logits = runner.run([Chunk(request, len(ids), len(ids))])
     runner.release(request)
-    return found.clone()
+    return token_logits.clone()
 
 
 def add_text(distance: Distance, reference: Tensor, other: Tensor, ids: Sequence[int]) -> None:
-    """Compare two passes' logits, [tokens, vocabulary], over one text, in blocks that caches hold."""
+    """Compare the logits of two passes, [tokens, vocabulary], on one text, in blocks that fit the cache."""
     targets = torch.tensor(ids[1:])[:, None].split(BLOCK)
     blocks = zip(reference[:-1].split(BLOCK), other[:-1].split(BLOCK), targets, strict=True)
     for one, another, target in blocks:
@@ -110,9 +110,9 @@ def add_text(distance: Distance, reference: Tensor, other: Tensor, ids: Sequence
 
 @dataclass(frozen=True)
 class LlamaReader:
-    """Log-probabilities from llama.cpp's server, of the `top` likeliest tokens. `plain` is a token of
-    one whole character: drawn in place of any other, so that the server always tells them (it does not
-    where an answer ends, or stands inside a character). The bias is not in what it tells.
+    """Log-probabilities of the `top` most likely tokens, from llama.cpp's server. `plain` is a token of one whole
+    character. A bias makes the server sample it instead of any other, so that it always returns log-probabilities
+    (it does not if the answer ends or stops inside a character). The returned values do not include the bias.
     """
 
     address: str
@@ -120,7 +120,7 @@ class LlamaReader:
     plain: int
 
     async def compare(self, distance: Distance, reference: Tensor, ids: list[int]) -> None:
-        """Add one text; the prompt's cache makes each request one token's work."""
+        """Add one text. With the prompt cache, each request costs one token."""
         for at, (row, target) in enumerate(zip(reference[:-1], ids[1:], strict=True), start=1):
             p = row.double().log_softmax(-1)
             told = await self.likeliest(ids[:at], self.top)
@@ -136,7 +136,7 @@ class LlamaReader:
             distance.agree.append(float(int(p.argmax()) == next(iter(told))))
 
     async def likeliest(self, ids: list[int], top: int) -> dict[int, float]:
-        """The log-probabilities of the likeliest next tokens, the best first."""
+        """The log-probabilities of the most likely next tokens, best first."""
         body = {
             "prompt": ids,
             "n_predict": 1,
@@ -152,7 +152,7 @@ class LlamaReader:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--workspace", type=Path, required=True, help="for the trained adapters")
     parser.add_argument("--tokens", type=int, default=2000, help="of each kind of text, at least")
     parser.add_argument("--top", type=int, default=4000)

@@ -1,4 +1,4 @@
-"""What a comparison reports: medians of rounds in turn, ratios against the bar, and the facts beside them."""
+"""Results of a comparison: medians of rounds, ratios against the bar, and facts about the machine."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="JSON lines are appended to it")
+    parser.add_argument("--out", type=Path, help="a file to append JSON lines to")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--precision", default="w8a8", help="ours")
+    parser.add_argument("--precision", default="w8a8", help="precision of our side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--llamacpp", help="a Python with xllamacpp")
@@ -34,15 +34,15 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """The processor as lscpu would name it, with the features that decide speed."""
+    """The processor's name as lscpu shows it, and the features that matter for speed."""
     text = (
         Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     )
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    found = {key.strip(): value.strip() for key, value in lines.items()}
-    flags = set(found.get("flags", "").split())
+    processor = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = set(processor.get("flags", "").split())
     return {
-        "cpu": found.get("model name", platform.processor()),
+        "cpu": processor.get("model name", platform.processor()),
         "features": [name for name in FEATURES if name in flags],
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
@@ -56,8 +56,8 @@ def versions() -> dict[str, str]:
 
 @dataclass
 class Comparison:
-    """Figures of several sides, a list of one a round, in turn. `bars` says how many times a peer's
-    figure ours has to be at least.
+    """Figures of several sides, measured in turn, one per round. `bars` has the required ratio of our figure to each
+    peer's.
     """
 
     what: str
@@ -68,8 +68,8 @@ class Comparison:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def run(self, rounds: int, sides: Mapping[str, Callable[[int], float]]) -> None:
-        """Measure every side once a round, in turn. Each is given the number of the round, so that
-        prompts are new in every round and no cache answers; 0 warms up.
+        """Measure every side once per round, in turn. Each side gets the number of the round, so that every round has
+        new prompts and caches do not help. Round 0 warms up.
         """
         for measure in sides.values():
             measure(0)
@@ -82,7 +82,7 @@ class Comparison:
                 )
 
     def lines(self) -> list[dict[str, Any]]:
-        """Of each side: the median, and ours over it round by round."""
+        """For each side: the median, and the ratio of our figure to it in each round."""
         ours = self.figures[self.ours]
         lines = []
         for name, values in self.figures.items():
@@ -105,7 +105,7 @@ class Comparison:
 
 
 def tell(lines: list[dict[str, Any]], facts: Mapping[str, Any], out: Path | None) -> None:
-    """Print lines as a Markdown table and append them to `out`, each with the facts."""
+    """Print lines as a Markdown table, and append them to `out`, each with the facts."""
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
             for line in lines:
@@ -128,6 +128,6 @@ def _shown(value: Any) -> str:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of all are not above."""
+    """The percentile of `values` at `share`, from 0 to 1."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

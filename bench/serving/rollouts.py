@@ -1,11 +1,11 @@
-"""The rollouts of one PPO step: this code against an earlier tree, same policy, prompts and draws.
+"""The rollouts of one PPO step: this code against an earlier tree, with the same policy, prompts and seeds.
 
     git archive 088b285 src | tar -x -C DIR
     python bench/serving/rollouts.py --before DIR/src --threads 2 --out FILE.jsonl
 
-16 prompts, answers of up to 32 tokens at temperature 1 (the defaults of `align ppo`), LoRA r=8 as policy,
-base in fp32. Both sides are processes that stay loaded, in turn. The answers are compared token by token,
-and their log-probabilities.
+16 prompts, answers of up to 32 tokens at temperature 1 (the defaults of `align ppo`), a LoRA with r=8 as policy,
+the base in fp32. Both sides are processes that stay loaded and are measured in turn. The answers are compared
+token by token, and so are their log-probabilities.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PROMPTS = 16
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One side, by whatever onebase this Python finds."""
+    """Run one side, with the onebase that is first on this process's path."""
     import torch
     from prompts import random_adapter, texts
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--before", type=Path, help="the src folder of an earlier tree")
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--work", action="store_true", help="work as a side")
+    parser.add_argument("--work", action="store_true", help="run as a side")
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments)

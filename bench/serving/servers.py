@@ -1,4 +1,4 @@
-"""The servers of a comparison, `onebase serve` and llama.cpp's, asked in the same way."""
+"""The servers of a comparison: `onebase serve` and llama.cpp's, with the same interface."""
 
 import asyncio
 import signal
@@ -18,7 +18,7 @@ ONEBASE = "from onebase.cli.app import main; main()"
 
 
 class OurServer(Process):
-    """`onebase serve` on a free port of the loopback; ready when it is made.
+    """`onebase serve` on a free loopback port; it is ready once the constructor returns.
 
     `first_answer` is the seconds from the start of the process to its first token.
     """
@@ -60,22 +60,22 @@ class OurServer(Process):
                 pass
             time.sleep(0.05)
         self.kill()
-        raise SystemExit(f"onebase serve did not get ready:\n{self.log()}")
+        raise SystemExit(f"onebase serve did not become ready:\n{self.log()}")
 
     def ask(self, body: dict[str, Any]) -> Reply:
-        """One whole answer. Raises SystemExit for an error."""
+        """One complete answer. Raises SystemExit on an error."""
         reply = asyncio.run(post(self.address, COMPLETIONS, body))
         if reply.status != 200:
             raise SystemExit(f"onebase serve: {reply.status} {reply.body}\n{self.log()}")
         return reply
 
     def end(self) -> None:
-        """Ask it to drain and end."""
+        """Send SIGTERM, so that it drains and ends."""
         self.process.send_signal(signal.SIGTERM)
 
 
 class LlamaServer(Worker):
-    """llama.cpp's server, with so many slots."""
+    """llama.cpp's server with `slots` slots."""
 
     def __init__(self, python: str, gguf: Path, slots: int, threads: int, *more: object) -> None:
         command = script(
@@ -88,9 +88,7 @@ class LlamaServer(Worker):
 
 
 def completion(task: str, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
-    """A greedy answer of exactly so many tokens, of any of the servers: each knows one of the two
-    fields that keep an answer from ending early, and llama.cpp alone `cache_prompt`.
-    """
+    """The request body for a greedy answer of exactly `tokens` tokens from `onebase serve`."""
     return {
         "model": task,
         "prompt": list(prompt),
@@ -101,7 +99,7 @@ def completion(task: str, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
 
 
 def llama_completion(task: str, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
-    """The same for llama.cpp: it has other names for two fields."""
+    """The same for llama.cpp, which keeps an answer from ending early by `ignore_eos`. Its prompt cache is off."""
     body = completion(task, prompt, tokens)
     del body["min_tokens"]
     return {**body, "ignore_eos": True, "cache_prompt": False}
@@ -114,9 +112,9 @@ def speed(
     *,
     stop: bool = True,
 ) -> float:
-    """Generated tokens a second over HTTP, all of `requests` at once as streams, prompts included.
+    """Generated tokens per second over HTTP. All `requests` are streamed concurrently; the time includes prompts.
 
-    Raises SystemExit where an answer is an error or has not all of its tokens.
+    Raises SystemExit if an answer is an error or lacks tokens.
     """
     make = llama_completion if isinstance(server, LlamaServer) else completion
     server.wake()

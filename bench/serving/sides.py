@@ -1,7 +1,7 @@
 """The sides of a comparison: processes that stay loaded and are measured in turn.
 
-Each side is a worker that reads one JSON job a line and answers with one JSON line. While one is
-measured the others are stopped (SIGSTOP): some of them poll when they have nothing to do.
+Each side is a worker that reads one JSON job per line and answers with one JSON line. While one side is
+measured, the others are stopped (SIGSTOP), because some of them poll when they are idle.
 """
 
 import atexit
@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, Self
 
 BENCH = Path(__file__).parent
-# What importing onebase sets for this process; a peer has OpenMP's own default.
+# Importing onebase sets these for this process; a peer has OpenMP's defaults.
 CHOSEN = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:
-    """The environment of a side that may use so many threads."""
-    own = {key: value for key, value in os.environ.items() if key not in CHOSEN}
+    """The environment of a side that may use `threads` threads."""
+    inherited = {key: value for key, value in os.environ.items() if key not in CHOSEN}
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {**own, **dict.fromkeys(counts, str(threads)), **more}
+    return {**inherited, **dict.fromkeys(counts, str(threads)), **more}
 
 
 class Process:
-    """A process with a group of its own, which is stopped, woken and ended as one, in a session of its
-    own as a rule. It does not outlive this process, however that ends (but for SIGKILL).
+    """A process with its own process group, which is stopped, continued and ended as a whole, and by default with
+    its own session. It ends with this process, unless this process is killed by SIGKILL.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Process:
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
-        """Ask it to end, by the end of its input."""
+        """Close its stdin, which tells it to end."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
     def kill(self) -> None:
-        """End it by force, with all of its children."""
+        """Kill it with all of its children."""
         atexit.unregister(self.kill)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it, by force where asking does not help within 20 s."""
+        """End it; kill it if it does not end within 20 s."""
         if self.process.poll() is None:
             self.wake()
             self.end()
@@ -88,11 +88,11 @@ class Process:
         self._log.close()
 
     def log(self, characters: int = 4000) -> str:
-        """The end of what it wrote to stderr."""
+        """The end of its stderr."""
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")[-characters:]
 
     def failures(self) -> list[str]:
-        """The ends of the tracebacks that it wrote, each once."""
+        """The ends of the tracebacks on its stderr, without duplicates."""
         lines = self.log(1 << 24).splitlines()
         return list(dict.fromkeys(line[-1500:] for line in lines if "Traceback" in line))
 
@@ -104,7 +104,7 @@ class Process:
 
 
 class Worker(Process):
-    """A process that answers jobs. `facts` is the first line that it prints, once it is ready."""
+    """A process that answers jobs. `facts` is the first JSON line that it prints, when it is ready."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Worker(Process):
         self.stop()
 
     def ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one job, with the process awake for it."""
+        """The answer to one job; the process runs only during it."""
         assert self.process.stdin is not None
         self.wake()
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -131,15 +131,15 @@ class Worker(Process):
         return answer
 
     def speed(self, requests: Sequence[tuple[str, Sequence[int]]], tokens: int) -> float:
-        """Generated tokens a second, prompts included in the time."""
+        """Generated tokens per second; the time includes prompts."""
         answer = self.ask({"requests": requests, "tokens": tokens})
         return float(answer["tokens"] / answer["seconds"])
 
     def _read(self, seconds: float) -> dict[str, Any]:
-        """The next line that is a JSON object: libraries print to stdout now and then."""
+        """The next line that is a JSON object, because libraries sometimes print to stdout."""
         assert self.process.stdout is not None
         timer = threading.Timer(seconds, self.kill)
-        timer.daemon = True  # or it would hold up the end of this process
+        timer.daemon = True  # otherwise it would delay the end of this process
         timer.start()
         line = self.process.stdout.readline()
         while line and not line.startswith("{"):

@@ -1,10 +1,10 @@
-"""From `onebase serve` to the first token, and what the process holds in memory then.
+"""Time from `onebase serve` to the first token, and the memory of the process at that point.
 
     python bench/serving/start.py --threads 2 --out FILE.jsonl
 
-One start before the rounds fills the caches. Memory: the resident set after the first answer, against
-1.5 times the served weights and what /metrics reports of caches. Beside it stands the resident set of
-a Python that has only imported the same libraries, and what the server holds above that.
+One start before the rounds fills the caches. Memory is the resident set after the first answer. The bar is 1.5
+times the served weights plus the caches that /metrics reports. Also reported are the resident set of a Python
+process that has only imported the same libraries, and the difference to it.
 """
 
 import asyncio
@@ -30,21 +30,21 @@ print(re.search("VmRSS:.*?([0-9]+)", open("/proc/self/status").read())[1])
 
 
 def resident(process: int) -> int:
-    """Bytes of a process and of its children that are in memory."""
+    """Resident bytes of a process and its children."""
     pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
-    own = 4096 * pages
+    bytes_here = 4096 * pages
     children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
-    return own + sum(resident(int(child)) for child in children.split())
+    return bytes_here + sum(resident(int(child)) for child in children.split())
 
 
 def weight_bytes(base: str, precision: str) -> int:
-    """What the base's weights take as they are served: a byte or four for each that its file has."""
+    """Bytes of the base's weights as served: one or four for each fp32 weight in its files."""
     file_bytes = sum(file.stat().st_size for file in resolve(base).glob("*.safetensors"))
     return file_bytes // (4 if precision in ("w8a8", "auto") else 1)
 
 
 async def reported(address: str) -> dict[str, float]:
-    """The gauges of /metrics that are bytes."""
+    """The gauges of /metrics in bytes."""
     _, raw = await get(address, "/metrics")
     lines = [line for line in raw.decode().splitlines() if line and not line.startswith("#")]
     pairs = [line.rsplit(" ", 1) for line in lines]

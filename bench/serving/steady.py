@@ -1,11 +1,11 @@
-"""Streams that go on while long prompts arrive: the gaps between their tokens, and the prompts' waits.
+"""Running streams while long prompts arrive: gaps between tokens, and the wait for a prompt's first token.
 
     python bench/serving/steady.py --threads 1 --out FILE.jsonl
 
-16 streams decode; for `--quiet` seconds nothing else happens, then for `--busy` seconds a prompt of
-512 tokens arrives every `--every` seconds, each with an answer of 16 tokens. Rates are tried from the
-highest on until one is sustained: no prompt waits longer than 3 s for its first token, and none is left
-waiting at the end. Gaps are seen by the client, of all streams together.
+16 streams decode. For `--quiet` seconds nothing else happens; then for `--busy` seconds a prompt of 512 tokens
+arrives every `--every` seconds, with an answer of 16 tokens. Rates are tried from the highest down until one is
+sustained: no prompt waits longer than 3 s for its first token, and none is still waiting at the end. Gaps are
+measured at the client, over all streams together.
 """
 
 import argparse
@@ -30,8 +30,8 @@ ANSWER = 16
 
 @dataclass
 class Watched:
-    """Gaps between tokens (s) without and with arrivals, the arrivals' waits for their first token,
-    and how many of them had none when they should all have had one.
+    """Gaps between tokens (s) without and with arriving prompts, the prompts' waits for their first token, and the
+    number of prompts that were still waiting at the end.
     """
 
     quiet: list[float] = field(default_factory=list)
@@ -41,18 +41,18 @@ class Watched:
 
 
 def gaps(replies: list[Reply], begin: float, end: float) -> list[float]:
-    """Seconds between neighbouring tokens of each stream, both within a span of time."""
-    found = []
+    """Seconds between consecutive tokens of each stream, both between `begin` and `end`."""
+    seconds = []
     for reply in replies:
         times = [reply.began + at for at in reply.times]
-        found += [b - a for a, b in pairwise(times) if begin <= a and b <= end]
-    return found
+        seconds += [b - a for a, b in pairwise(times) if begin <= a and b <= end]
+    return seconds
 
 
 async def watch(
     server: OurServer, arguments: argparse.Namespace, every: float, tokenizer: Any
 ) -> Watched:
-    """One run at one rate."""
+    """Measure one rate."""
     replies = [Reply() for _ in range(arguments.streams)]
     prompts = prompt_ids(tokenizer, arguments.streams)
     steady = [
@@ -81,7 +81,7 @@ async def watch(
     end = time.perf_counter()
     await asyncio.sleep(WAIT)
     if any(task.done() for task in steady):
-        raise SystemExit("A steady stream ended too early: raise --stream-tokens.")
+        raise SystemExit("A stream ended too early: raise --stream-tokens.")
     for task in (*steady, *arrivals):
         task.cancel()
     await asyncio.gather(*steady, *arrivals, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Four kinds of text to judge a quantized base by: prose, chats, code, and the demo's held-out rows."""
+"""Four kinds of text for evaluating a quantized base: prose, chats, code, and the demo's held-out rows."""
 
 import inspect
 import json
@@ -13,12 +13,12 @@ from onebase.data.formats import load_dataset
 from onebase.data.template import Template
 from onebase.training.job import read_jobs
 
-SEGMENT = 256  # tokens of one text, at most
+SEGMENT = 256  # maximum tokens of one text
 _MODULES: tuple[ModuleType, ...] = (textwrap, inspect, json)
 
 
 def segments(tokenizer: Any, data: Path, tokens: int) -> dict[str, list[list[int]]]:
-    """Texts of each kind as token ids, at least `tokens` of them in all."""
+    """Texts of each kind as token ids, with at least `tokens` tokens in all."""
     kinds = {
         "prose": _prose(data),
         "chat": _chats(tokenizer, data),
@@ -29,18 +29,18 @@ def segments(tokenizer: Any, data: Path, tokens: int) -> dict[str, list[list[int
 
 
 def _cut(tokenizer: Any, texts: Iterator[str], tokens: int) -> list[list[int]]:
-    found: list[list[int]] = []
+    cut_texts: list[list[int]] = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:SEGMENT]
         if len(ids) > 1:
-            found.append(ids)
-        if sum(map(len, found)) >= tokens:
-            return found
-    raise SystemExit(f"Only {sum(map(len, found))} tokens of a kind, {tokens} are asked for.")
+            cut_texts.append(ids)
+        if sum(map(len, cut_texts)) >= tokens:
+            return cut_texts
+    raise SystemExit(f"Only {sum(map(len, cut_texts))} tokens of a kind; {tokens} are needed.")
 
 
 def _prose(data: Path) -> Iterator[str]:
-    """Restaurant descriptions (E2E) and film reviews, some rows at a time in turn."""
+    """Restaurant descriptions (E2E) and film reviews, alternating, several rows at a time."""
     sources = [("e2e_dev.jsonl", "ref"), ("reviews_rated_movie.jsonl", "text")]
     rows = [
         [json.loads(line)[key] for line in (data / name).read_text(encoding="utf-8").splitlines()]
@@ -60,7 +60,7 @@ def _chats(tokenizer: Any, data: Path) -> Iterator[str]:
 
 
 def _code() -> Iterator[str]:
-    """Some of the standard library, function by function."""
+    """Functions of some modules of the standard library."""
     for module in _MODULES:
         for _, member in inspect.getmembers(module, inspect.isroutine):
             if inspect.isfunction(member) and member.__module__ == module.__name__:
@@ -68,7 +68,7 @@ def _code() -> Iterator[str]:
 
 
 def _demo(tokenizer: Any) -> Iterator[str]:
-    """The held-out rows of every task in turn, as training and judging see them."""
+    """The held-out rows of every task in turn, as training and evaluation see them."""
     folder = Path(str(files("onebase.demo"))) / "en"
     jobs = read_jobs(folder / "tasks.yaml").jobs
     templates = [Template(tokenizer, instruction=job.instruction) for job in jobs]

@@ -1,4 +1,4 @@
-"""Sides measured in turn on the same requests: tokens a second, medians of rounds, ratios."""
+"""Measures sides in turn on the same requests: tokens per second, medians of rounds, ratios."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def vllm_worker(arguments: argparse.Namespace, base: str, *more: object) -> Work
 def tokens_a_second(
     side: Process, requests: Sequence[Requests], tokens: int
 ) -> Callable[[int], float]:
-    """The side's speed in a round, by its number. Each round has requests of its own; round 0
+    """A function from the number of a round to the side's speed in it. Each round has its own requests; round 0
     warms up.
     """
 
@@ -66,8 +66,8 @@ def compare(
     requests: Mapping[str, Sequence[Requests]],
     tokens: int,
 ) -> None:
-    """Run a comparison, report it, and end its sides. `requests` of "" are those of every side that
-    has none of its own.
+    """Run a comparison, report it, and end its sides. `requests[""]` are for the sides that have no requests of
+    their own.
     """
     try:
         measures = {
@@ -84,7 +84,7 @@ def compare(
 
 
 def in_rounds(items: Sequence[list[int]], tasks: Sequence[str], rounds: int) -> list[Requests]:
-    """A request of each of `tasks` in every round, with prompts that no other round has."""
+    """Requests for each round: one for each of `tasks`, with prompts that no other round has."""
     count = len(tasks)
     return [
         list(zip(tasks, items[number * count : (number + 1) * count], strict=True))

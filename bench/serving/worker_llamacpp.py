@@ -1,6 +1,6 @@
-"""llama.cpp's server, from the package xllamacpp. Needs no onebase.
+"""llama.cpp's server, from the package xllamacpp. Does not need onebase.
 
-Its first line names the address and llama.cpp's own system_info; it ends with its input.
+The first line that it prints has the address and llama.cpp's system_info. It ends when stdin ends.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gguf", required=True)
     parser.add_argument("--slots", type=int, default=1)
-    parser.add_argument("--context", type=int, default=1024, help="tokens of one slot")
+    parser.add_argument("--context", type=int, default=1024, help="tokens per slot")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lora", help="a LoRA as GGUF, id 0")
     arguments = parser.parse_args()

