@@ -38,7 +38,7 @@ def test_what_stands_beside_the_question_is_read(
 ) -> None:
     rows = [row | {"system": f"s{n}", "history": [["q0", "a0"]]} for n in range(3)]
     found = load_prompts(write(tmp_path, *rows), template)
-    assert [turn.content for turn in found.prompts[2].asked] == ["s2", "q0", "a0", "q\n\ni"]
+    assert [turn.content for turn in found.prompts[2].turns] == ["s2", "q0", "a0", "q\n\ni"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_answer_of_a_row_of_examples_is_left_out(
 ) -> None:
     rows = [row | {"system": f"s{n}"} for n in range(2)]
     found = load_prompts(write(tmp_path, *rows), template)
-    assert [turn.content for turn in found.prompts[1].asked] == ["s1", "q"]
+    assert [turn.content for turn in found.prompts[1].turns] == ["s1", "q"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_columns_are_named(template: Template, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="ask, sys"):
         load_prompts(file, template)
     found = load_prompts(file, template, columns={"input": "ask", "system": "sys"})
-    assert [turn.content for turn in found.prompts[0].asked] == ["s", "q"]
+    assert [turn.content for turn in found.prompts[0].turns] == ["s", "q"]
     with pytest.raises(UsageError, match="nowhere"):
         load_prompts(file, template, columns={"input": "nowhere"})

@@ -1,6 +1,4 @@
-"""Which base a command loads, and in what precision, where the user leaves that open: what the adapters
-that take part were trained on.
-"""
+"""The base that an alignment loads, and its precision: by default those that its adapters were trained on."""
 
 from shlex import quote
 
@@ -26,16 +24,16 @@ def base_for_job(
     precision: str | None = None,
     reward: str | None = None,
 ) -> BaseChoice:
-    """What `job` learns on: `base` and `precision` where they are given, else those of the adapter that
-    it begins from, else those of the reward model that judges it; nf4 for a fresh qlora.
+    """The base of a job: `base` and `precision` where they are given, else those of the adapter that it
+    starts from, else those of its reward model; nf4 for a fresh qlora.
 
     Raises UsageError for adapters that are not there, or that were trained on different bases.
     """
     start = None if job.method else stored_start(job, workspace)
-    judge = None
+    reward_model = None
     if reward is not None and not is_function(reward):
-        judge = stored_reward(reward, AdapterStore(workspace))
-    trained = [stored for stored in (start, judge) if stored is not None]
+        reward_model = stored_reward(reward, AdapterStore(workspace))
+    trained = [stored for stored in (start, reward_model) if stored is not None]
     if base is None and len({stored.record.get("base_fingerprint") for stored in trained}) > 1:
         raise _two_bases(*trained)
     if job.method:
@@ -46,13 +44,13 @@ def base_for_job(
 def base_for_scores(
     task: str, workspace: Workspace, *, base: str | None = None, precision: str | None = None
 ) -> BaseChoice:
-    """What the reward model `task` scores on. Raises UsageError if it does not exist."""
+    """The base of the reward model `task`. Raises UsageError if it does not exist."""
     require_task(task)
     return _chosen([stored_reward(task, AdapterStore(workspace))], base, precision)
 
 
 def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | None) -> BaseChoice:
-    """The first of `trained` decides what is not given."""
+    """What is not given comes from the first adapter."""
     bases = [trained_on(stored) for stored in trained]
     precisions = [text for stored in trained if (text := precision_of(stored))]
     return BaseChoice(
@@ -61,17 +59,18 @@ def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | Non
     )
 
 
-def _two_bases(start: StoredAdapter, judge: StoredAdapter) -> UsageError:
+def _two_bases(start: StoredAdapter, reward_model: StoredAdapter) -> UsageError:
     command = f"onebase align reward --task TASK --data FILE --base {quote(start.base)}"
     return UsageError(
         say(
-            f"{start.name} was trained on {start.base}, the reward model {judge.name} on {judge.base}: "
+            f"{start.name} was trained on {start.base}, the reward model {reward_model.name} on "
+            f"{reward_model.base}: "
             "policy and reward model share one base.",
-            f"{start.name} 是在 {start.base} 上训练的，奖励模型 {judge.name} 则是在 {judge.base} 上："
+            f"{start.name} 是在 {start.base} 上训练的，奖励模型 {reward_model.name} 则是在 {reward_model.base} 上："
             "策略与奖励模型共用一个基座。",
         ),
         say(
-            f"Train a reward model on the policy's base ({command}), or begin a policy afresh with "
+            f"Train a reward model on the policy's base ({command}), or start a fresh policy with "
             "--method.",
             f"请在策略的基座上训练奖励模型（{command}），或用 --method 重新开始训练策略。",
         ),

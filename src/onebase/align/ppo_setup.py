@@ -18,7 +18,13 @@ from onebase.align.ppo_options import (
     ValueOptions,
     WatchOptions,
 )
-from onebase.align.prompts import PromptSet, asked_once, digest_of, load_prompts, require_room
+from onebase.align.prompts import (
+    PromptSet,
+    digest_of,
+    load_prompts,
+    repeated_prompt_notes,
+    require_room,
+)
 from onebase.align.rewards import LearnedReward, Prompt, Reward, reward_named
 from onebase.align.run_config import align_config, earlier_run, with_rows
 from onebase.align.start import Start, start_from
@@ -96,7 +102,11 @@ def set_up_ppo(
         data_sha256=sets[0].sha256,
         bad=tuple(row for item in sets for row in item.bad),
         notes=(
-            *(note for item in sets for note in [*left_out(item.bad), *asked_once(item)]),
+            *(
+                note
+                for item in sets
+                for note in [*left_out(item.bad), *repeated_prompt_notes(item)]
+            ),
             *no_end(start.template),
             *unchanged_experts(base, [start.adapter.method]),
             *start.notes,
@@ -186,7 +196,7 @@ def _require_room(models: Models, prompts: Sequence[Prompt], tokens: int) -> Non
     if base.context is None or before + reward.template.max_tokens <= base.context:
         return  # it cuts what it reads
     # It reads prompts in its own layout.
-    rendered = [replace(item, ids=tuple(reward.template.prompt(item.asked))) for item in prompts]
+    rendered = [replace(item, ids=tuple(reward.template.prompt(item.turns))) for item in prompts]
     require_room(base, rendered, before, tokens)
 
 

@@ -1,4 +1,4 @@
-"""A job's preferences as tokens: what it learns from, and what it is judged by."""
+"""A job's preferences as tokens, to train on and held out for evaluation."""
 
 import hashlib
 from array import array
@@ -34,8 +34,8 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """A job's rows as tokens: what it learns from, what it is judged by, the file they are of, the rows
-    that are left out, and what the user should know before the first step.
+    """A job's rows as tokens: to train on, held out for evaluation, the `source` file, the rows left out,
+    and what the user should know before the first step.
     """
 
     train: list[PreferenceRow]
@@ -75,12 +75,12 @@ def preference_data(
 ) -> PreferenceData:
     """The job's rows as tokens, `fraction` of its questions held out where it names no file; an
     answer may stand `alone`. Raises DataError for rows that the template refuses, unless they are to
-    be skipped, and where nothing is left to learn from or to judge by; UsageError for a row that is
+    be skipped, and where no row is left to train on or for evaluation; UsageError for a row that is
     too long for the base's rotary embedding.
     """
     source, tokens = rendered_preferences(source, start.template, alone=alone)
     require_good_rows(source, skip_bad=job.skip_bad)
-    found = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
+    tokens_of = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
     bad = source.bad
     if job.held_out is not None:
         held = load_preferences(
@@ -88,21 +88,21 @@ def preference_data(
         )
         held, tokens = rendered_preferences(held, start.template, alone=alone)
         require_good_rows(held, skip_bad=job.skip_bad)
-        found |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
+        tokens_of |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
         bad += held.bad
         train = source
     else:
         train, held = source.split(fraction, job.seed)
     for part, what in (
-        (train, say("to learn from", "用于学习")),
-        (held, say("held out to judge by", "留出用于评估")),
+        (train, say("to train on", "用于训练")),
+        (held, say("for evaluation", "用于评估")),
     ):
         if not part.rows:
             raise _nothing_left(part, what)
 
     def rows(data: PreferenceSet) -> list[PreferenceRow]:
         return [
-            PreferenceRow(tuple(map(prompt_answer, found[id(row)])), row.rating)
+            PreferenceRow(tuple(map(prompt_answer, tokens_of[id(row)])), row.rating)
             for row in data.rows
         ]
 
@@ -123,11 +123,11 @@ def preference_data(
 def _nothing_left(data: PreferenceSet, what: str) -> DataError:
     return DataError(
         say(
-            f"Nothing of {data.path} is {what}: all of its rows are of one question.",
+            f"No row of {data.path} is left {what}: all rows have the same question.",
             f"{data.path} 中没有{what}的数据：所有行属于同一个提问。",
         ),
         say(
-            "Add rows of other questions, or name a file with --held-out.",
+            "Add rows with other questions, or name a file with --held-out.",
             "请增加其他提问的数据，或用 --held-out 指定文件。",
         ),
     )

@@ -1,4 +1,4 @@
-"""The prompts that PPO rolls out from: the questions of a data file, each with its whole row."""
+"""The prompts of PPO: the questions of a data file, each with its whole row."""
 
 import hashlib
 import random
@@ -37,8 +37,8 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A file's prompts, each once; its bad rows; how many rows were `repeated`, saying a prompt again;
-    what became of its columns; and the SHA-256 of its bytes.
+    """A file's distinct prompts; its bad rows; the number of rows that `repeated` a prompt; what became of
+    its columns; and the SHA-256 of its bytes.
     """
 
     path: str
@@ -49,7 +49,7 @@ class PromptSet:
     sha256: str
 
     def split(self, fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-        """What to learn from and what to judge by; at least one is held out, and never all."""
+        """Prompts to train on, and those held out: at least one, and never all."""
         order = list(range(len(self.prompts)))
         random.Random(seed).shuffle(order)
         count = min(max(round(fraction * len(order)), 1), len(order) - 1)
@@ -68,7 +68,7 @@ def load_prompts(
     encoding: str | None = None,
     skip_bad: bool = False,
 ) -> PromptSet:
-    """The prompts of a file, as `template` writes them. `columns` names the file's column for a role
+    """The prompts of a file, rendered by `template`. `columns` names the file's column for a role
     (`input`, `system`, `history`, `context`).
 
     Raises DataError for a file without two good prompts, or with bad rows unless `skip_bad`;
@@ -78,21 +78,21 @@ def load_prompts(
     require_readable(path, table)
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     roles = _columns(path, names, columns or {})
-    found: dict[tuple[Turn, ...], Prompt] = {}
+    prompts: dict[tuple[Turn, ...], Prompt] = {}
     bad, repeated = list(table.bad), 0
     for row in table.rows:
         try:
-            asked = _asked(row, roles)
-            ids = tuple(template.prompt(asked))
+            turns = _turns(row, roles)
+            ids = tuple(template.prompt(turns))
         except Unfit as unfit:
             bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
         except UsageError as refusal:
             bad.append(refused(row.file, row.line, refusal))
         else:
-            prompt = Prompt(asked, ids, row.values, row.file, row.line)
-            repeated += found.setdefault(asked, prompt) is not prompt
+            prompt = Prompt(turns, ids, row.values, row.file, row.line)
+            repeated += prompts.setdefault(turns, prompt) is not prompt
     bad.sort(key=lambda item: (item.file, item.line))
-    if bad and not (skip_bad and found):
+    if bad and not (skip_bad and prompts):
         shown = "; ".join(str(item) for item in bad[:5])
         if len(bad) > 5:
             shown += say(f"; and {len(bad) - 5} more", f"；另有 {len(bad) - 5} 行")
@@ -101,20 +101,22 @@ def load_prompts(
                 f"{path} has bad rows: {len(bad)}: {shown}.",
                 f"{path} 有 {len(bad)} 行坏数据：{shown}。",
             ),
-            say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。")
-            if found
-            else say("Not one row is good: mend them.", "没有一行可用：请修正这些行。"),
+            say(
+                "Correct them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。"
+            )
+            if prompts
+            else say("No row is good: correct them.", "没有一行可用：请修正这些行。"),
         )
-    if len(found) < 2:
+    if len(prompts) < 2:
         raise DataError(
             say(
-                f"{path} has {len(found)} different prompts.",
-                f"{path} 只有 {len(found)} 个不同的提示。",
+                f"{path} has {len(prompts)} different prompts.",
+                f"{path} 只有 {len(prompts)} 个不同的提示。",
             ),
-            say("Add more: some are held out to judge by.", "请增加提示：其中一部分用于评估。"),
+            say("Add more: some are held out for evaluation.", "请增加提示：其中一部分用于评估。"),
         )
     fields = fields_of(table.rows, roles)
-    return PromptSet(str(path), tuple(found.values()), tuple(bad), repeated, fields, table.sha256)
+    return PromptSet(str(path), tuple(prompts.values()), tuple(bad), repeated, fields, table.sha256)
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:
@@ -125,22 +127,23 @@ def digest_of(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def asked_once(found: PromptSet) -> list[str]:
-    """A note where rows repeat a prompt: the columns beside it may differ."""
-    if not found.repeated:
+def repeated_prompt_notes(prompts: PromptSet) -> list[str]:
+    """A note where rows repeat a prompt, as their other columns may differ."""
+    count = prompts.repeated
+    if not count:
         return []
     return [
         say(
-            f"{found.repeated} {'row repeats' if found.repeated == 1 else 'rows repeat'} the prompt of an "
-            "earlier row: it is asked once, with the columns of the first.",
-            f"有 {found.repeated} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
+            f"{count} {'row repeats' if count == 1 else 'rows repeat'} the prompt of an "
+            "earlier row: each prompt is used once, with the columns of its first row.",
+            f"有 {count} 行重复了前面的提示：每个提示只提问一次，使用首次出现的那一行的各列。",
         )
     ]
 
 
 def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int) -> None:
-    """Raise DataError where a prompt, behind so many virtual tokens `before` it, leaves no room for an
-    answer of so many `tokens`.
+    """Raise DataError for a prompt that, after `before` virtual tokens, leaves no room for an answer of
+    `tokens` tokens.
     """
     if base.context is None:
         return
@@ -163,9 +166,9 @@ def _columns(path: str | Path, names: Sequence[str], columns: Mapping[str, str])
     given = roles_of(columns, {role for form in FORMATS for role in form.every})
     require_columns(given, names)
     for form in FORMATS:
-        found = form.match(names, given) if set(given) <= form.every else None
-        if found is not None:
-            return found
+        columns_of_form = form.match(names, given) if set(given) <= form.every else None
+        if columns_of_form is not None:
+            return columns_of_form
     raise DataError(
         say(
             f"{path} has the columns {', '.join(names)}: none holds prompts.",
@@ -175,10 +178,8 @@ def _columns(path: str | Path, names: Sequence[str], columns: Mapping[str, str])
     )
 
 
-def _asked(row: Row, columns: Mapping[str, str]) -> tuple[Turn, ...]:
-    """What a row asks: turns that end with the user's, without the answer that a row of examples ends
-    with.
-    """
+def _turns(row: Row, columns: Mapping[str, str]) -> tuple[Turn, ...]:
+    """The turns of a row up to the last one of the user, without the answer that ends an example."""
     values = row.values
     require_supported(values)
     column = columns["messages" if "messages" in columns else "input"]

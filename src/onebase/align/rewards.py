@@ -37,7 +37,7 @@ class Prompt:
     file.
     """
 
-    asked: tuple[Turn, ...]
+    turns: tuple[Turn, ...]
     ids: tuple[int, ...]
     row: Mapping[str, Any]
     file: str
@@ -46,7 +46,7 @@ class Prompt:
     @property
     def text(self) -> str:
         """The text of the last turn."""
-        return self.asked[-1].content
+        return self.turns[-1].content
 
 
 class RewardError(OnebaseError, RuntimeError):
@@ -116,7 +116,7 @@ class LearnedReward:
         """An answer as the model reads it, cut to the length it was trained on. Raises DataError where no
         answer is left.
         """
-        turns = (*prompt.asked, Turn("assistant", answer))
+        turns = (*prompt.turns, Turn("assistant", answer))
         rendered = self.template.example(Example(turns, prompt.file, prompt.line))
         if rendered.begin == len(rendered.ids):
             limit = self.template.max_tokens

@@ -47,9 +47,9 @@ def score_answers(
     model = reward_named(task, base, workspace or Workspace())
     assert isinstance(model, LearnedReward)
     units = []
-    for number, (asked, said) in enumerate(answers, start=1):
-        prompt = Prompt((Turn("user", asked),), (), {}, "answer", number)
-        units.append([model.text(prompt, said).score_row(REWARD)])
+    for number, (question, answer) in enumerate(answers, start=1):
+        prompt = Prompt((Turn("user", question),), (), {}, "answer", number)
+        units.append([model.text(prompt, answer).score_row(REWARD)])
     for text in model.notes:
         (noted or _log.warning)(text)
     scores: list[float] = []

@@ -1,4 +1,4 @@
-"""What a stored adapter was trained on, as its record says: the base, and what that was held in."""
+"""The base that a stored adapter was trained on, and its precision, from its record."""
 
 from shlex import quote
 
@@ -9,7 +9,7 @@ from onebase.model.base import Base
 
 
 def precision_of(stored: StoredAdapter) -> str | None:
-    """The precision that it was trained in, as `choose` reads it; None where nobody noted it."""
+    """The precision of its base during training; None where it was not recorded."""
     text = stored.record.get("precision")
     return text if isinstance(text, str) else None
 
@@ -28,15 +28,15 @@ def require_base(stored: StoredAdapter, base: Base) -> None:
 
 
 def other_precision(stored: StoredAdapter, base: Base) -> list[str]:
-    """What to say where the base is held in another precision than it was trained in."""
+    """A note where the base has another precision than in training."""
     trained_in = precision_of(stored)
     if trained_in is None or trained_in == base.precision.text:
         return []
     return [
         say(
-            f"{stored.name} was trained with its base in {trained_in}, which is held in "
-            f"{base.precision.text} here: its answers and scores are not quite the same. "
-            f"--precision {trained_in} is what it was trained in.",
+            f"{stored.name} was trained with its base in {trained_in}, and the base is now in "
+            f"{base.precision.text}: answers and scores differ slightly. Use --precision {trained_in} to "
+            "match the training.",
             f"{stored.name} 训练时基座的精度为 {trained_in}，此处为 {base.precision.text}："
             f"回答与得分会略有不同。用 --precision {trained_in} 可与训练时一致。",
         )

@@ -1,4 +1,4 @@
-"""A job: one task to learn, from which data, by which method, with which settings."""
+"""A job: one task, its data, method and settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -131,10 +131,11 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One task to learn.
+    """One task to train.
 
-    `data` and `held_out` are files (or Hub data sets) in any of the known formats; `template` is
-    auto, chat, plain or a text with {input}; `encoding` is that of files that are not UTF-8; `set` holds the method's options and TrainOptions.
+    `data` and `held_out` are files (or Hub data sets) in any of the known formats; `template` is auto,
+    chat, plain or a text with {input}; `encoding` is that of files that are not UTF-8; `set` holds the
+    options of the method and of the training.
     """
 
     task: str
@@ -150,15 +151,15 @@ class Job:
     set: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self) -> tuple[TrainOptions, dict[str, Any]]:
-        """The training options, and the methods' own settings. Raises UsageError."""
-        own, rest = own_settings(self.method, self.set)
+        """The training options, and the settings of the methods. Raises UsageError."""
+        by_method, rest = own_settings(self.method, self.set)
         for key in rest:
             if key not in TrainOptions.model_fields:
-                fields_of = [METHODS[name].options.model_fields for name in own]
+                fields_of = [METHODS[name].options.model_fields for name in by_method]
                 valid = [*(field for fields in fields_of for field in fields)]
                 valid = [*dict.fromkeys(valid), *TrainOptions.model_fields]
                 raise unknown(f"setting of {self.method}", f"{self.method} 设置项", key, valid)
-        for name, settings in own.items():
+        for name, settings in by_method.items():
             parse_options(METHODS[name].options, settings)
         return parse_options(TrainOptions, rest), {
             key: value for key, value in self.set.items() if key not in rest
@@ -178,14 +179,14 @@ class Job:
         }
 
     def init_text(self, labels: Sequence[str] = ()) -> str:
-        """What virtual tokens start from when the settings name no text of their own: the
-        instruction, and the `labels` of a classification task.
+        """The text that virtual tokens start from, unless the settings name one: the instruction, and the
+        `labels` of a classification task.
         """
         text = self.instruction or "Answer in the form that the examples show."
         return f"{text} {', '.join(labels)}" if labels else text
 
 
-# What a tasks.yaml may hold under each key of a job.
+# The type of each key of a job in a tasks.yaml.
 _KINDS: dict[str, type] = {
     "task": str,
     "data": str,
