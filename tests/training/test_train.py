@@ -323,7 +323,7 @@ ALTERNATING = (
 )
 
 
-class Noting(Interrupting):
+class Noting(Observer):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
