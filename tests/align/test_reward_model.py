@@ -98,7 +98,9 @@ def job(data: Path, method: str = "lora", **settings: Any) -> AlignJob:
     )
 
 
-def require_metrics(metrics: dict[str, Any], scores: Sequence[float], gaps: Sequence[float]) -> None:
+def require_metrics(
+    metrics: dict[str, Any], scores: Sequence[float], gaps: Sequence[float]
+) -> None:
     """That a record is right about the held-out scores and, for every pair of them, by how much the
     better one is higher. Calibration: the surer of sigmoid(gap) and 1 - sigmoid(gap), in tenths.
     """
@@ -188,7 +190,9 @@ def test_ratings_are_learned(
     # The ten pairs of ratings that differ by the margin, 1, or more.
     gaps = [scores[better] - scores[worse] for better in range(5) for worse in range(better)]
     require_metrics(metrics, scores, gaps)
-    errors = [score - row["rating"] / math.sqrt(2) for score, row in zip(scores, held_out, strict=True)]
+    errors = [
+        score - row["rating"] / math.sqrt(2) for score, row in zip(scores, held_out, strict=True)
+    ]
     assert metrics["eval_loss"] == pytest.approx(sum(e * e for e in errors) / 5, abs=1e-5)
     assert metrics["eval_loss"] < 0.5  # 1 for a model that always says the mean
     assert stored.record["template"]["kind"] == "{input}"
