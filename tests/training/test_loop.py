@@ -306,7 +306,7 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
     assert exact.reused_tokens == rounded.reused_tokens == (3 + 2) * sum(map(len, texts))
     for task, losses in watchers["none"].by_task.items():
         assert watchers["fp32"].by_task[task] == pytest.approx(losses, abs=1e-5)
-        assert watchers["fp16"].by_task[task] == pytest.approx(losses, abs=1e-3)
+        assert watchers["fp16"].by_task[task] == pytest.approx(losses, abs=5e-4)
         judged = watchers["none"].judged_by_task[task]
         assert watchers["fp32"].judged_by_task[task] == pytest.approx(judged, abs=1e-5)
     assert watchers["fp16"].by_task["top"] != watchers["fp32"].by_task["top"]
