@@ -107,7 +107,11 @@ def test_a_reward_model_scores_as_it_was_trained(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("task", "precision", "told"),
     [
-        ("four", "fp32", "four@1 was trained with its base in nf4:fp32, and the base is now in fp32"),
+        (
+            "four",
+            "fp32",
+            "four@1 was trained with its base in nf4:fp32, and the base is now in fp32",
+        ),
         ("four", "nf4:bf16", "--precision nf4:fp32"),
         ("half", "fp32", "--precision bf16"),
         ("eight", "int8", None),

@@ -1,5 +1,6 @@
 """DPO: its losses through the one pass against PEFT-free arithmetic, learning, going on."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ import torch
 from tests.align.conftest import as_format_1
 
 import onebase
+from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import build_adapter
-from onebase.adapters.store import AdapterStore
+from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import PromptAnswer, sum_by_row
 from onebase.align.dpo import train_dpo
 from onebase.align.job import AlignJob
 from onebase.align.kto import train_kto
+from onebase.align.preference_data import PreferenceRow, load_rows, preference_data
 from onebase.align.resume import resume_aligned
+from onebase.align.start import start_from
 from onebase.engine.rows import read_rows
 from onebase.errors import UsageError
 from onebase.model.base import Base
@@ -61,21 +66,48 @@ def job(data: Path, method: str | None = "lora", **settings: Any) -> AlignJob:
     )
 
 
+def held_out_rewards(
+    asked: AlignJob, kind: Any, stored: StoredAdapter, base: Base
+) -> tuple[list[PreferenceRow], Callable[[PromptAnswer], float]]:
+    """The held-out rows of a stored run, and the implicit reward of an answer, beta 0.1: one answer a
+    pass, with the stored weights and a reference built anew.
+    """
+    start = start_from(asked, base, Workspace(stored.path / "none"), max_tokens=128)
+    fraction = asked.set.get("held_out", 0.1)
+    data = preference_data(asked, base, load_rows(asked, (kind,)), start, fraction)
+    policy = load_adapter(stored.path, base).eval()
+
+    def logprob(adapter: Adapter, answer: PromptAnswer) -> float:
+        with torch.no_grad():
+            output, _ = read_rows(base, [answer.logprob_row("a")], {"a": adapter.contribution()})
+        return -float(output.losses.double().sum())
+
+    reference = start.adapter.eval()
+    return data.held_out, lambda one: 0.1 * (logprob(policy, one) - logprob(reference, one))
+
+
+def require_dpo_metrics(asked: AlignJob, stored: StoredAdapter, base: Base, pairs: int) -> None:
+    """That every held-out pair was learned, and that the record is right about the stored weights."""
+    rows, reward = held_out_rewards(asked, "pairs", stored, base)
+    margins = [reward(row.answers[0]) - reward(row.answers[1]) for row in rows]
+    loss = sum(math.log1p(math.exp(-margin)) for margin in margins) / pairs
+    assert len(margins) == pairs
+    assert min(margins) > 0.1
+    metrics = stored.metrics
+    assert metrics["base_eval_loss"] == pytest.approx(math.log(2), abs=1e-6)  # the reference itself
+    assert metrics["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    assert metrics["margin"] == pytest.approx(sum(margins) / pairs, abs=1e-5)
+    assert metrics["pair_accuracy"] == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_pairs(
     method: str, pairs: Path, make_base: Callable[..., Base], tmp_path: Path
 ) -> None:
     rate = {"lora": 2e-3, "ia3": 2e-2, "p-tuning-v2": 5e-2}.get(method, 1e-2)
-    stored = train_dpo(
-        job(pairs, method, learning_rate=rate),
-        base=make_base(),
-        workspace=Workspace(tmp_path / "w"),
-    )
-    metrics = stored.metrics
-    assert metrics["base_eval_loss"] == pytest.approx(0.6931, abs=1e-3)  # the reference itself
-    assert metrics["eval_loss"] < 0.6
-    assert metrics["pair_accuracy"] > 0.7
-    assert metrics["margin"] > 0
+    base, asked = make_base(), job(pairs, method, learning_rate=rate)
+    stored = train_dpo(asked, base=base, workspace=Workspace(tmp_path / "w"))
+    require_dpo_metrics(asked, stored, base, pairs=6)
 
 
 def test_it_begins_from_the_tasks_adapter_and_stores_the_next_version(
@@ -182,15 +214,28 @@ def test_kto_tells_good_from_bad(
     method: str, judged: Path, make_base: Callable[..., Base], tmp_path: Path
 ) -> None:
     rate = {"lora": 2e-3}.get(method, 1e-1)
-    stored = train_kto(
-        job(judged, method, learning_rate=rate),
-        base=make_base(),
-        workspace=Workspace(tmp_path / "w"),
-    )
+    base, asked = make_base(), job(judged, method, learning_rate=rate)
+    stored = train_kto(asked, base=base, workspace=Workspace(tmp_path / "w"))
+    rows, reward = held_out_rewards(asked, "judged", stored, base)
+    answers = [row.answers[0] for row in rows]
+    rewards: dict[bool, list[float]] = {True: [], False: []}  # of good answers, and of bad ones
+    elsewhere = []  # the rewards of each prompt with the next answer to another prompt
+    for at, (row, one) in enumerate(zip(rows, answers, strict=True)):
+        rewards[row.rating > 0].append(reward(one))
+        other = next(item for item in answers[at:] + answers if item.prompt != one.prompt)
+        elsewhere.append(reward(PromptAnswer(one.prompt, other.answer)))
+    point = max(0, sum(elsewhere) / len(rows))
+    # 1 - sigmoid(x) is 1 / (1 + exp(x)), x being r - z0 of a good answer and z0 - r of a bad one.
+    losses = [1 / (1 + math.exp(found - point)) for found in rewards[True]]
+    losses += [1 / (1 + math.exp(point - found)) for found in rewards[False]]
+    assert (len(rewards[True]), len(rewards[False])) == (4, 5)
+    assert min(rewards[True]) > max(rewards[False])
     metrics = stored.metrics
-    assert metrics["base_eval_loss"] == pytest.approx(0.5, abs=1e-3)  # the reference itself
-    assert metrics["eval_loss"] < 0.48
-    assert metrics["reward_good"] > metrics["reward_bad"]
+    assert metrics["base_eval_loss"] == 0.5  # the reference itself: r and z0 are 0
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / len(rows), abs=1e-5)
+    for name, judged_so in (("reward_good", True), ("reward_bad", False)):
+        mean = sum(rewards[judged_so]) / len(rewards[judged_so])
+        assert metrics[name] == pytest.approx(mean, abs=1e-5)
 
 
 def test_virtual_tokens_inside_the_prompt(
@@ -204,9 +249,9 @@ def test_virtual_tokens_inside_the_prompt(
         template="{v:2} Question: {input}{v:3}\nAnswer:",
         set={"epochs": 2, "batch_size": 4, "max_tokens": 128, "learning_rate": 1e-2},
     )
-    stored = train_dpo(asked, base=make_base(), workspace=Workspace(tmp_path / "w"))
-    assert stored.metrics["base_eval_loss"] == pytest.approx(0.6931, abs=1e-3)
-    assert stored.metrics["eval_loss"] < 0.69
+    base = make_base()
+    stored = train_dpo(asked, base=base, workspace=Workspace(tmp_path / "w"))
+    require_dpo_metrics(asked, stored, base, pairs=2)
 
 
 @pytest.mark.parametrize("trainer", [train_dpo, train_kto], ids=["dpo", "kto"])

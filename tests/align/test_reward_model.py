@@ -1,7 +1,9 @@
 """Reward models: PEFT's own sequence classifier scores the same, and they learn what they should."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +100,51 @@ def job(data: Path, method: str = "lora", **settings: Any) -> AlignJob:
     )
 
 
+def require_metrics(
+    metrics: dict[str, Any], scores: Sequence[float], gaps: Sequence[float]
+) -> None:
+    """That a record is right about the held-out scores and, for every pair of them, by how much the
+    better one is higher. Calibration: the surer of sigmoid(gap) and 1 - sigmoid(gap), in tenths.
+    """
+    mean = sum(scores) / len(scores)
+    deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / len(scores))
+    assert metrics["score_mean"] == pytest.approx(mean, abs=1e-5)
+    assert metrics["score_deviation"] == pytest.approx(deviation, abs=1e-5)
+    right = [gap > 0 for gap in gaps]
+    assert metrics["pairs"] == len(gaps)
+    assert metrics["pair_accuracy"] == pytest.approx(sum(right) / len(gaps))
+    sure = [1 / (1 + math.exp(-abs(gap))) for gap in gaps]
+    error = 0.0
+    for tenth in range(10):
+        chosen = [at for at, one in enumerate(sure) if int((one - 0.5) * 20) == tenth]
+        error += abs(sum(sure[at] for at in chosen) - sum(right[at] for at in chosen))
+    assert metrics["calibration_error"] == pytest.approx(error / len(gaps), abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["lora", "p-tuning-v2", "prompt-tuning"])
 def test_pairs_are_learned(
-    method: str, pairs: Path, make_base: Callable[..., Base], tmp_path: Path
+    method: str,
+    pairs: Path,
+    write: Callable[..., Path],
+    make_base: Callable[..., Base],
+    tmp_path: Path,
 ) -> None:
     base, workspace = make_base(), Workspace(tmp_path / "w")
-    stored = train_reward(
-        job(pairs, method, head_rate=1e-2, held_out=0.25), base=base, workspace=workspace
-    )
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    # One pair is the other way round, so that an accuracy of 1 is wrong.
+    turned = {"prompt": rows[0]["prompt"], "chosen": "lamp", "rejected": "on its way, lamp 7"}
+    held_out, pairs = [*rows[18:], turned], write("learned.jsonl", rows[:18])
+    asked = replace(job(pairs, method, head_rate=1e-2), held_out=write("held.jsonl", held_out))
+    stored = train_reward(asked, base=base, workspace=workspace)
     metrics = stored.metrics
-    assert metrics["pair_accuracy"] >= 0.8
-    assert metrics["pairs"] >= 4
-    assert 0 <= metrics["calibration_error"] <= 1
-    longer, shorter = score_answers(
-        "quality",
-        [("where is the lamp 3", "on its way, order 77"), ("where is the lamp 3", "lamp")],
-        base=base,
-        workspace=workspace,
-    )
-    assert longer > shorter
+    texts = [(row["prompt"], row[key]) for row in held_out for key in ("chosen", "rejected")]
+    standard = score_answers("quality", texts, base=base, workspace=workspace)
+    scores = [metrics["score_mean"] + metrics["score_deviation"] * score for score in standard]
+    gaps = [better - worse for better, worse in zip(scores[::2], scores[1::2], strict=True)]
+    require_metrics(metrics, scores, gaps)
+    losses = [math.log1p(math.exp(-gap)) for gap in gaps]
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / len(gaps), abs=1e-5)
+    assert [gap > 0 for gap in gaps] == [True] * 6 + [False]
     with pytest.raises(UsageError, match="reward model"):
         Engine(base, [AdapterStore(workspace).get("quality")])
 
@@ -150,13 +178,25 @@ def test_ratings_are_learned(
     rows = [
         {"text": "parcel " * (1 + i % 5) + str(i), "rating": float(i % 5) - 2} for i in range(40)
     ]
-    stored = train_reward(
-        job(write("ratings.jsonl", rows), head_rate=1e-2),
-        base=make_base(),
-        workspace=Workspace(tmp_path / "w"),
-    )
-    assert stored.metrics["pair_accuracy"] >= 0.8
-    assert stored.metrics["rating_mean"] == pytest.approx(0, abs=0.3)
+    held_out = [{"text": "parcel " * n + str(n + 40), "rating": n - 3} for n in range(1, 6)]
+    base, workspace = make_base(), Workspace(tmp_path / "w")
+    asked = job(write("ratings.jsonl", rows), head_rate=1e-2)
+    asked = replace(asked, held_out=write("held.jsonl", held_out))
+    stored = train_reward(asked, base=base, workspace=workspace)
+    metrics = stored.metrics
+    assert metrics["rating_mean"] == pytest.approx(0)  # of -2, -1, 0, 1, 2, eight of each
+    assert metrics["rating_deviation"] == pytest.approx(math.sqrt(2))
+    texts = [("", row["text"]) for row in held_out]
+    standard = score_answers("quality", texts, base=base, workspace=workspace)
+    scores = [metrics["score_mean"] + metrics["score_deviation"] * score for score in standard]
+    # The ten pairs of ratings that differ by the margin, 1, or more.
+    gaps = [scores[better] - scores[worse] for better in range(5) for worse in range(better)]
+    require_metrics(metrics, scores, gaps)
+    errors = [
+        score - row["rating"] / math.sqrt(2) for score, row in zip(scores, held_out, strict=True)
+    ]
+    assert metrics["eval_loss"] == pytest.approx(sum(e * e for e in errors) / 5, abs=1e-5)
+    assert metrics["eval_loss"] < 0.5  # 1 for a model that always says the mean
     assert stored.record["template"]["kind"] == "{input}"
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from onebase.adapters.workspace import Workspace
+from onebase.align.scoring import score_answers
 from onebase.cli.display import RunDisplay
+from onebase.model.base import Base
 from onebase.runs.checkpointer import Checkpointer
 
 Run = Callable[..., Any]
@@ -55,18 +58,28 @@ def reward(run: Run) -> Any:
     return run("align", "reward", "--task", "quality", "--data", "pairs.jsonl", *SMALL, "--json")
 
 
-def test_reward_then_score_then_ppo(run: Run, onebase: Run) -> None:
+def metrics_of(adapter: dict[str, Any]) -> dict[str, Any]:
+    """What is stored beside an adapter of a command's answer."""
+    record = Path(adapter["path"]) / "onebase.json"
+    metrics: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["metrics"]
+    return metrics
+
+
+def test_reward_then_score_then_ppo(run: Run, base: str, onebase: Run) -> None:
     found = reward(run)
     assert found.code == 0, found.err
     (adapter,) = found.json["adapters"]
     assert (adapter["task"], adapter["version"], adapter["method"]) == ("quality", 1, "lora")
-    assert 0 <= adapter["pair_accuracy"] <= 1
+    assert adapter["pair_accuracy"] == metrics_of(adapter)["pair_accuracy"]
     scored = run("align", "score", "--task", "quality", "--prompt", "Where?", "--answer", "No.")
     assert scored.code == 0
-    assert float(scored.out.split()[0]) < 100
+    texts = [("Where?", "No."), ("", "Yes.")]
+    scores = score_answers("quality", texts, base=Base.load(base), workspace=Workspace("ws"))
+    assert float(scored.out.split()[0]) == pytest.approx(scores[0], abs=1e-3)
     write("answers.jsonl", [{"input": "Where?", "output": "No."}, {"text": "Yes."}])
     listed = run("align", "score", "--task", "quality", "--file", "answers.jsonl", "--json").json
     assert [row["answer"] for row in listed["scores"]] == ["No.", "Yes."]
+    assert [row["score"] for row in listed["scores"]] == pytest.approx(scores, abs=1e-5)
     learned = run(
         *("align", "ppo", "--task", "desk", "--prompts", "prompts.jsonl", "--reward", "quality"),
         *("--method", "p-tuning-v2", "--set", "steps=2", "--set", "prompts=3"),
@@ -75,7 +88,8 @@ def test_reward_then_score_then_ppo(run: Run, onebase: Run) -> None:
     assert learned.code == 0, learned.err
     (policy,) = learned.json["adapters"]
     assert policy["task"] == "desk"
-    assert {"reward", "reward_before", "kl", "distinct_2"} <= set(policy)
+    for name in ("reward", "reward_before", "kl", "distinct_2"):
+        assert policy[name] == metrics_of(policy)[name]
     assert "step 2/2" in learned.err
     shown = onebase("runs", "show", learned.json["run"])
     assert shown.code == 0

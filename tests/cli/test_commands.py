@@ -3,10 +3,13 @@
 import json
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from transformers import AutoTokenizer
 
 from onebase.adapters.methods import METHODS
 from onebase.cli.chat import streamed
@@ -44,17 +47,18 @@ def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
     assert found.keys() == {"run", "adapters"}
     (adapter,) = found["adapters"]
     contract = {"task", "version", "method", "path", "trainable", "eval_loss", "base_eval_loss"}
-    assert contract | {"seconds", "tokens_per_second"} <= adapter.keys()
+    contract |= {"best_step", "steps", "diverged", "learned", "truncated"}
+    assert adapter.keys() == contract | {"seconds", "tokens_per_second"}
     assert adapter["task"] == "support"
     assert adapter["version"] == 1
     assert adapter["method"] == ("p-tuning-v2" if method == "prefix-tuning" else method)
-    assert adapter["trainable"] > 0
-    assert 0 < adapter["eval_loss"] < 20
-    assert 0 < adapter["base_eval_loss"] < 20
-    assert adapter["seconds"] > 0
-    assert adapter["tokens_per_second"] > 0
     folder = Path(adapter["path"])
     assert folder == Path("ws/adapters/support/1")
+    record = json.loads((folder / "onebase.json").read_text(encoding="utf-8"))
+    measured = {"trainable", "eval_loss", "base_eval_loss", "seconds", "tokens_per_second"}
+    assert {name: adapter[name] for name in measured} == {
+        name: record["metrics"][name] for name in measured
+    }
     files = {"adapter_config.json", "adapter_model.safetensors", "onebase.json"}
     compiled = "compiled-transformers-fp32-cpu.safetensors"
     kept = {compiled} if method in ("prompt-tuning", "p-tuning") else set()
@@ -154,8 +158,7 @@ def test_generate_a_prompt(onebase) -> None:
         "<|im_start|>system\nBe kind.<|im_end|>\n"
         "<|im_start|>user\nWhere is parcel 3?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert 0 < answer["tokens"] <= 3
-    assert answer["finish_reason"] in ("stop", "length")
+    assert (answer["tokens"], answer["finish_reason"]) == (3, "length")
     plain = onebase("generate", "--task", "support", "--prompt", "Where is parcel 3?", *SHORT)
     assert plain.out == answer["text"] + "\n"
     assert plain.err == ""
@@ -304,8 +307,10 @@ def test_adapters_list(onebase, base: str) -> None:
         contract = {"task", "version", "current", "method", "base", "bytes", "created", "metrics"}
         assert contract <= item.keys()
         assert item["base"] == base
-        assert item["bytes"] > 0
-        assert item["metrics"]["eval_loss"] > 0
+        folder = Path("ws/adapters", item["task"], str(item["version"]))
+        assert item["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+        record = json.loads((folder / "onebase.json").read_text(encoding="utf-8"))
+        assert item["metrics"] == record["metrics"]
     plain = onebase("adapters", "list")
     assert plain.out.count("support") == 2
     assert plain.err == ""
@@ -391,8 +396,9 @@ def test_doctor(onebase) -> None:
     assert found["tasks"] == ["mood", "support"]
     assert found["missing"] == ["smollm2-135m"]
     assert found["workspace"] == "ws"
-    assert found["memory_bytes"] > 0
-    assert {"torch", "transformers", "peft", "safetensors"} <= found["libraries"].keys()
+    assert found["memory_bytes"] == psutil.virtual_memory().total
+    for name in ("torch", "transformers", "peft", "safetensors"):
+        assert found["libraries"][name] == version(name)
     hint = "missing: smollm2-135m - get it with: onebase model pull smollm2-135m"
     assert hint in onebase("doctor").out.splitlines()
 
@@ -401,7 +407,7 @@ def test_model(onebase, base: str, desk: Path) -> None:
     assert onebase("model", "path", base).out == f"{base}\n"
     found = onebase("model", "path", base, "--json").json
     assert found["path"] == base
-    assert found["bytes"] > 1000
+    assert found["bytes"] == sum(file.stat().st_size for file in Path(base).iterdir())
     assert onebase("model", "pull", base).code == 0
     cached = Path(os.environ["ONEBASE_CACHE"]) / "models" / "smollm2-135m"
     cached.parent.mkdir(parents=True)
@@ -429,7 +435,11 @@ def test_data_check(onebase, base: str) -> None:
     assert found["rows"] == 10
     assert found["bad"] == []
     assert found["duplicates"] == []
-    assert found["learned_tokens"]["min"] > 1
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = map(json.loads, Path("support.jsonl").read_text(encoding="utf-8").splitlines())
+    answered = [len(tokenizer(row["answer"])["input_ids"]) + 1 for row in rows]  # and its end
+    assert found["learned_tokens"]["min"] == min(answered)
+    assert found["learned_tokens"]["max"] == max(answered)
     learned = "⟦Parcel 0 arrives on Monday.<|im_end|>⟧"
     assert learned in found["first_example"]
     assert found["first_example"].count("⟦") == 1

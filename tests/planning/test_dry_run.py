@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from onebase.engine.rows import place
 from onebase.errors import DataError, OnebaseError, UsageError
+from onebase.model.base import Base
 from onebase.planning import dry_run_process
 from onebase.planning.dry_run import dry_run
 from onebase.planning.dry_run_process import request_for, run_dry_run
 from onebase.training.job import Job
+from onebase.training.job_state import JobState
 
 MB = 1 << 20
 
@@ -36,7 +39,7 @@ def measure(tiny_folder: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
-def test_what_is_measured(job: Job, measure) -> None:
+def test_what_is_measured(job: Job, measure, tiny_folder: Path) -> None:
     found = measure(job)
     (task,) = found["tasks"]
     assert (task["rows"], task["held_out"], task["epochs"], task["steps"]) == (36, 4, 3, 27)
@@ -48,11 +51,13 @@ def test_what_is_measured(job: Job, measure) -> None:
     assert min(phase["trial_seconds"]) > 0
     assert found["evaluations"] == 3
     assert found["tried_evaluations"] == 1
-    assert found["judged_tokens"] == task["judged_tokens"] > 0
+    learner = JobState(job, Base.load(str(tiny_folder)))
+    held_out = place(learner.data.held_out, {"support": learner.adapter.contribution()}).pack
+    assert found["judged_tokens"] == task["judged_tokens"] == len(held_out.ids)
     assert found["saving_seconds"] > 0
     # The adapter, AdamW's two moments of it, and what torch.save adds.
-    assert found["checkpoint_bytes"] > 3 * task["state_bytes"]
-    assert found["adapter_bytes"]["support"] > task["state_bytes"]
+    assert 0 < found["checkpoint_bytes"] - 3 * task["state_bytes"] < 64 << 10
+    assert 0 < found["adapter_bytes"]["support"] - task["state_bytes"] < 16 << 10
     memory = found["memory"]
     assert 0 < memory["idle"] <= memory["peak"]
     assert found["trunk_tokens"] == 0
@@ -69,9 +74,11 @@ def test_jobs_with_bases_of_their_own(job: Job, measure) -> None:
     assert found["adapter_bytes"].keys() == {"support", "other", "whole"}
 
 
-def test_the_trunk_is_measured(job: Job, measure) -> None:
+def test_the_trunk_is_measured(job: Job, measure, tiny_folder: Path) -> None:
     found = measure(replace(job, set={**job.set, "layers": "top:1"}))
-    assert found["trunk_tokens"] > found["tried_trunk_tokens"] > 0
+    data = JobState(job, Base.load(str(tiny_folder))).data
+    texts = sum(len(row.ids) for row in (*data.train, *data.held_out))
+    assert texts == found["trunk_tokens"] > found["tried_trunk_tokens"] > 0
     assert found["trunk_seconds"] > 0
     assert found["trunk_token_bytes"] == 4 * 32
 
@@ -88,12 +95,19 @@ def test_a_process_of_its_own(job: Job, tiny_folder: Path) -> None:
     assert found["threads"] == torch.get_num_threads()
 
 
-def test_errors_come_through_as_they_are(job: Job, tiny_folder: Path, tmp_path: Path) -> None:
+def test_errors_come_through_as_they_are(
+    job: Job, measure, tiny_folder: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_text('{"input": "a"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl") as raised:
         run_dry_run([replace(job, data=file)], base=str(tiny_folder), precision=None, limit=1 << 40)
-    assert raised.value.remedy
+    with pytest.raises(DataError) as direct:
+        measure(replace(job, data=file))
+    assert (raised.value.message, raised.value.remedy) == (
+        direct.value.message,
+        direct.value.remedy,
+    )
 
 
 def test_it_is_stopped_before_the_memory_is_used_up(job: Job, tiny_folder: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_verdict(
     assert error.exit_code == 4
     if verdict == "does not fit":
         assert ("disk" in error.message) == (disk < 1e12)
-        assert error.remedy
+        assert error.remedy == " ".join(made.advice)
 
 
 def test_what_a_plan_says(job: Job, tiny_folder: Path, tried, room) -> None:
@@ -273,7 +273,7 @@ def test_sizes_are_those_of_the_loaded_base(tiny_folder: Path, precision: str) -
     assert sizes.linear == sum(i * o for i, o in base.shape.linears.values())
     base.hold_in(chosen, "cpu")
     held = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    scales = sizes.linear * 0.05  # beside the weights
+    scales = sizes.linear * 0.05 if precision == "nf4" else 0  # bitsandbytes' own tables
     assert sizes.held_in(chosen) == pytest.approx(held, abs=scales)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import signal
 import time
 import weakref
@@ -11,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.test_loop import Losses, write_rows
+from tests.training.test_loop import Losses, held_out_loss, write_rows
 
 import onebase
 from onebase.engine import trunk as trunk_module
@@ -122,7 +122,10 @@ def alone(base: Base, job: onebase.Job, item: Configuration, epochs: int = 4) ->
 
 
 def test_the_best_of_all_trained_to_the_end_wins(
-    job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
 ) -> None:
     base, observer = make_base(), Watching()
     finished = {item.number: alone(base, job, item).best_loss for item in RATES.configurations}
@@ -133,7 +136,8 @@ def test_the_best_of_all_trained_to_the_end_wins(
     assert result.entries[0].configuration.number == best
     assert result.adapter.name == "zs@1"
     assert result.adapter.metrics["eval_loss"] == pytest.approx(finished[best], abs=1e-5)
-    assert result.adapter.metrics["base_eval_loss"] > result.adapter.metrics["eval_loss"]
+    bare = held_out_loss(plain_model("llama"), JobState(job, base))
+    assert result.adapter.metrics["base_eval_loss"] == pytest.approx(bare, abs=1e-5)
     assert [sum(reason is None for reason in rung) for rung in observer.rungs] == [3, 2, 1]
     # Those at the last rung are the best of the true ranking.
     lasting = {
@@ -210,7 +214,10 @@ def test_what_it_costs_is_counted(
 
 
 def test_what_it_leaves(
-    job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
 ) -> None:
     result = race(job, base=make_base(), workspace=workspace, count=6)
     record = result.adapter.record
@@ -240,8 +247,13 @@ def test_what_it_leaves(
     steps = [line for line in metrics if "learning_rate" in line]
     assert len(steps) == sum(entry.step for entry in result.entries)
     assert sum("base_eval_loss" in line for line in metrics) == 1
-    # The answer of the stored adapter is the winner's.
-    assert onebase.Engine(make_base(), [result.adapter]).generate([("zs", "parcel")])
+    base = make_base()
+    (answer,) = onebase.Engine(base, [result.adapter]).generate([("zs", "parcel")])
+    prompt = torch.tensor([base.tokenizer(answer.prompt)["input_ids"]])
+    model = peft.PeftModel.from_pretrained(plain_model("llama"), str(result.adapter.path)).eval()
+    tokens = model.generate(input_ids=prompt, max_new_tokens=128, do_sample=False)[0]
+    expected = base.tokenizer.decode(tokens[prompt.shape[1] :], skip_special_tokens=True)
+    assert answer.text == expected
 
 
 def test_who_leaves_is_freed(
@@ -274,7 +286,7 @@ def test_a_large_held_out_part_is_sampled_until_the_end(
     settings = {"batch_size": 4, "epochs": 4}
     job = onebase.Job("zs", write_rows(tmp_path, "a", 24), held_out=held, set=settings)
     result = race(job, base=make_base(), workspace=workspace, space=RATES)
-    assert result.plan.evaluation_rows < 90
+    assert result.plan.evaluation_rows == 10  # the least that a rung is judged by
     winner = result.entries[0]
     sampled = result.plan.evaluation_rows
     assert [item.rows for item in winner.evaluations] == [sampled, sampled, 90, 90, 90]
@@ -519,7 +531,7 @@ def test_ctrl_c_leaves_the_best_so_far(
     with pytest.raises(UsageError, match="is a race, and a race can't be resumed"):
         resume(run.id, base=base, workspace=workspace)
     others = [entry for entry in result.entries if entry is not winner]
-    assert all(entry.stop is not None for entry in others)
+    assert [entry.stop is not None for entry in others] == [True] * 5
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -593,7 +605,15 @@ def test_tokens_end_a_race(
     )
     assert result.end == "out of budget"
     assert observer.starts[0].total > 3000
-    assert 3000 <= result.tokens < 3000 + 6 * 4 * 40
+    lines = RunStore(workspace).get(result.run.id).metrics()
+    learned: dict[str, list[int]] = {}  # of every configuration, after each of its steps
+    for line in lines:
+        if "learning_rate" in line:
+            learned.setdefault(line["task"], [0]).append(line["tokens"])
+    steps = max(map(len, learned.values()))
+    last = sum(one[-1] - one[-2] for one in learned.values() if len(one) == steps)
+    assert result.tokens == sum(one[-1] for one in learned.values())
+    assert result.tokens - last < 3000 <= result.tokens
     assert result.entries[0].configuration.number == 5
     assert RunStore(workspace).get(result.run.id).status == "finished"
 
@@ -772,7 +792,10 @@ def test_settings_given_for_all_hold_for_all(
 
 
 def test_full_fine_tuning_races_beside_adapters(
-    job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
+    job: onebase.Job,
+    workspace: onebase.Workspace,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
 ) -> None:
     """Each on a copy of its own."""
     base = make_base()
@@ -786,7 +809,9 @@ def test_full_fine_tuning_races_beside_adapters(
     assert result.entries[0].configuration.number == 3
     assert [entry.step for entry in result.entries] == [32, 16, 8]
     assert base.fingerprint == before
-    assert math.isfinite(result.adapter.metrics["eval_loss"])
+    winner = type(plain_model("llama")).from_pretrained(result.adapter.path)
+    loss = held_out_loss(winner, JobState(job, base))
+    assert result.adapter.metrics["eval_loss"] == pytest.approx(loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [3, 5])
@@ -835,7 +860,7 @@ def test_the_top_layers_race_over_one_trunk(
         if kind == "fp32":
             once = sum(computed)
             texts = sum(len(row) for row in {row.ids for row in raced_rows(job, make_base())})
-            assert 0 < once <= 2 * texts + 200  # two depths, and what trying them takes
+            assert texts < once <= 2 * texts  # at two depths, a common beginning once
     one, other = ladders
     assert sum(computed) == once  # without a trunk nothing is
     for ours, theirs in zip(one.entries, other.entries, strict=True):

@@ -50,7 +50,9 @@ def test_it_is_spread_over_the_methods(count: int, of_lora: int, methods: int) -
 
 def test_every_configuration_can_be_trained() -> None:
     for methods in ([], [*METHODS], ["lora+prompt-tuning+p-tuning-v2"]):
-        for item in default_space(methods).configurations:
+        configurations = default_space(methods).configurations
+        assert configurations
+        for item in configurations:
             Job("t", "d", item.method, set=item.settings).options()
 
 
@@ -108,7 +110,12 @@ def test_a_space_of_methods_and_values(tmp_path: Path) -> None:
         "lora rank=4 learning_rate=0.002",
     ]
     # YAML reads 1e-3 as a text, which would stand in the run's config as one.
-    assert isinstance(space.configurations[0].settings["learning_rate"], float)
+    rates = [
+        item.settings["learning_rate"]
+        for item in space.configurations
+        if len(item.settings) == 2 and item.method == "lora"
+    ]
+    assert [(type(rate), rate) for rate in rates] == [(float, 1e-3)] * 2 + [(float, 2e-3)] * 2
 
 
 def test_a_space_as_a_list_keeps_its_order_and_drops_what_comes_twice(tmp_path: Path) -> None:

@@ -41,34 +41,34 @@ def test_a_setting_of_another_method_is_refused(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "valid"),
     [
-        ("epochs", 0),
-        ("epochs", 1.5),
-        ("batch_size", 0),
-        ("accumulation", -1),
-        ("learning_rate", 0),
-        ("learning_rate", "fast"),
-        ("warmup", -1),
-        ("schedule", "lineer"),
-        ("weight_decay", -0.1),
-        ("clip", 0),
-        ("patience", -1),
-        ("held_out", 1),
-        ("held_out", -0.1),
-        ("max_tokens", 7),
-        ("save_limit", -1),
-        ("rank", 0),
-        ("alpha", 0),
-        ("dropout", 1),
-        ("target", 3),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("epochs", 1.5, "a valid integer"),
+        ("batch_size", 0, "greater than or equal to 1"),
+        ("accumulation", -1, "greater than or equal to 1"),
+        ("learning_rate", 0, "greater than 0"),
+        ("learning_rate", "fast", "a valid number"),
+        ("warmup", -1, "greater than or equal to 0"),
+        ("schedule", "lineer", "'linear', 'cosine' or 'constant'"),
+        ("weight_decay", -0.1, "greater than or equal to 0"),
+        ("clip", 0, "greater than 0"),
+        ("patience", -1, "greater than or equal to 0"),
+        ("held_out", 1, "less than 1"),
+        ("held_out", -0.1, "greater than or equal to 0"),
+        ("max_tokens", 7, "greater than or equal to 8"),
+        ("save_limit", -1, "greater than or equal to 1"),
+        ("rank", 0, "greater than or equal to 1"),
+        ("alpha", 0, "greater than 0"),
+        ("dropout", 1, "less than 1"),
+        ("target", 3, "a valid string"),
     ],
 )
-def test_a_wrong_value_is_named(key: str, value: object) -> None:
+def test_a_wrong_value_is_named(key: str, value: object, valid: str) -> None:
     with pytest.raises(UsageError) as caught:
         Job("a", "a.jsonl", set={key: value}).options()
     assert f"{key}={value!r}" in caught.value.message
-    assert len(caught.value.remedy) > 5
+    assert caught.value.remedy.startswith(f"Input should be {valid}")
 
 
 def test_settings_are_told_apart() -> None:

@@ -69,6 +69,20 @@ def run_steps(base: Base, jobs: list[Job], steps: int) -> tuple[Losses, list[Job
     return observer, learners
 
 
+def held_out_loss(model: Any, learner: JobState) -> float:
+    """The mean loss a label of a job's held-out rows, by a plain model and one row a pass."""
+    total, labels = 0.0, 0
+    for row in learner.data.held_out:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
+        learned = [at for at, is_label in enumerate(row.loss_mask) if is_label]
+        ahead = logits[[at - 1 for at in learned]]
+        wanted = torch.tensor([row.ids[at] for at in learned])
+        total += float(cross_entropy(ahead, wanted, reduction="sum"))
+        labels += len(learned)
+    return total / labels
+
+
 def test_jobs_trained_together_have_the_losses_of_jobs_trained_alone(
     tmp_path: Path, make_base: Callable[..., Base]
 ) -> None:
@@ -211,7 +225,7 @@ def test_whole_trainings_together_are_those_alone(
         assert together.judged_by_task[task] == pytest.approx(alone.judged_by_task[task], abs=1e-5)
         assert learner.best_step == twin.best_step
         for key, value in twin.adapter.parts().items():
-            torch.testing.assert_close(learner.adapter.parts()[key], value, atol=1e-3, rtol=0)
+            torch.testing.assert_close(learner.adapter.parts()[key], value, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
@@ -285,10 +299,13 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
     before = loop.shared_trunk(base, learners)
     assert before is not None
     assert exact.computed_tokens == rounded.computed_tokens == before.computed_tokens
-    assert exact.reused_tokens > 2 * exact.computed_tokens
+    # Each text is kept at two depths. `top` and `too` take the same rows in the same steps, and so
+    # ask for every text 3 times together; `two` asks for it 2 times.
+    texts = [row.ids for row in (*learners[0].data.train, *learners[0].data.held_out)]
+    assert exact.reused_tokens == rounded.reused_tokens == (3 + 2) * sum(map(len, texts))
     for task, losses in watchers["none"].by_task.items():
         assert watchers["fp32"].by_task[task] == pytest.approx(losses, abs=1e-5)
-        assert watchers["fp16"].by_task[task] == pytest.approx(losses, abs=1e-2)
+        assert watchers["fp16"].by_task[task] == pytest.approx(losses, abs=5e-4)
         judged = watchers["none"].judged_by_task[task]
         assert watchers["fp32"].judged_by_task[task] == pytest.approx(judged, abs=1e-5)
     assert watchers["fp16"].by_task["top"] != watchers["fp32"].by_task["top"]

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from tests.training.test_loop import held_out_loss
 
 import onebase
 from onebase.cli.training import report_line
@@ -16,6 +18,7 @@ from onebase.model.base import Base
 from onebase.model.precision import choose
 from onebase.runs.observer import Observer
 from onebase.runs.run import RunStore
+from onebase.training.job_state import JobState
 
 
 @pytest.fixture
@@ -32,21 +35,30 @@ def job(rows: Path, **changes: Any) -> onebase.Job:
 
 
 def test_a_training_leaves_a_version_and_a_record(
-    rows: Path, tmp_path: Path, make_base: Callable[..., Base]
+    rows: Path,
+    tmp_path: Path,
+    make_base: Callable[..., Base],
+    plain_model: Callable[..., Any],
 ) -> None:
     workspace = onebase.Workspace(tmp_path / "w")
     base = make_base()
     first = onebase.train([job(rows)], base=base, workspace=workspace)[0]
     second = onebase.train([job(rows)], base=base, workspace=workspace)[0]
     assert (first.version, second.version) == (1, 2)
-    assert {"adapter_config.json", "adapter_model.safetensors", "onebase.json"} <= {
+    assert {"adapter_config.json", "adapter_model.safetensors", "onebase.json"} == {
         file.name for file in second.path.iterdir()
     }
     weights = [(item.path / "adapter_model.safetensors").read_bytes() for item in (first, second)]
     assert weights[0] == weights[1]  # one seed, bit-identical adapters
     record = second.record
     assert record["base_fingerprint"] == base.fingerprint
-    assert record["metrics"]["eval_loss"] < record["metrics"]["base_eval_loss"]
+    learner, plain = JobState(job(rows), base), plain_model("llama")
+    before = held_out_loss(plain, learner)
+    assert record["metrics"]["base_eval_loss"] == pytest.approx(before, abs=1e-5)
+    adapted = peft.PeftModel.from_pretrained(plain, str(second.path)).eval()
+    after = held_out_loss(adapted, learner)
+    assert record["metrics"]["eval_loss"] == pytest.approx(after, abs=1e-5)
+    assert after < before - 0.1
     run = RunStore(workspace).get(record["run"])
     assert run.status == "finished"
     metrics = run.metrics()

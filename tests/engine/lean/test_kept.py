@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING, Contribution
@@ -215,5 +216,5 @@ def test_a_template_may_refuse_a_conversation(make_base: Callable[..., Base]) ->
     )
     record = tokenizer_record(tokenizer)
     assert record is not None
-    with pytest.raises(Exception, match="no system"):
+    with pytest.raises(TemplateError, match="no system"):
         KeptTokenizer(record).apply_chat_template(TURNS)
