@@ -28,6 +28,7 @@ from onebase.cli.training import (
     Stopped,
     TaskOption,
     TemplateOption,
+    ask_it,
     asked_for,
     load_base,
     report_line,
@@ -43,7 +44,6 @@ from onebase.search.successive_halving import entrant_job
 from onebase.serving.presence import making_way
 from onebase.training.execution import summary
 from onebase.training.job import Job
-from onebase.training.stored_result import asked_as
 from onebase.training.train import precision_for
 
 
@@ -184,10 +184,7 @@ def show_raced(session: Session, raced: Raced) -> None:
             f"用时 {raced.seconds:.0f} 秒。",
         ),
         say(f"The ladder as a picture: {raced.plot}", f"天梯图：{raced.plot}"),
-        say(
-            f"Try: onebase generate --task {asked_as(adapter)} --prompt …",
-            f"试试：onebase generate --task {asked_as(adapter)} --prompt …",
-        ),
+        ask_it(session, adapter),
     ):
         print(line)
 
