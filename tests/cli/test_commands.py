@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,32 @@ def test_train_without_json_says_what_came_of_it(onebase, base: str) -> None:
         f"Loading {base} …\nLoaded in fp32 on cpu.\nsupport (lora): 9 rows, 1 held out, "
     )
     assert "step 2/2, held-out loss" in result.err
+
+
+@pytest.mark.parametrize(
+    ("data", "workspace", "hint"),
+    [
+        ("mood.jsonl", (), "onebase classify --task t --text …"),
+        (
+            "mood.jsonl",
+            ("--workspace", "my ws"),
+            "onebase classify --task t --workspace 'my ws' --text …",
+        ),
+        (
+            "support.jsonl",
+            ("--workspace", "w2"),
+            "onebase generate --task t --workspace w2 --prompt …",
+        ),
+    ],
+)
+def test_the_command_that_asks_the_task(
+    onebase, base: str, data: str, workspace: tuple[str, ...], hint: str
+) -> None:
+    flags = ("--task", "t", "--data", data, "--base", base, "--set", "epochs=1")
+    result = onebase("train", *flags, *workspace)
+    assert result.out.splitlines()[-1] == f"Try: {hint}"
+    words = shlex.split(hint.replace("…", "Hello"))[1:]
+    assert onebase(*words).code == 0
 
 
 def test_train_without_held_out_rows(onebase, base: str) -> None:

@@ -43,7 +43,16 @@ def test_other_texts_are_refused(options: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [("mr", "ref"), ("question, as asked", "a=b"), ("it's", 'the "answer"'), ("问题", "$HOME")],
+    [
+        ("mr", "ref"),
+        ("question, as asked", "a=b"),
+        ("it's", 'the "answer"'),
+        ("问题", "$HOME"),
+        (" asked", "answered "),
+        ('"asked"', '"C:\\data"'),
+        ("asked, output=b", "answered,"),
+        ("asked\nhere", "\tanswered"),
+    ],
 )
 def test_a_printed_option_works_when_it_is_pasted(write: Write, names: tuple[str, str]) -> None:
     asked, answer = names
@@ -63,3 +72,42 @@ def test_a_misspelt_role_behind_a_comma_is_named(write: Write) -> None:
     path = write("a.jsonl", [{"mr": "q", "ref": "a"}])
     with pytest.raises(UsageError, match=r"'ouput'.*Did you mean 'output'"):
         load_dataset(path, columns=columns_of(["input=mr,ouput=ref"]))
+
+
+def test_a_name_with_spaces_around_it_is_shown_in_quotes(write: Write) -> None:
+    with pytest.raises(DataError, match=r"the columns mr, 'ref ', which"):
+        load_dataset(write("a.jsonl", [{"mr": "q", "ref ": "a"}]))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "q", "input": "here"},
+        {"prompt": "q", "system": "Be brief."},
+        {"question": "q", "context": "The shop opens at nine."},
+        {"instruction": "q", "history": [["a", "b"]], "system": "Be brief."},
+    ],
+)
+def test_questions_without_answers_are_not_taken_for_answers(
+    write: Write, row: dict[str, object]
+) -> None:
+    with pytest.raises(DataError, match="alone: there are no answers to learn") as refused:
+        load_dataset(write("a.jsonl", [row]))
+    assert "onebase align ppo" in refused.value.remedy
+    assert "--columns" not in refused.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.CSV"])
+def test_a_table_without_a_header_is_told(tmp_path: Path, name: str) -> None:
+    comma = "," if name.lower() == "a.csv" else "\t"
+    path = tmp_path / name
+    path.write_text(f"Where is it?{comma}Here.\nWhen?{comma}Now.\n", encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        load_dataset(path)
+    assert "If line 1 is an example already" in refused.value.remedy
+
+
+def test_rows_of_json_have_no_header(write: Write) -> None:
+    with pytest.raises(DataError) as refused:
+        load_dataset(write("a.jsonl", [{"mr": "q", "ref": "a"}]))
+    assert "line 1" not in refused.value.remedy

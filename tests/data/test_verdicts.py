@@ -10,6 +10,8 @@ import pytest
 from onebase.data.columns import columns_of
 from onebase.data.formats import load_dataset
 from onebase.data.preferences import load_preferences
+from onebase.data.values import Unfit
+from onebase.data.verdicts import rating_of
 from onebase.errors import DataError
 
 Write = Callable[[str, object], Path]
@@ -80,3 +82,19 @@ def test_other_columns_of_those_names_judge_nothing(write: Write, row: dict[str,
 def test_pairs_without_a_prompt_column_are_pairs_too(write: Write, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"preference pairs.*align dpo"):
         load_dataset(write("a.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("4,5", "'4,5' is no number (write 4.5)"),
+        (" -0,25", "' -0,25' is no number (write -0.25)"),
+        ("+10,0 ", "'+10,0 ' is no number (write +10.0)"),
+        ("1,000,000", "'1,000,000' is no number"),
+        ("a,5", "'a,5' is no number"),
+    ],
+)
+def test_a_decimal_comma_is_told(value: str, told: str) -> None:
+    with pytest.raises(Unfit) as unfit:
+        rating_of(value, "rating")
+    assert unfit.value.reason == told

@@ -184,7 +184,13 @@ def make_family() -> Callable[..., Base]:
         made = model(config(**(settings | own | changes)))
         for parameter in made.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-        return Base(made.eval(), tiny_tokenizer(tokenizer), name=f"tiny-{family}")
+        base = Base(made.eval(), tiny_tokenizer(tokenizer), name=f"tiny-{family}")
+        if tokenizer == "qwen":
+            # As in Qwen's generation config. transformers gives every reloaded Qwen tokenizer an
+            # <|endoftext|>, and llama.cpp ends at any token of that name.
+            ends = base.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+            made.generation_config.eos_token_id = ends
+        return base
 
     return make
 
@@ -285,6 +291,7 @@ def _byte_level(kind: str) -> Tokenizer:
     made.train_from_iterator(CORPUS, _trainer(400, alphabet))
     if kind == "qwen":
         made.add_tokens(["<think>"])  # beyond the vocabulary, and no control token
+        made.add_special_tokens(["<|endoftext|>"])
     return made
 
 

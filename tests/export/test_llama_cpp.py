@@ -5,7 +5,9 @@ own, whose Python ONEBASE_LLAMA_CPP names.
 
 Both answer greedily in float32. Their products are summed in another order (and llama.cpp's GELU
 is a table in float16), so where the two best logits are nearly the same, either may come first:
-an answer may part from the other only there.
+an answer may part from the other only there. An answer that ends early is no matter of rounding:
+llama.cpp ends at the tokens that the file names and at any called <|endoftext|>, <|im_end|> or the
+like, whatever the file says.
 """
 
 import json
@@ -34,8 +36,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PYTHON is None, reason="ONEBASE_LLAMA_CPP names no Python with xllamacpp"),
 ]
-NEARLY_THE_SAME = 1e-3
-GELU_TABLE = 1e-2  # Gemma's activation
+# How far apart the two best logits may be where two answers part, and the log-probabilities that the
+# two programs give to one token. Measured: 2e-6 in the tiny bases, 2e-4 in SmolLM2, 1e-2 in Gemma, whose
+# GELU is the table. With the query biases written as 0, Qwen 2 and the biased Llama part at 2e-3.
+TINY, SMOLLM2, GELU_TABLE = 1e-5, 1e-3, 2e-2
+TOP = 20  # tokens of a distribution that are compared
 PROMPTS = (
     "Where is my parcel?",
     "My lamp arrived broken. What now?",
@@ -82,6 +87,7 @@ def completion(prompt: Sequence[int], tokens: int, lora: float | None = None) ->
         "prompt": list(prompt),
         "n_predict": tokens,
         "temperature": 0,
+        "n_probs": TOP,
         "return_tokens": True,
         "cache_prompt": False,  # or a LoRA's cache would serve the base
     }
@@ -103,19 +109,18 @@ def answered_by_onebase(
 
 def compare(streams: Sequence[Request], answers: Sequence[Any], margin: float) -> Comparison:
     """Hold llama.cpp's tokens against onebase's; they may part only where onebase's two best
-    logits are no further apart than `margin`.
+    logits are no further apart than `margin`, and end only at the same token.
     """
     apart = []
     tokens = 0
     for index, (stream, answer) in enumerate(zip(streams, answers, strict=True)):
         ours, theirs = stream.tokens, answer["tokens"]
-        # The end token is no part of ours.
-        if answer["stop_type"] == "eos" and len(theirs) > len(ours):
-            theirs = theirs[: len(ours)]
-        at = next(
-            (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-            None if len(ours) == len(theirs) else min(len(ours), len(theirs)),
-        )
+        if stream.ended_by is not None:  # llama.cpp counts the end token among the others
+            ours = [*ours, stream.ended_by]
+        at = next((at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+        if at is None:
+            ends = (stream.ended_by is not None, answer["stop_type"] == "eos")
+            assert (len(ours), ends[0]) == (len(theirs), ends[1]), (index, ours, theirs, ends)
         tokens += len(ours) if at is None else at
         if at is not None:
             apart.append((index, at, stream.margins[at]))
@@ -123,10 +128,42 @@ def compare(streams: Sequence[Request], answers: Sequence[Any], margin: float) -
     return Comparison(len(streams) - len(apart), tokens, tuple(apart))
 
 
-def show(capsys: pytest.CaptureFixture[str], what: str, found: Comparison, count: int) -> None:
+def furthest(
+    engine: Engine, task: str | None, streams: Sequence[Request], model: Path, lora: Path | None
+) -> float:
+    """The greatest distance between the log-probabilities of the engine and of llama.cpp, of the
+    most likely tokens at every place of the answers `streams`.
+    """
+    probes, ours = [], []
+    for stream in streams:
+        start = len(stream.prompt)
+        scored = engine.add_request(
+            task or "base", stream.ids, Sampling(logprobs=TOP), score_from=start, score_only=True
+        )
+        while not engine.idle:
+            engine.step()
+        ours += scored.prompt_logprobs
+        scale = None if lora is None else float(task is not None)
+        places = range(start, len(stream.ids))
+        probes += [completion(stream.ids[:at], 1, scale) for at in places]
+    apart = []
+    for token, answer in zip(ours, ask_llama_cpp(model, lora, probes), strict=True):
+        # llama.cpp reports no probabilities beside half a character.
+        for step in answer.get("completion_probabilities", []):
+            theirs = {each["id"]: each["logprob"] for each in step["top_logprobs"]}
+            apart += [abs(value - theirs[id_]) for id_, value in token.top if id_ in theirs]
+    assert len(apart) > len(probes)
+    return max(apart)
+
+
+def show(
+    capsys: pytest.CaptureFixture[str], what: str, found: Comparison, count: int, apart: str = ""
+) -> None:
     with capsys.disabled():
         parted = "".join(f"; {p} parts at token {t}, margin {m:.1e}" for p, t, m in found.apart)
-        print(f"\n  {what}: {found.same}/{count} answers the same, {found.tokens} tokens{parted}")
+        print(
+            f"\n  {what}: {found.same}/{count} answers the same, {found.tokens} tokens{parted}{apart}"
+        )
 
 
 def test_every_family(
@@ -144,7 +181,7 @@ def test_every_family(
     export(store, "base", "gguf", tmp_path / "bare", dtype="f32", base=stored.base)
     export(store, "support", "gguf", tmp_path / "both", dtype="f32")
     prompts = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    margin = GELU_TABLE if family.startswith("gemma") else NEARLY_THE_SAME
+    margin = GELU_TABLE if family.startswith("gemma") else TINY
     engine = Engine(base, [stored])
     ours = answered_by_onebase(engine, "support", prompts, 24)
     bare = answered_by_onebase(engine, None, prompts, 24)
@@ -154,18 +191,21 @@ def test_every_family(
         {"path": "/tokenize", "body": {"content": text, "parse_special": True}} for text in texts
     ]
     model, lora = tmp_path / "both" / "model.gguf", tmp_path / "both" / "adapter.gguf"
+    bare_model = tmp_path / "bare" / "model.gguf"
     merged = ask_llama_cpp(model, None, [completion(ids, 24) for ids in prompts] + pieces)
     assert [answer["tokens"] for answer in merged[len(prompts) :]] == prompts
     alternating = [completion(ids, 24, lora=scale) for ids in prompts for scale in (1.0, 0.0)]
-    added = ask_llama_cpp(tmp_path / "bare" / "model.gguf", lora, alternating)
-    for what, streams, answers in (
-        ("merged", ours, merged[: len(prompts)]),
-        ("base + LoRA", ours, added[::2]),
-        ("base", bare, added[1::2]),
+    added = ask_llama_cpp(bare_model, lora, alternating)
+    for what, task, streams, answers, files in (
+        ("merged", "support", ours, merged[: len(prompts)], (model, None)),
+        ("base + LoRA", "support", ours, added[::2], (bare_model, lora)),
+        ("base", None, bare, added[1::2], (bare_model, lora)),
     ):
         found = compare(streams, answers, margin)
-        show(capsys, f"{family}, {what}", found, len(prompts))
+        apart = furthest(engine, task, streams, *files)
+        show(capsys, f"{family}, {what}", found, len(prompts), f"; {apart:.1e} apart")
         assert found.same >= len(prompts) - 1
+        assert apart <= margin
 
 
 def test_the_embedded_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,12 +251,8 @@ def test_the_embedded_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ("base + LoRA", ours, added[::2]),
         ("base", bare, added[1::2]),
     ):
-        show(
-            capsys,
-            f"smollm2-135m, {what}",
-            compare(streams, answers, NEARLY_THE_SAME),
-            len(prompts),
-        )
+        found = compare(streams, answers, SMOLLM2)
+        show(capsys, f"smollm2-135m, {what}", found, len(prompts))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from onebase.cli.training import (
     SetOption,
     SkipBadOption,
     TemplateOption,
+    ask_it,
     load_base,
     settings,
 )
@@ -319,6 +320,7 @@ def resume_align(session: Session, run: str, base: Base) -> None:
 def show_aligned(session: Session, stored: StoredAdapter) -> None:
     """What came of it."""
     metrics = stored.metrics
+    option = session.workspace.option
     name = f"{stored.name} ({stored.method}): "
     if stored.record.get("head"):
         text = name + say(
@@ -329,10 +331,9 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['calibration_error']:.3f}，得分 {metrics['score_mean']:.2f} ± "
             f"{metrics['score_deviation']:.2f}",
         )
-        after = say(
-            f"Try: onebase align ppo --task T --method lora --prompts F --reward {name_to_use(stored)}",
-            f"试试：onebase align ppo --task T --method lora --prompts F --reward {name_to_use(stored)}",
-        )
+        command = "onebase align ppo --task T --method lora --prompts F"
+        command += f" --reward {name_to_use(stored)}{option}"
+        after = say(f"Try: {command}", f"试试：{command}")
     elif "reward_before" in metrics:
         text = name + say(
             f"held-out reward {metrics['reward_before']:.3f} -> {metrics['reward']:.3f}, KL "
@@ -343,16 +344,13 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['distinct_2']:.2f}（第 {metrics['best_step']} 步，共 {metrics['steps']} 步）",
         )
         after = say(
-            f"Its curves and samples: onebase runs show {stored.record['run']}",
-            f"曲线与样例：onebase runs show {stored.record['run']}",
+            f"Its curves and samples: onebase runs show {stored.record['run']}{option}",
+            f"曲线与样例：onebase runs show {stored.record['run']}{option}",
         )
     else:
         before, loss = metrics["base_eval_loss"], metrics["eval_loss"]
         text = name + say(
             f"held-out loss {before:.3f} -> {loss:.3f}", f"留出损失 {before:.3f} -> {loss:.3f}"
         )
-        after = say(
-            f"Try: onebase generate --task {name_to_use(stored)} --prompt …",
-            f"试试：onebase generate --task {name_to_use(stored)} --prompt …",
-        )
+        after = ask_it(session, stored)
     session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)

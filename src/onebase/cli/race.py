@@ -28,6 +28,7 @@ from onebase.cli.training import (
     SkipBadOption,
     TaskOption,
     TemplateOption,
+    ask_it,
     asked_for,
     load_base,
     report_line,
@@ -42,7 +43,7 @@ from onebase.search.space import Space, default_space, read_space
 from onebase.search.successive_halving import candidate_job
 from onebase.serving.presence import making_way
 from onebase.training.job import Job
-from onebase.training.stored_result import name_to_use, summary
+from onebase.training.stored_result import summary
 from onebase.training.train import precision_for
 
 
@@ -178,11 +179,8 @@ def show_raced(session: Session, result: RaceResult) -> None:
             f"共学习 {result.tokens:,} 个词元，评估 {result.evaluated_tokens:,} 个词元，"
             f"用时 {result.seconds:.0f} 秒。",
         ),
-        say(f"The ladder as a picture: {result.plot}", f"天梯图：{result.plot}"),
-        say(
-            f"Try: onebase generate --task {name_to_use(adapter)} --prompt …",
-            f"试试：onebase generate --task {name_to_use(adapter)} --prompt …",
-        ),
+        say(f"The leaderboard as a picture: {result.plot}", f"排行榜图片：{result.plot}"),
+        ask_it(session, adapter),
     ):
         print(line)
 

@@ -171,11 +171,18 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
-        say(
-            f"Try: onebase generate --task {name_to_use(stored[0])} --prompt …",
-            f"试试：onebase generate --task {name_to_use(stored[0])} --prompt …",
-        ),
+        ask_it(session, stored[0]),
     )
+
+
+def ask_it(session: Session, stored: StoredAdapter) -> str:
+    """The command that asks a task that was just trained: a classifier is asked for its label."""
+    asked = f"--task {name_to_use(stored)}{session.workspace.option}"
+    if stored.record.get("labels"):
+        command = f"onebase classify {asked} --text …"
+    else:
+        command = f"onebase generate {asked} --prompt …"
+    return say(f"Try: {command}", f"试试：{command}")
 
 
 def load_base(name: str, precision: str | None) -> Base:

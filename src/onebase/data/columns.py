@@ -1,8 +1,9 @@
 """Which column of a file stands for which role: as `--columns` names them, and as messages print it."""
 
+import json
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from onebase.errors import UsageError, unknown
 from onebase.language import say
@@ -28,16 +29,20 @@ _ROLES = (
 _SPLIT = re.compile(rf",(?=\s*(?:{'|'.join(_ROLES)})\s*=|\s*$)")
 _STRAY = re.compile(r",\s*([\w-]+)\s*=")
 _PLAIN = re.compile(r"[\w.-]+")
+# A name in double quotes, as JSON writes it: one with spaces around it, or with a comma and a role in it.
+_QUOTED = re.compile(r'\s*([\w-]+)\s*=\s*("(?:[^"\\]|\\.)*")\s*')
 
 
 def columns_of(options: Sequence[str]) -> dict[str, str]:
-    """`role=column` texts, several of them in one with commas between, as a mapping.
+    """`role=column` texts, several of them in one with commas between, as a mapping. A column in double
+    quotes is read as a JSON string, where it stands alone in its text.
 
     Raises UsageError for a text of another form, and for a role that is named twice.
     """
     found: dict[str, str] = {}
-    for item in (part for option in options for part in _SPLIT.split(option) if part.strip()):
+    for item in (part for option in options for part in _pairs(option) if part.strip()):
         role, equals, column = (part.strip() for part in item.partition("="))
+        column = _unquoted(column)
         if not (role and equals and column):
             raise UsageError(
                 say(
@@ -54,6 +59,19 @@ def columns_of(options: Sequence[str]) -> dict[str, str]:
             raise named_twice(role, column)
         found[role] = column
     return found
+
+
+def _pairs(option: str) -> list[str]:
+    return [option] if _QUOTED.fullmatch(option) else _SPLIT.split(option)
+
+
+def _unquoted(column: str) -> str:
+    if not _QUOTED.fullmatch(f"_={column}"):
+        return column
+    try:
+        return str(json.loads(column, strict=False))
+    except ValueError:  # a backslash that JSON does not know: a name that has quotes around it
+        return column
 
 
 def roles_of(columns: Mapping[str, str], valid: Collection[str]) -> dict[str, str]:
@@ -83,10 +101,22 @@ def require_columns(given: Mapping[str, str], names: Collection[str]) -> None:
 
 def columns_option(columns: Mapping[str, str]) -> str:
     """`--columns` as it can be pasted into a shell."""
-    pairs = [f"{role}={column}" for role, column in columns.items()]
+    pairs = [f"{role}={_quoted(column)}" for role, column in columns.items()]
     if all(_PLAIN.fullmatch(column) for column in columns.values()):
         return f"--columns {','.join(pairs)}"
     return " ".join(f"--columns {shlex.quote(pair)}" for pair in pairs)
+
+
+def _quoted(column: str) -> str:
+    """The name as `columns_of` reads it back."""
+    if column == column.strip() and column[:1] != '"' and len(_SPLIT.split(column)) == 1:
+        return column
+    return json.dumps(column, ensure_ascii=False)
+
+
+def shown(columns: Iterable[str]) -> str:
+    """The names of columns for a message; those with spaces around them in quotes."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in columns)
 
 
 def read_options(columns: Mapping[str, str], encoding: str | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onebase.data.columns import columns_option, read_options, require_columns, roles_of
+from onebase.data.columns import columns_option, read_options, require_columns, roles_of, shown
 from onebase.data.conversion import convert
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import fields_of
@@ -22,6 +22,10 @@ _NAMED_BAD_ROWS = 5
 # What a row may hold beside its format's own columns.
 _BESIDE = {**BEFORE, "mask": MASKS}
 _BESIDE_TEXT = {**_BESIDE, **BENEATH}
+# Columns that ask and never answer.
+_ASKING = frozenset(
+    ("instruction", "input", "prompt", "question"),
+).union(*BEFORE.values(), *BENEATH.values())
 
 
 @dataclass(frozen=True)
@@ -293,26 +297,38 @@ def _no_format(path: str | Path, columns: list[str], given: Mapping[str, str]) -
                 "请指定 input 与 output、input 与 label、messages 或 conversations。",
             ),
         )
-    if len(columns) == 1:
-        return DataError(
-            say(
-                f"{path} has the column {columns[0]!r} alone: there are no answers to learn.",
-                f"{path} 只有一列 {columns[0]!r}：没有可供学习的回答。",
-            ),
-            say(
-                f"Add answers; use one of: {known}. Prompts alone are for `onebase align ppo`.",
-                f"请加入回答；可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
-            ),
-        )
+    if len(columns) == 1 or _ASKING.issuperset(columns):
+        return _no_answers(path, columns, known)
     first, second = columns if len(columns) == 2 else ("A", "B")
     option = columns_option({"input": first, "output": second})
+    header = ("", "")
+    if str(path).lower().endswith((".csv", ".tsv")):
+        header = (
+            " If line 1 is an example already, write a line with the names above it.",
+            "若第 1 行已是样本，请在其上方加一行列名。",
+        )
     return DataError(
         say(
-            f"{path} has the columns {', '.join(columns)}, which are no known format.",
-            f"{path} 的列为 {', '.join(columns)}，不属于已知格式。",
+            f"{path} has the columns {shown(columns)}, which are no known format.",
+            f"{path} 的列为 {shown(columns)}，不属于已知格式。",
         ),
         say(
-            f"Name them: `{option}`; or use one of: {known}.",
-            f"请指定列：`{option}`；或使用以下格式之一：{known}。",
+            f"Name them: `{option}`; or use one of: {known}.{header[0]}",
+            f"请指定列：`{option}`；或使用以下格式之一：{known}。{header[1]}",
+        ),
+    )
+
+
+def _no_answers(path: str | Path, columns: list[str], known: str) -> DataError:
+    one = len(columns) == 1
+    listed = ", ".join(map(repr, columns))
+    return DataError(
+        say(
+            f"{path} has the column{'' if one else 's'} {listed} alone: there are no answers to learn.",
+            f"{path} 只有{'一' if one else ''}列 {listed}：没有可供学习的回答。",
+        ),
+        say(
+            f"Add answers; use one of: {known}. Prompts alone are for `onebase align ppo`.",
+            f"请加入回答；可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
         ),
     )

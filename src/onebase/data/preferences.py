@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onebase.data.columns import read_options, require_columns, roles_of
+from onebase.data.columns import read_options, require_columns, roles_of, shown
 from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Example, Field, Turn
 from onebase.data.fields import fields_of
@@ -310,7 +310,7 @@ def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) 
         "judged": say("answers judged good or bad", "判为好或坏的回答"),
     }
     wanted = say(" or ", "或").join(names[kind] for kind in kinds)
-    listed = ", ".join(columns)
+    listed = shown(columns)
     return DataError(
         say(
             f"{path} has the columns {listed}: these are not {wanted}.",

@@ -1,6 +1,7 @@
 """What a column says of an answer: a rating, or whether it is good or bad."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 
 from onebase.data.row import Row
@@ -9,6 +10,7 @@ from onebase.language import say
 
 RATINGS = ("rating", "score", "reward")
 VERDICTS = ("label", "kto_tag", "good", "liked", "vote")
+_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")  # a decimal comma
 # What a file may write for good and bad.
 _GOOD: dict[object, bool] = {
     **dict.fromkeys((True, "1", "1.0", "true", "good", "up", "yes"), True),
@@ -23,7 +25,11 @@ def rating_of(value: object, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise Unfit(column, say(f"{value!r} is no number", f"{value!r} 不是数字"))
+        point = str(value).strip().replace(",", ".")
+        hint = (
+            say(f" (write {point})", f"（请写成 {point}）") if _COMMA.fullmatch(str(value)) else ""
+        )
+        raise Unfit(column, say(f"{value!r} is no number", f"{value!r} 不是数字") + hint)
     return number
 
 
