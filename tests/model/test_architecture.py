@@ -160,7 +160,7 @@ def test_a_prefix_of_latent_attention_is_refused_before_the_first_step(tmp_path:
     torch.manual_seed(0)
     model = widened(DeepseekV3ForCausalLM(DeepseekV3Config(**LATENT, v_head_dim=16)))
     base = Base.load(saved(model, tmp_path / "base"))
-    with pytest.raises(UsageError, match="does not keep keys and values") as caught:
+    with pytest.raises(UsageError, match="does not cache keys and values") as caught:
         trains_and_answers(base, tmp_path, "p-tuning-v2")
     assert "lora" in caught.value.remedy
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.errors import UsageError
 from onebase.language import say
@@ -14,11 +14,15 @@ FULL = "full"
 
 
 class FullOptions(BaseModel):
-    """`mixed_precision`: on a GPU, products in bfloat16 over weights in float32."""
+    """The options of `full`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    mixed_precision: bool = True
+    mixed_precision: bool = Field(
+        True,
+        description="On a GPU, compute products in bfloat16 while the weights stay in float32.",
+        json_schema_extra={"zh": "在 GPU 上用 bfloat16 计算矩阵乘法，权重保持 float32。"},
+    )
 
 
 def trainable_copy(base: Base) -> Base:

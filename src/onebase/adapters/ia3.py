@@ -1,7 +1,7 @@
 """IA3 (Liu et al. 2022): trained vectors that rescale keys, values and the feed-forward's inside."""
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from onebase.adapters.contribution import Scaling
@@ -17,11 +17,18 @@ _INPUTS = ("down_proj",)
 
 
 class Ia3Options(BaseModel):
-    """`layers`, the decoder layers with vectors: `all`, `top:10`, `bottom:4` or `0,2,5-9`."""
+    """The options of `ia3`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    layers: str = "all"
+    layers: str = Field(
+        "all",
+        description="Decoder layers that get vectors: all, top:10, bottom:4, or numbers from 0 "
+        "such as 0,2,5-9.",
+        json_schema_extra={
+            "zh": "带缩放向量的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
+        },
+    )
 
 
 class Ia3(nn.Module):

@@ -5,31 +5,38 @@ text. They carry no rotary embedding of their own: what is learned is the key as
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from onebase.adapters.prompt import VirtualTokenOptions
 from onebase.model.base import ModelShape
 
 
-class PTuningV2Options(BaseModel):
-    """`virtual_tokens` in the prefix; `projection`: learn it through an MLP of size `hidden`;
-    `init`: the keys and values of a `text` (`init_text`, or else the task's instruction), of
-    tokens drawn from the `vocab`, or `random`; `layers`, the decoder layers with a prefix: `all`,
-    `top:10`, `bottom:4` or `0,2,5-9`. The other layers see the text alone, which stands behind
-    the prefix's positions in all of them.
-    """
+class PTuningV2Options(VirtualTokenOptions):
+    """The options of `p-tuning-v2`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    virtual_tokens: int = Field(20, ge=1, le=1024)
-    init: Literal["text", "vocab", "random"] = "text"
-    init_text: str | None = None
-    projection: bool = False
-    hidden: int = Field(512, ge=1)
-    layers: str = "all"
+    projection: bool = Field(
+        False,
+        description="Learn the prefix through an MLP, which is dropped after training.",
+        json_schema_extra={"zh": "通过 MLP 学习前缀，训练结束后丢弃该 MLP。"},
+    )
+    hidden: int = Field(
+        512,
+        ge=1,
+        description="Hidden size of that MLP; without projection it is ignored.",
+        json_schema_extra={"zh": "该 MLP 的隐藏层宽度；未启用 projection 时忽略。"},
+    )
+    layers: str = Field(
+        "all",
+        description="Decoder layers that attend to a prefix: all, top:10, bottom:4, or numbers "
+        "from 0 such as 0,2,5-9. The other layers see the text alone, at the same positions.",
+        json_schema_extra={
+            "zh": "关注前缀的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
+            "其余各层只看到文本，位置编号不变。"
+        },
+    )
 
 
 class DeepPrefix(nn.Module):
