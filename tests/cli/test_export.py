@@ -89,7 +89,7 @@ def test_a_base_that_is_gone(onebase: Run, trained: Path, tmp_path: Path) -> Non
     result = onebase("export", "--task", "support", "--to", "gguf", "--out", "out", "--json")
     assert result.code == 1
     assert result.json["error"]["code"] == "missing_base"
-    assert "support@2 belongs to the base no/such" in result.err
+    assert "support@2 was trained on the base no/such" in result.err
     assert not (tmp_path / "out").exists()
 
 

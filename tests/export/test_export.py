@@ -1,4 +1,4 @@
-"""From the store to a folder, by name."""
+"""Exporting stored adapters to a folder, by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_virtual_tokens_and_prefixes_can_not_be_merged(
         ("support", "ggfu", None, "Did you mean 'gguf'?"),
         ("support", "gguf", "fp32", "Valid: f16, f32, q8_0."),
         ("support", "merged", "f32", "Valid: bf16, fp16, fp32."),
-        ("support", "peft", "fp32", "Leave it out."),
+        ("support", "peft", "fp32", "Omit it."),
     ],
 )
 def test_wrong_names(

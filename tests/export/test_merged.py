@@ -1,4 +1,4 @@
-"""A merged model answers as the engine does with the adapter, and is a plain folder."""
+"""A merged model answers like the engine with the adapter, and is a plain folder."""
 
 from collections.abc import Callable
 from pathlib import Path

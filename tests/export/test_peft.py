@@ -1,4 +1,4 @@
-"""An adapter copied out is PEFT's, and PEFT answers with it as the engine does."""
+"""An exported adapter is in PEFT's format, and PEFT answers like the engine with it."""
 
 import json
 from collections.abc import Callable

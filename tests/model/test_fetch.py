@@ -1,4 +1,4 @@
-"""Names become folders, or errors that say what to do; what is fetched is checked."""
+"""Base names resolve to folders, or to errors with a remedy; downloads are verified."""
 
 import zipfile
 from collections.abc import Callable
