@@ -239,7 +239,7 @@ def test_a_reward_model_comes_back_with_its_scale(onebase: Run, base: str, desk:
     assert exported.code == 0, exported.err
     notes = " ".join(exported.json["notes"])
     assert "trained on its base in nf4" in notes
-    assert "mean and deviation are in onebase.json" in notes
+    assert "mean and standard deviation are in onebase.json" in notes
     assert "secret" not in (desk / "out/onebase.json").read_text(encoding="utf-8")
     theirs = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
     peft.PeftModel.from_pretrained(theirs, "out")

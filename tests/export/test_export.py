@@ -166,8 +166,8 @@ def test_another_base_is_refused(
     [
         ({"kind": "chat", "instruction": None}, None),
         ({"kind": "chat", "instruction": "Be kind."}, "system message: Be kind."),
-        ({"kind": "plain", "instruction": "Be kind."}, "Output:', the instruction being: Be kind."),
-        ({"kind": "Q: {input} A:", "instruction": None}, "laid out as 'Q: {input} A:'"),
+        ({"kind": "plain", "instruction": "Be kind."}, "Output:', with the instruction: Be kind."),
+        ({"kind": "Q: {input} A:", "instruction": None}, "in the format 'Q: {input} A:'"),
     ],
 )
 def test_how_to_ask_is_told(

@@ -93,7 +93,7 @@ def test_a_type_that_transformers_does_not_know_is_refused_by_it(tmp_path: Path)
 
 def test_keys_and_values_of_two_sizes_are_refused_before_any_work(tmp_path: Path) -> None:
     DeepseekV3Config(**LATENT, v_head_dim=8).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="16 numbers of a key and 8 of a value"):
+    with pytest.raises(UsageError, match="keys have head size 16 and its values 8"):
         Base.load(str(tmp_path))
 
 

@@ -398,7 +398,7 @@ HEAD = "transformer.output_layer.weight"
     ("edit", "fact"),
     [
         (lambda held: held.pop(HEAD), f"1 weights are missing, such as {HEAD}"),
-        (lambda held: held.update(extra=torch.ones(1)), "extra, which has no place"),
+        (lambda held: held.update(extra=torch.ones(1)), "extra, which this model does not have"),
         (
             lambda held: held.update({HEAD: held[HEAD][1:]}),
             f"the weight {HEAD} in {LAST} is [447, 48] float16, not [448, 48]",
@@ -496,7 +496,7 @@ def test_another_kind_of_tokenizer(write_chatglm: Write) -> None:
 
 
 def test_a_tokenizer_larger_than_the_model(write_chatglm: Write) -> None:
-    refused(write_chatglm(padded_vocab_size=424), "has 425 tokens, the model only 424")
+    refused(write_chatglm(padded_vocab_size=424), "has 425 tokens, but the model only 424")
 
 
 def test_a_hub_model_without_safetensors_is_fetched_as_pickles(
