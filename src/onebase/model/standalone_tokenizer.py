@@ -75,7 +75,7 @@ class StandaloneTokenizer:
         return text
 
     def convert_ids_to_tokens(self, ids: int) -> str | None:
-        """How one token is spelt in the vocabulary; None where there is none of that id."""
+        """The text of one token in the vocabulary; None if there is no token with that id."""
         word: str | None = self.backend_tokenizer.id_to_token(ids)
         return word
 
