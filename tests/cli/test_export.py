@@ -48,8 +48,14 @@ def test_the_merged_folder_is_a_base(onebase: Run) -> None:
         (("--task", "support@9", "--to", "peft"), ("'support@9'", "support@1, support@2")),
         (("--task", "support", "--to", "onnx"), ("'onnx'", "Valid: gguf, merged, peft.")),
         (("--task", "support", "--to", "gguf", "--dtype", "q4"), ("'q4'", "f16, f32, q8_0")),
-        (("--task", "mood", "--to", "merged"), ("mood@1 has virtual tokens, which can't be merged", "--to peft")),
-        (("--task", "mood", "--to", "gguf"), ("mood@1 has virtual tokens, which can't be merged", "--to peft")),
+        (
+            ("--task", "mood", "--to", "merged"),
+            ("mood@1 has virtual tokens, which can't be merged", "--to peft"),
+        ),
+        (
+            ("--task", "mood", "--to", "gguf"),
+            ("mood@1 has virtual tokens, which can't be merged", "--to peft"),
+        ),
         (("--task", "support"), ("--to",)),
     ],
     ids=" ".join,

@@ -158,8 +158,8 @@ def _space_prefix(base: Base, content: dict[str, Any]) -> tuple[bool, list[str]]
     elif normalizer is None and layout.get("type") == "Metaspace" and not layout["split"]:
         scheme = layout["prepend_scheme"]
         note = say(
-            "llama.cpp adds a space after every control token of this vocabulary, onebase only at the "
-            "start of the text, so chats may be tokenized differently.",
+            "llama.cpp puts a space after every control token of this vocabulary; onebase puts one only "
+            "at the start of the text, so chats may be tokenized differently.",
             "llama.cpp 会在该词表的每个控制词元后加空格，而 onebase 只在文本开头加，因此对话的分词可能不同。",
         )
         return scheme != "never", [note] if scheme == "first" else []
