@@ -87,7 +87,7 @@ def given(file: Path, template: Template) -> Iterator[str]:
 def asked(file: Path, template: Template) -> Iterator[str]:
     """What the model reads from a file of prompts, and the rows that a reward function gets."""
     for prompt in load_prompts(file, template).prompts:
-        yield template.prompt_text(prompt.asked) + str(prompt.row)
+        yield template.prompt_text(prompt.turns) + str(prompt.row)
 
 
 def requested(file: Path, template: Template) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Building adapters: names, settings and their errors, seeds, and where each method starts."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,32 @@ def test_every_method_builds_with_its_defaults(base: Base) -> None:
         assert adapter.trainable() > 0
         assert all(parameter.requires_grad for parameter in adapter.parameters())
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def assert_in_both_languages(english: str | None, chinese: object) -> None:
+    assert english is not None
+    assert english.endswith(".")
+    assert not CHINESE.search(english)
+    assert isinstance(chinese, str)
+    assert chinese.endswith("。")
+    assert CHINESE.search(chinese)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_and_their_options_are_described_in_both_languages(method: str) -> None:
+    chosen = METHODS[method]
+    for english, chinese in (chosen.summary, chosen.paper, chosen.not_for):
+        assert_in_both_languages(english, chinese)
+    cited = [re.findall(r"arXiv:\d{4}\.\d{5}", text) for text in chosen.paper]
+    assert cited[0]
+    assert cited[0] == cited[1]
+    for name, field in chosen.options.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict), name
+        assert_in_both_languages(field.description, extra["zh"])
 
 
 @pytest.mark.parametrize(("alias", "method"), ALIASES.items())
@@ -223,10 +250,10 @@ def test_targets(architecture: str, make_base: Callable[..., Base]) -> None:
 def test_a_target_that_names_no_layer(target: str, missing: str, base: Base) -> None:
     with pytest.raises(UsageError) as caught:
         build(base, "lora", target=target)
-    assert caught.value.message == f"No linear layer is called {missing!r}."
+    assert caught.value.message == f"No linear layer is named {missing!r}."
     assert caught.value.remedy == (
         "Valid targets: attention, all-linear, "
-        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or re: and a regular "
+        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or re: followed by a regular "
         "expression for full names."
     )
 
@@ -238,7 +265,7 @@ def test_a_base_without_such_a_layer(target: str) -> None:
     with pytest.raises(UsageError) as caught:
         targets(shape, target)
     assert caught.value.message == (
-        f"target={target} with layers=all names no linear layer of this base."
+        f"target={target} with layers=all selects no linear layer of this base."
     )
 
 
@@ -277,7 +304,7 @@ def test_init_text_stands_in_for_the_instruction(base: Base) -> None:
 def test_a_text_without_a_token(method: str, base: Base) -> None:
     with pytest.raises(UsageError) as caught:
         build(base, method, text="")
-    assert caught.value.message == "The text '' to start from has no token."
+    assert caught.value.message == "The initial text '' has no tokens."
     assert caught.value.remedy == "Give init_text=…, or init=vocab."
     build(base, method, text="", init="vocab")
     build(base, method, text="", init="random")

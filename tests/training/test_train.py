@@ -417,7 +417,7 @@ def test_answers_that_the_template_rewrites_are_told_before_training(
     observer = Noting()
     workspace = onebase.Workspace(tmp_path / "w")
     onebase.train([job(data)], base=base, workspace=workspace, observer=observer)
-    assert any("Earlier answers are not learned" in note for note in observer.notes)
+    assert any("Earlier answers are not trained on" in note for note in observer.notes)
 
 
 def test_rows_that_leave_nothing_to_learn(

@@ -1,9 +1,9 @@
-"""Full fine-tuning: every weight of a copy of the base. The result is a base of its own."""
+"""Full fine-tuning: trains every weight of a copy of the base. The result is a base itself."""
 
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from onebase.errors import UsageError
 from onebase.language import say
@@ -14,26 +14,30 @@ FULL = "full"
 
 
 class FullOptions(BaseModel):
-    """`mixed_precision`: on a GPU, products in bfloat16 over weights in float32."""
+    """The options of `full`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    mixed_precision: bool = True
+    mixed_precision: bool = Field(
+        True,
+        description="On a GPU, compute products in bfloat16 while the weights stay in float32.",
+        json_schema_extra={"zh": "在 GPU 上用 bfloat16 计算矩阵乘法，权重保持 float32。"},
+    )
 
 
 def trainable_copy(base: Base) -> Base:
-    """A copy of `base` in float32 whose every weight takes a gradient.
+    """A copy of `base` in float32 with gradients for every weight.
 
-    Raises UsageError for a quantized base: what was rounded away can't be learned.
+    Raises UsageError for a quantized base, whose weights are already rounded.
     """
     if base.precision.quantized:
         raise UsageError(
             say(
-                f"full trains every weight, and {base.name} is held in {base.precision}.",
-                f"full 训练全部权重，而 {base.name} 的精度为 {base.precision}。",
+                f"full trains every weight, but {base.name} is quantized to {base.precision}.",
+                f"full 训练全部权重，但 {base.name} 已量化为 {base.precision}。",
             ),
             say(
-                "Load the base in floating point, or use qlora on it.",
+                "Load the base in floating point, or use qlora.",
                 "请以浮点精度加载基座，或使用 qlora。",
             ),
         )
@@ -48,6 +52,6 @@ def trainable_copy(base: Base) -> Base:
 
 
 def save_full(base: Base, folder: Path) -> None:
-    """Write a trained copy into the existing `folder` as a base: one safetensors file."""
+    """Write a trained copy into the existing `folder` as a base with one safetensors file."""
     base.model.save_pretrained(folder, max_shard_size="1000GB")
     base.tokenizer.save_pretrained(folder)

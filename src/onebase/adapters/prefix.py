@@ -1,43 +1,50 @@
 """P-tuning v2 (Liu et al. 2022), also called prefix tuning (Li and Liang 2021).
 
-Every layer, or each of some chosen ones, attends to learned keys and values besides those of the
-text. They carry no rotary embedding of their own: what is learned is the key as attention sees it.
+Every decoder layer, or each chosen one, attends to learned keys and values besides those of the
+text. No rotary embedding is applied to the learned keys: they enter attention as they are.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from onebase.adapters.prompt import VirtualTokenOptions
 from onebase.model.base import ModelShape
 
 
-class PTuningV2Options(BaseModel):
-    """`virtual_tokens` in the prefix; `projection`: learn it through an MLP of size `hidden`;
-    `init`: the keys and values of a `text` (`init_text`, or else the task's instruction), of
-    tokens drawn from the `vocab`, or `random`; `layers`, the decoder layers with a prefix: `all`,
-    `top:10`, `bottom:4` or `0,2,5-9`. The other layers see the text alone, which stands behind
-    the prefix's positions in all of them.
-    """
+class PTuningV2Options(VirtualTokenOptions):
+    """The options of `p-tuning-v2`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    virtual_tokens: int = Field(20, ge=1, le=1024)
-    init: Literal["text", "vocab", "random"] = "text"
-    init_text: str | None = None
-    projection: bool = False
-    hidden: int = Field(512, ge=1)
-    layers: str = "all"
+    projection: bool = Field(
+        False,
+        description="Learn the prefix through an MLP, which is dropped after training.",
+        json_schema_extra={"zh": "通过 MLP 学习前缀，训练结束后丢弃该 MLP。"},
+    )
+    hidden: int = Field(
+        512,
+        ge=1,
+        description="Hidden size of that MLP; without projection it is ignored.",
+        json_schema_extra={"zh": "该 MLP 的隐藏层宽度；未启用 projection 时忽略。"},
+    )
+    layers: str = Field(
+        "all",
+        description="Decoder layers that attend to a prefix: all, top:10, bottom:4, or numbers "
+        "from 0 such as 0,2,5-9. The other layers see the text alone, at the same positions.",
+        json_schema_extra={
+            "zh": "关注前缀的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
+            "其余各层只看到文本，位置编号不变。"
+        },
+    )
 
 
 class DeepPrefix(nn.Module):
-    """The prefix as one row a token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout),
-    of the given `layers` in their order, or of all.
+    """The prefix with one row per token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout),
+    for the given `layers` in their order, or for all.
 
     With a `projection` the rows are the output of an MLP over an embedding of size
-    kv_heads * head_dim, added to `start` where there is one.
+    kv_heads * head_dim, added to `start` if that is given.
     """
 
     start: Tensor | None
@@ -80,11 +87,11 @@ class DeepPrefix(nn.Module):
 
     @property
     def everywhere(self) -> bool:
-        """Whether every layer has the prefix."""
+        """Whether every layer attends to the prefix."""
         return len(self.layers) == self.shape.layers
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [layers, kv_heads, tokens, head_dim]; zero in layers without."""
+        """Keys and values, each [layers, kv_heads, tokens, head_dim]; zeros in layers without a prefix."""
         shape = self.shape
         rows = self()
         stacked = rows.view(len(rows), len(self.layers), 2, shape.kv_heads, shape.head_dim)
@@ -92,12 +99,13 @@ class DeepPrefix(nn.Module):
         if self.everywhere:
             return keys, values
         chosen = torch.tensor(self.layers, device=rows.device)
-        nothing = rows.new_zeros(shape.layers, *keys.shape[1:])
-        return nothing.index_copy(0, chosen, keys), nothing.index_copy(0, chosen, values)
+        zeros = rows.new_zeros(shape.layers, *keys.shape[1:])
+        return zeros.index_copy(0, chosen, keys), zeros.index_copy(0, chosen, values)
 
     def masked_prefix(self) -> tuple[int, ...]:
-        """For each layer how many of the prefix's tokens it does not attend to: none or all.
-        Empty where every layer has the prefix.
+        """For each layer, how many of the prefix's tokens it does not attend to: none or all.
+
+        Empty if every layer attends to the prefix.
         """
         if self.everywhere:
             return ()
@@ -106,6 +114,6 @@ class DeepPrefix(nn.Module):
 
 
 def flatten(keys: Tensor, values: Tensor) -> Tensor:
-    """Keys and values, each [layers, kv_heads, tokens, head_dim], as DeepPrefix's rows."""
+    """Keys and values, each [layers, kv_heads, tokens, head_dim], as rows of DeepPrefix."""
     stacked = torch.stack([keys, values]).permute(3, 1, 0, 2, 4)
     return stacked.reshape(stacked.shape[0], -1)

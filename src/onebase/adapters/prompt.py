@@ -1,8 +1,8 @@
 """Virtual tokens: prompt tuning (Lester et al. 2021) and P-tuning (Liu et al. 2021).
 
-Both learn embeddings that stand before the text. Prompt tuning learns them directly; P-tuning
-learns a prompt encoder, an LSTM or an MLP, that produces them while training. The encoder is
-gone from the served adapter, which holds its output.
+Both learn embeddings that stand before the text. Prompt tuning learns them directly. P-tuning
+learns a prompt encoder, an LSTM or an MLP, that produces them in training; the saved adapter holds
+only the encoder's output.
 """
 
 from typing import Literal
@@ -11,41 +11,72 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-Initialisation = Literal["text", "vocab", "random"]
 
-
-class PromptTuningOptions(BaseModel):
-    """`virtual_tokens` before the text; `init`: from the embeddings of a `text` (`init_text`, or
-    else the task's instruction), of tokens drawn from the `vocab`, or `random`.
-    """
+class VirtualTokenOptions(BaseModel):
+    """The options that every method with virtual tokens has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    virtual_tokens: int = Field(20, ge=1, le=1024)
-    init: Initialisation = "text"
-    init_text: str | None = None
+    virtual_tokens: int = Field(
+        20,
+        ge=1,
+        le=1024,
+        description="Number of virtual tokens; each takes a position of the context.",
+        json_schema_extra={"zh": "虚拟词元的个数，每个虚拟词元占用一个上下文位置。"},
+    )
+    init: Literal["text", "vocab", "random"] = Field(
+        "text",
+        description="Where the virtual tokens start from: text (see init_text), vocab (tokens "
+        "drawn from the vocabulary) or random (no text at all).",
+        json_schema_extra={
+            "zh": "虚拟词元的初始值：text（见 init_text）、vocab（从词表中随机抽取词元）"
+            "或 random（完全随机）。"
+        },
+    )
+    init_text: str | None = Field(
+        None,
+        description="Text to start from with init=text; without it, the task's instruction and, "
+        "for classification, its labels.",
+        json_schema_extra={
+            "zh": "init=text 时作为初始值的文本；不给出则使用任务的指令，分类任务还包括标签。"
+        },
+    )
 
 
-class PTuningOptions(BaseModel):
-    """As for prompt tuning, and the prompt `encoder` with its `hidden` size and, for the LSTM,
-    its number of `encoder_layers`.
+class PromptTuningOptions(VirtualTokenOptions):
+    """The options of `prompt-tuning`."""
 
-    With `init` text or vocab the encoder's output is added to those embeddings and starts at
-    zero (as in residual prompt tuning, Razdaibiedina et al. 2023); `random` is the paper's.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class PTuningOptions(VirtualTokenOptions):
+    """The options of `p-tuning`."""
 
-    virtual_tokens: int = Field(20, ge=1, le=1024)
-    init: Initialisation = "text"
-    init_text: str | None = None
-    encoder: Literal["lstm", "mlp"] = "mlp"
-    hidden: int = Field(256, ge=1)
-    encoder_layers: int = Field(2, ge=1, le=8)
+    encoder: Literal["lstm", "mlp"] = Field(
+        "mlp",
+        description="Prompt encoder: mlp, or lstm (a bidirectional LSTM followed by an MLP). With "
+        "init=text or vocab its output is added to the initial embeddings and starts at zero; "
+        "with init=random it stands alone, as in the paper.",
+        json_schema_extra={
+            "zh": "提示编码器：mlp，或 lstm（双向 LSTM 后接 MLP）。init=text 或 vocab 时，"
+            "其输出从零开始，加到初始嵌入上；init=random 时单独使用其输出，与论文一致。"
+        },
+    )
+    hidden: int = Field(
+        256,
+        ge=1,
+        description="Hidden size of the prompt encoder; with lstm, of each direction.",
+        json_schema_extra={"zh": "提示编码器的隐藏层宽度；lstm 时为每个方向的宽度。"},
+    )
+    encoder_layers: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="Number of LSTM layers; mlp ignores it.",
+        json_schema_extra={"zh": "LSTM 的层数；mlp 忽略此项。"},
+    )
 
 
 class PromptEmbedding(nn.Module):
-    """The virtual tokens' embeddings themselves, [tokens, hidden]."""
+    """The embeddings of the virtual tokens, learned directly."""
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
@@ -59,8 +90,8 @@ class PromptEmbedding(nn.Module):
 class PromptEncoder(nn.Module):
     """P-tuning's encoder: embeddings, then a BiLSTM and an MLP, or an MLP alone (eq. 5-6).
 
-    `start`, [tokens, hidden], is what the encoder's output is added to; None for the paper's
-    form, in which the output stands alone.
+    The encoder's output is added to `start`, [tokens, hidden]; with None it stands alone, as in the
+    paper.
     """
 
     start: Tensor | None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from onebase.adapters.methods import METHODS, own_settings, parse_options
+from onebase.adapters.methods import METHODS, parse_options, settings_by_method
 from onebase.adapters.store import check_task_name
 from onebase.data.encoding import codec_of
 from onebase.errors import unknown
@@ -40,12 +40,12 @@ class AlignJob:
 
     def options(self, method: str, kind: type[Chosen]) -> Chosen:
         """The job's settings of one `kind`; all others are ignored here (see `check_settings`)."""
-        _, rest = own_settings(method, self.set)
+        _, rest = settings_by_method(method, self.set)
         return parse_options(kind, {k: v for k, v in rest.items() if k in kind.model_fields})
 
     def check_settings(self, method: str, *kinds: type[BaseModel]) -> None:
         """Raise UsageError for a wrong value, or a setting that is neither the method's nor in `kinds`."""
-        by_method, rest = own_settings(method, self.set)
+        by_method, rest = settings_by_method(method, self.set)
         known = [name for kind in kinds for name in kind.model_fields]
         for key in rest:
             if key not in known:
@@ -74,5 +74,5 @@ def check_job(job: AlignJob) -> None:
 
 def method_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that belong to the method."""
-    _, rest = own_settings(method, settings)
+    _, rest = settings_by_method(method, settings)
     return {key: value for key, value in settings.items() if key not in rest}

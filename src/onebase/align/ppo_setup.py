@@ -6,8 +6,8 @@ from typing import Any
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.workspace import Workspace
 from onebase.align.experience import Models
 from onebase.align.job import AlignJob

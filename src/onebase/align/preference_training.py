@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from onebase.adapters.head import ScalarHead
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.job import AlignJob

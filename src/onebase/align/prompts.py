@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.align.rewards import Prompt
+from onebase.data.bad_rows import bad_rows_error, in_order
+from onebase.data.cells import InvalidValue
 from onebase.data.columns import require_columns, roles_of
 from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Field, Turn
 from onebase.data.fields import fields_of
 from onebase.data.formats import Format
-from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
+from onebase.data.question import BEFORE, BENEATH, question_of, with_history
 from onebase.data.rendering import refused
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template
 from onebase.data.turns import is_answer
-from onebase.data.values import Unfit
 from onebase.errors import DataError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -84,29 +85,22 @@ def load_prompts(
         try:
             turns = _turns(row, roles)
             ids = tuple(template.prompt(turns))
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
         except UsageError as refusal:
             bad.append(refused(row.file, row.line, refusal))
         else:
             prompt = Prompt(turns, ids, row.values, row.file, row.line)
             repeated += prompts.setdefault(turns, prompt) is not prompt
-    bad.sort(key=lambda item: (item.file, item.line))
     if bad and not (skip_bad and prompts):
-        shown = "; ".join(str(item) for item in bad[:5])
-        if len(bad) > 5:
-            shown += say(f"; and {len(bad) - 5} more", f"；另有 {len(bad) - 5} 行")
-        raise DataError(
-            say(
-                f"{path} has bad rows: {len(bad)}: {shown}.",
-                f"{path} 有 {len(bad)} 行坏数据：{shown}。",
-            ),
+        remedy = (
             say(
                 "Correct them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。"
             )
             if prompts
-            else say("No row is good: correct them.", "没有一行可用：请修正这些行。"),
+            else say("No row is good: correct them.", "没有一行可用：请修正这些行。")
         )
+        raise bad_rows_error(path, in_order(bad), remedy)
     if len(prompts) < 2:
         raise DataError(
             say(
@@ -116,7 +110,9 @@ def load_prompts(
             say("Add more: some are held out for evaluation.", "请增加提示：其中一部分用于评估。"),
         )
     fields = fields_of(table.rows, roles)
-    return PromptSet(str(path), tuple(prompts.values()), tuple(bad), repeated, fields, table.sha256)
+    return PromptSet(
+        str(path), tuple(prompts.values()), in_order(bad), repeated, fields, table.sha256
+    )
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:
@@ -163,10 +159,10 @@ def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int
 
 
 def _columns(path: str | Path, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    given = roles_of(columns, {role for form in FORMATS for role in form.every})
+    given = roles_of(columns, {role for form in FORMATS for role in form.all_roles})
     require_columns(given, names)
     for form in FORMATS:
-        columns_of_form = form.match(names, given) if set(given) <= form.every else None
+        columns_of_form = form.match(names, given) if set(given) <= form.all_roles else None
         if columns_of_form is not None:
             return columns_of_form
     raise DataError(
@@ -186,4 +182,4 @@ def _turns(row: Row, columns: Mapping[str, str]) -> tuple[Turn, ...]:
     items = values.get(column)
     if isinstance(items, list) and items and is_answer(items[-1:]):
         values = {**values, column: items[:-1]}
-    return preceded(values, columns, asked_of(values, {**columns, "input": column}))
+    return with_history(values, columns, question_of(values, {**columns, "input": column}))

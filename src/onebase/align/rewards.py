@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.base_match import require_trained_on
 from onebase.adapters.contribution import Contribution
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import PromptAnswer, prompt_answer
-from onebase.align.trained_on import other_precision, require_base
+from onebase.align.trained_on import other_precision
 from onebase.data.example import Example, Turn
 from onebase.data.template import Template
 from onebase.engine.generic_runner import GenericRunner
@@ -149,7 +150,7 @@ def reward_named(name: str, base: Base, workspace: Workspace) -> Reward:
         return FunctionReward(name, _function(name))
     store = AdapterStore(workspace)
     stored = stored_reward(name, store)
-    require_base(stored, base)
+    require_trained_on(stored, base)
     store.verify(stored)
     adapter = load_adapter(stored.path, base)
     assert adapter.head is not None, stored.name

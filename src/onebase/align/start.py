@@ -4,16 +4,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.base_match import require_trained_on
 from onebase.adapters.full import FULL
 from onebase.adapters.methods import build_adapter, parts_of
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.job import AlignJob, check_job, method_settings
-from onebase.align.trained_on import other_precision, require_base
-from onebase.data.places import without_marks
+from onebase.align.trained_on import other_precision
 from onebase.data.preferences import BARE
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import without_marks
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -48,7 +49,7 @@ def start_from(
     check_job(job)
     if job.method is None:
         stored = stored_start(job, workspace)
-        require_base(stored, base)
+        require_trained_on(stored, base)
         AdapterStore(workspace).verify(stored)
         template = Template.from_config(base.tokenizer, stored.record.get("template") or {})
         adapter = load_adapter(stored.path, base)

@@ -30,8 +30,8 @@ from onebase.data.preferences import BARE, PreferenceSet, load_preferences
 from onebase.data.template import Template
 from onebase.errors import CorruptFileError, DataError, FolderError, OnebaseError, UsageError
 from onebase.language import say
-from onebase.model.cache import cached_models, models_folder, require_keepable
-from onebase.model.ends import named_ends
+from onebase.model.cache import cached_models, models_folder, require_writable_cache
+from onebase.model.eos import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
 
@@ -221,7 +221,7 @@ def _problems(session: Session) -> list[OnebaseError]:
     can't be read.
     """
     found: list[OnebaseError] = []
-    for require in (require_keepable, session.workspace.require_writable):
+    for require in (require_writable_cache, session.workspace.require_writable):
         try:
             require()
         except FolderError as error:

@@ -12,8 +12,8 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL, trainable_copy
 from onebase.adapters.methods import build_adapter
-from onebase.data.places import without_marks
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import without_marks
 from onebase.engine.rows import TokenRow
 from onebase.engine.trunk import depth
 from onebase.errors import DataError

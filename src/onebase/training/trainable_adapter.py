@@ -9,8 +9,8 @@ from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
-from onebase.adapters.head import ScalarHead
-from onebase.adapters.methods import METHODS, own_settings, parts_of
+from onebase.adapters.methods import METHODS, parts_of, settings_by_method
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
@@ -140,7 +140,7 @@ class TrainableAdapter:
 
 def parameter_groups(adapter: Adapter, job: Job) -> list[dict[str, Any]]:
     """The optimizer's parameter groups: each method's learning rate, and LoRA+'s for `b`."""
-    settings, _ = own_settings(job.method, job.set)
+    settings, _ = settings_by_method(job.method, job.set)
     rates, beta2s = job.rates(), job.beta2s()
     groups = []
     for name in parts_of(job.method):

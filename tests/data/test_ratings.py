@@ -1,4 +1,4 @@
-"""Answers that a column judges or rates are not learned as good ones."""
+"""Answers with a rating or a good-or-bad label are not trained on as good answers."""
 
 import shlex
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from onebase.data.cells import InvalidValue
 from onebase.data.columns import columns_of
 from onebase.data.formats import load_dataset
 from onebase.data.preferences import load_preferences
-from onebase.data.values import Unfit
-from onebase.data.verdicts import rating_of
+from onebase.data.ratings import rating_of
 from onebase.errors import DataError
 
 Write = Callable[[str, object], Path]
@@ -95,6 +95,6 @@ def test_pairs_without_a_prompt_column_are_pairs_too(write: Write, row: dict[str
     ],
 )
 def test_a_decimal_comma_is_told(value: str, told: str) -> None:
-    with pytest.raises(Unfit) as unfit:
+    with pytest.raises(InvalidValue) as unfit:
         rating_of(value, "rating")
     assert unfit.value.reason == told
