@@ -132,7 +132,7 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
     for index, (name, prompt) in enumerate(requests):
         task = engine.tasks[name]
         ids = task.template.prompt(prompt)
-        streams.append(request_of(task, ids, settings, measured=index != 4))
+        streams.append(request_of(task, ids, settings, record_draws=index != 4))
     for index, stream in enumerate(answered(streams, slots=5)):
         if index == 4:
             assert stream.logprobs == stream.entropies == []

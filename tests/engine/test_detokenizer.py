@@ -384,8 +384,8 @@ def test_the_work_for_a_token_does_not_grow(tokenizer: Any, monkeypatch: Any) ->
         before = len(decoded)
         detokenizer.add(drawn.randrange(len(tokenizer)))
         assert len(decoded) - before <= 2
-        assert detokenizer._stops is not None
-        assert len(detokenizer._stops._held) < max(map(len, stops))
+        assert detokenizer._matcher is not None
+        assert len(detokenizer._matcher._held) < max(map(len, stops))
     assert max(decoded, default=0) <= 3
 
 

@@ -10,7 +10,7 @@ import torch
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
-from onebase.engine.forward import compile_virtual, run_pack
+from onebase.engine.forward import node_kv, run_pack
 from onebase.engine.pack import Pack
 from onebase.engine.rows import TokenRow, by_budget, even_groups, place, token_losses
 from onebase.model.base import Base
@@ -270,7 +270,7 @@ def test_dropout_spares_the_tokens_of_other_adapters(
 def test_virtual_tokens_as_keys_and_values_answer_the_same(
     base: Base, adapters: dict[str, Adapter], make_rows: Rows
 ) -> None:
-    """What `compile_virtual` gives can stand for the virtual tokens: it's a KV prefix."""
+    """What `node_kv` gives can stand for the virtual tokens: it's a KV prefix."""
     names = ("prompt-tuning-text", "p-tuning-lstm")
     pack = Pack({name: adapters[name].contribution() for name in names})
     texts = {name: make_rows(name, count=1)[0].ids for name in names}
@@ -280,7 +280,7 @@ def test_virtual_tokens_as_keys_and_values_answer_the_same(
         for name, node in nodes.items():
             virtual = pack.virtual_node(name)
             assert virtual is not None
-            served = Pack({name: Contribution(prefix=compile_virtual(base, pack, virtual))})
+            served = Pack({name: Contribution(prefix=node_kv(base, pack, virtual))})
             served.add(name, texts[name])
             ours = run_pack(base, served, torch.arange(node.length))
             close(ours, logits[node.start : node.start + node.length])

@@ -263,7 +263,7 @@ def test_virtual_tokens_compile_behind_it(
     torch.testing.assert_close(logits_of(base, made), expected, atol=1e-5, rtol=0)
     read_adapter = load_adapter(tmp_path, base)
     with monkeypatch.context() as patched:
-        patched.setattr(generic, "compile_virtual", None)  # not run again
+        patched.setattr(generic, "node_kv", None)  # not run again
         read = with_prompt_kv(runner, read_adapter, tmp_path)
     assert read.masked_prefix == made.masked_prefix
     assert torch.equal(logits_of(base, read), logits_of(base, made))

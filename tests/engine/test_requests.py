@@ -13,13 +13,13 @@ from onebase.adapters.contribution import merged
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
+from onebase.engine.fair_lock import FairLock
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.kv_cache import KVCache
 from onebase.engine.pack import Pack
 from onebase.engine.request import Event, Request
 from onebase.engine.sampling import Sampling
-from onebase.engine.turns import Turns
 from onebase.errors import OnebaseError, UsageError
 from onebase.model.base import Base
 
@@ -364,7 +364,7 @@ def test_a_failure_in_another_thread_is_told(
             if next(first, False):
                 with monkeypatch.context() as patched:
                     patched.setattr(GenericRunner, "run", broken)
-                    patched.setattr(engine, "_turns", Turns())
+                    patched.setattr(engine, "_lock", FairLock())
                     thread = threading.Thread(target=step)
                     thread.start()
                     thread.join()
@@ -372,6 +372,6 @@ def test_a_failure_in_another_thread_is_told(
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(engine, "_turns", Meanwhile())
+    monkeypatch.setattr(engine, "_lock", Meanwhile())
     with pytest.raises(OnebaseError, match="another thread"):
         engine.run(requests)

@@ -17,9 +17,9 @@ VOCABULARY = 1000
 
 
 def request(*said: int, prompt: tuple[int, ...] = (1, 2, 3), **settings: Any) -> Request:
-    ends, measured = settings.pop("ends", frozenset()), settings.pop("measured", False)
+    ends, record_draws = settings.pop("ends", frozenset()), settings.pop("record_draws", False)
     sampling = Sampling(**settings)
-    made = Request((), prompt, sampling, 1 << 20, ends=ends, measured=measured)
+    made = Request((), prompt, sampling, 1 << 20, ends=ends, record_draws=record_draws)
     made.tokens += said
     if sampling.seed is not None:
         made.generator = torch.Generator().manual_seed(sampling.seed)
@@ -73,11 +73,11 @@ def test_a_device_of_its_own_draws_alike() -> None:
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"logprobs": 3},
-    {"temperature": 0.7, "seed": 1, "measured": True},
+    {"temperature": 0.7, "seed": 1, "record_draws": True},
     {"temperature": 1.3, "seed": 2, "top_p": 0.9, "logprobs": 0},
     {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
     {"temperature": 2.0, "seed": 4, "top_k": 400},
-    {"repetition_penalty": 1.3, "measured": True},
+    {"repetition_penalty": 1.3, "record_draws": True},
     {"frequency_penalty": 0.5, "presence_penalty": 0.5, "temperature": 1.0, "seed": 5},
     {"logit_bias": {5: 3.0, 9: -3.0}, "logprobs": 2},
     {"min_tokens": 99, "ends": frozenset(range(0, VOCABULARY, 2))},
@@ -251,7 +251,7 @@ def test_logprobs_are_those_of_the_model_itself() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 2.5])
 def test_a_measured_request_is_measured_at_its_temperature(temperature: float) -> None:
     logits = random_logits(1)[0]
-    asked = request(temperature=temperature, seed=0, top_k=3, measured=True)
+    asked = request(temperature=temperature, seed=0, top_k=3, record_draws=True)
     drawn = draw_one(logits, asked)
     expected = (logits.double() / (temperature or 1.0)).log_softmax(0)
     assert drawn.policy_logprob == pytest.approx(float(expected[drawn.token]), abs=1e-5)

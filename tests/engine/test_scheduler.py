@@ -23,7 +23,7 @@ def advance(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         request = chunk.request
         request.computed += chunk.length
-        if request.computed < request.wanted:
+        if request.computed < request.target_length:
             continue
         if request.limit:
             request.tokens.append(1)
@@ -95,7 +95,7 @@ def test_what_nobody_watches_is_read_in_large_packs(make_base: Callable[..., Bas
     base = make_base()
     scheduler = Scheduler(GenericRunner(base))
     for size in (600, 600, 1500):
-        scheduler.add(asked(task_of(base), size, steady=False))
+        scheduler.add(asked(task_of(base), size, streamed=False))
     lengths = []
     for _ in range(3):
         chunks = scheduler.schedule(0.0)

@@ -23,7 +23,7 @@ from onebase.cli.session import (
     note,
 )
 from onebase.engine.engine import Engine
-from onebase.engine.task_bases import trained_on, trained_over
+from onebase.engine.task_bases import trained_on, training_precision
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
@@ -184,7 +184,7 @@ def _say_ready(session: Session, service: "Service", url: str, seconds: float) -
         )
     )
     for offer in offers:
-        lossy = trained_over(offer.adapter)
+        lossy = training_precision(offer.adapter)
         if offer.reason is None and lossy not in (None, base.precision.text):
             note(
                 say(

@@ -1,4 +1,4 @@
-"""What changes a row of logits before the choice: penalties, and tokens that are forbidden."""
+"""Logits processors: penalties and masks, applied to a row of logits before sampling."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ _ZERO, _LOWEST = _f(0), _f(-np.inf)
 def penalize(
     row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
 ) -> None:
-    """Apply the three penalties in place. `seen` is 1 for the tokens of prompt and answer, `counts`
-    says how often each is in the answer.
+    """Apply the three penalties in place. `seen` is 1 for tokens of the prompt and the answer;
+    `counts` has the number of times each token is in the answer.
     """
     for token in range(row.size):
         x = row[token]
@@ -28,7 +28,7 @@ def penalize(
 
 @compiled_and_kept
 def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
-    """Give -inf to the tokens whose bit in `allowed` is 0, and to those beyond it."""
+    """Set the logits of tokens whose bit in `allowed` is 0, and of tokens beyond it, to -inf."""
     for token in range(row.size):
         word = token >> 5
         if word >= allowed.size or not (allowed[word] >> np.uint32(token & 31)) & np.uint32(1):

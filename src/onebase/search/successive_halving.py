@@ -114,7 +114,7 @@ class Course:
             return
         if self._trunk is None:
             fp16 = learner.options.trunk == "fp16"
-            self._trunk = Trunk(self._base, kept="fp16" if fp16 else "fp32")
+            self._trunk = Trunk(self._base, dtype="fp16" if fp16 else "fp32")
         if self._trunk.usable(learner.depth):
             rows = [*self._data.train, *self._data.held_out]
             self._trunk.prepare(learner.depth, [row.ids for row in rows], self._limits.check)

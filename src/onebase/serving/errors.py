@@ -157,7 +157,7 @@ def failed_pass(reason: str) -> ApiError:
     return ApiError(
         400,
         "unusable_request",
-        say(f"No answer could be drawn: {reason}.", f"无法生成回答：{reason}。"),
+        say(f"No answer could be generated: {reason}.", f"无法生成回答：{reason}。"),
         say("Change the request.", "请修改请求。"),
     )
 

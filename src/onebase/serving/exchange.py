@@ -28,7 +28,7 @@ class Wanted:
     sampling: Sampling
     score_from: int | None = None
     score_only: bool = False
-    steady: bool = True
+    streamed: bool = True
 
 
 class Exchange:
@@ -198,7 +198,7 @@ def _submitted(thread: EngineThread, task: str, wanted: Wanted) -> "Future[Reque
         wanted.sampling,
         score_from=wanted.score_from,
         score_only=wanted.score_only,
-        steady=wanted.steady,
+        streamed=wanted.streamed,
     )
 
 

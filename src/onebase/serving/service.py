@@ -79,7 +79,7 @@ class Service:
         """
         sampling = Sampling(max_tokens=2)
         request = await asyncio.wrap_future(
-            self.thread.submit(BASE_TASK, "Hello", sampling, steady=False)
+            self.thread.submit(BASE_TASK, "Hello", sampling, streamed=False)
         )
         while request.finish_reason is None:
             await asyncio.sleep(0.01)

@@ -24,7 +24,7 @@ from onebase.data.rendering import rendered_examples, without_room
 from onebase.data.split import split
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow
-from onebase.engine.trunk import depth
+from onebase.engine.trunk import lowest_changed_layer
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
@@ -236,7 +236,7 @@ class Learner:
             return 0
         self.adapter.eval()  # its dropout draws nothing yet
         with torch.no_grad():
-            return depth(self.adapter.contribution(), self.base.shape.layers)
+            return lowest_changed_layer(self.adapter.contribution(), self.base.shape.layers)
 
     def shorten(self, batches: Sequence[list[TokenRow]], held_out: list[TokenRow]) -> None:
         """Make a trial of the job, before its first step: one epoch of these batches in their

@@ -88,7 +88,7 @@ def shared_trunk(
     kinds = {learner.options.trunk for learner in learners if learner.depth}
     if not kinds:
         return None
-    trunk = Trunk(base, kept="fp32" if "fp32" in kinds else "fp16")
+    trunk = Trunk(base, dtype="fp32" if "fp32" in kinds else "fp16")
     for learner in learners:
         if trunk.usable(learner.depth):
             rows = [*learner.data.train, *learner.data.held_out]

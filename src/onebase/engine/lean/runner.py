@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING, Contribution
-from onebase.engine.forward import PROVEN
+from onebase.engine.forward import TESTED_TYPES
 from onebase.engine.lean import plan, step
 from onebase.engine.lean.adapter import LeanAdapter, check_inputs, unpacked
 from onebase.engine.lean.blocks import Block, BlockPool, BlockTable
@@ -34,7 +34,7 @@ def supports(base: Base) -> bool:
     return (
         base.device.type == "cpu"
         and base.precision.name in ("fp32", "w8a8")
-        and base.model.config.model_type in PROVEN
+        and base.model.config.model_type in TESTED_TYPES
         and refusal(base) is None
     )
 
@@ -136,7 +136,7 @@ class LeanRunner:
         self._pool.extend(table, end)
         start = len(table.keys) * BLOCK
         if end - start >= BLOCK:
-            self._expected += self._pool.note(table, chunk.request.between(start, end), start)
+            self._expected += self._pool.note(table, chunk.request.ids_between(start, end), start)
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """The logits that the chunks want, float32 [rows wanted, vocabulary]."""
@@ -149,7 +149,7 @@ class LeanRunner:
         self._expected = []
         return torch.from_numpy(logits)
 
-    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+    def compute_prompt_kv(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
         """Keys and values of the leading virtual tokens, each [layers, kv_heads, tokens, head]."""
         virtual = contribution.virtual
         assert virtual is not None, "nothing to compile"

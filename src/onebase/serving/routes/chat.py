@@ -70,7 +70,7 @@ class _Chat:
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
         wanted = [
-            Wanted(prompt, seeded(sampling, choice), steady=bool(body.stream))
+            Wanted(prompt, seeded(sampling, choice), streamed=bool(body.stream))
             for choice in range(self._choices)
         ]
         form = "response_format" if constraint else None

@@ -96,7 +96,7 @@ async def _scored(
                 Sampling(),
                 score_from=len(prompt),
                 score_only=True,
-                steady=False,
+                streamed=False,
             )
             for ending in endings
         ]

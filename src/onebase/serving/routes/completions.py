@@ -77,7 +77,7 @@ class _Completion:
                         own,
                         0 if scored else None,
                         score_only=longest == 0,
-                        steady=bool(body.stream),
+                        streamed=bool(body.stream),
                     )
                 )
         self._service.log_text(self._log, "prompt", self._echoed or self._prompts)

@@ -74,7 +74,7 @@ class _Response:
         constraint = constraint_of(body.response_format(), "text.format")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
-        wanted = Wanted(prompt, sampling, steady=bool(body.stream))
+        wanted = Wanted(prompt, sampling, streamed=bool(body.stream))
         form = "text.format" if constraint else None
         return await lease.ask([wanted], "input", form=form)
 
