@@ -272,7 +272,7 @@ def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(
 
 
 def test_a_bias_of_no_token_is_an_error_naming_it() -> None:
-    with pytest.raises(UsageError, match=r"logit_bias names the token 1000.*0 to 999"):
+    with pytest.raises(UsageError, match=r"logit_bias has the token id 1000.*0 to 999"):
         Sampler().admit(request(logit_bias={1000: 1.0}), VOCABULARY)
 
 

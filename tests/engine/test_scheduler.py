@@ -73,7 +73,7 @@ def test_one_that_has_no_room_is_not_overtaken(make_base: Callable[..., Base]) -
         room = 100
 
         def can_admit(self, request: Request) -> bool:
-            held = [*self._begun, *self._decoding]
+            held = [*self._prefilling, *self._decoding]
             return not held or sum(one.max_length for one in (*held, request)) <= self.room
 
     scheduler = Scheduler(Narrow(base))

@@ -168,14 +168,14 @@ def test_the_least_recently_used_leave_memory_and_return(
         store_task(name, seed=number)
     roomy = start()
     texts = {name: roomy.text(name) for name in names}
-    one = roomy.service.residency.bytes / len(names)
+    one = roomy.service.adapter_cache.bytes / len(names)
     server = start(adapter_bytes=int(2.5 * one))
     for _ in range(3):
         for name in names:
             assert server.text(name) == texts[name]
-            assert len(server.service.residency) <= 2
-    assert "task5@1" in server.service.residency
-    assert "task0@1" not in server.service.residency
+            assert len(server.service.adapter_cache) <= 2
+    assert "task5@1" in server.service.adapter_cache
+    assert "task0@1" not in server.service.adapter_cache
     metrics = server.http.get("/metrics").text
     assert 'onebase_adapter_loads_total{task="task0"} 3.0' in metrics
     assert "onebase_adapter_evictions_total 16.0" in metrics

@@ -40,7 +40,7 @@ from onebase.search.budget import Budget
 from onebase.search.race import Raced, race
 from onebase.search.space import Space, default_space, read_space
 from onebase.search.successive_halving import entrant_job
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.execution import summary
 from onebase.training.job import Job
 from onebase.training.stored_result import asked_as
@@ -117,7 +117,7 @@ def race_command(
     session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision_for(jobs, precision))
     try:
-        with making_way(session.workspace), RaceDisplay() as display:
+        with yield_to_server(session.workspace), RaceDisplay() as display:
             raced = race(
                 job,
                 base=loaded,

@@ -7,7 +7,7 @@ import typer
 from onebase.cli.align import resume_align
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
 from onebase.cli.training import live_display, load_base, show_trained
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.resume import resumable_run, resume, wanted_base
 
 
@@ -24,6 +24,6 @@ def resume_command(
     if "align" in found.config:
         resume_align(session, found.id, base)
         return
-    with making_way(session.workspace), live_display() as display:
+    with yield_to_server(session.workspace), live_display() as display:
         stored = resume(found.id, base=base, workspace=session.workspace, watcher=display)
     show_trained(session, stored)

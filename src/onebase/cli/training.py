@@ -28,7 +28,7 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 from onebase.runs.interruption import Interrupted
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job, TaskFile, read_jobs
 from onebase.training.stored_result import LEARNED, asked_as
 from onebase.training.train import check_jobs, precision_for, summary, train
@@ -198,7 +198,7 @@ def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
     """Train the jobs with the live display, from where an interrupted run of them stopped."""
-    with making_way(session.workspace), live_display() as display:
+    with yield_to_server(session.workspace), live_display() as display:
         return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
 
 

@@ -116,13 +116,13 @@ def test_a_name_answers_while_its_task_is_replaced(make_base: Callable[..., Base
     base = make_base()
     engine = Engine(base)
     seen = []
-    removed = engine.tasks._removed
+    removed = engine.tasks._on_removed
 
     def look(task: Any) -> None:
         seen.append(engine.tasks["t"] is not task)
         removed(task)
 
-    engine.tasks._removed = look
+    engine.tasks._on_removed = look
     for seed in range(2):
         adapter = build_adapter(base, "lora", {}, init_text="", seed=seed)
         engine.tasks.load("t", adapter, Template(base.tokenizer))
