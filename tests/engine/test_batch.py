@@ -138,14 +138,14 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
             assert stream.logprobs == stream.entropies == []
             continue
         end = [] if stream.ended_by is None else [stream.ended_by]
-        said = [*stream.tokens, *end]
+        generated = [*stream.tokens, *end]
         pack = Pack(engine.tasks.contributions())
-        pack.add(requests[index][0], [*stream.prompt, *said])
-        first = len(pack.ids) - len(said) - 1
+        pack.add(requests[index][0], [*stream.prompt, *generated])
+        first = len(pack.ids) - len(generated) - 1
         with torch.no_grad():
             logits = run_pack(engine.base, pack, torch.arange(first, len(pack.ids) - 1)) / 0.7
         logprobs = logits.log_softmax(-1)
-        expected = logprobs[torch.arange(len(said)), said]
+        expected = logprobs[torch.arange(len(generated)), generated]
         torch.testing.assert_close(torch.tensor(stream.logprobs), expected, atol=1e-5, rtol=1e-5)
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         torch.testing.assert_close(torch.tensor(stream.entropies), entropies, atol=1e-5, rtol=1e-5)
@@ -201,10 +201,10 @@ def test_the_base_generates_what_transformers_generates(
         stream = alone(engine, ("base", prompt), Sampling(max_tokens=24))
         ids = torch.tensor([stream.prompt])
         with torch.no_grad():
-            made = model.generate(
+            reference = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
             )
-        tokens = made[0, len(stream.prompt) :].tolist()
+        tokens = reference[0, len(stream.prompt) :].tolist()
         ends = {engine.base.tokenizer.eos_token_id}
         assert stream.tokens == [token for token in tokens if token not in ends]
 

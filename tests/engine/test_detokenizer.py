@@ -217,9 +217,9 @@ def test_stops_cut_before_the_first_of_them(tokenizer: Any) -> None:
         expected, read = text, len(tokens)
         for count in range(1, len(visible) + 1):
             sofar = whole(tokenizer, visible[:count])
-            found = [sofar.find(stop) for stop in stops if stop in sofar]
-            if found:
-                expected, read = sofar[: min(found)], count
+            positions = [sofar.find(stop) for stop in stops if stop in sofar]
+            if positions:
+                expected, read = sofar[: min(positions)], count
                 break
         given = pieces(tokenizer, tokens, stops)
         assert "".join(given) == expected

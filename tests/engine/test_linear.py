@@ -63,7 +63,7 @@ def test_gradients(sizes: list[tuple[int, int]], into: bool) -> None:
 def test_decoded_rows(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     x, weight = drawn(rows, INPUTS), drawn(4, INPUTS)
-    own = drawn(4) if bias else None
-    found = decode_linear(x, weight, own)
-    torch.testing.assert_close(found, linear(x, weight, own))
-    assert found.is_contiguous()
+    bias_vector = drawn(4) if bias else None
+    product = decode_linear(x, weight, bias_vector)
+    torch.testing.assert_close(product, linear(x, weight, bias_vector))
+    assert product.is_contiguous()

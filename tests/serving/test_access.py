@@ -28,8 +28,8 @@ def keys(tmp_path: Path) -> KeyStore:
 def client_of(keys: KeyStore, **settings: object) -> TestClient:
     app = Starlette()
     app.add_route("/{path:path}", _answer, methods=["GET", "POST", "DELETE", "OPTIONS"])
-    made = ServerSettings.model_validate(settings)
-    guarded = AccessMiddleware(app, made, keys)
+    server_settings = ServerSettings.model_validate(settings)
+    guarded = AccessMiddleware(app, server_settings, keys)
     return TestClient(guarded, base_url="http://127.0.0.1:8000")
 
 

@@ -189,9 +189,9 @@ def test_unloading_frees_the_memory(start: Start, store_task: StoreTask) -> None
     for name in ("one", "two"):
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.text, name, max_tokens=40)
-            while not (found := [key for key in [*server.service.engine.tasks] if key != "base"]):
+            while not (loaded := [key for key in [*server.service.engine.tasks] if key != "base"]):
                 time.sleep(0.001)
-            tasks.append(weakref.ref(server.service.engine.tasks[found[0]]))
+            tasks.append(weakref.ref(server.service.engine.tasks[loaded[0]]))
             answer.result()
     server.http.get("/healthz")
     gc.collect()
@@ -217,9 +217,9 @@ def test_requests_under_way_finish_on_the_version_they_began_with(
     begun, texts = threading.Event(), []
 
     def stream() -> None:
-        asked = {"model": "support", "messages": [{"role": "user", "content": "hello"}]}
-        asked |= {"max_tokens": 120, "temperature": 0, "stream": True}
-        with server.http.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        body = {"model": "support", "messages": [{"role": "user", "content": "hello"}]}
+        body |= {"max_tokens": 120, "temperature": 0, "stream": True}
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             for line in answer.iter_lines():
                 if '"content": "' in line and '"content": ""' not in line:
                     begun.set()

@@ -19,7 +19,7 @@ def test_defaults_are_openais() -> None:
 
 
 def test_every_field_arrives() -> None:
-    asked = {
+    body = {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 5,
@@ -30,8 +30,8 @@ def test_every_field_arrives() -> None:
         "seed": 7,
         "min_tokens": 2,
     }
-    made = sampling(**asked, logit_bias={"12": -100}, stop="end")
-    assert made == Sampling(max_tokens=9, logit_bias={12: -100.0}, stop=("end",), **asked)
+    made = sampling(**body, logit_bias={"12": -100}, stop="end")
+    assert made == Sampling(max_tokens=9, logit_bias={12: -100.0}, stop=("end",), **body)
     assert sampling(stop=["a", "b"]).stop == ("a", "b")
 
 

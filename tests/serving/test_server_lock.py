@@ -76,5 +76,5 @@ def test_every_thread_of_a_training_is_nicer(tmp_path: Path, when: str) -> None:
             with hold_server_lock(workspace):
                 time.sleep(0.8)
         out, _ = training.communicate(timeout=120)
-    found = {int(word) for word in out.replace("begun", "").split()}
-    assert found == {os.getpriority(os.PRIO_PROCESS, 0) if when == "never" else NICENESS}
+    priorities = {int(word) for word in out.replace("begun", "").split()}
+    assert priorities == {os.getpriority(os.PRIO_PROCESS, 0) if when == "never" else NICENESS}

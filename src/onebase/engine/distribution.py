@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from onebase.engine.lean.jit import compiled, compiled_and_kept
+from onebase.engine.lean.jit import compiled, compiled_and_cached
 
 Floats = NDArray[np.float32]
 Number = float | np.float32
@@ -29,7 +29,7 @@ _P3, _P4, _P5 = _f(4.1665795894e-2), _f(1.6666665459e-1), _f(5.0000001201e-1)
 _ROUND = _f(12582912.0)  # 1.5 * 2^23: adding it leaves an integer in the lowest bits
 
 
-@compiled_and_kept
+@compiled_and_cached
 def top_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
     """Each row's best token, [rows], and its two highest logits, [rows, 2]."""
     for index in range(rows.shape[0]):
@@ -49,7 +49,7 @@ def top_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
         values[index, 1] = second
 
 
-@compiled_and_kept
+@compiled_and_cached
 def top_tokens(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> int:
     """The row's best `count` tokens with their logits, best first. Returns their number, which is
     smaller if the other logits are -inf.
@@ -73,7 +73,7 @@ def top_tokens(row: Floats, count: int, tokens: NDArray[np.int64], values: Float
     return size
 
 
-@compiled_and_kept
+@compiled_and_cached
 def log_sum_exp(row: Floats, max_logit: Number) -> float:
     """log sum exp(row - max_logit)."""
     total = 0.0
@@ -85,7 +85,7 @@ def log_sum_exp(row: Floats, max_logit: Number) -> float:
     return math.log(total)
 
 
-@compiled_and_kept
+@compiled_and_cached
 def log_sum_exp_and_mean(row: Floats, max_logit: Number, scale: Number) -> tuple[float, float]:
     """With z = (row - max_logit) * scale: log sum exp(z), and the mean of z under exp(z)."""
     total = 0.0
@@ -102,7 +102,7 @@ def log_sum_exp_and_mean(row: Floats, max_logit: Number, scale: Number) -> tuple
     return math.log(total), mean / total
 
 
-@compiled_and_kept
+@compiled_and_cached
 def sample_token(
     row: Floats,
     max_logit: Number,

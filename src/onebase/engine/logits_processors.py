@@ -4,13 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebase.engine.distribution import Floats
-from onebase.engine.lean.jit import compiled_and_kept
+from onebase.engine.lean.jit import compiled_and_cached
 
 _f = np.float32
 _ZERO, _LOWEST = _f(0), _f(-np.inf)
 
 
-@compiled_and_kept
+@compiled_and_cached
 def penalize(
     row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
 ) -> None:
@@ -26,7 +26,7 @@ def penalize(
         row[token] = (penalized if seen[token] > _ZERO else x) - lowered
 
 
-@compiled_and_kept
+@compiled_and_cached
 def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
     """Set the logits of tokens whose bit in `allowed` is 0, and of tokens beyond it, to -inf."""
     for token in range(row.size):

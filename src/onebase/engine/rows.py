@@ -69,7 +69,7 @@ class PackedRows:
     nodes: list[list[int]]
 
 
-def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PackedRows:
+def pack_rows(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PackedRows:
     """Put rows into one pack. The common prefix of an adapter's rows is in it once, and so is the
     prompt that several of them share.
     """
@@ -141,7 +141,7 @@ def read_rows(
     instead of storing its activations. With a `trunk`, the pass starts at the lowest layer that an
     adapter of `rows` changes.
     """
-    placed = place(rows, contributions)
+    placed = pack_rows(rows, contributions)
     base.require_room(placed.pack.max_length)
     first, entering = 0, None
     if trunk is not None:
