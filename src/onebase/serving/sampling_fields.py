@@ -63,7 +63,7 @@ class SamplingFields(BaseModel):
     n: int | None = Field(None, ge=1, le=128, description="How many answers to generate.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="Ignored.")
+    user: Text | None = Field(None, description="Returned by the responses API; otherwise ignored.")
     metadata: dict[Text, Text] | None = Field(
         None, description="Returned by the responses API; otherwise ignored."
     )
