@@ -125,7 +125,7 @@ def test_a_scored_prompt_comes_in_parts_with_bounded_logits(
             last = chunk.request.computed + chunk.length
             rows[chunk.request] += range(last - chunk.logits, last)
         advance(scheduler, chunks)
-        if scored.computed == scored.wanted:
+        if scored.computed == scored.target_length:
             scheduler.remove(scored)
     assert rows[scored] == list(range(119, 299)), "each row that predicts a scored token, once"
     assert rows[both] == list(range(131)), "and the one that the first token is drawn from"
