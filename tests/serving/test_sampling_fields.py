@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from onebase.engine.sampling import Sampling
 from onebase.serving.errors import ApiError
-from onebase.serving.sampling_fields import SamplingFields, seeded
+from onebase.serving.sampling_fields import SamplingFields, sampling_of_choice
 
 
 def sampling(**values: object) -> Sampling:
@@ -71,6 +71,6 @@ def test_a_bias_for_no_token(key: str) -> None:
 
 def test_each_choice_has_draws_of_its_own() -> None:
     first = sampling(seed=(1 << 63) - 1)
-    assert seeded(first, 0).seed == (1 << 63) - 1
-    assert seeded(first, 1).seed == 0
-    assert seeded(sampling(), 3).seed is None
+    assert sampling_of_choice(first, 0).seed == (1 << 63) - 1
+    assert sampling_of_choice(first, 1).seed == 0
+    assert sampling_of_choice(sampling(), 3).seed is None
