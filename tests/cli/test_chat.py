@@ -93,26 +93,26 @@ def half_a_character(_: pytest.MonkeyPatch) -> tuple[str, str]:
 
 
 def not_a_number(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    taken = Batch._take_in
+    taken = Batch._process_logits
 
     def broken(batch: Batch, chunks: Any, logits: torch.Tensor) -> None:
         if any(chunk.request.prompt[-12:] for chunk in chunks if _asks(chunk, "BREAK")):
             logits = logits * torch.nan
         taken(batch, chunks, logits)
 
-    monkeypatch.setattr(Batch, "_take_in", broken)
-    return "BREAK", "No answer could be drawn"
+    monkeypatch.setattr(Batch, "_process_logits", broken)
+    return "BREAK", "No answer could be generated"
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    taken = Batch._take_in
+    taken = Batch._process_logits
 
     def broken(batch: Batch, chunks: Any, logits: torch.Tensor) -> None:
         if any(_asks(chunk, "BREAK") for chunk in chunks):
             raise MemoryError
         taken(batch, chunks, logits)
 
-    monkeypatch.setattr(Batch, "_take_in", broken)
+    monkeypatch.setattr(Batch, "_process_logits", broken)
     return "BREAK", "MemoryError"
 
 

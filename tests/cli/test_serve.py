@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from onebase.adapters.workspace import Workspace
-from onebase.serving.presence import server_runs
+from onebase.serving.server_lock import server_runs
 
 COMMAND = "from onebase.cli.app import main; main()"
 Serve = Callable[..., "tuple[subprocess.Popen[str], dict[str, Any]]"]

@@ -287,7 +287,7 @@ def task_of(base: Base, contribution: Contribution = NOTHING) -> LoadedTask:
     return LoadedTask("it", 0, Template(base.tokenizer), contribution, base)
 
 
-def run_config(task: LoadedTask, ids: Sequence[int], sampling: Sampling, **more: Any) -> Request:
+def request_of(task: LoadedTask, ids: Sequence[int], sampling: Sampling, **more: Any) -> Request:
     """A request that ends where its task's answers do."""
     ends = end_tokens(task.base, task.template)
     return Request(

@@ -242,4 +242,4 @@ def test_blocks_of_about_one_size_go_together(
 ) -> None:
     monkeypatch.setattr(attention, "_GROUP_COST", {"cpu": cost, "cuda": 0})
     sizes = [(3, 5), (10, 12), (2, 9), (3, 5), (9, 12)]
-    assert attention._alike(sizes, torch.device("cpu")) == expected
+    assert attention._similar_groups(sizes, torch.device("cpu")) == expected

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.conftest import answered, run_config
+from tests.engine.conftest import answered, request_of
 
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
@@ -132,20 +132,20 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
     for index, (name, prompt) in enumerate(requests):
         task = engine.tasks[name]
         ids = task.template.prompt(prompt)
-        streams.append(run_config(task, ids, settings, measured=index != 4))
+        streams.append(request_of(task, ids, settings, record_draws=index != 4))
     for index, stream in enumerate(answered(streams, slots=5)):
         if index == 4:
             assert stream.logprobs == stream.entropies == []
             continue
         end = [] if stream.ended_by is None else [stream.ended_by]
-        said = [*stream.tokens, *end]
+        generated = [*stream.tokens, *end]
         pack = Pack(engine.tasks.contributions())
-        pack.add(requests[index][0], [*stream.prompt, *said])
-        first = len(pack.ids) - len(said) - 1
+        pack.add(requests[index][0], [*stream.prompt, *generated])
+        first = len(pack.ids) - len(generated) - 1
         with torch.no_grad():
             logits = run_pack(engine.base, pack, torch.arange(first, len(pack.ids) - 1)) / 0.7
         logprobs = logits.log_softmax(-1)
-        expected = logprobs[torch.arange(len(said)), said]
+        expected = logprobs[torch.arange(len(generated)), generated]
         torch.testing.assert_close(torch.tensor(stream.logprobs), expected, atol=1e-5, rtol=1e-5)
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         torch.testing.assert_close(torch.tensor(stream.entropies), entropies, atol=1e-5, rtol=1e-5)
@@ -155,7 +155,7 @@ def alone(engine: Engine, request: tuple[str, str], sampling: Sampling) -> Reque
     """One request after it was answered in a batch of its own."""
     name, prompt = request
     task = engine.tasks[name]
-    return answered([run_config(task, task.template.prompt(prompt), sampling)])[0]
+    return answered([request_of(task, task.template.prompt(prompt), sampling)])[0]
 
 
 def test_64_mixed_requests_give_what_each_gives_alone(
@@ -170,7 +170,7 @@ def test_64_mixed_requests_give_what_each_gives_alone(
     assert len({single.text for single in singles}) > 15
     exceptions, largest = 0, 0.0
     for slots in (64, 5):
-        again = [run_config(one.tasks[0], one.prompt, one.sampling) for one in singles]
+        again = [request_of(one.tasks[0], one.prompt, one.sampling) for one in singles]
         for single, stream in zip(singles, answered(again, slots), strict=True):
             pairs = enumerate(zip(single.tokens, stream.tokens, strict=False))
             differing = next((at for at, (one, other) in pairs if one != other), None)
@@ -201,10 +201,10 @@ def test_the_base_generates_what_transformers_generates(
         stream = alone(engine, ("base", prompt), Sampling(max_tokens=24))
         ids = torch.tensor([stream.prompt])
         with torch.no_grad():
-            made = model.generate(
+            reference = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
             )
-        tokens = made[0, len(stream.prompt) :].tolist()
+        tokens = reference[0, len(stream.prompt) :].tolist()
         ends = {engine.base.tokenizer.eos_token_id}
         assert stream.tokens == [token for token in tokens if token not in ends]
 

@@ -28,8 +28,8 @@ def gradients(
     contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         losses, _ = token_losses(base, rows, contributions, checkpointing=checkpointing)
-    between, _ = token_losses(base, rows[:1], contributions)  # another pass before the backward
-    assert len(between)
+    ids_between, _ = token_losses(base, rows[:1], contributions)  # another pass before the backward
+    assert len(ids_between)
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
     return losses.detach(), list(torch.autograd.grad(losses.sum(), parameters)), kept
 

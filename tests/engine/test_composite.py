@@ -6,7 +6,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.engine.conftest import answered, run_config, task_of
+from tests.engine.conftest import answered, request_of, task_of
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
@@ -197,7 +197,7 @@ def test_generation_reads_placed_tokens(make_base: Callable[..., Base]) -> None:
     assert (template.leading, template.placed) == (6, 3)
     ids = tuple(template.prompt("you"))
     served = with_prompt_kv(GenericRunner(base), adapter)
-    (request,) = answered([run_config(task_of(base, served), ids, Sampling(max_tokens=4))])
+    (request,) = answered([request_of(task_of(base, served), ids, Sampling(max_tokens=4))])
     text = list(ids)
     for token in request.tokens:
         assert int(ours(base, adapter.contribution(), text)[-1].argmax()) == token

@@ -69,26 +69,26 @@ def random_logits(seed: int, rows: int = 1) -> Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
-def answer(tokenizer: Any, asked: Request, most: int = 400) -> str | None:
+def answer(tokenizer: Any, constrained: Request, most: int = 400) -> str | None:
     """An answer from random logits; None where it did not end."""
     sampler = Sampler()
     for step in range(most):
-        sampler.prepare([asked])
-        (drawn,) = sampler.sample(2 * random_logits(1000 * most + step), [asked])
+        sampler.prepare([constrained])
+        (drawn,) = sampler.sample(2 * random_logits(1000 * most + step), [constrained])
         assert not drawn.error
-        if drawn.token in asked.ends:
-            return str(tokenizer.decode(asked.tokens))
-        asked.tokens.append(drawn.token)
-        if drawn.complete and not asked.ends:
-            return str(tokenizer.decode(asked.tokens))
+        if drawn.token in constrained.ends:
+            return str(tokenizer.decode(constrained.tokens))
+        constrained.tokens.append(drawn.token)
+        if drawn.complete and not constrained.ends:
+            return str(tokenizer.decode(constrained.tokens))
     return None
 
 
 def test_any_answer_is_of_the_schema(tokenizer: PreTrainedTokenizerFast) -> None:
     for seed in range(30):
-        asked = ask(tokenizer, Constraint.of_schema(PERSON), temperature=1.0)
-        asked.generator = torch.Generator().manual_seed(seed)
-        text = answer(tokenizer, asked)
+        constrained = ask(tokenizer, Constraint.of_schema(PERSON), temperature=1.0)
+        constrained.generator = torch.Generator().manual_seed(seed)
+        text = answer(tokenizer, constrained)
         assert text is not None
         person = json.loads(text)
         assert set(person) == {"name", "age", "tags"}
@@ -102,9 +102,9 @@ def test_any_answer_is_of_the_schema(tokenizer: PreTrainedTokenizerFast) -> None
 def test_any_json_object_is_an_object(tokenizer: PreTrainedTokenizerFast) -> None:
     ended = 0
     for seed in range(20):
-        asked = ask(tokenizer, OBJECT, temperature=1.0)
-        asked.generator = torch.Generator().manual_seed(seed)
-        text = answer(tokenizer, asked)
+        constrained = ask(tokenizer, OBJECT, temperature=1.0)
+        constrained.generator = torch.Generator().manual_seed(seed)
+        text = answer(tokenizer, constrained)
         if text is not None:
             ended += 1
             assert isinstance(json.loads(text), dict)
@@ -143,8 +143,8 @@ def test_ends_are_the_ones_that_training_taught(tokenizer: PreTrainedTokenizerFa
 
 
 def test_an_answer_without_an_end_token_is_complete(tokenizer: PreTrainedTokenizerFast) -> None:
-    asked = ask(tokenizer, Constraint.of_schema({"enum": ["yes", "no"]}), ends=frozenset())
-    assert answer(tokenizer, asked) in ('"yes"', '"no"')
+    constrained = ask(tokenizer, Constraint.of_schema({"enum": ["yes", "no"]}), ends=frozenset())
+    assert answer(tokenizer, constrained) in ('"yes"', '"no"')
 
 
 def test_the_grammar_goes_before_min_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -153,10 +153,10 @@ def test_the_grammar_goes_before_min_tokens(tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
-    asked = ask(tokenizer, OBJECT)
+    constrained = ask(tokenizer, OBJECT)
     logits = random_logits(0)
     logits[0, len(tokenizer) :] = 100
-    (drawn,) = Sampler().sample(logits, [asked])
+    (drawn,) = Sampler().sample(logits, [constrained])
     assert tokenizer.decode([drawn.token]).startswith("{")
 
 
@@ -197,13 +197,13 @@ def test_whitespace_alone_comes_to_an_end(tokenizer: PreTrainedTokenizerFast) ->
     logits = torch.zeros(1, VOCABULARY)
     logits[0, spaces] = 10.0
     for schema in (PERSON, {"type": "object", "patternProperties": {"^s$": {"type": "null"}}}):
-        asked, sampler = ask(tokenizer, Constraint.of_schema(schema)), Sampler()
+        constrained, sampler = ask(tokenizer, Constraint.of_schema(schema)), Sampler()
         run = longest = 0
         for _ in range(120):
-            (drawn,) = sampler.sample(logits, [asked])
-            asked.tokens.append(drawn.token)
-            text = tokenizer.decode(asked.tokens)
-            if drawn.token in asked.ends or text.count('"') % 2:
+            (drawn,) = sampler.sample(logits, [constrained])
+            constrained.tokens.append(drawn.token)
+            text = tokenizer.decode(constrained.tokens)
+            if drawn.token in constrained.ends or text.count('"') % 2:
                 break
             run = len(text) - len(text.rstrip())
             longest = max(longest, run)
@@ -257,8 +257,8 @@ def test_a_grammar_that_grows_too_complex_ends_its_request_alone(
 ) -> None:
     broken, fine = ask(tokenizer, OBJECT), ask(tokenizer, OBJECT)
     sampler = Sampler()
-    for asked in (broken, fine):
-        sampler.admit(asked, VOCABULARY)
+    for constrained in (broken, fine):
+        sampler.admit(constrained, VOCABULARY)
     state = sampler._constraints[broken]
     state.advance(tokenizer.encode("x")[0])  # what the grammar does not allow
     logits = random_logits(3).expand(2, -1)
@@ -273,22 +273,26 @@ def test_constrained_and_free_requests_share_a_batch(tokenizer: PreTrainedTokeni
 
     def requests() -> list[Request]:
         constraints = [OBJECT, None, Constraint.of_schema(PERSON), None]
-        made = [ask(tokenizer, cast(Constraint, one), temperature=1.0) for one in constraints]
-        for seed, asked in enumerate(made):
-            asked.generator = torch.Generator().manual_seed(seed)
-        return made
+        constrained_requests = [
+            ask(tokenizer, cast(Constraint, one), temperature=1.0) for one in constraints
+        ]
+        for seed, constrained in enumerate(constrained_requests):
+            constrained.generator = torch.Generator().manual_seed(seed)
+        return constrained_requests
 
     def run(sampler: Sampler, running: list[Request], places: list[int]) -> None:
         for step in range(25):
             sampler.prepare(running)
             logits = random_logits(step, rows=4)[places]
-            for asked, drawn in zip(running, sampler.sample(logits, running), strict=True):
-                asked.tokens.append(drawn.token)
+            for constrained, drawn in zip(running, sampler.sample(logits, running), strict=True):
+                constrained.tokens.append(drawn.token)
 
     together, alone = requests(), requests()
     places = list(range(4))
     random.Random(0).shuffle(places)
     run(Sampler(), [together[place] for place in places], places)
-    for place, asked in enumerate(alone):
-        run(Sampler(), [asked], [place])
-    assert [asked.tokens for asked in together] == [asked.tokens for asked in alone]
+    for place, constrained in enumerate(alone):
+        run(Sampler(), [constrained], [place])
+    assert [constrained.tokens for constrained in together] == [
+        constrained.tokens for constrained in alone
+    ]

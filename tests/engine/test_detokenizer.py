@@ -217,9 +217,9 @@ def test_stops_cut_before_the_first_of_them(tokenizer: Any) -> None:
         expected, read = text, len(tokens)
         for count in range(1, len(visible) + 1):
             sofar = whole(tokenizer, visible[:count])
-            found = [sofar.find(stop) for stop in stops if stop in sofar]
-            if found:
-                expected, read = sofar[: min(found)], count
+            positions = [sofar.find(stop) for stop in stops if stop in sofar]
+            if positions:
+                expected, read = sofar[: min(positions)], count
                 break
         given = pieces(tokenizer, tokens, stops)
         assert "".join(given) == expected
@@ -384,8 +384,8 @@ def test_the_work_for_a_token_does_not_grow(tokenizer: Any, monkeypatch: Any) ->
         before = len(decoded)
         detokenizer.add(drawn.randrange(len(tokenizer)))
         assert len(decoded) - before <= 2
-        assert detokenizer._stops is not None
-        assert len(detokenizer._stops._held) < max(map(len, stops))
+        assert detokenizer._matcher is not None
+        assert len(detokenizer._matcher._held) < max(map(len, stops))
     assert max(decoded, default=0) <= 3
 
 

@@ -84,7 +84,7 @@ def test_an_adapter_of_another_base_is_refused(
     adapter = stored(make_base(seed=0), tmp_path, "support", "lora")
     assert "support" in Engine(make_base(seed=0), [adapter]).tasks
     engine = Engine(make_base(seed=1))  # the same sizes, other weights
-    with pytest.raises(UsageError, match=r"support@1.*tiny-llama"):
+    with pytest.raises(UsageError, match=r"tiny-llama have changed since support@1"):
         engine.load(adapter)
     assert list(engine.tasks) == ["base"]
 

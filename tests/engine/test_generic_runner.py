@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tests.engine.conftest import run_config, task_of
+from tests.engine.conftest import request_of, task_of
 from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
@@ -25,7 +25,7 @@ SAMPLING = Sampling(max_tokens=8)
 
 def tasks(base: Base) -> list[LoadedTask]:
     """A task of each method and the bare base."""
-    made = [task_of(base)]
+    tasks = [task_of(base)]
     for seed, method in enumerate(METHODS):
         if "ia3" in method and base.model.config.model_type == "phi3":
             continue
@@ -34,8 +34,8 @@ def tasks(base: Base) -> list[LoadedTask]:
         torch.manual_seed(seed)
         for parameter in adapter.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-        made.append(task_of(base, with_prompt_kv(GenericRunner(base), adapter)))
-    return made
+        tasks.append(task_of(base, with_prompt_kv(GenericRunner(base), adapter)))
+    return tasks
 
 
 def whole(task: LoadedTask, ids: Sequence[int]) -> Tensor:
@@ -61,33 +61,33 @@ def test_a_prompt_in_parts_gives_what_it_gives_whole(
     """All logits of every part, and those of the tokens behind, beside requests that decode."""
     base = make_base(architecture)
     runner = GenericRunner(base)
-    first = run_config(task_of(base), IDS[:7], SAMPLING)
+    first = request_of(task_of(base), IDS[:7], SAMPLING)
     runner.admit(first)
     step(runner, [Chunk(first, 7, 1)])
-    requests = [run_config(task, IDS, SAMPLING) for task in tasks(base)]
-    found: dict[Request, list[Tensor]] = {request: [] for request in requests}
+    requests = [request_of(task, IDS, SAMPLING) for task in tasks(base)]
+    logits_of: dict[Request, list[Tensor]] = {request: [] for request in requests}
     for request in requests:
         runner.admit(request)
     for cut in cuts:
         first.tokens.append(60 + len(first.tokens))
         chunks = [Chunk(first, 1, 1), *(Chunk(request, cut, cut) for request in requests)]
         for request, logits in zip(requests, step(runner, chunks)[1:], strict=True):
-            found[request].append(logits)
+            logits_of[request].append(logits)
     for token in (70, 80):
         for request in (first, *requests):
             request.tokens.append(token)
         chunks = [Chunk(request, 1, 1) for request in (*requests, first)]
         for request, logits in zip(requests, step(runner, chunks), strict=False):
-            found[request].append(logits)
+            logits_of[request].append(logits)
     for request in requests:
         expected = whole(request.tasks[0], (*IDS, 70, 80))
-        torch.testing.assert_close(torch.cat(found[request]), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(torch.cat(logits_of[request]), expected, atol=2e-5, rtol=0)
 
 
 def test_rows_come_in_the_order_of_the_chunks(make_base: Callable[..., Base]) -> None:
     base = make_base()
     runner = GenericRunner(base)
-    requests = [run_config(task_of(base), IDS[at : at + 9], SAMPLING) for at in range(4)]
+    requests = [request_of(task_of(base), IDS[at : at + 9], SAMPLING) for at in range(4)]
     for request in requests:
         runner.admit(request)
     step(runner, [Chunk(request, 9, 1) for request in requests[:2]])
@@ -110,7 +110,7 @@ def test_rows_come_in_the_order_of_the_chunks(make_base: Callable[..., Base]) ->
 def test_a_place_is_free_after_release_whatever_was_read(make_base: Callable[..., Base]) -> None:
     base = make_base()
     runner = GenericRunner(base, slots=3)
-    requests = [run_config(task_of(base), IDS, SAMPLING) for _ in range(4)]
+    requests = [request_of(task_of(base), IDS, SAMPLING) for _ in range(4)]
     for request in requests[:3]:
         assert runner.can_admit(request)
         runner.admit(request)

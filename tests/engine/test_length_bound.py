@@ -31,14 +31,14 @@ def row(length: int, seed: int, adapter: str | None = None) -> TokenRow:
     return TokenRow(adapter, ids, (False,) + (True,) * (length - 1))
 
 
-def losses(base: Base, rows: Sequence[TokenRow], own: Any = None) -> list[torch.Tensor]:
+def losses(base: Base, rows: Sequence[TokenRow], contributions: Any = None) -> list[torch.Tensor]:
     with torch.no_grad():
-        found, row_of = token_losses(base, rows, own or {})
-    return [found[row_of == index] for index in range(len(rows))]
+        label_losses, row_of = token_losses(base, rows, contributions or {})
+    return [label_losses[row_of == index] for index in range(len(rows))]
 
 
 def alone(model: Any, text: TokenRow) -> torch.Tensor:
-    """transformers' own losses of one text, by a model that has seen no other."""
+    """transformers' losses of one text, by a model that has seen no other."""
     ids = torch.tensor([text.ids])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0]
@@ -49,9 +49,11 @@ def test_every_text_has_the_losses_that_it_has_alone(
     kind: str, length_bound_model: Model, length_bound_base: Bases
 ) -> None:
     rows = [row(12, 0), row(BORDER, 1), row(BORDER - 1, 2), row(5, 3)]
-    found = losses(length_bound_base(kind), rows)
-    for text, own in zip(rows, found, strict=True):
-        torch.testing.assert_close(own, alone(length_bound_model(kind), text), atol=1e-4, rtol=0)
+    by_row = losses(length_bound_base(kind), rows)
+    for text, row_losses in zip(rows, by_row, strict=True):
+        torch.testing.assert_close(
+            row_losses, alone(length_bound_model(kind), text), atol=1e-4, rtol=0
+        )
 
 
 def test_a_longer_text_is_refused_and_leaves_nothing_behind(
@@ -71,10 +73,10 @@ def test_virtual_tokens_are_a_part_of_the_text(
     base = length_bound_base(kind)
     adapter = build_adapter(base, method, {"virtual_tokens": 4}, init_text="hello", seed=0)
     assert adapter.before_text == 4
-    own = {"a": adapter.contribution()}
-    losses(base, [row(BORDER - 4, 0, "a")], own)
+    contributions = {"a": adapter.contribution()}
+    losses(base, [row(BORDER - 4, 0, "a")], contributions)
     with pytest.raises(UsageError, match="41 tokens, including virtual tokens"):
-        losses(base, [row(BORDER - 3, 0, "a")], own)
+        losses(base, [row(BORDER - 3, 0, "a")], contributions)
 
 
 def test_placed_tokens_are_counted_once(kind: str, length_bound_base: Bases) -> None:
@@ -91,8 +93,8 @@ def test_answers_are_those_that_transformers_gives_alone_up_to_the_border(
     base = length_bound_base(kind)
     engine = Engine(base)
     texts = ["hello", "where is the parcel", "x"]
-    asked = [("base", text) for text in texts]
-    answers = engine.generate(asked, Sampling(max_tokens=100))
+    requests = [("base", text) for text in texts]
+    answers = engine.generate(requests, Sampling(max_tokens=100))
     for text, answer in zip(texts, answers, strict=True):
         ids = engine.tasks["base"].template.prompt(text)
         begun = len(ids)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from onebase.engine.linear import Part, decoded, products
+from onebase.engine.linear import Part, decode_linear, products
 
 TOKENS, INPUTS = 5, 6
 
@@ -37,7 +37,7 @@ def test_outputs(sizes: list[tuple[int, int]], bias: bool, decoding: bool) -> No
     outputs = products(x, layers, decoding=decoding)
     assert len(outputs) == len(sizes)
     for output, part in zip(outputs, layers, strict=True):
-        delta = ((x @ part.a.t()) * part.kept) @ part.b.t()
+        delta = ((x @ part.a.t()) * part.scales) @ part.b.t()
         torch.testing.assert_close(output, linear(x, part.weight, part.bias) + delta)
 
 
@@ -50,7 +50,7 @@ def test_gradients(sizes: list[tuple[int, int]], into: bool) -> None:
 
     def of(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         changed = [
-            Part(part.weight, part.bias, a, b, part.kept)
+            Part(part.weight, part.bias, a, b, part.scales)
             for part, a, b in zip(layers, tensors[::2], tensors[1::2], strict=True)
         ]
         return products(x, changed)
@@ -63,7 +63,7 @@ def test_gradients(sizes: list[tuple[int, int]], into: bool) -> None:
 def test_decoded_rows(rows: int, bias: bool) -> None:
     torch.manual_seed(0)
     x, weight = drawn(rows, INPUTS), drawn(4, INPUTS)
-    own = drawn(4) if bias else None
-    found = decoded(x, weight, own)
-    torch.testing.assert_close(found, linear(x, weight, own))
-    assert found.is_contiguous()
+    bias_vector = drawn(4) if bias else None
+    product = decode_linear(x, weight, bias_vector)
+    torch.testing.assert_close(product, linear(x, weight, bias_vector))
+    assert product.is_contiguous()

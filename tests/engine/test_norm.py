@@ -23,18 +23,18 @@ def test_every_norm_of_every_architecture(
     for module in (*norms(base.model).values(), *norms(plain).values()):
         module.weight.data.copy_(torch.linspace(-0.5, 1.5, len(module.weight)))  # type: ignore[operator,arg-type]
     prepare(base)
-    own = norms(base.model)
-    assert own
+    quick_norms = norms(base.model)
+    assert quick_norms
     for name, theirs in norms(plain).items():
-        assert "forward" in vars(own[name]), f"{name} keeps its own"
+        assert "forward" in vars(quick_norms[name]), f"{name} keeps its own"
         width = len(theirs.weight)  # type: ignore[arg-type]
         x = (torch.randn(2, 5, width) * 3).requires_grad_()
         again = x.detach().clone().requires_grad_()
-        expected, found = theirs(x), own[name](again)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        expected, ours = theirs(x), quick_norms[name](again)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
         upstream = torch.randn_like(expected)
         expected.backward(upstream)
-        found.backward(upstream)
+        ours.backward(upstream)
         assert x.grad is not None
         assert again.grad is not None
         torch.testing.assert_close(again.grad, x.grad, atol=1e-5, rtol=1e-4)

@@ -10,9 +10,9 @@ import torch
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import NOTHING, Contribution
-from onebase.engine.forward import compile_virtual, run_pack
+from onebase.engine.forward import node_kv, run_pack
 from onebase.engine.pack import Pack
-from onebase.engine.rows import TokenRow, by_budget, even_groups, place, token_losses
+from onebase.engine.rows import TokenRow, by_budget, even_groups, pack_rows, token_losses
 from onebase.model.base import Base
 
 Rows = Callable[..., list[TokenRow]]
@@ -82,7 +82,7 @@ def test_answers_to_one_text_equal_a_padded_batch(
     texts = ["so: questionA", "so: questionBB", "so: elseC", "so: questionAD", "so: elseEFG"]
     rows = [row(text, variant) for text in texts]
     contribution = adapter.contribution()
-    assert len(place(rows, {variant: contribution}).pack.nodes) == (
+    assert len(pack_rows(rows, {variant: contribution}).pack.nodes) == (
         len(texts) + 3 + bool(contribution.virtual_tokens)
     )
     losses, row_of = token_losses(base, rows, {variant: contribution})
@@ -97,15 +97,15 @@ def test_answers_to_one_text_equal_a_padded_batch(
 
 
 def test_answers_to_one_text_share_it() -> None:
-    placed = place([row("ask ONE"), row("other X"), row("ask TWO")], {"a": NOTHING})
+    placed = pack_rows([row("ask ONE"), row("other X"), row("ask TWO")], {"a": NOTHING})
     assert [node.length for node in placed.pack.nodes] == [4, 3, 3, 7]
     assert placed.nodes == [[0, 1], [3], [0, 2]]
 
 
 def test_states_share_the_text_before_them() -> None:
-    asked = tuple(b"ask")
-    rows = [TokenRow("a", asked + tuple(b"one"), (False,) * 6, (2, 3, 4)) for _ in range(2)]
-    placed = place([*rows, row("else X")], {"a": NOTHING})
+    prompt = tuple(b"ask")
+    rows = [TokenRow("a", prompt + tuple(b"one"), (False,) * 6, (2, 3, 4)) for _ in range(2)]
+    placed = pack_rows([*rows, row("else X")], {"a": NOTHING})
     assert [node.length for node in placed.pack.nodes] == [3, 3, 3, 6]
     spots = [placed.predict[index].item() for index in placed.hidden_states_at.tolist()]
     assert spots == [2, 3, 4, 2, 6, 7]
@@ -120,7 +120,7 @@ def test_what_rows_share_stands_in_the_pack_once() -> None:
         row("hello", None),
         row("hello F", "a"),
     ]
-    placed = place(rows, {"a": PROMPT, "b": PREFIX})
+    placed = pack_rows(rows, {"a": PROMPT, "b": PREFIX})
     # 5 virtual tokens, "hello " and the three ends; "hello" and no virtual token twice.
     assert len(placed.pack.ids) == (5 + 6 + 3 + 2 + 1) + 5 + 5
     assert placed.pack.adapters == ["a", "b"]
@@ -154,7 +154,7 @@ def test_what_rows_share_stands_in_the_pack_once() -> None:
     ],
 )
 def test_how_much_is_shared(texts: list[str], expected: int) -> None:
-    pack = place([row(text) for text in texts], {"a": NOTHING}).pack
+    pack = pack_rows([row(text) for text in texts], {"a": NOTHING}).pack
     assert len(pack.ids) == sum(map(len, texts)) - expected * (len(texts) - 1)
     assert len(pack.nodes) == len(texts) + bool(expected)
 
@@ -165,7 +165,7 @@ def test_logits_are_computed_only_where_a_label_is_predicted(
     base = make_base()
     contributions = {"a": PROMPT}
     rows = [row("question ANS"), row("question BN"), row("question c"), row("Z", None)]
-    placed = place(rows, contributions)
+    placed = pack_rows(rows, contributions)
     # The last token before A and B is one; the other three labels have a token each. Neither
     # of the rows without anything to predict from asks for a logit.
     assert len(placed.predict) == 4
@@ -187,7 +187,7 @@ def test_logits_are_computed_only_where_a_label_is_predicted(
 def test_the_first_token_of_a_text_is_no_label() -> None:
     assert row("ABc").labels == 1
     for contribution in (NOTHING, PROMPT, PREFIX):  # virtual tokens don't predict it either
-        placed = place([row("ABc"), row("AcB")], {"a": contribution})
+        placed = pack_rows([row("ABc"), row("AcB")], {"a": contribution})
         assert placed.target.tolist() == [ord("b"), ord("b")]
 
 
@@ -205,14 +205,14 @@ def test_rows_of_other_adapters_are_not_seen(
     with torch.no_grad():
         before, row_of = token_losses(base, rows, contributions)
         for name in [None, *adapters]:
-            own = torch.tensor([line.adapter == name for line in rows])
+            of_adapter = torch.tensor([line.adapter == name for line in rows])
             changed = [
                 TokenRow(name, (*line.ids[:5], *line.ids[:4:-1]), line.loss_mask) if mine else line
-                for line, mine in zip(rows, own.tolist(), strict=True)
+                for line, mine in zip(rows, of_adapter.tolist(), strict=True)
             ]
             after, _ = token_losses(base, changed, contributions)
-            close(after[~own[row_of]], before[~own[row_of]], 1e-6)
-            assert float((after - before)[own[row_of]].abs().max()) > 0.1
+            close(after[~of_adapter[row_of]], before[~of_adapter[row_of]], 1e-6)
+            assert float((after - before)[of_adapter[row_of]].abs().max()) > 0.1
 
 
 def test_a_row_of_another_adapter_gives_no_gradient(
@@ -221,8 +221,8 @@ def test_a_row_of_another_adapter_gives_no_gradient(
     contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
     rows = [line for name in [None, *adapters] for line in make_rows(name, count=2, shared=5)]
     losses, row_of = token_losses(base, rows, contributions)
-    own = torch.tensor([line.adapter == "lora" for line in rows])[row_of]
-    losses[own].mean().backward()
+    of_adapter = torch.tensor([line.adapter == "lora" for line in rows])[row_of]
+    losses[of_adapter].mean().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in adapters["lora"].parameters())
     for name, adapter in adapters.items():
         if name != "lora":
@@ -260,17 +260,17 @@ def test_dropout_spares_the_tokens_of_other_adapters(
             return token_losses(base, rows, contributions)[0]
 
     _, row_of = token_losses(base, rows, {n: a.contribution() for n, a in adapters.items()})
-    own = torch.tensor([line.adapter == "lora" for line in rows])[row_of]
+    of_adapter = torch.tensor([line.adapter == "lora" for line in rows])[row_of]
     plain, dropped = losses(0.0, training=True), losses(0.5, training=True)
-    close(dropped[~own], plain[~own], 1e-6)
-    assert float((dropped - plain)[own].abs().max()) > 1e-2
+    close(dropped[~of_adapter], plain[~of_adapter], 1e-6)
+    assert float((dropped - plain)[of_adapter].abs().max()) > 1e-2
     close(losses(0.5, training=False), plain, 1e-6)
 
 
 def test_virtual_tokens_as_keys_and_values_answer_the_same(
     base: Base, adapters: dict[str, Adapter], make_rows: Rows
 ) -> None:
-    """What `compile_virtual` gives can stand for the virtual tokens: it's a KV prefix."""
+    """What `node_kv` gives can stand for the virtual tokens: it's a KV prefix."""
     names = ("prompt-tuning-text", "p-tuning-lstm")
     pack = Pack({name: adapters[name].contribution() for name in names})
     texts = {name: make_rows(name, count=1)[0].ids for name in names}
@@ -280,7 +280,7 @@ def test_virtual_tokens_as_keys_and_values_answer_the_same(
         for name, node in nodes.items():
             virtual = pack.virtual_node(name)
             assert virtual is not None
-            served = Pack({name: Contribution(prefix=compile_virtual(base, pack, virtual))})
+            served = Pack({name: Contribution(prefix=node_kv(base, pack, virtual))})
             served.add(name, texts[name])
             ours = run_pack(base, served, torch.arange(node.length))
             close(ours, logits[node.start : node.start + node.length])

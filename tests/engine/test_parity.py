@@ -76,14 +76,14 @@ def test_gradients_equal_pefts(
     ]
     contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
     losses, row_of = token_losses(base, rows, contributions)
-    own = torch.tensor([row.adapter == variant for row in rows])[row_of]
+    of_variant = torch.tensor([row.adapter == variant for row in rows])[row_of]
     # The other adapters' losses are part of the same backward pass.
-    (losses[own].mean() + losses[~own].sum()).backward()
+    (losses[of_variant].mean() + losses[~of_variant].sum()).backward()
 
     twin = twin_of(adapters[variant])
     loss = twin.mean_loss([row for row in rows if row.adapter == variant])
     loss.backward()
-    close(losses[own].mean(), loss, 1e-5)
+    close(losses[of_variant].mean(), loss, 1e-5)
     gradients = twin.gradients()
     assert len(gradients) == len(list(adapters[variant].parameters()))
     for parameter, theirs in gradients:

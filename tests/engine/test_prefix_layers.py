@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.conftest import answered, run_config
+from tests.engine.conftest import answered, request_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
@@ -172,10 +172,10 @@ def test_losses_and_gradients_are_those_of_transformers(
             if row.adapter != name:
                 continue
             logits = by_hand(model, adapter, layers, row.ids)
-            own = cross_entropy(logits[:-1], torch.tensor(row.ids[1:]), reduction="none")
-            own = own[torch.tensor(row.loss_mask[1:])]
-            torch.testing.assert_close(losses[row_of == index], own, atol=1e-5, rtol=0)
-            expected = expected + own.sum()
+            row_losses = cross_entropy(logits[:-1], torch.tensor(row.ids[1:]), reduction="none")
+            row_losses = row_losses[torch.tensor(row.loss_mask[1:])]
+            torch.testing.assert_close(losses[row_of == index], row_losses, atol=1e-5, rtol=0)
+            expected = expected + row_losses.sum()
         for parameter, theirs in zip(
             parameters, torch.autograd.grad(expected, parameters), strict=True
         ):
@@ -213,13 +213,13 @@ def engine(base: Base, mixed: dict[str, Adapter]) -> Engine:
 
 
 def generated(
-    engine: Engine, asked: Sequence[tuple[str, Sequence[int], int]], slots: int
+    engine: Engine, prompts: Sequence[tuple[str, Sequence[int], int]], slots: int
 ) -> list[Request]:
     nothing: frozenset[int] = frozenset()  # random models end anywhere
     return answered(
         [
-            run_config(engine.tasks[name], ids, Sampling(max_tokens=most), ends=nothing)
-            for name, ids, most in asked
+            request_of(engine.tasks[name], ids, Sampling(max_tokens=most), ends=nothing)
+            for name, ids, most in prompts
         ],
         slots,
     )
@@ -242,9 +242,9 @@ def test_answers_are_those_of_reading_everything_anew(
 @pytest.mark.parametrize("slots", [2, 16])
 def test_a_mixed_batch_answers_as_each_alone(slots: int, engine: Engine) -> None:
     names = [*VARIANTS, *OTHERS, "base"]
-    asked = [(name, IDS[: 3 + at % 7], (4, 15, 9)[at % 3]) for at, name in enumerate(names * 2)]
-    together = generated(engine, asked, slots)
-    for one, stream in zip(asked, together, strict=True):
+    prompts = [(name, IDS[: 3 + at % 7], (4, 15, 9)[at % 3]) for at, name in enumerate(names * 2)]
+    together = generated(engine, prompts, slots)
+    for one, stream in zip(prompts, together, strict=True):
         (alone,) = generated(engine, [one], 1)
         assert stream.tokens == alone.tokens
         assert stream.margins == pytest.approx(alone.margins, abs=1e-4)
@@ -258,19 +258,19 @@ def test_virtual_tokens_compile_behind_it(
     save_adapter(adapter, tmp_path, base)
     expected = logits_of(base, adapter.contribution())
     runner = GenericRunner(base)
-    made = with_prompt_kv(runner, adapter, tmp_path)
-    assert (made.virtual, made.prefix_tokens, made.masked_prefix) == (None, 11, (7, 0, 0))
-    torch.testing.assert_close(logits_of(base, made), expected, atol=1e-5, rtol=0)
+    served = with_prompt_kv(runner, adapter, tmp_path)
+    assert (served.virtual, served.prefix_tokens, served.masked_prefix) == (None, 11, (7, 0, 0))
+    torch.testing.assert_close(logits_of(base, served), expected, atol=1e-5, rtol=0)
     read_adapter = load_adapter(tmp_path, base)
     with monkeypatch.context() as patched:
-        patched.setattr(generic, "compile_virtual", None)  # not run again
+        patched.setattr(generic, "node_kv", None)  # not run again
         read = with_prompt_kv(runner, read_adapter, tmp_path)
-    assert read.masked_prefix == made.masked_prefix
-    assert torch.equal(logits_of(base, read), logits_of(base, made))
+    assert read.masked_prefix == served.masked_prefix
+    assert torch.equal(logits_of(base, read), logits_of(base, served))
     config = tmp_path / "adapter_config.json"
-    told = json.loads(config.read_text(encoding="utf-8"))
-    told["parts"]["p-tuning-v2"]["layers"] = [0, 2]  # the weights file stays
-    config.write_text(json.dumps(told), encoding="utf-8")
+    settings_json = json.loads(config.read_text(encoding="utf-8"))
+    settings_json["parts"]["p-tuning-v2"]["layers"] = [0, 2]  # the weights file stays
+    config.write_text(json.dumps(settings_json), encoding="utf-8")
     moved = load_adapter(tmp_path, base)
     anew, fresh = with_prompt_kv(runner, moved, tmp_path), with_prompt_kv(runner, moved)
     assert anew.prefix is not None

@@ -25,13 +25,13 @@ class Runs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        through = module.compile_virtual
+        through = module.node_kv
 
         def counted(*arguments: object) -> tuple[Tensor, Tensor]:
             self.count += 1
             return through(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(module, "compile_virtual", counted)
+        monkeypatch.setattr(module, "node_kv", counted)
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ class Halved:
     def check(self, contribution: Contribution) -> None:
         """It applies everything."""
 
-    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
-        keys, values = GenericRunner(self.base).compile(contribution)
+    def compute_prompt_kv(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+        keys, values = GenericRunner(self.base).compute_prompt_kv(contribution)
         return keys / 2, values / 2
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.conftest import answered, run_config, task_of
+from tests.engine.conftest import answered, request_of, task_of
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.methods import METHODS, build_adapter
@@ -82,7 +82,7 @@ def test_requests_keep_to_themselves(base: Base, adapters: dict[str, Adapter]) -
     tasks = {name: task_of(base, item) for name, item in contributions.items()}
 
     def tokens(some: list[tuple[str, tuple[int, ...]]]) -> list[list[int]]:
-        requests = [run_config(tasks[name], ids, Sampling(max_tokens=6)) for name, ids in some]
+        requests = [request_of(tasks[name], ids, Sampling(max_tokens=6)) for name, ids in some]
         return [request.tokens for request in answered(requests)]
 
     together = tokens(prompts)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.engine.conftest import answered, run_config
+from tests.engine.conftest import answered, request_of
 
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
@@ -25,7 +25,7 @@ PROMPTS = [
 
 
 def of(prompts: list[tuple[LoadedTask, tuple[int, ...]]]) -> list[Request]:
-    return answered([run_config(task, ids, Sampling(max_tokens=16)) for task, ids in prompts])
+    return answered([request_of(task, ids, Sampling(max_tokens=16)) for task, ids in prompts])
 
 
 @pytest.mark.slow

@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.engine.conftest import run_config
+from tests.engine.conftest import request_of
 
 from onebase.adapters.contribution import merged
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
+from onebase.engine.fair_lock import FairLock
 from onebase.engine.forward import run_pack
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.kv_cache import KVCache
 from onebase.engine.pack import Pack
 from onebase.engine.request import Event, Request
 from onebase.engine.sampling import Sampling
-from onebase.engine.turns import Turns
 from onebase.errors import OnebaseError, UsageError
 from onebase.model.base import Base
 
@@ -56,7 +56,7 @@ def finish(engine: Engine) -> dict[Request, list[Event]]:
 def test_threads_get_what_each_gets_alone(engine: Engine) -> None:
     """Several threads with several tasks, in several calls, one of which classifies."""
     names = [*METHODS, "base"]
-    asked = [
+    batches = [
         [(names[(at + 2 * n) % 6], f"{'hello ' * (n % 4)}today {at} {n}") for n in range(5)]
         for at in range(8)
     ]
@@ -65,15 +65,15 @@ def test_threads_get_what_each_gets_alone(engine: Engine) -> None:
         Sampling(max_tokens=7, temperature=1.0, top_p=0.9, seed=3),
     ]
     alone = [[engine.generate([r], how.model_copy(update={"seed": how.seed and how.seed + n}))[0]
-              for n, r in enumerate(requests)] for requests in asked for how in sampling]  # fmt: skip
+              for n, r in enumerate(requests)] for requests in batches for how in sampling]  # fmt: skip
     scores = [engine.classify(name, ["hello you"], LABELS)[0] for name in names]
-    found: dict[int, object] = {}
+    results: dict[int, object] = {}
 
     def generate(at: int) -> None:
-        found[at] = engine.generate(asked[at // 2], sampling[at % 2])
+        results[at] = engine.generate(batches[at // 2], sampling[at % 2])
 
     def classify() -> None:
-        found[-1] = [engine.classify(name, ["hello you"], LABELS)[0] for name in names]
+        results[-1] = [engine.classify(name, ["hello you"], LABELS)[0] for name in names]
 
     threads = [threading.Thread(target=generate, args=(at,)) for at in range(16)]
     threads.append(threading.Thread(target=classify))
@@ -84,12 +84,12 @@ def test_threads_get_what_each_gets_alone(engine: Engine) -> None:
     differing = [
         (one.text, other.text)
         for at, answers in enumerate(alone)
-        for one, other in zip(answers, found[at], strict=True)  # type: ignore[call-overload]
+        for one, other in zip(answers, results[at], strict=True)  # type: ignore[call-overload]
         if one.text != other.text and min(one.margin, other.margin) > 1e-4
     ]
     assert differing == []
     assert len({answer.text for answers in alone for answer in answers}) > 30
-    for expected, got in zip(scores, found[-1], strict=True):  # type: ignore[call-overload]
+    for expected, got in zip(scores, results[-1], strict=True):  # type: ignore[call-overload]
         assert [s.label for s in got] == [s.label for s in expected]
         assert [s.logprob for s in got] == pytest.approx([s.logprob for s in expected], abs=1e-4)
     assert engine.idle
@@ -111,13 +111,15 @@ def test_events_joined_are_the_answer(engine: Engine) -> None:
     requests = [engine.add_request(name, "hello today", sampling) for name in names]
     events = finish(engine)
     for name, request in zip(names, requests, strict=True):
-        own = events[request]
-        assert "".join(event.text for event in own) == request.text
+        request_events = events[request]
+        assert "".join(event.text for event in request_events) == request.text
         assert request.text.strip() == engine.generate([(name, "hello today")], sampling)[0].text
-        assert [token.id for event in own for token in event.tokens] == request.tokens
-        assert [event.finish_reason for event in own[:-1]] == [None] * (len(own) - 1)
-        assert own[-1].finish_reason == request.finish_reason
-        for event in own:
+        assert [token.id for event in request_events for token in event.tokens] == request.tokens
+        assert [event.finish_reason for event in request_events[:-1]] == [None] * (
+            len(request_events) - 1
+        )
+        assert request_events[-1].finish_reason == request.finish_reason
+        for event in request_events:
             for token in event.tokens:
                 assert token.top[0] == (token.id, token.logprob)  # greedy
                 assert len(token.top) == 3
@@ -350,7 +352,7 @@ def test_a_failure_in_another_thread_is_told(
     def broken(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    requests = [run_config(engine.tasks["base"], [5, 6, 7], Sampling(max_tokens=3))]
+    requests = [request_of(engine.tasks["base"], [5, 6, 7], Sampling(max_tokens=3))]
     first = iter([True])
 
     def step() -> None:
@@ -364,7 +366,7 @@ def test_a_failure_in_another_thread_is_told(
             if next(first, False):
                 with monkeypatch.context() as patched:
                     patched.setattr(GenericRunner, "run", broken)
-                    patched.setattr(engine, "_turns", Turns())
+                    patched.setattr(engine, "_lock", FairLock())
                     thread = threading.Thread(target=step)
                     thread.start()
                     thread.join()
@@ -372,6 +374,6 @@ def test_a_failure_in_another_thread_is_told(
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(engine, "_turns", Meanwhile())
+    monkeypatch.setattr(engine, "_lock", Meanwhile())
     with pytest.raises(OnebaseError, match="another thread"):
         engine.run(requests)

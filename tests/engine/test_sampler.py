@@ -16,18 +16,18 @@ from onebase.errors import UsageError
 VOCABULARY = 1000
 
 
-def request(*said: int, prompt: tuple[int, ...] = (1, 2, 3), **settings: Any) -> Request:
-    ends, measured = settings.pop("ends", frozenset()), settings.pop("measured", False)
+def request(*generated: int, prompt: tuple[int, ...] = (1, 2, 3), **settings: Any) -> Request:
+    ends, record_draws = settings.pop("ends", frozenset()), settings.pop("record_draws", False)
     sampling = Sampling(**settings)
-    made = Request((), prompt, sampling, 1 << 20, ends=ends, measured=measured)
-    made.tokens += said
+    built = Request((), prompt, sampling, 1 << 20, ends=ends, record_draws=record_draws)
+    built.tokens += generated
     if sampling.seed is not None:
-        made.generator = torch.Generator().manual_seed(sampling.seed)
-    return made
+        built.generator = torch.Generator().manual_seed(sampling.seed)
+    return built
 
 
-def draw_one(logits: Any, asked: Request) -> Draw:
-    (drawn,) = Sampler().sample(torch.as_tensor(logits).float()[None], [asked])
+def draw_one(logits: Any, sampling_request: Request) -> Draw:
+    (drawn,) = Sampler().sample(torch.as_tensor(logits).float()[None], [sampling_request])
     return drawn
 
 
@@ -38,9 +38,9 @@ def random_logits(rows: int, vocabulary: int = VOCABULARY, seed: int = 0) -> Ten
 def shares(probabilities: list[float], count: int = 4000, **settings: Any) -> list[float]:
     """How often each token is drawn."""
     logits = torch.tensor(probabilities).log()[None].expand(count, -1).contiguous()
-    asked = request(temperature=1.0, **settings)
-    asked.generator = torch.Generator().manual_seed(0)
-    drawn = Counter(draw.token for draw in Sampler().sample(logits, [asked] * count))
+    sampling_request = request(temperature=1.0, **settings)
+    sampling_request.generator = torch.Generator().manual_seed(0)
+    drawn = Counter(draw.token for draw in Sampler().sample(logits, [sampling_request] * count))
     return [drawn[token] / count for token in range(len(probabilities))]
 
 
@@ -73,11 +73,11 @@ def test_a_device_of_its_own_draws_alike() -> None:
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"logprobs": 3},
-    {"temperature": 0.7, "seed": 1, "measured": True},
+    {"temperature": 0.7, "seed": 1, "record_draws": True},
     {"temperature": 1.3, "seed": 2, "top_p": 0.9, "logprobs": 0},
     {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
     {"temperature": 2.0, "seed": 4, "top_k": 400},
-    {"repetition_penalty": 1.3, "measured": True},
+    {"repetition_penalty": 1.3, "record_draws": True},
     {"frequency_penalty": 0.5, "presence_penalty": 0.5, "temperature": 1.0, "seed": 5},
     {"logit_bias": {5: 3.0, 9: -3.0}, "logprobs": 2},
     {"min_tokens": 99, "ends": frozenset(range(0, VOCABULARY, 2))},
@@ -91,17 +91,17 @@ def test_a_row_is_drawn_alike_alone_and_in_any_batch(vocabulary: int) -> None:
     logits = random_logits(24, vocabulary)
     logits[::3] = (4 * logits[::3]).round() / 4  # many equal logits
 
-    def asked(row: int) -> Request:
+    def sampling_request(row: int) -> Request:
         settings = dict(SETTINGS[row % len(SETTINGS)])
         if "ends" in settings:
             settings["ends"] = frozenset(range(0, vocabulary, 2))
         return request(7, 8, 8, row, **settings)
 
-    alone = [draw_one(logits[row], asked(row)) for row in range(24)]
+    alone = [draw_one(logits[row], sampling_request(row)) for row in range(24)]
     sampler = Sampler()
     for _ in range(6):
         rows = generator.choice(24, generator.integers(1, 25), replace=False).tolist()
-        together = sampler.sample(logits[rows], [asked(row) for row in rows])
+        together = sampler.sample(logits[rows], [sampling_request(row) for row in rows])
         assert together == [alone[row] for row in rows]
 
 
@@ -120,10 +120,10 @@ def test_draws_follow_the_probabilities() -> None:
     assert shares(wanted, min_p=0.4, top_p=0.66) == [0, 1, 0, 0]
     squared = [0.01, 0.25, 0.0225, 0.0625]
     assert shares(wanted, logit_bias={}) == pytest.approx(wanted, abs=0.03)
-    asked = request(temperature=0.5)
-    asked.generator = torch.Generator().manual_seed(0)
+    sampling_request = request(temperature=0.5)
+    sampling_request.generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(wanted).log()[None].expand(4000, -1)
-    drawn = Counter(draw.token for draw in Sampler().sample(rows, [asked] * 4000))
+    drawn = Counter(draw.token for draw in Sampler().sample(rows, [sampling_request] * 4000))
     assert [drawn[token] / 4000 for token in range(4)] == pytest.approx(
         [share / sum(squared) for share in squared], abs=0.03
     )
@@ -155,10 +155,10 @@ def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any])
     held = np.cumsum([float(probabilities[token]) for token in kept])
     kept = kept[: int(np.searchsorted(held, settings.get("top_p", 1) * held[-1])) + 1]
 
-    asked = request(temperature=2.0, seed=0, **settings)
+    sampling_request = request(temperature=2.0, seed=0, **settings)
     sampler = Sampler()
     sampler.sample(logits[None], [request(temperature=9.0)])  # it leaves its numbers in the buffers
-    draws = sampler.sample(logits.expand(8000, -1), [asked] * 8000)
+    draws = sampler.sample(logits.expand(8000, -1), [sampling_request] * 8000)
     drawn = Counter(draw.token for draw in draws)
     assert set(drawn) <= set(kept)
     assert len(drawn) > 0.8 * len(kept)
@@ -169,8 +169,8 @@ def test_what_is_cut_off_is_what_a_plain_sort_cuts_off(settings: dict[str, Any])
 
 def test_a_seed_gives_the_same_draws() -> None:
     def answer(seed: int) -> list[int]:
-        asked = request(temperature=1.0, seed=seed)
-        return [Sampler().sample(random_logits(1), [asked])[0].token for _ in range(20)]
+        sampling_request = request(temperature=1.0, seed=seed)
+        return [Sampler().sample(random_logits(1), [sampling_request])[0].token for _ in range(20)]
 
     assert answer(3) == answer(3) != answer(4)
 
@@ -189,11 +189,11 @@ def test_any_temperature_is_finite() -> None:
 def test_penalties_by_hand() -> None:
     logits = [2.0, 1.9, -1.0, 0.5]
     # Token 0 stands in the prompt, token 1 twice in the answer, token 2 in both.
-    said = {"prompt": (0, 2, -1), "logprobs": 0}
+    history = {"prompt": (0, 2, -1), "logprobs": 0}
 
     def chosen(**settings: float) -> list[float]:
         row = np.array(logits, np.float32)
-        return Sampler()._processed(row, request(1, 1, 2, **said, **settings), None).tolist()
+        return Sampler()._processed(row, request(1, 1, 2, **history, **settings), None).tolist()
 
     assert chosen(repetition_penalty=2.0) == pytest.approx([1.0, 0.95, -2.0, 0.5])
     assert chosen(frequency_penalty=0.5) == pytest.approx([2.0, 0.9, -1.5, 0.5])
@@ -201,17 +201,17 @@ def test_penalties_by_hand() -> None:
     assert chosen(repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=-1.0) == (
         pytest.approx([1.0, 0.95, -1.5, 0.5])
     )
-    assert draw_one(logits, request(1, 1, 2, **said, repetition_penalty=5.0)).token == 3
-    assert draw_one(logits, request(1, 1, 2, **said, presence_penalty=2.0)).token == 0
+    assert draw_one(logits, request(1, 1, 2, **history, repetition_penalty=5.0)).token == 3
+    assert draw_one(logits, request(1, 1, 2, **history, presence_penalty=2.0)).token == 0
 
 
 def test_penalties_see_each_new_token() -> None:
-    asked, sampler = request(frequency_penalty=1.0), Sampler()
+    sampling_request, sampler = request(frequency_penalty=1.0), Sampler()
     logits = torch.tensor([[3.0, 2.5, 0.0, 0.0]])
     for expected in (0, 1, 0, 1, 0, 1):
-        (drawn,) = sampler.sample(logits, [asked])
+        (drawn,) = sampler.sample(logits, [sampling_request])
         assert drawn.token == expected
-        asked.tokens.append(drawn.token)
+        sampling_request.tokens.append(drawn.token)
 
 
 def test_bias_moves_the_choice_and_not_the_report() -> None:
@@ -225,12 +225,12 @@ def test_bias_moves_the_choice_and_not_the_report() -> None:
 
 def test_no_end_is_drawn_too_early() -> None:
     logits = torch.tensor([1.0, 9.0, 8.0, 2.0])
-    asked = request(min_tokens=2, ends=frozenset({1, 2}))
+    sampling_request = request(min_tokens=2, ends=frozenset({1, 2}))
     sampler = Sampler()
     for expected in (3, 3, 1):
-        (drawn,) = sampler.sample(logits[None], [asked])
+        (drawn,) = sampler.sample(logits[None], [sampling_request])
         assert drawn.token == expected
-        asked.tokens.append(drawn.token)
+        sampling_request.tokens.append(drawn.token)
     hot = request(min_tokens=1, ends=frozenset({1, 2}), temperature=1.0)
     assert {draw_one(logits, hot).token for _ in range(50)} == {0, 3}
 
@@ -238,8 +238,10 @@ def test_no_end_is_drawn_too_early() -> None:
 def test_logprobs_are_those_of_the_model_itself() -> None:
     logits = random_logits(1)[0]
     expected = logits.double().log_softmax(0)
-    asked = request(4, temperature=3.0, seed=1, top_k=5, repetition_penalty=1.5, logprobs=6)
-    drawn = draw_one(logits, asked)
+    sampling_request = request(
+        4, temperature=3.0, seed=1, top_k=5, repetition_penalty=1.5, logprobs=6
+    )
+    drawn = draw_one(logits, sampling_request)
     assert drawn.logprob == pytest.approx(float(expected[drawn.token]), abs=1e-6)
     values, tokens = expected.topk(6)
     assert [token for token, _ in drawn.top] == tokens.tolist()
@@ -251,8 +253,8 @@ def test_logprobs_are_those_of_the_model_itself() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 2.5])
 def test_a_measured_request_is_measured_at_its_temperature(temperature: float) -> None:
     logits = random_logits(1)[0]
-    asked = request(temperature=temperature, seed=0, top_k=3, measured=True)
-    drawn = draw_one(logits, asked)
+    sampling_request = request(temperature=temperature, seed=0, top_k=3, record_draws=True)
+    drawn = draw_one(logits, sampling_request)
     expected = (logits.double() / (temperature or 1.0)).log_softmax(0)
     assert drawn.policy_logprob == pytest.approx(float(expected[drawn.token]), abs=1e-5)
     entropy = float(-(expected.exp() * expected).sum())
@@ -272,7 +274,7 @@ def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(
 
 
 def test_a_bias_of_no_token_is_an_error_naming_it() -> None:
-    with pytest.raises(UsageError, match=r"logit_bias names the token 1000.*0 to 999"):
+    with pytest.raises(UsageError, match=r"logit_bias has the token id 1000.*0 to 999"):
         Sampler().admit(request(logit_bias={1000: 1.0}), VOCABULARY)
 
 
@@ -285,10 +287,10 @@ def test_logits_of_any_type_are_taken() -> None:
 def test_what_has_no_probability_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the random number, at both ends of a distribution and where it has holes."""
     logits = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 0.0]).log()
-    found = []
+    sampled = []
     for number in (0.0, 0.33, 0.34, 1 - 2**-53, 1.0):
         monkeypatch.setattr(
             torch, "rand", lambda *_, at=number, **__: torch.tensor(at, dtype=torch.float64)
         )
-        found.append(draw_one(logits, request(temperature=1.0)).token)
-    assert found == [1, 1, 3, 3, 3]
+        sampled.append(draw_one(logits, request(temperature=1.0)).token)
+    assert sampled == [1, 1, 3, 3, 3]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from statistics import median, quantiles
 
 import pytest
-from tests.engine.conftest import run_config, task_of
+from tests.engine.conftest import request_of, task_of
 
 from onebase.adapters.contribution import Contribution
 from onebase.engine.generic_runner import GenericRunner
@@ -23,7 +23,7 @@ def advance(scheduler: Scheduler, chunks: list[Chunk]) -> None:
     for chunk in chunks:
         request = chunk.request
         request.computed += chunk.length
-        if request.computed < request.wanted:
+        if request.computed < request.target_length:
             continue
         if request.limit:
             request.tokens.append(1)
@@ -31,8 +31,8 @@ def advance(scheduler: Scheduler, chunks: list[Chunk]) -> None:
             scheduler.remove(request)
 
 
-def asked(task: LoadedTask, tokens: int, limit: int = 4, **more: object) -> Request:
-    return run_config(task, [5] * tokens, Sampling(max_tokens=max(1, limit)), limit=limit, **more)
+def new_request(task: LoadedTask, tokens: int, limit: int = 4, **more: object) -> Request:
+    return request_of(task, [5] * tokens, Sampling(max_tokens=max(1, limit)), limit=limit, **more)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64])
@@ -50,7 +50,7 @@ def test_first_come_first_served_whatever_the_task(
         if len(requests) < 80 and now % 3 == 0:
             for _ in range(drawn.randint(1, 4)):
                 size, limit = drawn.choice([1, 3, 40, 900, 3000]), drawn.choice([1, 3, 30])
-                requests.append(asked(drawn.choice(tasks), size, limit))
+                requests.append(new_request(drawn.choice(tasks), size, limit))
                 scheduler.add(requests[-1])
         if scheduler.idle and len(requests) >= 80:
             break
@@ -73,12 +73,12 @@ def test_one_that_has_no_room_is_not_overtaken(make_base: Callable[..., Base]) -
         room = 100
 
         def can_admit(self, request: Request) -> bool:
-            held = [*self._begun, *self._decoding]
+            held = [*self._prefilling, *self._decoding]
             return not held or sum(one.max_length for one in (*held, request)) <= self.room
 
     scheduler = Scheduler(Narrow(base))
     task = task_of(base)
-    large, small = asked(task, 90), [asked(task, 4), asked(task, 4)]
+    large, small = new_request(task, 90), [new_request(task, 4), new_request(task, 4)]
     for request in (small[0], large, small[1]):
         scheduler.add(request)
     for _ in range(3):
@@ -95,7 +95,7 @@ def test_what_nobody_watches_is_read_in_large_packs(make_base: Callable[..., Bas
     base = make_base()
     scheduler = Scheduler(GenericRunner(base))
     for size in (600, 600, 1500):
-        scheduler.add(asked(task_of(base), size, steady=False))
+        scheduler.add(new_request(task_of(base), size, streamed=False))
     lengths = []
     for _ in range(3):
         chunks = scheduler.schedule(0.0)
@@ -113,8 +113,8 @@ def test_a_scored_prompt_comes_in_parts_with_bounded_logits(
     monkeypatch.setattr("onebase.engine.scheduler.LOGIT_BYTES", 4 * base.shape.vocabulary * 50)
     scheduler = Scheduler(GenericRunner(base))
     task = task_of(base)
-    scored = asked(task, 300, limit=0, score_from=120)
-    both = asked(task, 130, limit=2, score_from=0)
+    scored = new_request(task, 300, limit=0, score_from=120)
+    both = new_request(task, 130, limit=2, score_from=0)
     scheduler.add(scored)
     scheduler.add(both)
     rows: dict[Request, list[int]] = {scored: [], both: []}
@@ -125,7 +125,7 @@ def test_a_scored_prompt_comes_in_parts_with_bounded_logits(
             last = chunk.request.computed + chunk.length
             rows[chunk.request] += range(last - chunk.logits, last)
         advance(scheduler, chunks)
-        if scored.computed == scored.wanted:
+        if scored.computed == scored.target_length:
             scheduler.remove(scored)
     assert rows[scored] == list(range(119, 299)), "each row that predicts a scored token, once"
     assert rows[both] == list(range(131)), "and the one that the first token is drawn from"
@@ -141,13 +141,13 @@ def simulate(
     task = task_of(base)
     scheduler = Scheduler(GenericRunner(base, slots=200), max_running=200)
     for _ in range(16):
-        scheduler.add(asked(task, 30, limit=1 << 20))
+        scheduler.add(new_request(task, 30, limit=1 << 20))
     prompts: list[Request] = []
     gaps, waits = [], []
     now, following = 0.0, 2.0
     while now < seconds:
         if now >= following:
-            prompts.append(asked(task, 512, limit=8))
+            prompts.append(new_request(task, 512, limit=8))
             prompts[-1].arrived = now
             scheduler.add(prompts[-1])
             following += every

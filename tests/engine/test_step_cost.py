@@ -11,7 +11,7 @@ def test_nothing_is_known_before_a_step_was_seen() -> None:
     cost = StepCost()
     assert cost.decode(4) is None
     assert cost.prefill_tokens(1.0) is None
-    assert cost.usual is None
+    assert cost.median_seconds is None
     cost.observe(8, 32, 1.0)  # with no idea of decoding alone, nothing is said of its prompts
     assert cost.prefill_tokens(1.0) is None
 
@@ -47,4 +47,4 @@ def test_a_hiccup_changes_little_and_a_slower_machine_is_learned() -> None:
     for _ in range(150):
         cost.observe(16, 0, 0.09)
     assert cost.decode(16) == pytest.approx(0.09, rel=0.1)
-    assert cost.usual == 0.09
+    assert cost.median_seconds == 0.09

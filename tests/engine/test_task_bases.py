@@ -157,8 +157,8 @@ def test_adapters_of_two_bases_answer_in_one_engine(
     engine = Engine(bases[1])
     for number in first:
         engine.load(stored[number], base=bases[number])
-    asked = [(f"t{number}", "hello") for number in (0, 1, 0)]
-    answers = engine.generate([*asked, ("base", "hello")], SAMPLING)
+    prompts = [(f"t{number}", "hello") for number in (0, 1, 0)]
+    answers = engine.generate([*prompts, ("base", "hello")], SAMPLING)
     for number, base in enumerate(bases):
         (alone,) = Engine(base, [stored[number]]).generate([(f"t{number}", "hello")], SAMPLING)
         assert answers[number] == alone

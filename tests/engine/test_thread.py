@@ -39,9 +39,9 @@ class Heard:
         """Its events once it has ended."""
         ends = time.monotonic() + 60
         while time.monotonic() < ends:
-            own = self.of(request)
-            if own and own[-1].finish_reason:
-                return own
+            request_events = self.of(request)
+            if request_events and request_events[-1].finish_reason:
+                return request_events
             time.sleep(0.005)
         raise AssertionError("it did not end")
 
@@ -68,9 +68,9 @@ def test_requests_are_answered_with_one_report_a_step(thread: EngineThread, hear
     expected = thread.engine.generate([("base", "hello today")], SHORT)[0].text
     requests = [thread.submit("base", "hello today", SHORT).result(10) for _ in range(5)]
     for request in requests:
-        own = heard.wait(request)
-        assert "".join(event.text for event in own).strip() == expected
-        assert [token.id for event in own for token in event.tokens] == request.tokens
+        request_events = heard.wait(request)
+        assert "".join(event.text for event in request_events).strip() == expected
+        assert [token.id for event in request_events for token in event.tokens] == request.tokens
     assert heard.threads == {"onebase-engine"}
     assert all(len({event.request for event in step}) == len(step) for step in heard.steps)
 
@@ -126,8 +126,8 @@ def test_others_may_use_the_engine_meanwhile(thread: EngineThread, heard: Heard)
         assert thread.engine.classify("base", ["hello"], ["a", "b"])
     assert request.finish_reason is None
     thread.abort(request)
-    own = heard.wait(request)
-    assert [token.id for event in own for token in event.tokens] == request.tokens
+    request_events = heard.wait(request)
+    assert [token.id for event in request_events for token in event.tokens] == request.tokens
 
 
 def test_stopping_lets_answers_finish_or_aborts_them(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from onebase.adapters.methods import build_adapter
 from onebase.engine.forward import run_below
 from onebase.engine.pack import Pack
 from onebase.engine.rows import TokenRow, token_losses
-from onebase.engine.trunk import Trunk, alike, depth
+from onebase.engine.trunk import Trunk, common_prefix_length, lowest_changed_layer
 from onebase.model.base import Base
 from onebase.model.precision import choose
 
@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_those_of_the_whole_pass(
         results.append((losses.detach(), torch.autograd.grad(losses.sum(), parameters)))
     texts = {row.ids for row in rows}
     tokens = sum(map(len, texts))
-    common = alike(list(texts)) * (len(texts) - 1)
+    common = common_prefix_length(list(texts)) * (len(texts) - 1)
     assert (trunk.computed_tokens, trunk.reused_tokens) == (tokens - common, tokens)
     # At other positions the angles of rotary embeddings are rounded otherwise, about 1e-6 of what
     # enters a layer; models as random as these make more of it.
@@ -86,11 +86,13 @@ def test_how_deep_an_adapter_reaches(make_base: Callable[..., Base]) -> None:
         ("lora+p-tuning-v2", "top:1"): 2,
     }
     for (method, layers), expected in depths.items():
-        assert depth(shaken(base, method, layers=layers).contribution(), 3) == expected
+        assert (
+            lowest_changed_layer(shaken(base, method, layers=layers).contribution(), 3) == expected
+        )
     for method in ("prompt-tuning", "p-tuning-v2", "lora+prompt-tuning", "lora+p-tuning-v2"):
         settings = {"lora.layers": "top:1"} if "lora" in method else {}
-        assert depth(shaken(base, method, **settings).contribution(), 3) == 0
-    assert depth(Contribution(), 3) == 3
+        assert lowest_changed_layer(shaken(base, method, **settings).contribution(), 3) == 0
+    assert lowest_changed_layer(Contribution(), 3) == 3
 
 
 def test_what_is_kept_is_bounded(make_base: Callable[..., Base]) -> None:
@@ -107,7 +109,7 @@ def test_what_is_kept_is_bounded(make_base: Callable[..., Base]) -> None:
     for one, other, expected in zip(first, second, whole, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, expected, atol=1e-6, rtol=0)
-    halved = Trunk(base, kept="fp16", memory_bytes=0).entering(1, texts)
+    halved = Trunk(base, dtype="fp16", memory_bytes=0).entering(1, texts)
     for one, expected in zip(halved, whole, strict=True):
         assert torch.equal(one, expected.half().float())
 
@@ -179,9 +181,9 @@ def test_a_base_is_tried_once(
 ) -> None:
     """However many trunks it has: PPO has one a step."""
     base = make_base()
-    assert Trunk(base).usable(1, moved=True)
+    assert Trunk(base).usable(1, shifted=True)
     monkeypatch.setattr(module, "run_below", _refused)
-    assert Trunk(base).usable(1, moved=True)
+    assert Trunk(base).usable(1, shifted=True)
     assert Trunk(base).usable(1)
     with pytest.raises(OSError, match="space"):
         Trunk(make_base()).usable(1)  # another base is tried itself
@@ -195,16 +197,16 @@ def test_what_enters_a_layer_is_the_same_behind_a_prefix(
     trunk = Trunk(base)
     text = tuple(range(5, 45))
     for layer in (1, 2):
-        assert trunk.usable(layer, moved=True)
+        assert trunk.usable(layer, shifted=True)
         for tokens in (1, 20, 300):
             settings = {"virtual_tokens": tokens, "layers": str(layer)}
             pack = Pack({"it": shaken(base, "p-tuning-v2", **settings).contribution()})
             pack.add("it", text)
             with torch.no_grad():
-                moved = run_below(base, pack, layer)
+                shifted = run_below(base, pack, layer)
             (bare,) = trunk.entering(layer, [text])
             scale = float(bare.abs().max())
-            torch.testing.assert_close(moved / scale, bare / scale, atol=1e-5, rtol=0)
+            torch.testing.assert_close(shifted / scale, bare / scale, atol=1e-5, rtol=0)
 
 
 def test_a_base_whose_positions_are_absolute_goes_without_behind_a_prefix(
@@ -222,7 +224,7 @@ def test_a_base_whose_positions_are_absolute_goes_without_behind_a_prefix(
     monkeypatch.setattr(first, "forward", told)
     trunk = Trunk(base)
     assert trunk.usable(1)
-    assert not trunk.usable(1, moved=True)
+    assert not trunk.usable(1, shifted=True)
     rows = make_rows("a")
     contributions = {"a": shaken(base, "p-tuning-v2", layers="top:2").contribution()}
     expected, _ = token_losses(base, rows, contributions)
@@ -240,4 +242,4 @@ def test_fewer_bits_may_round_other_positions_otherwise(
 ) -> None:
     base = make_base(architecture)
     base.hold_in(choose(precision, device="cpu", stored=torch.float32), "cpu")
-    assert Trunk(base).usable(2, moved=True)
+    assert Trunk(base).usable(2, shifted=True)

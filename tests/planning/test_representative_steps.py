@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from onebase.engine.rows import TokenRow, place
+from onebase.engine.rows import TokenRow, pack_rows
 from onebase.model.base import Base
 from onebase.planning.representative_steps import (
     _TYPICAL,
@@ -72,7 +72,7 @@ def test_the_tokens_are_those_that_the_loop_packs(make) -> None:
     learners = chosen.states
     contributions = {one.job.task: one.adapter.contribution() for one in learners}
     virtual = sum(contributions[rows[0].adapter].virtual_tokens for step in steps for rows in step)
-    packs = [place([r for rows in step for r in rows], contributions).pack for step in steps]
+    packs = [pack_rows([r for rows in step for r in rows], contributions).pack for step in steps]
     assert sum(len(pack.ids) for pack in packs) - virtual == pytest.approx(
         ours, rel=0.05
     )  # a pack's rows may begin alike for longer

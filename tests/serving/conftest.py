@@ -97,15 +97,15 @@ class Running:
 
     def chat(self, model: str = "base", text: str = "hello", **fields: Any) -> httpx2.Response:
         messages = [{"role": "user", "content": text}]
-        asked = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
-        return self.http.post("/v1/chat/completions", json=asked)
+        body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+        return self.http.post("/v1/chat/completions", json=body)
 
     def text(self, model: str = "base", text: str = "hello", **fields: Any) -> str:
         """A whole answer, greedy unless the fields say otherwise."""
         answer = self.chat(model, text, **fields)
         assert answer.status_code == 200, answer.text
-        said: str = answer.json()["choices"][0]["message"]["content"]
-        return said
+        content: str = answer.json()["choices"][0]["message"]["content"]
+        return content
 
     def events(self, path: str, **fields: Any) -> list[Any]:
         """The data of a stream's events, `[DONE]` too."""
@@ -124,27 +124,29 @@ def starting(base: Base, store: AdapterStore) -> Iterator[Start]:
     running: list[tuple[Running, threading.Thread]] = []
 
     def start(*, slots: int = 8, on: Base | None = None, **settings: Any) -> Running:
-        made = ServerSettings.model_validate({"port": 0, "drain_seconds": 5.0, **settings})
+        server_settings = ServerSettings.model_validate(
+            {"port": 0, "drain_seconds": 5.0, **settings}
+        )
         ready = threading.Event()
         engine = Engine(on or base, slots=slots)
         keys = KeyStore(store.workspace, {})
-        app = create_app(engine, store, made, keys, on_ready=lambda _: ready.set())
+        app = create_app(engine, store, server_settings, keys, on_ready=lambda _: ready.set())
         listening = bind("127.0.0.1", 0)
-        server = Server(app, made.drain_seconds)
+        server = Server(app, server_settings.drain_seconds)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        found = Running(url, app, server, httpx2.Client(base_url=url, timeout=60), store)
-        running.append((found, thread))
+        running_server = Running(url, app, server, httpx2.Client(base_url=url, timeout=60), store)
+        running.append((running_server, thread))
         assert ready.wait(60)
-        return found
+        return running_server
 
     try:
         yield start
     finally:
-        for found, thread in running:
-            found.http.close()
-            found.server.handle_exit(signal.SIGTERM, None)
+        for running_server, thread in running:
+            running_server.http.close()
+            running_server.server.handle_exit(signal.SIGTERM, None)
             thread.join(60)
             assert not thread.is_alive()
 

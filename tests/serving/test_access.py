@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 
 from onebase.adapters.workspace import Workspace
-from onebase.serving.access import AccessMiddleware, scope_needed
+from onebase.serving.access import AccessMiddleware, required_scope
 from onebase.serving.keys import KeyStore
 from onebase.serving.settings import ServerSettings, is_loopback
 
@@ -28,8 +28,8 @@ def keys(tmp_path: Path) -> KeyStore:
 def client_of(keys: KeyStore, **settings: object) -> TestClient:
     app = Starlette()
     app.add_route("/{path:path}", _answer, methods=["GET", "POST", "DELETE", "OPTIONS"])
-    made = ServerSettings.model_validate(settings)
-    guarded = AccessMiddleware(app, made, keys)
+    server_settings = ServerSettings.model_validate(settings)
+    guarded = AccessMiddleware(app, server_settings, keys)
     return TestClient(guarded, base_url="http://127.0.0.1:8000")
 
 
@@ -130,7 +130,7 @@ def test_pages_of_other_origins_are_refused(keys: KeyStore) -> None:
     ],
 )
 def test_scopes(method: str, path: str, scope: str | None) -> None:
-    assert scope_needed(method, path) == scope
+    assert required_scope(method, path) == scope
 
 
 @pytest.mark.parametrize(

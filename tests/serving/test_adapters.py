@@ -168,14 +168,14 @@ def test_the_least_recently_used_leave_memory_and_return(
         store_task(name, seed=number)
     roomy = start()
     texts = {name: roomy.text(name) for name in names}
-    one = roomy.service.residency.bytes / len(names)
+    one = roomy.service.adapter_cache.bytes / len(names)
     server = start(adapter_bytes=int(2.5 * one))
     for _ in range(3):
         for name in names:
             assert server.text(name) == texts[name]
-            assert len(server.service.residency) <= 2
-    assert "task5@1" in server.service.residency
-    assert "task0@1" not in server.service.residency
+            assert len(server.service.adapter_cache) <= 2
+    assert "task5@1" in server.service.adapter_cache
+    assert "task0@1" not in server.service.adapter_cache
     metrics = server.http.get("/metrics").text
     assert 'onebase_adapter_loads_total{task="task0"} 3.0' in metrics
     assert "onebase_adapter_evictions_total 16.0" in metrics
@@ -189,9 +189,9 @@ def test_unloading_frees_the_memory(start: Start, store_task: StoreTask) -> None
     for name in ("one", "two"):
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.text, name, max_tokens=40)
-            while not (found := [key for key in [*server.service.engine.tasks] if key != "base"]):
+            while not (loaded := [key for key in [*server.service.engine.tasks] if key != "base"]):
                 time.sleep(0.001)
-            tasks.append(weakref.ref(server.service.engine.tasks[found[0]]))
+            tasks.append(weakref.ref(server.service.engine.tasks[loaded[0]]))
             answer.result()
     server.http.get("/healthz")
     gc.collect()
@@ -217,9 +217,9 @@ def test_requests_under_way_finish_on_the_version_they_began_with(
     begun, texts = threading.Event(), []
 
     def stream() -> None:
-        asked = {"model": "support", "messages": [{"role": "user", "content": "hello"}]}
-        asked |= {"max_tokens": 120, "temperature": 0, "stream": True}
-        with server.http.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        body = {"model": "support", "messages": [{"role": "user", "content": "hello"}]}
+        body |= {"max_tokens": 120, "temperature": 0, "stream": True}
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             for line in answer.iter_lines():
                 if '"content": "' in line and '"content": ""' not in line:
                     begun.set()

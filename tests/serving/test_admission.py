@@ -27,7 +27,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
 def test_retry_after_follows_what_requests_take() -> None:
     admission = Admission(Limits(concurrent=1, queue=0))
     for _ in range(100):
-        admission.took(20.0)
+        admission.record_duration(20.0)
     with admission.admit(1):
         assert 15 <= (refusal(admission, 1).retry_after or 0) <= 20
 

@@ -53,9 +53,9 @@ def test_each_task_has_an_answer_of_its_own(server: Any) -> None:
 def test_a_streams_deltas_are_the_whole_answer(
     task: Task, fields: dict[str, Any], server: Any
 ) -> None:
-    asked = {"model": task, "messages": USER, "max_tokens": 24, "temperature": 0, **fields}
-    whole = server.http.post(PATH, json=asked).json()
-    *chunks, done = server.events(PATH, **asked)
+    body = {"model": task, "messages": USER, "max_tokens": 24, "temperature": 0, **fields}
+    whole = server.http.post(PATH, json=body).json()
+    *chunks, done = server.events(PATH, **body)
     assert done == "[DONE]"
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -69,9 +69,9 @@ def test_a_streams_deltas_are_the_whole_answer(
 
 
 def test_usage_in_a_stream(server: Any) -> None:
-    asked = {"model": "tone", "messages": USER, "max_tokens": 6, "temperature": 0}
-    whole = server.http.post(PATH, json=asked).json()
-    events = server.events(PATH, **asked, stream_options={"include_usage": True})
+    body = {"model": "tone", "messages": USER, "max_tokens": 6, "temperature": 0}
+    whole = server.http.post(PATH, json=body).json()
+    events = server.events(PATH, **body, stream_options={"include_usage": True})
     *chunks, last, done = events
     assert done == "[DONE]"
     assert last["choices"] == []
@@ -81,36 +81,36 @@ def test_usage_in_a_stream(server: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_choices(stream: bool, server: Any) -> None:
-    asked = {"model": "tone", "messages": USER, "max_tokens": 8, "temperature": 1.0, "n": 3}
-    asked["seed"] = 11
-    again = server.http.post(PATH, json=asked).json()["choices"]
+    body = {"model": "tone", "messages": USER, "max_tokens": 8, "temperature": 1.0, "n": 3}
+    body["seed"] = 11
+    again = server.http.post(PATH, json=body).json()["choices"]
     if stream:
         texts = ["", "", ""]
-        for chunk in server.events(PATH, **asked)[:-1]:
+        for chunk in server.events(PATH, **body)[:-1]:
             (choice,) = chunk["choices"]
             texts[choice["index"]] += choice["delta"].get("content", "")
     else:
-        choices = server.http.post(PATH, json=asked).json()["choices"]
+        choices = server.http.post(PATH, json=body).json()["choices"]
         assert [choice["index"] for choice in choices] == [0, 1, 2]
         texts = [choice["message"]["content"] for choice in choices]
     assert texts == [choice["message"]["content"] for choice in again]
     assert len(set(texts)) > 1
     # Each is what its own seed says.
     for place, text in enumerate(texts):
-        one = server.http.post(PATH, json={**asked, "n": 1, "seed": 11 + place}).json()
+        one = server.http.post(PATH, json={**body, "n": 1, "seed": 11 + place}).json()
         assert one["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(stream: bool, server: Any) -> None:
-    asked = {"model": "support", "messages": USER, "max_tokens": 6, "temperature": 0}
-    asked |= {"logprobs": True, "top_logprobs": 3}
+    body = {"model": "support", "messages": USER, "max_tokens": 6, "temperature": 0}
+    body |= {"logprobs": True, "top_logprobs": 3}
     if stream:
-        events = server.events(PATH, **asked)[:-1]
+        events = server.events(PATH, **body)[:-1]
         parts = [chunk["choices"][0].get("logprobs") for chunk in events]
         content = [entry for part in parts if part for entry in part["content"]]
     else:
-        content = server.http.post(PATH, json=asked).json()["choices"][0]["logprobs"]["content"]
+        content = server.http.post(PATH, json=body).json()["choices"][0]["logprobs"]["content"]
     assert len(content) == 6
     for entry in content:
         top = [likely["logprob"] for likely in entry["top_logprobs"]]
@@ -157,14 +157,14 @@ def test_a_system_message_stands_behind_the_instruction(
         turns = [Turn("system", system), Turn("user", "hello")]
         return engine.generate([("support", turns)], Sampling(max_tokens=8))[0].text
 
-    def said(*system: str) -> str:
+    def answer_text(*system: str) -> str:
         messages = [{"role": role, "content": text} for text in system]
         return str(server.text("support", messages=[*messages, *USER]))
 
-    assert said("Be brief.") == expected("Be kind.\n\nBe brief.")
-    assert said("Be brief.", "Be bold.") == expected("Be kind.\n\nBe brief.\n\nBe bold.")
-    assert said("Be kind.") == said() == said(" ") == expected("Be kind.")
-    assert said("Be kind. And warm.") == expected("Be kind. And warm.")
+    assert answer_text("Be brief.") == expected("Be kind.\n\nBe brief.")
+    assert answer_text("Be brief.", "Be bold.") == expected("Be kind.\n\nBe brief.\n\nBe bold.")
+    assert answer_text("Be kind.") == answer_text() == answer_text(" ") == expected("Be kind.")
+    assert answer_text("Be kind. And warm.") == expected("Be kind. And warm.")
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def test_scores_that_are_cut_off_are_an_error(
     assert cut.json()["error"]["code"] == "timed_out"
     echo = {"model": "base", "prompt": ["hello, how are you"] * 20, "echo": True, "logprobs": 1}
     for tokens in (0, 4):
-        asked = {**echo, "max_tokens": tokens}
-        assert server.http.post("/v1/completions", json=asked).status_code == 504
-        (*_, last) = server.events("/v1/completions", **asked)
+        body = {**echo, "max_tokens": tokens}
+        assert server.http.post("/v1/completions", json=body).status_code == 504
+        (*_, last) = server.events("/v1/completions", **body)
         assert last["error"]["code"] == "timed_out"
 
 

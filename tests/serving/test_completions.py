@@ -12,8 +12,8 @@ TEXT = "the parcel is"
 
 
 def complete(server: Any, **fields: Any) -> Any:
-    asked = {"model": "base", "prompt": TEXT, "max_tokens": 6, "temperature": 0, **fields}
-    answer = server.http.post(PATH, json=asked)
+    body = {"model": "base", "prompt": TEXT, "max_tokens": 6, "temperature": 0, **fields}
+    answer = server.http.post(PATH, json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -60,28 +60,28 @@ def test_loglikelihood_of_a_prompt(server: Any, base: Base) -> None:
     ids = base.tokenizer(TEXT + " on its way")["input_ids"]
     body = complete(server, prompt=[ids], max_tokens=0, echo=True, logprobs=1)
     (choice,) = body["choices"]
-    found = choice["logprobs"]
+    logprobs = choice["logprobs"]
     logits = base.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
-    assert found["token_logprobs"][0] is None
-    assert found["top_logprobs"][0] is None
-    assert found["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
+    assert logprobs["token_logprobs"][0] is None
+    assert logprobs["top_logprobs"][0] is None
+    assert logprobs["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
     best = [float(row.max()) for row in logits[:-1]]
-    top = [max(entry.values()) for entry in found["top_logprobs"][1:]]
+    top = [max(entry.values()) for entry in logprobs["top_logprobs"][1:]]
     assert top == pytest.approx(best, abs=1e-4)
     assert choice["text"] == TEXT + " on its way"
-    assert "".join(found["tokens"]) == choice["text"]
-    assert len(ids) == len(found["tokens"]) == len(found["text_offset"])
-    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert len(ids) == len(logprobs["tokens"]) == len(logprobs["text_offset"])
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         assert choice["text"][offset:].startswith(token)
     assert body["usage"]["completion_tokens"] == 0
 
 
 def test_an_adapter_scores_too(server: Any) -> None:
-    asked = {"max_tokens": 0, "echo": True, "logprobs": 0}
+    body = {"max_tokens": 0, "echo": True, "logprobs": 0}
     scores = {
         task: tuple(
-            complete(server, model=task, **asked)["choices"][0]["logprobs"]["token_logprobs"]
+            complete(server, model=task, **body)["choices"][0]["logprobs"]["token_logprobs"]
         )
         for task in ("base", "support", "mood", "reply")
     }
@@ -90,11 +90,11 @@ def test_an_adapter_scores_too(server: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_and_logprobs_go_on_into_the_answer(stream: bool, server: Any) -> None:
-    asked = {"echo": True, "logprobs": 2, "max_tokens": 4}
-    whole = complete(server, **asked)["choices"][0]
+    body = {"echo": True, "logprobs": 2, "max_tokens": 4}
+    whole = complete(server, **body)["choices"][0]
     assert whole["text"] == TEXT + texts(complete(server, max_tokens=4))[0]
     if stream:
-        events = server.events(PATH, model="base", prompt=TEXT, temperature=0, **asked)
+        events = server.events(PATH, model="base", prompt=TEXT, temperature=0, **body)
         assert events[-1] == "[DONE]"
         parts = [chunk["choices"][0] for chunk in events[:-1]]
         assert "".join(part["text"] for part in parts) == whole["text"]
@@ -142,7 +142,7 @@ def test_a_stream_of_several_prompts(server: Any) -> None:
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], param: str, server: Any) -> None:
-    asked = {"model": "base", "prompt": TEXT, "max_tokens": 2, **fields}
-    refused = server.http.post(PATH, json=asked)
+    body = {"model": "base", "prompt": TEXT, "max_tokens": 2, **fields}
+    refused = server.http.post(PATH, json=body)
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"].startswith(param)

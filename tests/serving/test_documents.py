@@ -54,13 +54,13 @@ def test_metrics_by_task(own_server: Any) -> None:
     own_server.chat("nothing")
     own_server.chat("tone", temperature=9)
     text = own_server.http.get("/metrics").text
-    said = usage["completion_tokens"]
+    completion_tokens = usage["completion_tokens"]
     for line in (
         'onebase_requests_total{api="/v1/chat/completions",status="200",task="support"} 1.0',
-        f'onebase_generated_tokens_total{{task="support"}} {said}.0',
+        f'onebase_generated_tokens_total{{task="support"}} {completion_tokens}.0',
         f'onebase_prompt_tokens_total{{task="support"}} {usage["prompt_tokens"]}.0',
         'onebase_time_to_first_token_seconds_count{task="support"} 1.0',
-        f'onebase_time_per_output_token_seconds_count{{task="support"}} {said - 1}.0',
+        f'onebase_time_per_output_token_seconds_count{{task="support"}} {completion_tokens - 1}.0',
         'onebase_request_seconds_count{task="support"} 1.0',
         "onebase_adapters_loaded 1.0",
         "onebase_requests_in_flight 0.0",

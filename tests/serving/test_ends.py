@@ -39,9 +39,9 @@ def test_a_server_stops_where_training_taught_it(
         server = start()
         answer = server.chat("t", "where is 3?", max_tokens=24).json()
         assert message(answer) == (ANSWER, "stop")
-        asked = {"role": "user", "content": "where is 3?"}
+        message_body = {"role": "user", "content": "where is 3?"}
         *events, last = server.events(
-            "/v1/chat/completions", model="t", messages=[asked], max_tokens=24, temperature=0
+            "/v1/chat/completions", model="t", messages=[message_body], max_tokens=24, temperature=0
         )
     assert last == "[DONE]"
     choices = [event["choices"][0] for event in events if event["choices"]]
@@ -55,6 +55,6 @@ def test_without_an_end_an_answer_comes_to_its_limit(
     base = base_ending(make_base(), "", None, None)
     taught(base, tmp_path)
     with starting(base, AdapterStore(Workspace(tmp_path / "w"))) as start:
-        said, reason = message(start().chat("t", "where is 3?", max_tokens=24).json())
-    assert said.startswith(ANSWER)
+        answer_text, reason = message(start().chat("t", "where is 3?", max_tokens=24).json())
+    assert answer_text.startswith(ANSWER)
     assert reason == "length"

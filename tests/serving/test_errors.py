@@ -86,8 +86,8 @@ def test_a_pass_that_fails(stream: bool, own_server: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(runner, "run", broken)
     if stream:
-        asked = {"model": "base", "messages": [{"role": "user", "content": "x"}]}
-        events = own_server.events(PATH, **asked)
+        body = {"model": "base", "messages": [{"role": "user", "content": "x"}]}
+        events = own_server.events(PATH, **body)
         assert events[-1]["error"]["code"] == "internal_error"
     else:
         assert is_error(own_server.chat(), 500) == "internal_error"

@@ -39,10 +39,12 @@ def whole_characters(text: str) -> str:
 
 
 def test_tokens_are_spelled_as_its_own_tokenizer_does(full_server: tuple[Any, Base]) -> None:
-    server, own = full_server
+    server, task_base = full_server
     fields = {"model": "whole", "temperature": 0, "max_tokens": 12}
     prompt = "every lamp on Monday"
-    spelled = [own.tokenizer.decode([token]) for token in own.tokenizer(prompt)["input_ids"]]
+    spelled = [
+        task_base.tokenizer.decode([token]) for token in task_base.tokenizer(prompt)["input_ids"]
+    ]
     echoed = server.http.post(
         "/v1/completions", json={**fields, "prompt": prompt, "echo": True, "logprobs": 1}
     ).json()["choices"][0]
@@ -55,9 +57,9 @@ def test_tokens_are_spelled_as_its_own_tokenizer_does(full_server: tuple[Any, Ba
         chat["message"]["content"]
     )
 
-    asked: dict[str, Any] = {"model": "whole", "input": prompt, "temperature": 0}
-    asked |= {"max_output_tokens": 12, "top_logprobs": 1}
-    response = server.http.post("/v1/responses", json=asked).json()
+    body: dict[str, Any] = {"model": "whole", "input": prompt, "temperature": 0}
+    body |= {"max_output_tokens": 12, "top_logprobs": 1}
+    response = server.http.post("/v1/responses", json=body).json()
     part = response["output"][0]["content"][0]
     raw = b"".join(bytes(item["bytes"]) for item in part["logprobs"])
     assert whole_characters(raw.decode(errors="replace")) == whole_characters(part["text"])

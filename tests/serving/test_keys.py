@@ -60,9 +60,9 @@ def test_an_unknown_scope_is_refused(tmp_path: Path) -> None:
 
 def test_the_environments_key_has_the_scope_use(tmp_path: Path) -> None:
     keys = keys_in(tmp_path, ONEBASE_API_KEY="secret words")
-    found = keys.find("secret words")
-    assert found is not None
-    assert found.scope == "use"
+    key = keys.find("secret words")
+    assert key is not None
+    assert key.scope == "use"
     assert keys.any
     assert keys.all() == []
     assert not keys_in(tmp_path, ONEBASE_API_KEY=" ").any

@@ -20,8 +20,8 @@ class Reply(BaseModel):
 
 @pytest.fixture
 def client(server: Any) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai:
+        yield openai
 
 
 def test_chat(client: OpenAI, server: Any) -> None:
@@ -83,9 +83,9 @@ def test_completions_and_responses(client: OpenAI, server: Any) -> None:
     assert completion.choices[0].text.startswith("the parcel")
     assert completion.choices[0].logprobs is not None
     expected = server.text("support")
-    asked: Any = {"model": "support", "input": "hello", "temperature": 0, "max_output_tokens": 8}
-    assert client.responses.create(**asked).output_text == expected
-    with client.responses.stream(**asked, extra_body={"stop": expected[3]}) as stream:
+    body: Any = {"model": "support", "input": "hello", "temperature": 0, "max_output_tokens": 8}
+    assert client.responses.create(**body).output_text == expected
+    with client.responses.stream(**body, extra_body={"stop": expected[3]}) as stream:
         deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
         assert stream.get_final_response().output_text == "".join(deltas) == expected[:3].strip()
 

@@ -30,8 +30,8 @@ def test_no_request_makes_the_server_fail(
     expected = server.text("support@2")
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     tried = 0
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for operation_result in schema.get_all_operations():
+        operation = operation_result.ok()
 
         @hypothesis.settings(
             max_examples=EXAMPLES,

@@ -8,8 +8,8 @@ PATH = "/v1/responses"
 
 
 def respond(server: Any, **fields: Any) -> Any:
-    asked = {"model": "support", "input": "hello", "max_output_tokens": 8, "temperature": 0}
-    answer = server.http.post(PATH, json={**asked, **fields})
+    body = {"model": "support", "input": "hello", "max_output_tokens": 8, "temperature": 0}
+    answer = server.http.post(PATH, json={**body, **fields})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -46,8 +46,8 @@ def test_messages_and_instructions_are_a_chats(server: Any) -> None:
 
 def test_the_stream(server: Any) -> None:
     whole = respond(server)
-    asked = {"model": "support", "input": "hello", "max_output_tokens": 8, "temperature": 0}
-    events = server.events(PATH, **asked)
+    body = {"model": "support", "input": "hello", "max_output_tokens": 8, "temperature": 0}
+    events = server.events(PATH, **body)
     kinds = [event["type"] for event in events]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert kinds[:4] == [
@@ -66,7 +66,7 @@ def test_the_stream(server: Any) -> None:
     text = "".join(event["delta"] for event in events[4:-4])
     assert text == events[-4]["text"] == whole["output"][0]["content"][0]["text"]
     assert events[-1]["response"]["usage"] == whole["usage"]
-    with server.http.stream("POST", PATH, json={**asked, "stream": True}) as stream:
+    with server.http.stream("POST", PATH, json={**body, "stream": True}) as stream:
         named = [line for line in stream.iter_lines() if line.startswith("event: ")]
     assert named == [f"event: {kind}" for kind in kinds]
 

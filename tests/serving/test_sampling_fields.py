@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from onebase.engine.sampling import Sampling
 from onebase.serving.errors import ApiError
-from onebase.serving.sampling_fields import SamplingFields, seeded
+from onebase.serving.sampling_fields import SamplingFields, sampling_of_choice
 
 
 def sampling(**values: object) -> Sampling:
@@ -19,7 +19,7 @@ def test_defaults_are_openais() -> None:
 
 
 def test_every_field_arrives() -> None:
-    asked = {
+    body = {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 5,
@@ -30,8 +30,8 @@ def test_every_field_arrives() -> None:
         "seed": 7,
         "min_tokens": 2,
     }
-    made = sampling(**asked, logit_bias={"12": -100}, stop="end")
-    assert made == Sampling(max_tokens=9, logit_bias={12: -100.0}, stop=("end",), **asked)
+    made = sampling(**body, logit_bias={"12": -100}, stop="end")
+    assert made == Sampling(max_tokens=9, logit_bias={12: -100.0}, stop=("end",), **body)
     assert sampling(stop=["a", "b"]).stop == ("a", "b")
 
 
@@ -71,6 +71,6 @@ def test_a_bias_for_no_token(key: str) -> None:
 
 def test_each_choice_has_draws_of_its_own() -> None:
     first = sampling(seed=(1 << 63) - 1)
-    assert seeded(first, 0).seed == (1 << 63) - 1
-    assert seeded(first, 1).seed == 0
-    assert seeded(sampling(), 3).seed is None
+    assert sampling_of_choice(first, 0).seed == (1 << 63) - 1
+    assert sampling_of_choice(first, 1).seed == 0
+    assert sampling_of_choice(sampling(), 3).seed is None

@@ -28,8 +28,8 @@ def test_a_schema_holds(task: str, server: Any) -> None:
 
 def test_a_schema_in_the_responses_api(server: Any) -> None:
     form = {"type": "json_schema", "name": "reply", "schema": SCHEMA}
-    asked = {"model": "support", "input": "hello", "max_output_tokens": 200}
-    body = server.http.post("/v1/responses", json={**asked, "text": {"format": form}}).json()
+    request_body = {"model": "support", "input": "hello", "max_output_tokens": 200}
+    body = server.http.post("/v1/responses", json={**request_body, "text": {"format": form}}).json()
     assert set(json.loads(body["output"][0]["content"][0]["text"])) == {"ok", "size"}
 
 
@@ -56,8 +56,8 @@ def test_a_schema_that_is_none(schema: Any, server: Any) -> None:
 
 
 def test_a_stream_of_json(server: Any) -> None:
-    asked = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
-    asked |= {"max_tokens": 200, "response_format": as_schema(SCHEMA)}
-    chunks = server.events("/v1/chat/completions", **asked)[:-1]
+    request_body = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
+    request_body |= {"max_tokens": 200, "response_format": as_schema(SCHEMA)}
+    chunks = server.events("/v1/chat/completions", **request_body)[:-1]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert set(json.loads(text)) == {"ok", "size"}

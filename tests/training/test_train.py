@@ -112,7 +112,7 @@ def test_a_trained_adapter_loads_without_a_pass_through_the_base(
         base=base,
         workspace=onebase.Workspace(tmp_path / "w"),
     )
-    monkeypatch.delattr("onebase.engine.generic_runner.compile_virtual")
+    monkeypatch.delattr("onebase.engine.generic_runner.node_kv")
     assert onebase.Engine(base, trained).tasks["support"].contribution.prefix_tokens == 3
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onebase.data.template import Rendered
 from onebase.engine.forward import PassOutput
-from onebase.engine.rows import PlacedRows, TokenRow, even_groups
+from onebase.engine.rows import PackedRows, TokenRow, even_groups
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def prompt_answer(rendered: Rendered) -> PromptAnswer:
     return PromptAnswer(rendered.ids[: rendered.begin], rendered.ids[rendered.begin :])
 
 
-def sum_by_row(output: PassOutput, placed: PlacedRows, rows: int) -> Tensor:
+def sum_by_row(output: PassOutput, placed: PackedRows, rows: int) -> Tensor:
     """The log-probability of each row's labels, summed, [rows]."""
     total = torch.zeros(rows, device=output.losses.device)
     return total.index_add(0, placed.row.to(total.device), -output.losses)

@@ -55,8 +55,8 @@ def roll_out(
             seed = (sampling.seed + index) % (1 << 62)
             prompt_sampling = sampling.model_copy(update={"seed": seed})
         request = request_for((task,), prompt.ids, prompt_sampling)
-        request.steady = request.reported = False
-        request.measured = True
+        request.streamed = request.emit_events = False
+        request.record_draws = True
         requests.append(request)
         batch.add(request)
     while not batch.idle:

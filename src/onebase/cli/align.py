@@ -42,7 +42,7 @@ from onebase.data.columns import columns_of
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.stored_result import name_to_use, summary
 
 align_app = typer.Typer(
@@ -100,7 +100,7 @@ def reward_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         stored = train_reward(
             job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
@@ -146,7 +146,7 @@ def dpo_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         stored = train_dpo(
             job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
@@ -192,7 +192,7 @@ def kto_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision)
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         stored = train_kto(
             job, base=loaded, workspace=session.workspace, observer=display, restart=restart
         )
@@ -245,7 +245,7 @@ def ppo_command(
     )
     session.workspace.require_writable()
     loaded = _base(session, job, base, precision, reward=reward)
-    with prints_to_stderr(), making_way(session.workspace), run_display() as display:
+    with prints_to_stderr(), yield_to_server(session.workspace), run_display() as display:
         stored = train_ppo(
             job,
             reward,
@@ -312,7 +312,7 @@ def _base(
 
 def resume_align(session: Session, run: str, base: Base) -> None:
     """Go on with an interrupted run of this kind, for `onebase resume`."""
-    with prints_to_stderr(), making_way(session.workspace), run_display() as display:
+    with prints_to_stderr(), yield_to_server(session.workspace), run_display() as display:
         stored = resume_aligned(run, base=base, workspace=session.workspace, observer=display)
     show_aligned(session, stored)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.session import Session, note
 from onebase.engine.engine import Engine
-from onebase.engine.pool import BASE_TASK, require_answers
+from onebase.engine.pool import BASE_TASK, refuse_reward_model
 from onebase.engine.task_bases import AUTO, BaseChoice, BaseOptions
 from onebase.errors import MissingBaseError, UsageError, unknown
 from onebase.language import say
@@ -38,7 +38,7 @@ class TaskLoader:
         if BASE_TASK in wanted:
             choices[BASE_TASK] = self._options.of_base(self._first)
         for adapter in stored.values():
-            require_answers(adapter)
+            refuse_reward_model(adapter)
             self._store.verify(adapter)
         for name in wanted:
             base = self._base(choices[name], stored.get(name))

@@ -41,7 +41,7 @@ from onebase.search.budget import Budget
 from onebase.search.race import RaceResult, race
 from onebase.search.space import Space, default_space, read_space
 from onebase.search.successive_halving import candidate_job
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job
 from onebase.training.stored_result import summary
 from onebase.training.train import precision_for
@@ -116,7 +116,7 @@ def race_command(
         item.options()
     session.workspace.require_writable()
     loaded = load_base(base or DEFAULT_BASE, precision_for(jobs, precision))
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         result = race(
             job,
             base=loaded,

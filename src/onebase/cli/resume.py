@@ -9,7 +9,7 @@ from onebase.cli.display import run_display
 from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
 from onebase.cli.training import load_base, show_trained
 from onebase.runs.resume import resumable_run
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.run_config import base_in
 from onebase.training.train import resume
 
@@ -27,6 +27,6 @@ def resume_command(
     if "align" in found.config:
         resume_align(session, found.id, base)
         return
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         stored = resume(found.id, base=base, workspace=session.workspace, observer=display)
     show_trained(session, stored)

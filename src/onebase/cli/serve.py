@@ -23,12 +23,12 @@ from onebase.cli.session import (
     note,
 )
 from onebase.engine.engine import Engine
-from onebase.engine.task_bases import trained_on, trained_over
+from onebase.engine.task_bases import trained_on, training_precision
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
 from onebase.serving.keys import VARIABLE, KeyStore
-from onebase.serving.presence import present
+from onebase.serving.server_lock import hold_server_lock
 from onebase.serving.settings import Limits, ServerSettings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def serve_command(
     )
     keys = KeyStore(session.workspace)
     check_keys(settings, keys)
-    with bind(settings.host, settings.port) as listening, present(session.workspace):
+    with bind(settings.host, settings.port) as listening, hold_server_lock(session.workspace):
         chosen = base or choose_base(session, names)
         note(say(f"Loading {chosen} …", f"正在加载 {chosen} …"))
         engine = Engine(load_base(chosen, precision), slots=settings.limits.concurrent)
@@ -184,7 +184,7 @@ def _say_ready(session: Session, service: "Service", url: str, seconds: float) -
         )
     )
     for offer in offers:
-        lossy = trained_over(offer.adapter)
+        lossy = training_precision(offer.adapter)
         if offer.reason is None and lossy not in (None, base.precision.text):
             note(
                 say(

@@ -25,7 +25,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
-from onebase.serving.presence import making_way
+from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job, TaskFile, read_jobs
 from onebase.training.stored_result import LEARNED, name_to_use, summary
 from onebase.training.train import check_jobs, precision_for, train
@@ -202,7 +202,7 @@ def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
     """Train the jobs with the live display, from where an interrupted run of them stopped."""
-    with making_way(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display() as display:
         return train(
             jobs, base=base, workspace=session.workspace, observer=display, restart=restart
         )

@@ -1,4 +1,4 @@
-"""The requests of one base, and what a step does for them."""
+"""The requests of one base, and the step that advances them."""
 
 import time
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from onebase.engine.scoring import score_prompt
 
 
 class Batch:
-    """Requests come by `add` and leave when they are done or by `abort`. What happened, and who
-    left, is in `events` and `ended` until the caller empties them. Up to `slots` run at once.
+    """Requests are added by `add` and removed when they finish or by `abort`. `events` and `ended`
+    collect events and finished requests until the caller clears them. Up to `slots` requests run
+    at once.
     """
 
     def __init__(self, runner: Runner, *, slots: int = 64) -> None:
@@ -25,27 +26,27 @@ class Batch:
         self.ended: list[Request] = []
         self._scheduler = Scheduler(runner, max_running=slots)
         self._sampler = Sampler()
-        self._live: dict[Request, None] = {}  # in the order they came
+        self._unfinished: dict[Request, None] = {}  # in the order of arrival
 
     @property
     def requests(self) -> list[Request]:
-        """Those that run or wait."""
-        return list(self._live)
+        """The requests that are running or waiting."""
+        return list(self._unfinished)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits."""
-        return not self._live
+        """Whether no request is running or waiting."""
+        return not self._unfinished
 
     def stats(self) -> dict[str, int]:
-        """Numbers to watch: requests, and those of Runner.stats."""
+        """The number of requests that wait and run, and Runner.stats."""
         running = len(self._scheduler.running)
-        waiting = len(self._live) - running
+        waiting = len(self._unfinished) - running
         return {"waiting": waiting, "running": running, **self.runner.stats()}
 
     def prepare(self, request: Request) -> None:
-        """Make ready what `add` does otherwise, in any thread. Raises UsageError for adapters, a
-        constraint or a bias that can't be applied.
+        """Prepare a request before `add`, which does it otherwise; any thread may call this. Raises
+        UsageError for adapters, a constraint or a bias that cannot be applied.
         """
         self.runner.check(request.contribution)
         template, base = request.tasks[0].template, self.runner.base
@@ -59,79 +60,79 @@ class Batch:
         """Queue a request."""
         if request.detokenizer is None:
             self.prepare(request)
-        self._live[request] = None
+        self._unfinished[request] = None
         if request.score_from == 0:
             request.prompt_logprobs.append(Token(request.prompt[0]))  # nothing predicts the first
-        if request.wanted:
+        if request.target_length:
             self._scheduler.add(request)
         else:
             self._finish(request, "length")
 
     def abort(self, request: Request) -> None:
-        """Drop a request, whatever it has come to; nothing happens where it has ended."""
-        if request in self._live:
+        """Abort a request, unless it has finished."""
+        if request in self._unfinished:
             self._finish(request, "abort")
 
     def step(self) -> None:
-        """Add a token to every sequence that runs, and read some of the prompts that wait.
+        """Generate a token for every running sequence, and process some tokens of waiting prompts.
 
-        Where this fails, the requests that take part end with "error".
+        If the step fails, its requests finish with "error".
         """
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         chunks: list[Chunk] = []
         done = False
         try:
-            chunks = self._scheduler.schedule(begun)
+            chunks = self._scheduler.schedule(begin)
             assert chunks, "a runner that holds no request has room for any"
-            self._sampler.prepare([chunk.request for chunk in chunks if _draws(chunk)])
-            self._take_in(chunks, self.runner.run(chunks))
+            self._sampler.prepare([chunk.request for chunk in chunks if _samples(chunk)])
+            self._process_logits(chunks, self.runner.run(chunks))
             done = True
         finally:
             if not done:
                 self._fail([chunk.request for chunk in chunks] or self.requests)
-        self._scheduler.observe(chunks, time.perf_counter() - begun)
+        self._scheduler.observe(chunks, time.perf_counter() - begin)
 
     def _fail(self, requests: Sequence[Request]) -> None:
         for request in requests:
             if request.finish_reason is None:
                 self._finish(request, "error")
 
-    def _take_in(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
-        """Advance the requests of a step by its `logits`, which its chunks' rows have in order."""
-        rows: list[int] = []
-        drawing: list[Request] = []
-        at = 0
+    def _process_logits(self, chunks: Sequence[Chunk], logits: Tensor) -> None:
+        """Advance the requests of a step with its `logits`, whose rows are in the chunks' order."""
+        sampled_rows: list[int] = []
+        sampling: list[Request] = []
+        end = 0
         for chunk in chunks:
             request = chunk.request
             request.computed += chunk.length
-            own = logits[at : at + chunk.logits]
-            at += chunk.logits
+            chunk_logits = logits[end : end + chunk.logits]
+            end += chunk.logits
             if request.score_from is not None and not request.tokens:
                 first = request.computed - chunk.logits + 1  # the token that the first row predicts
                 scored = min(chunk.logits, len(request.prompt) - first)
-                if not score_prompt(request, own[:scored], first):
+                if not score_prompt(request, chunk_logits[:scored], first):
                     request.error = not_finite()
                     self._finish(request, "error")
                     continue
-            if request.computed == request.wanted and request.limit:
-                rows.append(at - 1)
-                drawing.append(request)
-            elif request.computed == request.wanted:
+            if request.computed == request.target_length and request.limit:
+                sampled_rows.append(end - 1)
+                sampling.append(request)
+            elif request.computed == request.target_length:
                 self._finish(request, "length")
-        if drawing:
-            drawn_by = logits if len(rows) == len(logits) else logits[rows]
-            draws = self._sampler.sample(drawn_by, drawing)
-            for request, draw in zip(drawing, draws, strict=True):
-                self._take(request, draw)
+        if sampling:
+            all_rows = len(sampled_rows) == len(logits)
+            draws = self._sampler.sample(logits if all_rows else logits[sampled_rows], sampling)
+            for request, draw in zip(sampling, draws, strict=True):
+                self._add_token(request, draw)
 
-    def _take(self, request: Request, draw: Draw) -> None:
-        """Add what was drawn to an answer."""
+    def _add_token(self, request: Request, draw: Draw) -> None:
+        """Add a sampled token to an answer."""
         if draw.error:
             request.error = draw.error
             self._finish(request, "error")
             return
         request.margins.append(draw.margin)
-        if request.measured:
+        if request.record_draws:
             assert draw.policy_logprob is not None
             assert draw.entropy is not None
             request.logprobs.append(draw.policy_logprob)
@@ -149,27 +150,27 @@ class Batch:
         elif len(request.tokens) >= request.limit:
             self._finish(request, "length", text, token)
         else:
-            self._report(request, text, (token,))
+            self._emit(request, text, (token,))
 
     def _finish(
         self, request: Request, reason: FinishReason, text: str = "", *tokens: Token
     ) -> None:
-        """Let go of a request, with what is left of its text."""
+        """Finish a request and emit the rest of its text."""
         request.finish_reason = reason
-        del self._live[request]
+        del self._unfinished[request]
         self._scheduler.remove(request)
         self.ended.append(request)
         assert request.detokenizer is not None
-        self._report(request, text + request.detokenizer.finish(request.ended_by), tokens)
+        self._emit(request, text + request.detokenizer.finish(request.ended_by), tokens)
 
-    def _report(self, request: Request, text: str, tokens: tuple[Token, ...]) -> None:
+    def _emit(self, request: Request, text: str, tokens: tuple[Token, ...]) -> None:
         if text:
-            request.pieces.append(text)
-        if request.reported:
+            request.text_parts.append(text)
+        if request.emit_events:
             self.events.append(Event(request, text, tokens, request.finish_reason))
 
 
-def _draws(chunk: Chunk) -> bool:
-    """Whether a token is drawn behind this chunk."""
+def _samples(chunk: Chunk) -> bool:
+    """Whether a token is sampled after this chunk."""
     request = chunk.request
-    return bool(request.limit) and request.computed + chunk.length == request.wanted
+    return bool(request.limit) and request.computed + chunk.length == request.target_length

@@ -1,4 +1,4 @@
-"""Scores of labels: how likely each one's text is behind a prompt."""
+"""Classification: the log-probability of each label's text after a prompt."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SCORING_TOKENS = 2048
 
 @dataclass(frozen=True)
 class LabelScore:
-    """A label's log-probability (nats, the end token included) and its share among the labels."""
+    """A label's log-probability (nats, with the end token) and its probability among the labels."""
 
     label: str
     logprob: float
@@ -26,19 +26,17 @@ class LabelScore:
 
 def ranked(labels: Sequence[str], logprobs: Sequence[float]) -> list[LabelScore]:
     """The labels with their scores, best first."""
-    shares = torch.tensor(logprobs, dtype=torch.float64).softmax(0).tolist()
-    scores = [
-        LabelScore(label, logprob, share)
-        for label, logprob, share in zip(labels, logprobs, shares, strict=True)
-    ]
+    probabilities = torch.tensor(logprobs, dtype=torch.float64).softmax(0).tolist()
+    scores = [LabelScore(*row) for row in zip(labels, logprobs, probabilities, strict=True)]
     return sorted(scores, key=lambda score: score.logprob, reverse=True)
 
 
 def scoring_packs(
     tasks: Sequence[LoadedTask], prompts: Sequence[Ids], answers: Sequence[Ids]
 ) -> Iterator[Callable[[], list[float]]]:
-    """Passes over the transformers modules which score every answer behind every prompt, in this
-    order. What the texts of a pass begin with is computed once.
+    """Passes through the transformers modules, each of which returns the log-probabilities of some
+    answers: all answers after the first prompt, then all after the second, and so on. The common
+    prefix of a pass's texts is computed once.
     """
     contribution = merged([task.contribution for task in tasks])
     adapter = None if contribution is NOTHING else "adapter"
@@ -62,7 +60,7 @@ def scoring_packs(
 def scoring_requests(
     tasks: tuple[LoadedTask, ...], prompt: Ids, answers: Sequence[Ids]
 ) -> list[Request]:
-    """Requests that score each answer behind a prompt."""
+    """Requests that score each answer after a prompt."""
     return [
         Request(
             tasks,
@@ -70,13 +68,13 @@ def scoring_requests(
             Sampling(),
             limit=0,
             score_from=len(prompt),
-            steady=False,
-            reported=False,
+            streamed=False,
+            emit_events=False,
         )
         for answer in answers
     ]
 
 
 def logprob(request: Request) -> float:
-    """The log-probability of what a request scored."""
+    """The log-probability of the tokens that a request scored."""
     return sum(token.logprob or 0.0 for token in request.prompt_logprobs)

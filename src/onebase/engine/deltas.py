@@ -1,9 +1,9 @@
-"""What the adapters in a pack change in linear layers, applied together.
+"""The changes that the adapters of a pack make to linear layers, applied together.
 
-For a linear layer the low-rank matrices of every adapter that has a delta on it are put side by
-side: two products serve all of them, whatever their number, and each token keeps only the columns
-of its own adapter. So adding an adapter to a batch, or switching between adapters, costs nothing
-but a few columns. Vectors (IA3, and DoRA's factors) are gathered token by token.
+For each linear layer, the low-rank matrices of all adapters that change it are concatenated. Two
+matrix products serve any number of adapters: each token's inner activations are masked to the
+columns of its own adapter. An additional adapter in a batch costs only its columns. Vectors (IA3,
+and DoRA's factors) are gathered token by token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from onebase.engine.linear import Linear, Part, products
 
 
 class Deltas:
-    """The changes in `stacks` to the base's `linears`; `owners`, [tokens], says by its index in the
-    stacks' adapters whose each token is (-1: nobody's). `decoding`: a token for each sequence of a
+    """Applies the changes in `stacks` to the base's `linears`. `owners`, [tokens], is the index of
+    each token's adapter in the stacks (-1: no adapter). `decoding`: one token per sequence of a
     batch, without gradient.
     """
 
@@ -35,30 +35,30 @@ class Deltas:
         self._decoding = decoding
         self._owners = owners
         self._linears = linears
-        self._read: Tensor | None = None
-        self._waiting: dict[str, Tensor] = {}
-        self._columns: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
-        self._rows: dict[tuple[int, ...], Tensor] = {}
+        self._family_inputs: Tensor | None = None
+        self._family_outputs: dict[str, Tensor] = {}
+        self._column_scales: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
+        self._table_rows: dict[tuple[int, ...], Tensor] = {}
 
     def output(self, linear: Linear, inputs: Tensor) -> Tensor:
-        """The output of a linear layer for its `inputs`, [1, tokens, inputs], with the changes made.
+        """The output of a linear layer for `inputs`, [1, tokens, inputs], with the adapters' changes.
 
-        The first of a family of layers that read one tensor computes the others' outputs too.
+        The first layer of a family, whose layers share one input, computes the outputs of all.
         """
-        if inputs is self._read and linear.name in self._waiting:
-            output = self._waiting.pop(linear.name)
-            self._read = inputs if self._waiting else None
+        if inputs is self._family_inputs and linear.name in self._family_outputs:
+            output = self._family_outputs.pop(linear.name)
+            self._family_inputs = inputs if self._family_outputs else None
             return output
         stack = self._stacks.get(linear.name)
         if stack is None:
-            return linear.plainly(inputs, decoding=self._decoding)
+            return linear.base_output(inputs, decoding=self._decoding)
         if not (stack.is_plain and linear.is_plain(inputs)):
-            return self._changed(stack, linear, inputs)
+            return self._general_output(stack, linear, inputs)
         family = {
-            name: own
+            name: layer_stack
             for name in linear.family
-            if (own := self._stacks.get(name)) is not None
-            and own.is_plain
+            if (layer_stack := self._stacks.get(name)) is not None
+            and layer_stack.is_plain
             and self._linears[name].is_plain(inputs)
         }
         x = inputs.flatten(0, -2)
@@ -66,21 +66,22 @@ class Deltas:
             Part(
                 (layer := self._linears[name].layer).weight,
                 layer.bias,
-                own.a.to(x.dtype),
-                own.b.to(x.dtype),
-                self._kept(own.signature, x),
+                layer_stack.a.to(x.dtype),
+                layer_stack.b.to(x.dtype),
+                self._scales(layer_stack.signature, x),
             )
-            for name, own in family.items()
+            for name, layer_stack in family.items()
         ]
         outputs = [output[None] for output in products(x, parts, decoding=self._decoding)]
-        self._read, self._waiting = inputs, dict(zip(family, outputs, strict=True))
+        self._family_inputs = inputs
+        self._family_outputs = dict(zip(family, outputs, strict=True))
         return self.output(linear, inputs)
 
-    def _changed(self, stack: "Stack", linear: Linear, inputs: Tensor) -> Tensor:
-        """As `output`, for changes of any kind to a layer of any kind."""
+    def _general_output(self, stack: "Stack", linear: Linear, inputs: Tensor) -> Tensor:
+        """As `output`, for any kind of change to any kind of layer."""
         if stack.on_inputs:
             inputs = inputs * self._gathered(stack.on_inputs, inputs.dtype)
-        output = linear.plainly(inputs, decoding=self._decoding)
+        output = linear.base_output(inputs, decoding=self._decoding)
         flat = output.flatten(0, -2)
         bias = linear.layer.bias if stack.factors or stack.on_outputs else None
         if bias is not None:
@@ -91,9 +92,9 @@ class Deltas:
             x = inputs.flatten(0, -2)
             if stack.dropouts:
                 x = self._drop(x, stack.dropouts)
-            kept = self._kept(stack.signature, x)
-            flat = _Added.apply(  # type: ignore[no-untyped-call]
-                flat, x, stack.a.to(x.dtype), stack.b.to(x.dtype), kept
+            scales = self._scales(stack.signature, x)
+            flat = _AddLowRank.apply(  # type: ignore[no-untyped-call]
+                flat, x, stack.a.to(x.dtype), stack.b.to(x.dtype), scales
             )
         if stack.factors:
             flat = flat * self._gathered(stack.factors, flat.dtype)
@@ -102,70 +103,73 @@ class Deltas:
         return flat.view_as(output)
 
     def _gathered(self, vectors: Mapping[int, Tensor], dtype: torch.dtype) -> Tensor:
-        """For every token the vector of its own adapter, or ones, [tokens, size]."""
+        """The vector of each token's adapter, ones for an adapter without, [tokens, size]."""
         adapters = tuple(vectors)
-        if adapters not in self._rows:
+        if adapters not in self._table_rows:
             rows = torch.zeros_like(self._owners)
             for row, adapter in enumerate(adapters, 1):
                 rows[self._owners == adapter] = row
-            self._rows[adapters] = rows
-        own = list(vectors.values())
-        table = torch.stack([torch.ones_like(own[0]), *own]).to(dtype)
-        return table.index_select(0, self._rows[adapters])
+            self._table_rows[adapters] = rows
+        entries = list(vectors.values())
+        table = torch.stack([torch.ones_like(entries[0]), *entries]).to(dtype)
+        return table.index_select(0, self._table_rows[adapters])
 
-    def _kept(self, signature: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
-        """For every token the scale of its own adapter's columns and zero elsewhere."""
-        if signature not in self._columns:
+    def _scales(self, signature: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
+        """Each token's factor per column, [tokens, ranks]: the scale in its own adapter's columns,
+        zero in the others.
+        """
+        if signature not in self._column_scales:
             pieces = [
                 (self._owners == index).to(x.dtype)[:, None].expand(-1, rank) * scale
                 for index, rank, scale in signature
             ]
-            self._columns[signature] = torch.cat(pieces, dim=1)
-        return self._columns[signature]
+            self._column_scales[signature] = torch.cat(pieces, dim=1)
+        return self._column_scales[signature]
 
     def _drop(self, x: Tensor, dropouts: Mapping[int, tuple[float, int]]) -> Tensor:
-        """Inverted dropout on the tokens of the adapters that ask for it."""
+        """Inverted dropout on the tokens of the adapters that have dropout."""
         factor = torch.ones_like(x)
-        for index, (probability, draw) in dropouts.items():
-            own = (self._owners == index).nonzero().flatten()
-            generator = torch.Generator(x.device).manual_seed(draw)
-            drawn = torch.rand(len(own), x.shape[1], device=x.device, generator=generator)
-            kept = drawn >= probability
-            factor[own] = kept.to(x.dtype) / (1 - probability)
+        for index, (probability, seed) in dropouts.items():
+            adapter_rows = (self._owners == index).nonzero().flatten()
+            generator = torch.Generator(x.device).manual_seed(seed)
+            random = torch.rand(len(adapter_rows), x.shape[1], device=x.device, generator=generator)
+            kept = random >= probability
+            factor[adapter_rows] = kept.to(x.dtype) / (1 - probability)
         return x * factor
 
 
-class _Added(torch.autograd.Function):
-    """`flat` + ((`x` @ `a`^T) * `kept`) @ `b`^T, as one step of autograd: with hundreds of thin
-    products in a pass, a third of the time was between them.
+class _AddLowRank(torch.autograd.Function):
+    """`flat` + ((`x` @ `a`^T) * `scales`) @ `b`^T as one autograd step: a pass has hundreds of thin
+    products, and a third of its time was overhead between them.
     """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, x: Tensor, a: Tensor, b: Tensor, kept: Tensor) -> Tensor:
-        inner = torch.mm(x, a.t()).mul_(kept)
-        ctx.save_for_backward(x, a, b, kept, inner)
+    def forward(ctx: Any, flat: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
+        inner = torch.mm(x, a.t()).mul_(scales)
+        ctx.save_for_backward(x, a, b, scales, inner)
         return torch.addmm(flat, inner, b.t())
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, kept, inner = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        x, a, b, scales, inner = ctx.saved_tensors
+        needed = ctx.needs_input_grad
         gradient = upstream[0]
-        # Thin products: a wide matrix as the right-hand side takes half the time (LOG.md).
-        own = torch.mm(b.t(), gradient.t()).t().mul_(kept)
+        # Thin products: with the wide matrix as the right-hand side they take half the time (LOG.md).
+        inner_gradient = torch.mm(b.t(), gradient.t()).t().mul_(scales)
         return (
-            gradient if wanted[0] else None,
-            torch.mm(own, a) if wanted[1] else None,
-            torch.mm(own.t(), x) if wanted[2] else None,
-            torch.mm(inner.t(), gradient).t() if wanted[3] else None,
+            gradient if needed[0] else None,
+            torch.mm(inner_gradient, a) if needed[1] else None,
+            torch.mm(inner_gradient.t(), x) if needed[2] else None,
+            torch.mm(inner.t(), gradient).t() if needed[3] else None,
             None,
         )
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The changes of one linear layer. `a` is [ranks, inputs], `b` [outputs, ranks]; `signature`
-    has (adapter, rank, scale) for each block of them; the rest are by adapter.
+    """The changes to one linear layer. `a` is [ranks, inputs] and `b` [outputs, ranks], the
+    concatenated matrices; `signature` has (adapter, rank, scale) for each block. The other fields
+    are by adapter index.
     """
 
     a: Tensor
@@ -178,39 +182,39 @@ class Stack:
 
     @property
     def low_rank(self) -> bool:
-        """Whether there is a low-rank delta."""
+        """Whether there are low-rank deltas."""
         return bool(self.signature)
 
     @property
     def is_plain(self) -> bool:
-        """Whether low-rank deltas of the inputs as they are are all that there is."""
+        """Whether there are only low-rank deltas, without dropout."""
         others = (self.dropouts, self.factors, self.on_inputs, self.on_outputs)
         return self.low_rank and not any(others)
 
 
 class Stacks:
-    """For every linear layer the changes of some adapters, put together when first asked for."""
+    """The stacked changes of `adapters` by linear layer; each stack is built by the first `get`."""
 
     def __init__(self, contributions: Mapping[str, Contribution], adapters: Sequence[str]) -> None:
         self._contributions = [contributions[adapter] for adapter in adapters]
         self._layers = {
             name for item in self._contributions for name in (*item.deltas, *item.scalings)
         }
-        self._made: dict[str, Stack] = {}
+        self._stacks: dict[str, Stack] = {}
 
     def __bool__(self) -> bool:
         return bool(self._layers)
 
     def get(self, name: str) -> Stack | None:
-        """The stack of the layer `name`, None when no adapter changes it."""
+        """The stack of the layer `name`, None if no adapter changes it."""
         if name not in self._layers:
             return None
-        if name not in self._made:
-            self._made[name] = self._stack(name)
-        return self._made[name]
+        if name not in self._stacks:
+            self._stacks[name] = self._stack(name)
+        return self._stacks[name]
 
     def _stack(self, name: str) -> Stack:
-        parts: list[tuple[int, LowRank]] = [
+        deltas: list[tuple[int, LowRank]] = [
             (index, item.deltas[name])
             for index, item in enumerate(self._contributions)
             if name in item.deltas
@@ -220,19 +224,22 @@ class Stacks:
             for index, item in enumerate(self._contributions)
             if name in item.scalings
         }
-        nothing = torch.empty(0)
         return Stack(
-            a=_beside([delta.a for _, delta in parts], 0) if parts else nothing,
-            b=_beside([delta.b for _, delta in parts], 1) if parts else nothing,
-            signature=tuple((index, delta.a.shape[0], delta.scale) for index, delta in parts),
+            a=_concatenated([delta.a for _, delta in deltas], 0),
+            b=_concatenated([delta.b for _, delta in deltas], 1),
+            signature=tuple((index, delta.a.shape[0], delta.scale) for index, delta in deltas),
             dropouts={
-                index: (delta.dropout, delta.draw) for index, delta in parts if delta.dropout
+                index: (delta.dropout, delta.draw) for index, delta in deltas if delta.dropout
             },
-            factors={index: delta.factor for index, delta in parts if delta.factor is not None},
-            on_inputs={at: item.vector for at, item in vectors.items() if item.on_inputs},
-            on_outputs={at: item.vector for at, item in vectors.items() if not item.on_inputs},
+            factors={index: delta.factor for index, delta in deltas if delta.factor is not None},
+            on_inputs={index: item.vector for index, item in vectors.items() if item.on_inputs},
+            on_outputs={
+                index: item.vector for index, item in vectors.items() if not item.on_inputs
+            },
         )
 
 
-def _beside(matrices: Sequence[Tensor], dimension: int) -> Tensor:
+def _concatenated(matrices: Sequence[Tensor], dimension: int) -> Tensor:
+    if not matrices:
+        return torch.empty(0)
     return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices), dimension)

@@ -1,7 +1,7 @@
-"""Compiled kernels over one row of logits: its best tokens, its sum, and a draw from it.
+"""Compiled kernels over one row of logits: top tokens, log-sum-exp, and sampling.
 
-A kernel reads one row in one fixed order, so that a row's numbers never depend on its neighbours.
-Among equal logits the token with the lowest id comes first. Logits may be -inf.
+A kernel processes one row in a fixed order, so a row's results never depend on other rows. Among
+equal logits, the token with the lowest id comes first. Logits may be -inf.
 """
 
 import math
@@ -11,13 +11,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from onebase.engine.lean.jit import compiled, compiled_and_kept
+from onebase.engine.lean.jit import compiled, compiled_and_cached
 
 Floats = NDArray[np.float32]
 Number = float | np.float32
 BLOCK = 256
-_FEW = 64  # so many tokens are sorted; to keep more, the row is divided by a histogram
-_BUCKETS = 4096  # of a histogram over 12 bits of a float
+_SORTED = 64  # tokens that are selected by sorting; more are selected by a histogram
+_BUCKETS = 4096  # of the histogram, over 12 bits of a float
 
 _f = np.float32
 _LOWEST = _f(-np.inf)
@@ -29,9 +29,9 @@ _P3, _P4, _P5 = _f(4.1665795894e-2), _f(1.6666665459e-1), _f(5.0000001201e-1)
 _ROUND = _f(12582912.0)  # 1.5 * 2^23: adding it leaves an integer in the lowest bits
 
 
-@compiled_and_kept
-def best_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
-    """Each row's best token, and the logits of its best two, [rows] and [rows, 2]."""
+@compiled_and_cached
+def top_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
+    """Each row's best token, [rows], and its two highest logits, [rows, 2]."""
     for index in range(rows.shape[0]):
         row = rows[index]
         first, second, token = _LOWEST, _LOWEST, 0
@@ -49,10 +49,10 @@ def best_two(rows: Floats, tokens: NDArray[np.int64], values: Floats) -> None:
         values[index, 1] = second
 
 
-@compiled_and_kept
-def best(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> int:
-    """The row's best `count` tokens with their logits, best first. Returns how many there are:
-    fewer where other logits are -inf.
+@compiled_and_cached
+def top_tokens(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> int:
+    """The row's best `count` tokens with their logits, best first. Returns their number, which is
+    smaller if the other logits are -inf.
     """
     size = 0
     for start in range(0, row.size, BLOCK):
@@ -73,21 +73,21 @@ def best(row: Floats, count: int, tokens: NDArray[np.int64], values: Floats) -> 
     return size
 
 
-@compiled_and_kept
-def log_total(row: Floats, best: Number) -> float:
-    """log sum exp(row - best)."""
+@compiled_and_cached
+def log_sum_exp(row: Floats, max_logit: Number) -> float:
+    """log sum exp(row - max_logit)."""
     total = 0.0
     weights = np.empty(BLOCK, np.float32)
     powers = np.empty(BLOCK, np.float32)
     for start in range(0, row.size, BLOCK):
         part = row[start : start + BLOCK]
-        total += _weigh_block(part, _f(best), _ONE, weights, powers)
+        total += _exp_block(part, _f(max_logit), _ONE, weights, powers)
     return math.log(total)
 
 
-@compiled_and_kept
-def spread(row: Floats, best: Number, scale: Number) -> tuple[float, float]:
-    """With z = (row - best) * scale: log sum exp(z), and the mean of z under exp(z)."""
+@compiled_and_cached
+def log_sum_exp_and_mean(row: Floats, max_logit: Number, scale: Number) -> tuple[float, float]:
+    """With z = (row - max_logit) * scale: log sum exp(z), and the mean of z under exp(z)."""
     total = 0.0
     mean = 0.0
     weights = np.empty(BLOCK, np.float32)
@@ -95,66 +95,66 @@ def spread(row: Floats, best: Number, scale: Number) -> tuple[float, float]:
     for start in range(0, row.size, BLOCK):
         count = min(BLOCK, row.size - start)
         part = row[start : start + count]
-        total += _weigh_block(part, _f(best), _f(scale), weights, powers)
+        total += _exp_block(part, _f(max_logit), _f(scale), weights, powers)
         for at in range(count):
             if weights[at] > _ZERO:
-                mean += float(weights[at]) * float((part[at] - _f(best)) * _f(scale))
+                mean += float(weights[at]) * float((part[at] - _f(max_logit)) * _f(scale))
     return math.log(total), mean / total
 
 
-@compiled_and_kept
-def draw(
+@compiled_and_cached
+def sample_token(
     row: Floats,
-    best_logit: Number,
+    max_logit: Number,
     scale: Number,
     cut: tuple[int, float, float],
     random: float,
     buffers: tuple[Floats, NDArray[np.float64], NDArray[np.int64], Floats],
 ) -> int:
-    """A token of the distribution softmax(row * scale) after `cut`, by a `random` number of [0, 1); -1
-    where the logits hold no finite number.
+    """Sample a token from softmax(row * scale) after `cut`, with a `random` number in [0, 1). Returns
+    -1 if no logit is finite.
 
-    `cut` is (top_k, top_p, min_p), applied in the order min_p, top_k, top_p, each to what the one
-    before has left. `buffers` are `draw_buffers` of the row's size.
+    `cut` is (top_k, top_p, min_p), applied in the order min_p, top_k, top_p, each to the tokens that
+    the previous one left. `buffers` are `sampling_buffers` of the row's size.
     """
     top_k, top_p, min_p = cut
     weights, sums, tokens, values = buffers
-    few = 0 < top_k <= _FEW
+    sort_only = 0 < top_k <= _SORTED
     total = 0.0
-    if not few:
-        total = _weigh(row, _f(best_logit), _f(scale), _f(min_p), weights, sums)
+    if not sort_only:
+        total = _exp_all(row, _f(max_logit), _f(scale), _f(min_p), weights, sums)
         if top_k > 0:
-            total = _keep_best(row, _f(best_logit), top_k, np.inf, buffers)
+            total = _keep_top(row, _f(max_logit), top_k, np.inf, buffers)
         if top_p == 1:
-            return int(_reached(weights, sums, total, random))
-    # Sorting a few tokens is enough as a rule.
-    found = best(row, min(top_k if few else _FEW, row.size), tokens, values)
+            return int(_token_at(weights, sums, total, random))
+    # Sorting a few tokens is usually enough.
+    count = top_tokens(row, min(top_k if sort_only else _SORTED, row.size), tokens, values)
     mass = 0.0
-    for at in range(found):
-        if few:
-            values[at] = math.exp((values[at] - _f(best_logit)) * scale)
+    for at in range(count):
+        if sort_only:
+            values[at] = math.exp((values[at] - _f(max_logit)) * scale)
             if values[at] < min_p:
                 values[at] = _ZERO
         else:
             values[at] = weights[tokens[at]]
         mass += values[at]
-    wanted = top_p * (mass if few else total)
-    if mass < wanted:
-        total = _keep_best(row, _f(best_logit), row.size, wanted, buffers)
-        return int(_reached(weights, sums, total, random))
-    kept, mass = _nucleus(values, found, wanted)
-    place, token, reached = random * mass, -1, 0.0
-    for at in range(kept):
+    target = top_p * (mass if sort_only else total)
+    if mass < target:
+        total = _keep_top(row, _f(max_logit), row.size, target, buffers)
+        return int(_token_at(weights, sums, total, random))
+    nucleus, mass = _nucleus(values, count, target)
+    point, token, cumulative = random * mass, -1, 0.0
+    for at in range(nucleus):
         if values[at] > _ZERO:
             token = int(tokens[at])
-            reached += values[at]
-            if place < reached:
+            cumulative += values[at]
+            if point < cumulative:
                 break
     return token
 
 
-def draw_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
-    """The room that `draw` works in."""
+def sampling_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
+    """The buffers of `sample_token`: weights, sums of blocks, token ids and values."""
     return (
         np.empty(vocabulary, np.float32),
         np.empty(-(-vocabulary // BLOCK), np.float64),
@@ -165,7 +165,7 @@ def draw_buffers(vocabulary: int) -> tuple[Any, Any, Any, Any]:
 
 @compiled
 def _any_above(part: Floats, limit: Number) -> bool:
-    # Without an early way out, LLVM compares whole vectors: a fourth of the time of a maximum.
+    # Without an early exit, LLVM vectorizes the comparisons: a fourth of the time of a maximum.
     above = False
     for at in range(part.size):
         above |= part[at] > limit
@@ -174,7 +174,7 @@ def _any_above(part: Floats, limit: Number) -> bool:
 
 @compiled
 def _before(tokens: NDArray[np.int64], values: Floats, left: int, right: int) -> bool:
-    """Whether the heap's entry `left` is worse than `right`: it leaves first."""
+    """Whether the heap's entry `left` is worse than `right`, so that it is replaced first."""
     if values[left] != values[right]:
         return bool(values[left] < values[right])
     return bool(tokens[left] > tokens[right])
@@ -215,15 +215,16 @@ def _sort(tokens: NDArray[np.int64], values: Floats, size: int) -> None:
         _sift_down(tokens, values, 0, last)
 
 
-# `contract` lets a product and a sum be one operation. That is as exact a row's own business: every
-# row goes through the same instructions.
+# `contract` allows a fused multiply-add. Rows stay independent: all go through the same instructions.
 @numba.njit(nogil=True, fastmath={"contract"})
-def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers: Floats) -> float:
-    """exp((part - best) * scale) into `out`; returns their sum. Cody and Waite's reduction, and a
-    polynomial of degree 6: within 1e-7.
+def _exp_block(
+    part: Floats, max_logit: Number, scale: Number, out: Floats, powers: Floats
+) -> float:
+    """Write exp((part - max_logit) * scale) to `out` and return the sum. Cody and Waite's range reduction
+    and a polynomial of degree 6; the error is within 1e-7.
     """
     for at in range(part.size):
-        z = (part[at] - best) * scale
+        z = (part[at] - max_logit) * scale
         x = z if z > _UNDERFLOW else _UNDERFLOW
         rounded = x * _LOG2_E + _ROUND
         n = rounded - _ROUND
@@ -233,10 +234,10 @@ def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers:
         powers[at] = rounded
     bits = powers.view(np.int32)
     for at in range(part.size):
-        bits[at] = (bits[at] + 127) << 23  # 2^n; what `_ROUND` itself left is shifted out
+        bits[at] = (bits[at] + 127) << 23  # 2^n; the bits of `_ROUND` are shifted out
     for at in range(part.size):
         out[at] *= powers[at]
-    # Eight sums side by side: one would wait for each of its additions.
+    # Eight independent sums: a single one would wait for each addition to finish.
     a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     whole = part.size // 8 * 8
     for at in range(0, whole, 8):
@@ -248,22 +249,22 @@ def _weigh_block(part: Floats, best: Number, scale: Number, out: Floats, powers:
 
 
 @compiled
-def _weigh(
+def _exp_all(
     row: Floats,
-    best: Number,
+    max_logit: Number,
     scale: Number,
     least: Number,
     weights: Floats,
     sums: NDArray[np.float64],
 ) -> float:
-    """exp((row - best) * scale) into `weights`, 0 where it is below `least`; their sums by block into
-    `sums`. Returns the sum.
+    """Write exp((row - max_logit) * scale) to `weights`, 0 where it is below `least`, and the sums of
+    the blocks to `sums`. Returns the total.
     """
     powers = np.empty(BLOCK, np.float32)
-    # A little lower than `least` itself: what it lets pass is looked at again.
+    # Slightly lower than `least` itself: a block that passes is checked exactly afterwards.
     limit = _LOWEST
     if least > _ZERO and scale > _ZERO:
-        limit = best + _f((math.log(least) - 0.01) / scale)
+        limit = max_logit + _f((math.log(least) - 0.01) / scale)
     total = 0.0
     for block in range(sums.size):
         start = block * BLOCK
@@ -273,40 +274,40 @@ def _weigh(
             part[:] = _ZERO
             sums[block] = 0.0
             continue
-        sums[block] = _weigh_block(row[start:stop], best, scale, part, powers)
+        sums[block] = _exp_block(row[start:stop], max_logit, scale, part, powers)
         if least > _ZERO:
-            sums[block] = _drop_below(part, least)
+            sums[block] = _zero_below(part, least)
         total += sums[block]
     return total
 
 
 @compiled
-def _drop_below(part: Floats, least: Number) -> float:
-    """Make weights below `least` zero; returns the sum of the others."""
-    kept = 0.0
+def _zero_below(part: Floats, least: Number) -> float:
+    """Set weights below `least` to zero; returns the sum of the others."""
+    total = 0.0
     for at in range(part.size):
         if part[at] < least:
             part[at] = _ZERO
         else:
-            kept += part[at]
-    return kept
+            total += part[at]
+    return total
 
 
 @compiled
-def _keep_best(
+def _keep_top(
     row: Floats,
-    best_logit: Number,
+    max_logit: Number,
     count: int,
     mass: float,
     buffers: tuple[Floats, NDArray[np.float64], NDArray[np.int64], Floats],
 ) -> float:
-    """Make the weights zero but those of the best `count` tokens, or of the fewest that hold `mass`.
-    Returns the sum of what is left. A weight that is zero already counts as a token.
+    """Set all weights to zero except those of the best `count` tokens, or of the fewest best tokens that
+    hold `mass`. Returns the sum of the rest. A token whose weight is already zero counts, too.
     """
     weights, sums, tokens, gaps = buffers
-    # 16 buckets for each power of two of the distance to the best: few tokens share a bucket.
+    # 16 buckets per power of two of the distance to the maximum: few tokens share a bucket.
     for at in range(row.size):
-        gaps[at] = best_logit - row[at]
+        gaps[at] = max_logit - row[at]
     bits = gaps.view(np.int32)
     counts = np.zeros(_BUCKETS, np.int64)
     masses = np.zeros(_BUCKETS, np.float64)
@@ -319,7 +320,7 @@ def _keep_best(
         count -= counts[border]
         mass -= masses[border]
         border += 1
-    # Of the border's own tokens only the best stay.
+    # Of the tokens in the border bucket, only the best are kept.
     inside = 0
     for at in range(row.size):
         if bits[at] >> 19 >= border:
@@ -334,46 +335,46 @@ def _keep_best(
     for parent in range(inside // 2 - 1, -1, -1):
         _sift_down(tokens, values, parent, inside)
     _sort(tokens, values, inside)
-    reached = 0.0
+    cumulative = 0.0
     for at in range(inside):
-        if at >= count or reached >= mass:
+        if at >= count or cumulative >= mass:
             weights[tokens[at]] = _ZERO
-        reached += weights[tokens[at]]
+        cumulative += weights[tokens[at]]
     total = 0.0
     for block in range(sums.size):
-        sums[block] = _drop_below(weights[block * BLOCK : (block + 1) * BLOCK], _ZERO)
+        sums[block] = _zero_below(weights[block * BLOCK : (block + 1) * BLOCK], _ZERO)
         total += sums[block]
     return total
 
 
 @compiled
-def _nucleus(weights: Floats, found: int, wanted: float) -> tuple[int, float]:
-    """How many of the first `found` weights it takes to hold the mass `wanted`, and their mass."""
+def _nucleus(weights: Floats, count: int, target: float) -> tuple[int, float]:
+    """How many of the first `count` weights it takes to reach the mass `target`, and their mass."""
     mass = 0.0
-    for at in range(found):
-        if mass >= wanted:
+    for at in range(count):
+        if mass >= target:
             return at, mass
         mass += weights[at]
-    return found, mass
+    return count, mass
 
 
 @compiled
-def _reached(weights: Floats, sums: NDArray[np.float64], total: float, random: float) -> int:
-    """The token at which the running sum of the weights passes `random` times their total; -1 where
-    no token has a weight.
+def _token_at(weights: Floats, sums: NDArray[np.float64], total: float, random: float) -> int:
+    """The token at which the cumulative sum of the weights passes `random` times their total; -1 if all
+    weights are zero.
     """
-    place, before, block = random * total, 0.0, 0
-    while block < sums.size - 1 and before + sums[block] <= place:
-        before += sums[block]
+    point, cumulative, block = random * total, 0.0, 0
+    while block < sums.size - 1 and cumulative + sums[block] <= point:
+        cumulative += sums[block]
         block += 1
-    # Rounding may carry past a block's last weight; a token without weight is never drawn.
+    # Rounding may lead past a block's last weight. A token with weight zero is never sampled.
     token = -1
     while token < 0 and block >= 0:
         for at in range(block * BLOCK, min((block + 1) * BLOCK, weights.size)):
             if weights[at] > _ZERO:
                 token = at
-                before += weights[at]
-                if place < before:
+                cumulative += weights[at]
+                if point < cumulative:
                     return token
         block -= 1
     return token

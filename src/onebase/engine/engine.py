@@ -1,7 +1,7 @@
-"""The engine: one base in memory answering for every loaded task, mixed in any batch.
+"""The engine: one base in memory answers for all loaded tasks, mixed in one batch.
 
-Requests come and go: `add_request` queues one, `step` adds a token to all that run, `abort` drops
-one. `generate` and `classify` are loops over them. All may be called from several threads.
+`add_request` queues a request, `step` generates a token for all running requests, `abort` drops
+one. `generate` and `classify` are loops over these. All may be called from several threads.
 """
 
 from collections import deque
@@ -18,24 +18,24 @@ from onebase.engine.classification import (
     scoring_packs,
     scoring_requests,
 )
+from onebase.engine.fair_lock import FairLock
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.pool import BASE_TASK, AdapterPool, LoadedTask
 from onebase.engine.prompt import Ids, Prompt, prompt_ids, request_for, require_scorable
 from onebase.engine.request import Event, FinishReason, Request
 from onebase.engine.runner import runner_for
 from onebase.engine.sampling import Sampling
-from onebase.engine.turns import Turns
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 
-_TEXTS = 16  # are classified side by side
+_CLASSIFIED_TEXTS = 16  # per batch
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `prompt` is the text the model saw, `tokens` the answer's length; `margin` the
-    smallest distance between the two best logits on the way, 0 where one token led by nothing.
+    """One answer. `prompt` is the text that the model was given, `tokens` the length of the answer.
+    `margin` is the smallest distance between the two highest logits over all steps; 0 for a tie.
     """
 
     task: str
@@ -48,23 +48,23 @@ class Answer:
 
 
 class Engine:
-    """Answers for the tasks of `adapters`, and for `base`, which may be left out where every task
-    brings a base of its own, as full fine-tuning does. Up to `slots` requests of a base run at once.
+    """Answers for the tasks of `adapters` and for `base`. `base` may be omitted if every task has its
+    own, as after full fine-tuning. Up to `slots` requests per base run at once.
 
-    Raises UsageError when an adapter was trained on another base, CorruptFileError when its
-    files are damaged.
+    Raises UsageError if an adapter was trained on another base, CorruptFileError if its files are
+    damaged.
     """
 
     def __init__(
         self, base: Base | None = None, adapters: Iterable[StoredAdapter] = (), *, slots: int = 64
     ) -> None:
         self._slots = slots
-        self._turns = Turns()  # held by whoever runs a model or changes the tasks
-        self._making = Lock()
+        self._lock = FairLock()  # held while a model runs or tasks change
+        self._batches_lock = Lock()
         self._batches: dict[Base, Batch] = {}
-        self._added: deque[Request] = deque()
+        self._queued: deque[Request] = deque()
         self._events: list[Event] = []
-        self.tasks = AdapterPool(lambda base: self._batch(base).runner, self._turns, self._forget)
+        self.tasks = AdapterPool(lambda base: self._batch(base).runner, self._lock, self._forget)
         if base is not None:
             self.tasks.load_bare(BASE_TASK, base=base)
         for adapter in adapters:
@@ -72,21 +72,21 @@ class Engine:
 
     @property
     def base(self) -> Base:
-        """What the name `base` answers on. Raises UsageError where there is none."""
+        """The base of the task `base`. Raises UsageError if there is none."""
         return self.tasks.base
 
     def load(
         self, adapter: StoredAdapter, *, name: str | None = None, base: Base | None = None
     ) -> LoadedTask:
-        """Load a stored adapter into the running engine under its task's name, or `name`, to answer
-        on `base`, or on the engine's own. Requests that began with what answered to it before finish
-        with that.
+        """Load a stored adapter into the running engine, as `name` or under its task's name, on `base`
+        or the engine's base. A loaded task of that name is replaced; its running requests finish on
+        the old version.
         """
         return self.tasks.load_stored(adapter, name or adapter.task, base)
 
     def unload(self, name: str) -> None:
-        """Forget a task; requests that began with it finish. Raises UsageError when it is not
-        loaded or is the base.
+        """Unload a task; its running requests finish. Raises UsageError if it is not loaded or is the
+        base.
         """
         self.tasks.unload(name)
 
@@ -99,50 +99,48 @@ class Engine:
         also: Sequence[str] = (),
         score_from: int | None = None,
         score_only: bool = False,
-        steady: bool = True,
+        streamed: bool = True,
     ) -> Request:
-        """Queue a request: a user's text, turns, or token ids. `also` names adapters that answer
-        together with the task, behind it.
+        """Queue a request. The prompt is a user's text, turns, or token ids. `also` names adapters that
+        are applied together with the task, after it.
 
-        With `score_from` the log-probabilities of the prompt's tokens from that index on are noted,
-        and with `score_only` nothing is generated. `steady`: somebody watches its tokens come, so
-        long prompts of others are read a little at a time.
-        Raises UsageError for an unknown task, for adapters that can't be combined, and for a prompt
+        With `score_from`, the log-probabilities of the prompt's tokens from that index on are recorded;
+        with `score_only`, nothing is generated. `streamed`: a client reads the tokens as they come, so
+        long prompts of other requests are processed in small parts.
+        Raises UsageError for an unknown task, for adapters that cannot be combined, and for a prompt
         that is empty or too long.
         """
         tasks = tuple(self.tasks[name] for name in (task, *also))
         request = request_for(
             tasks, prompt, sampling or Sampling(), score_from=score_from, score_only=score_only
         )
-        request.steady = steady
+        request.streamed = streamed
         self._batch(request.base).prepare(request)
-        self._added.append(request)
+        self._queued.append(request)
         return request
 
     def step(self) -> list[Event]:
-        """Add a token to every sequence that runs and read some of the prompts that wait; what
-        happened since the last call. Where the pass fails, the requests in it end with "error".
+        """Generate a token for every running sequence and process some tokens of waiting prompts.
+        Returns the events since the last call. If the pass fails, its requests end with "error".
         """
-        with self._turns:
-            self._advance()
+        with self._lock:
+            self._step_batches()
             events, self._events = self._events, []
             return events
 
     def abort(self, request: Request) -> None:
-        """Drop a request between two steps, whatever it has come to; its place in the KV cache is
-        free. Nothing happens where it has ended.
-        """
-        with self._turns:
-            self._take_in()
+        """Abort a request between two steps and free its KV cache. Does nothing if it has ended."""
+        with self._lock:
+            self._accept()
             batch = self._batches.get(request.base)
             if batch is not None:
                 batch.abort(request)
             self._collect()
 
     def abort_all(self) -> None:
-        """Drop every request."""
-        with self._turns:
-            self._take_in()
+        """Abort all requests."""
+        with self._lock:
+            self._accept()
             for batch in list(self._batches.values()):
                 for request in batch.requests:
                     batch.abort(request)
@@ -150,17 +148,17 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do and nothing to report."""
+        """Whether there is no request and no event."""
         batches = list(self._batches.values())
-        return not self._added and not self._events and all(batch.idle for batch in batches)
+        return not self._queued and not self._events and all(batch.idle for batch in batches)
 
     def kernel_of(self, base: Base) -> str:
-        """What runs a base, as Runner.kernel names it."""
+        """The Runner.kernel of a base."""
         return self._batch(base).runner.kernel
 
     def stats(self) -> dict[str, int]:
-        """Numbers to watch: how many requests wait and run, and the sums of Runner.stats."""
-        sums = {"waiting": len(self._added), "running": 0}
+        """How many requests wait and run, and the sums of Runner.stats."""
+        sums = {"waiting": len(self._queued), "running": 0}
         for batch in list(self._batches.values()):
             for key, number in batch.stats().items():
                 sums[key] = sums.get(key, 0) + number
@@ -171,19 +169,19 @@ class Engine:
         requests: Sequence[tuple[str, Prompt]],
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """Answer (task, prompt) pairs in one mixed batch, in the order asked.
+        """Answer (task, prompt) pairs in one mixed batch; the answers are in the same order.
 
-        A request's draws depend on `sampling.seed` and its place in the list alone.
+        A request's samples depend only on `sampling.seed` and its index in the list.
         Raises UsageError for an unknown task or an empty prompt.
         """
         sampling = sampling or Sampling()
-        made = []
+        queued = []
         for index, (name, prompt) in enumerate(requests):
-            own = sampling
+            seeded = sampling
             if sampling.seed is not None:
-                own = sampling.model_copy(update={"seed": (sampling.seed + index) % (1 << 63)})
-            made.append(request_for((self.tasks[name],), prompt, own))
-        self.run(made)
+                seeded = sampling.model_copy(update={"seed": (sampling.seed + index) % (1 << 63)})
+            queued.append(request_for((self.tasks[name],), prompt, seeded))
+        self.run(queued)
         return [
             Answer(
                 task=request.tasks[0].task,
@@ -194,7 +192,7 @@ class Engine:
                 finish_reason=request.finish_reason or "length",
                 margin=min(request.margins, default=0.0),
             )
-            for request, (_, prompt) in zip(made, requests, strict=True)
+            for request, (_, prompt) in zip(queued, requests, strict=True)
         ]
 
     def classify(
@@ -205,10 +203,10 @@ class Engine:
         *,
         also: Sequence[str] = (),
     ) -> list[list[LabelScore]]:
-        """Every label's log-probability for each text, best first; nothing is sampled.
+        """The log-probability of every label for each text, the most likely label first. Nothing is
+        sampled.
 
-        `labels` defaults to those the task was trained with. Raises UsageError where there are
-        none.
+        `labels` defaults to those that the task was trained with. Raises UsageError if there are none.
         """
         tasks = tuple(self.tasks[name] for name in (task, *also))
         names = tuple(labels or tasks[0].labels)
@@ -217,7 +215,7 @@ class Engine:
                 say(f"The task {task!r} has no labels.", f"任务 {task!r} 没有标签。"),
                 say(
                     "Train it on rows with text and label, or name labels.",
-                    "请用含 text 与 label 的数据训练，或给出标签。",
+                    "请用含有 text 和 label 的数据训练，或指定标签。",
                 ),
             )
         prompts = [prompt_ids(tasks, text) for text in texts]
@@ -226,26 +224,26 @@ class Engine:
             require_scorable(tasks, prompts, answers)
         logprobs = self._logprobs(tasks, prompts, answers)
         return [
-            ranked(names, logprobs[at : at + len(names)])
-            for at in range(0, len(logprobs), len(names))
+            ranked(names, logprobs[start : start + len(names)])
+            for start in range(0, len(logprobs), len(names))
         ]
 
     def run(self, requests: Sequence[Request]) -> None:
-        """Queue requests and step until all of them have ended, reporting no events of theirs."""
+        """Queue requests and step until all of them have ended, without events for them."""
         for request in requests:
-            request.reported = request.steady = False
+            request.emit_events = request.streamed = False
             if request.detokenizer is None:
-                # What can't be done is refused here, before others' requests are stepped.
+                # Raises for what cannot be applied, before any other request is stepped.
                 self._batch(request.base).prepare(request)
-        self._added.extend(requests)
-        left = list(reversed(requests))
+        self._queued.extend(requests)
+        unfinished = list(reversed(requests))
         try:
-            while left:
-                with self._turns:
-                    while left and left[-1].finish_reason is not None:
-                        left.pop()
-                    if left:
-                        self._advance()
+            while unfinished:
+                with self._lock:
+                    while unfinished and unfinished[-1].finish_reason is not None:
+                        unfinished.pop()
+                    if unfinished:
+                        self._step_batches()
         finally:
             for request in requests:
                 if request.finish_reason is None:
@@ -257,33 +255,34 @@ class Engine:
     def _logprobs(
         self, tasks: tuple[LoadedTask, ...], prompts: Sequence[Ids], answers: Sequence[Ids]
     ) -> list[float]:
-        """The log-probability of every answer behind every prompt, all of the first prompt's
-        before all of the second's.
+        """The log-probability of every answer after every prompt: all answers after the first prompt,
+        then all after the second, and so on.
         """
         if isinstance(self._batch(tasks[0].base).runner, GenericRunner):
-            found: list[float] = []
+            logprobs: list[float] = []
             for score in scoring_packs(tasks, prompts, answers):
-                with self._turns:
-                    found += score()
-            return found
-        scored = [scoring_requests(tasks, prompt, answers) for prompt in prompts]
-        for at in range(0, len(scored), _TEXTS):
-            # One of each text's first: the others reuse what it has computed of the prompt.
-            self.run([requests[0] for requests in scored[at : at + _TEXTS]])
-            self.run([item for requests in scored[at : at + _TEXTS] for item in requests[1:]])
-        return [logprob(request) for requests in scored for request in requests]
+                with self._lock:
+                    logprobs += score()
+            return logprobs
+        by_prompt = [scoring_requests(tasks, prompt, answers) for prompt in prompts]
+        for start in range(0, len(by_prompt), _CLASSIFIED_TEXTS):
+            group = by_prompt[start : start + _CLASSIFIED_TEXTS]
+            # One request per text first: the others reuse its KV cache of the prompt.
+            self.run([requests[0] for requests in group])
+            self.run([request for requests in group for request in requests[1:]])
+        return [logprob(request) for requests in by_prompt for request in requests]
 
     def _batch(self, base: Base) -> Batch:
-        """The batch of a base, made when it is first asked for."""
-        with self._making:
+        """The batch of a base, created by the first call."""
+        with self._batches_lock:
             if base not in self._batches:
                 runner = runner_for(base, slots=self._slots)
                 self._batches[base] = Batch(runner, slots=self._slots)
             return self._batches[base]
 
-    def _advance(self) -> None:
-        """A step of every base."""
-        self._take_in()
+    def _step_batches(self) -> None:
+        """Run a step of every base."""
+        self._accept()
         try:
             for batch in list(self._batches.values()):
                 if not batch.idle:
@@ -291,13 +290,14 @@ class Engine:
         finally:
             self._collect()
 
-    def _take_in(self) -> None:
-        while self._added:
-            request = self._added.popleft()
+    def _accept(self) -> None:
+        """Move the queued requests to their bases' batches."""
+        while self._queued:
+            request = self._queued.popleft()
             self._batch(request.base).add(request)
 
     def _collect(self) -> None:
-        """Take the batches' events, and forget the tasks of the requests that ended."""
+        """Collect the batches' events, and free unused tasks of the requests that ended."""
         for batch in list(self._batches.values()):
             self._events += batch.events
             batch.events.clear()
@@ -307,8 +307,8 @@ class Engine:
                 self._forget(task)
 
     def _forget(self, task: LoadedTask) -> None:
-        """Free what is kept of a task that no name answers to and no request uses any more."""
-        if self.tasks.holds(task) or any(task in request.tasks for request in self._live()):
+        """Free the cached data of a task that is unloaded and that no request uses any more."""
+        if self.tasks.holds(task) or any(task in request.tasks for request in self._requests()):
             return
         batch = self._batches.get(task.base)
         if batch is None:
@@ -318,7 +318,7 @@ class Engine:
         if task.base not in bases and batch.idle:
             del self._batches[task.base]
 
-    def _live(self) -> Iterator[Request]:
+    def _requests(self) -> Iterator[Request]:
         for batch in list(self._batches.values()):
             yield from batch.requests
-        yield from list(self._added)
+        yield from list(self._queued)

@@ -1,8 +1,8 @@
-"""The one pass: the frozen base over a packed row, every segment with its own adapter.
+"""The forward pass of the frozen base over a packed row, every segment with its own adapter.
 
-Training, scoring, prefill and decoding all call `run`. Nothing of the base's code is rewritten:
-the packed row enters as embeddings with positions, an attention function asks the pass who
-attends to whom, and the linear layers ask it what adapters change.
+Training, scoring, prefill and decoding all call `run`. The model's code is not rewritten: the
+packed row enters as embeddings with positions, the attention function asks the pass which tokens
+attend to which, and the linear layers ask it for the adapters' changes.
 """
 
 import math
@@ -30,8 +30,8 @@ from onebase.model.base import Base
 
 @dataclass(frozen=True)
 class Labels:
-    """For every label `at`, the kept row that predicts it, and its `target` token, both [labels].
-    Logits are divided by `temperature` first.
+    """For every label, `at` is the index of the output row that predicts it, and `target` its token,
+    both [labels]. Logits are divided by `temperature` first.
     """
 
     at: Tensor
@@ -41,9 +41,9 @@ class Labels:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """What one pass says of its labels and rows: `losses` (nats) and `entropies` (nats, without
-    gradient; empty unless asked for), both [labels]; `states`, what enters the language-model head
-    at the rows asked for, [states, hidden].
+    """The results of one pass: `losses` (nats) and `entropies` (nats, without gradient; empty unless
+    requested), both [labels]; `states`, the inputs of the language-model head at the requested
+    rows, [states, hidden].
     """
 
     losses: Tensor
@@ -53,14 +53,14 @@ class PassOutput:
 
 @dataclass(frozen=True)
 class Pass:
-    """What rides along with one call of the model. With `checkpointing` a decoder layer keeps its
-    input alone and is computed again in the backward pass (Chen et al. 2016).
+    """The context of one call of the model. With `checkpointing`, a decoder layer stores only its
+    input and is computed again in the backward pass (Chen et al. 2016).
 
-    Only the decoder layers from `first` up to `last` (None: all the rest) are computed: what
-    enters layer `first` is what the model is given, and what would enter layer `last` goes into
-    `reached`. With `labels` the head computes their losses, into `losses`, and no logits; and
-    their entropies, where there is a tensor for them. What enters the head at the kept rows
-    `hidden_states_at` goes into `states`. `decoding` says that it is a token for each sequence of a batch.
+    Only the decoder layers from `first` up to but not including `last` (None: to the end) are
+    computed. The model is given the input of layer `first`; the input of layer `last` is appended
+    to `reached`. With `labels`, the head appends their losses to `losses`, fills `entropies` if
+    there is such a tensor, and computes no logits. The head's inputs at the output rows
+    `hidden_states_at` are appended to `states`. `decoding`: one token per sequence of a batch.
     """
 
     attention: Attention
@@ -82,8 +82,8 @@ class Pass:
 
 
 class _Current:
-    """The pass whose layers are being computed; set at the entry of every decoder layer, so that
-    a layer that is computed again finds its own.
+    """The pass that is being computed. Every decoder layer sets it on entry, so that a layer that is
+    recomputed in the backward pass finds the right one.
     """
 
     value: Pass | None = None
@@ -94,25 +94,26 @@ _linears: "WeakKeyDictionary[nn.Module, dict[str, Linear]]" = WeakKeyDictionary(
 _refused: "WeakKeyDictionary[nn.Module, OnebaseError]" = WeakKeyDictionary()
 
 
-# The families that the tests hold against the libraries' own passes; any other is tried first.
-PROVEN = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "glm", "glm4", "phi3"}
-_REFUSALS = (
+# The model types that are tested against transformers' forward pass; any other is checked on a sample.
+TESTED_TYPES = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "glm", "glm4", "phi3"}
+_FAILURES = (
     *(TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError),
     *(NotImplementedError, AssertionError),
 )
 
 
 def prepare(base: Base) -> None:
-    """Give the base's model our attention and its linear layers the deltas; once, then it's a no-op.
+    """Install our attention in the base's model and the deltas in its linear layers. Does nothing
+    when called again.
 
-    Raises OnebaseError for an architecture that is not PROVEN and whose pass is not that of the
-    model itself.
+    Raises OnebaseError for a model type outside TESTED_TYPES whose packed pass differs from the
+    model's own.
     """
     if base.model in _refused:
         raise _refused[base.model]
     if base.model in _prepared:
         return
-    if base.model.config.model_type in PROVEN:
+    if base.model.config.model_type in TESTED_TYPES:
         _attach(base)
         return
     try:
@@ -120,10 +121,10 @@ def prepare(base: Base) -> None:
         with torch.inference_mode():
             expected = base.model(input_ids=torch.tensor([ids], device=base.device)).logits[0]
         _attach(base)
-        error = float((_by_parts(base, ids) - expected).abs().max() / expected.abs().max())
+        error = float((_packed_logits(base, ids) - expected).abs().max() / expected.abs().max())
         reason = say(f"its logits differ by {error:.1e}", f"其 logits 相差 {error:.1e}")
-    except _REFUSALS as refusal:
-        error, reason = math.inf, f"{type(refusal).__name__}: {str(refusal)[:200]}"
+    except _FAILURES as failure:
+        error, reason = math.inf, f"{type(failure).__name__}: {str(failure)[:200]}"
     tolerance = 1e-3 if base.precision.compute == torch.float32 else 5e-2
     if not error <= tolerance:
         kind = base.model.config.model_type
@@ -133,33 +134,33 @@ def prepare(base: Base) -> None:
                 f"{base.name} 的类型为 {kind}，其层无法由多个适配器共用（{reason}）。",
             ),
             say(
-                f"Use a base of one of these types: {', '.join(sorted(PROVEN))}.",
-                f"请使用以下类型的基座：{'、'.join(sorted(PROVEN))}。",
+                f"Use a base of one of these types: {', '.join(sorted(TESTED_TYPES))}.",
+                f"请使用以下类型的基座：{'、'.join(sorted(TESTED_TYPES))}。",
             ),
         )
         raise _refused[base.model]
 
 
 def _sample(base: Base) -> list[int]:
-    """A text of 24 tokens, the same for every base with this vocabulary."""
-    drawn = torch.Generator().manual_seed(0)
-    return torch.randint(0, base.shape.vocabulary, (24,), generator=drawn).tolist()
+    """A text of 24 random tokens, the same for every base with this vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, base.shape.vocabulary, (24,), generator=generator).tolist()
 
 
-def _by_parts(base: Base, ids: list[int]) -> Tensor:
-    """The logits of `ids` with its first tokens compiled to a KV prefix, beside other segments."""
+def _packed_logits(base: Base, ids: list[int]) -> Tensor:
+    """The logits of `ids` in a pack with other segments, its first tokens turned into a KV prefix."""
     with torch.inference_mode():
-        begun = base.embedding(torch.tensor(ids[:7], device=base.device))
-        whole = Pack({"whole": Contribution(virtual=begun)})
-        node = whole.virtual_node("whole")
+        embedded = base.embedding(torch.tensor(ids[:7], device=base.device))
+        prompt_pack = Pack({"prompt": Contribution(virtual=embedded)})
+        node = prompt_pack.virtual_node("prompt")
         assert node is not None
-        prefix = compile_virtual(base, whole, node)
-        kept = [tuple(part.shape[1::2]) for part in prefix]  # as a KV cache has room for
-        if kept != [(base.shape.kv_heads, base.shape.head_dim)] * 2:
-            raise ValueError(f"keys and values are {kept[0]} and {kept[1]} for each token")
-        pack = Pack({"compiled": Contribution(prefix=prefix)})
+        prefix = node_kv(base, prompt_pack, node)
+        shapes = [tuple(part.shape[1::2]) for part in prefix]  # must fit the KV cache
+        if shapes != [(base.shape.kv_heads, base.shape.head_dim)] * 2:
+            raise ValueError(f"keys and values are {shapes[0]} and {shapes[1]} for each token")
+        pack = Pack({"prefix": Contribution(prefix=prefix)})
         pack.add(None, ids[3:11])
-        rest = pack.nodes[pack.add("compiled", ids[7:])]
+        rest = pack.nodes[pack.add("prefix", ids[7:])]
         first = pack.nodes[pack.add(None, ids[:7])]
         rows = torch.cat([torch.arange(n.start, n.start + n.length) for n in (first, rest)])
         return run_pack(base, pack, rows)
@@ -175,83 +176,86 @@ def _attach(base: Base) -> None:
         decoder.forward = _layer_forward(index, decoder.forward, current)
     head = base.model.get_output_embeddings()
     head.forward = _head_forward(Linear("head", head, head.forward, ()), current)
-    for own in linears(base).values():
-        layer: Any = own.layer
-        layer.forward = _linear_forward(own, current)
+    for linear in linears(base).values():
+        layer: Any = linear.layer
+        layer.forward = _linear_forward(linear, current)
     for module in base.model.modules():
-        if (quick := quick_norm(module)) is not None:
-            module.forward = quick
+        if (norm_forward := quick_norm(module)) is not None:
+            module.forward = norm_forward
     _prepared[base.model] = current
 
 
 def _layer_forward(
     index: int, forward: Callable[..., Any], current: _Current
 ) -> Callable[..., Any]:
-    """A decoder layer's `forward` that says whose pass it is in, and is checkpointed if that asks
-    for it. (transformers' own checkpointing leaves the layer's hooks out when it recomputes.)
+    """A decoder layer's `forward` that sets the current pass, and is checkpointed if the pass asks
+    for it. (transformers' own checkpointing leaves out the layer's hooks when it recomputes.)
     """
 
-    def computed(*args: Any, **kwargs: Any) -> Any:
+    def compute(*args: Any, **kwargs: Any) -> Any:
         current.value = kwargs.get("onebase_pass")
         return forward(*args, **kwargs)
 
-    def entered(*args: Any, **kwargs: Any) -> Any:
-        now: Pass | None = kwargs.get("onebase_pass")
-        if now is not None and now.skips(index):
+    def layer_forward(*args: Any, **kwargs: Any) -> Any:
+        context: Pass | None = kwargs.get("onebase_pass")
+        if context is not None and context.skips(index):
             entering = args[0] if args else kwargs["hidden_states"]
-            if index == now.last:
-                now.reached.append(entering[0])
+            if index == context.last:
+                context.reached.append(entering[0])
             return entering
-        if now is not None and now.checkpointing and torch.is_grad_enabled():
-            return checkpoint(computed, *args, use_reentrant=False, **kwargs)
-        return computed(*args, **kwargs)
+        if context is not None and context.checkpointing and torch.is_grad_enabled():
+            return checkpoint(compute, *args, use_reentrant=False, **kwargs)
+        return compute(*args, **kwargs)
 
-    return entered
+    return layer_forward
 
 
-def _head_forward(own: Linear, current: _Current) -> Callable[..., Any]:
-    """The language-model head's `forward`, which in a pass with labels computes their losses."""
+def _head_forward(head: Linear, current: _Current) -> Callable[..., Any]:
+    """The language-model head's `forward`, which computes the losses in a pass with labels."""
 
-    def entered(hidden: Tensor) -> Any:
-        now = current.value
-        if now is not None and now.hidden_states_at is not None:
-            now.states.append(hidden.flatten(0, -2).index_select(0, now.hidden_states_at))
-        if now is None or now.labels is None:
-            return own.plainly(hidden, decoding=now is not None and now.decoding)
-        kept = hidden.flatten(0, -2).index_select(0, now.labels.at)
-        if now.labels.temperature != 1:
-            kept = kept / now.labels.temperature  # the head is linear
-        losses = head_losses(kept, own.layer.weight, now.labels.target, entropies=now.entropies)
-        now.losses.append(losses)
+    def head_forward(hidden: Tensor) -> Any:
+        context = current.value
+        if context is not None and context.hidden_states_at is not None:
+            rows = hidden.flatten(0, -2)
+            context.states.append(rows.index_select(0, context.hidden_states_at))
+        if context is None or context.labels is None:
+            return head.base_output(hidden, decoding=context is not None and context.decoding)
+        labels = context.labels
+        predicting = hidden.flatten(0, -2).index_select(0, labels.at)
+        if labels.temperature != 1:
+            predicting = predicting / labels.temperature  # the head is linear
+        context.losses.append(
+            head_losses(predicting, head.layer.weight, labels.target, entropies=context.entropies)
+        )
         return hidden.new_zeros(*hidden.shape[:-1], 1)
 
-    return entered
+    return head_forward
 
 
-def _linear_forward(own: Linear, current: _Current) -> Callable[[Tensor], Tensor]:
-    """A linear layer's `forward`, with what the adapters of the pass change."""
+def _linear_forward(linear: Linear, current: _Current) -> Callable[[Tensor], Tensor]:
+    """A linear layer's `forward`, with the changes of the pass's adapters."""
 
-    def entered(input: Tensor) -> Tensor:
-        now = current.value
-        if now is None or now.deltas is None:
-            return own.plainly(input, decoding=now is not None and now.decoding)
-        return now.deltas.output(own, input)
+    def linear_forward(input: Tensor) -> Tensor:
+        context = current.value
+        if context is None or context.deltas is None:
+            return linear.base_output(input, decoding=context is not None and context.decoding)
+        return context.deltas.output(linear, input)
 
-    return entered
+    return linear_forward
 
 
 def linears(base: Base) -> dict[str, Linear]:
-    """The base's linear layers that adapters may change, by name, as they are without adapters."""
+    """The base's linear layers that adapters may change, by name, with their original forwards."""
     if base.model not in _linears:
         _linears[base.model] = linears_of(base.model, base.shape.linears)
     return _linears[base.model]
 
 
-def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tensor) -> Tensor:
-    """Logits of the rows `keep` of one packed row.
+def run(base: Base, embeddings: Tensor, positions: Tensor, context: Pass, keep: Tensor) -> Tensor:
+    """The logits of the tokens `keep` of one packed row.
 
     `embeddings` is [tokens, hidden], `positions` [tokens], `keep` [kept]; returns
-    [kept, vocabulary]. Only the kept rows go through the language-model head.
+    [kept, vocabulary]. Only the kept tokens go through the language-model head.
     """
     prepare(base)
     output = base.model(
@@ -259,9 +263,9 @@ def run(base: Base, embeddings: Tensor, positions: Tensor, now: Pass, keep: Tens
         position_ids=positions[None].to(embeddings.device),
         use_cache=False,
         logits_to_keep=keep.to(embeddings.device),
-        onebase_pass=now,
+        onebase_pass=context,
     )
-    _prepared[base.model].value = None  # or the pass, and its adapters, would stay in memory
+    _prepared[base.model].value = None  # so that the pass and its adapters can be freed
     logits: Tensor = output.logits[0]
     return logits
 
@@ -276,14 +280,14 @@ def run_pack(
     first: int = 0,
     entering: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the rows `keep` of a pack, [kept, vocabulary]. Differentiable in every
+    """The logits of the tokens `keep` of a pack, [kept, vocabulary]. Differentiable in every
     contribution of the pack. With `entering`, [tokens, hidden], the pass begins at layer `first`.
     """
     attention = attention or PackedAttention(pack, base.device)
-    now = Pass(attention, _deltas(base, pack), checkpointing, first)
+    context = Pass(attention, _deltas(base, pack), checkpointing, first)
     if entering is None:
         entering = pack.embeddings(base.embedding)
-    return run(base, entering, pack.positions(), now, keep)
+    return run(base, entering, pack.positions(), context, keep)
 
 
 def read_pack(
@@ -298,33 +302,35 @@ def read_pack(
     first: int = 0,
     entering: Tensor | None = None,
 ) -> PassOutput:
-    """The loss of every label that the rows `keep` of a pack predict, with `entropies` their
-    entropies too, and the states of the kept rows `hidden_states_at`; else as `run_pack`.
+    """The losses of the labels that the tokens `keep` of a pack predict, their entropies if
+    `entropies` is set, and the hidden states at the kept tokens `hidden_states_at`. Otherwise as
+    `run_pack`.
     """
     labels = Labels(labels.at.to(base.device), labels.target.to(base.device), labels.temperature)
     hidden_states_at = hidden_states_at.to(base.device)
     if entering is None:
         entering = pack.embeddings(base.embedding)
     fused = _fused_head(base)
-    seen = torch.empty(len(labels.at) if entropies else 0, device=base.device)
-    now = Pass(
+    label_entropies = torch.empty(len(labels.at) if entropies else 0, device=base.device)
+    context = Pass(
         PackedAttention(pack, base.device),
         _deltas(base, pack),
         checkpointing,
         first,
         labels=labels if fused else None,
-        entropies=seen if fused and entropies else None,
+        entropies=label_entropies if fused and entropies else None,
         hidden_states_at=hidden_states_at if len(hidden_states_at) else None,
     )
-    logits = run(base, entering, pack.positions(), now, keep)
-    states = now.states[0] if now.states else entering.new_empty(0, base.shape.hidden)
+    logits = run(base, entering, pack.positions(), context, keep)
+    states = context.states[0] if context.states else entering.new_empty(0, base.shape.hidden)
     if fused:
-        return PassOutput(now.losses[0], seen, states)
-    own = logits.index_select(0, labels.at).float() / labels.temperature
+        return PassOutput(context.losses[0], label_entropies, states)
+    label_logits = logits.index_select(0, labels.at).float() / labels.temperature
     if entropies:
         with torch.no_grad():
-            seen = torch.special.entr(own.softmax(-1)).sum(-1)
-    return PassOutput(cross_entropy(own, labels.target, reduction="none"), seen, states)
+            label_entropies = torch.special.entr(label_logits.softmax(-1)).sum(-1)
+    losses = cross_entropy(label_logits, labels.target, reduction="none")
+    return PassOutput(losses, label_entropies, states)
 
 
 def _deltas(base: Base, pack: Pack) -> Deltas | None:
@@ -336,8 +342,8 @@ _heads: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def _fused_head(base: Base) -> bool:
-    """Whether the head may compute losses itself: it is a frozen linear layer and the last thing
-    that happens to logits, which is tried once for each base.
+    """Whether `head_losses` may replace the head: it must be a frozen linear layer, and the model
+    must not change the logits afterwards, which is checked once for each base.
     """
     if not is_frozen_linear(base.model.get_output_embeddings()):
         return False
@@ -350,31 +356,31 @@ def _fused_head(base: Base) -> bool:
         with torch.no_grad():
             logits = run_pack(base, pack, keep)
             labels = Labels(keep.to(base.device), target)
-            now = Pass(PackedAttention(pack, base.device), None, labels=labels)
-            run(base, pack.embeddings(base.embedding), pack.positions(), now, keep)
+            context = Pass(PackedAttention(pack, base.device), None, labels=labels)
+            run(base, pack.embeddings(base.embedding), pack.positions(), context, keep)
             expected = cross_entropy(logits.float(), target, reduction="none")
-            error = float((now.losses[0] - expected).abs().max())
+            error = float((context.losses[0] - expected).abs().max())
         _heads[base.model] = error <= (1e-4 if logits.dtype == torch.float32 else 5e-2)
     return _heads[base.model]
 
 
 def run_below(base: Base, pack: Pack, layer: int) -> Tensor:
-    """What enters decoder layer `layer` for every token of a pack of bare rows, [tokens, hidden]."""
-    now = Pass(PackedAttention(pack, base.device), None, last=layer)
-    nothing = torch.tensor([], dtype=torch.long)  # no row needs the head
-    run(base, pack.embeddings(base.embedding), pack.positions(), now, nothing)
-    return now.reached[0]
+    """The input of decoder layer `layer` for every token of a pack of bare rows, [tokens, hidden]."""
+    context = Pass(PackedAttention(pack, base.device), None, last=layer)
+    no_rows = torch.tensor([], dtype=torch.long)  # the head is not needed
+    run(base, pack.embeddings(base.embedding), pack.positions(), context, no_rows)
+    return context.reached[0]
 
 
-def compile_virtual(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of a node's tokens in every layer, each [layers, kv_heads, tokens,
-    head_dim]: what later text needs to see of them.
+def node_kv(base: Base, pack: Pack, node: int) -> tuple[Tensor, Tensor]:
+    """The keys and values of a node's tokens in every layer, each [layers, kv_heads, tokens,
+    head_dim]. Later tokens need nothing else to attend to them.
     """
     attention = PackedAttention(pack, base.device)
     captured = attention.capture()
     with torch.no_grad():
-        nothing = torch.tensor([], dtype=torch.long)  # no row needs the head
-        run_pack(base, pack, nothing, attention=attention)
+        no_rows = torch.tensor([], dtype=torch.long)  # the head is not needed
+        run_pack(base, pack, no_rows, attention=attention)
     start, length = pack.nodes[node].start, pack.nodes[node].length
     rows = slice(start, start + length)
     keys = torch.stack([captured[layer][0][rows] for layer in sorted(captured)])

@@ -1,11 +1,11 @@
-"""The loss of labels straight from what enters a frozen language-model head.
+"""The cross-entropy loss computed directly from the hidden states that enter a frozen head.
 
-Logits over a large vocabulary are the largest tensors of a training step, and autograd keeps them
-twice. With frozen weights the gradient is known as soon as the loss is, so both are computed here
-block by block, and no logits outlive their block. The same numbers, in less memory and time.
+Logits over a large vocabulary are the largest tensors of a training step, and autograd stores them
+twice. With frozen weights, the gradient is known as soon as the loss is. Both are computed here
+block by block, and no block of logits is stored: the same numbers in less memory and time.
 
-A block is some rows by a part of the vocabulary, small enough for a CPU's cache; what it adds to
-the softmax is rescaled when a later part has a larger logit (Milakov and Gimelshein 2018).
+A block is some rows by a part of the vocabulary, small enough for a CPU's cache. The running sums
+of the softmax are rescaled when a later part has a larger logit (Milakov and Gimelshein 2018).
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The most rows of one block, and its logits: as many as a cache holds, or as keep a GPU busy.
-_ROWS = 1024
+_ROWS = 1024  # the most rows of a block
+# The most logits of a block: as many as fit a CPU's cache, or keep a GPU busy.
 _BLOCK = {"cpu": 1 << 23, "cuda": 1 << 26}
-_FEW = 16  # rows
+_ENTROPY_ROWS = 16  # processed at a time
 
 
 def is_frozen_linear(head: nn.Module) -> bool:
@@ -32,8 +32,8 @@ def head_losses(
     """-log softmax(`weight` @ `hidden`) at `target` for every row, in fp32.
 
     `hidden` is [labels, hidden], `weight` [vocabulary, hidden], `target` [labels]; returns
-    [labels]. Differentiable in `hidden` alone. `entropies`, [labels], is filled with the entropy
-    of each row's softmax (nats), without gradient.
+    [labels]. Differentiable in `hidden` only. `entropies`, [labels], if given, is filled with the
+    entropy of each row's softmax (nats), without gradient.
     """
     losses: Tensor = _HeadLosses.apply(  # type: ignore[no-untyped-call]
         hidden, weight, target, entropies
@@ -42,67 +42,70 @@ def head_losses(
 
 
 class _Sums:
-    """What the softmax of some rows needs, summed over the vocabulary a part at a time."""
+    """The running sums of the softmax of some rows, over the vocabulary part by part."""
 
-    def __init__(self, rows: Tensor, wanted: Tensor, entropies: bool, gradients: bool) -> None:
-        self._rows, self._wanted = rows, wanted
+    def __init__(self, rows: Tensor, target: Tensor, entropies: bool, gradients: bool) -> None:
+        self._rows, self._target = rows, target
         zero = rows.new_zeros(len(rows), dtype=torch.float32)
-        self._most = zero + torch.finfo(torch.float32).min  # the largest logit so far
-        self._right = zero
-        self._total = zero  # of exp(logit - most)
-        self._mean = zero if entropies else None  # of exp(logit - most) (logit - most)
-        # Of exp(logit - most) times the weights.
-        self._expected = rows.new_zeros(rows.shape, dtype=torch.float32) if gradients else None
+        self._max = zero + torch.finfo(torch.float32).min  # the largest logit so far
+        self._target_logits = zero
+        self._total = zero  # the sum of exp(logit - max)
+        self._weighted = zero if entropies else None  # of exp(logit - max) (logit - max)
+        # The sum of exp(logit - max) times the token's weights.
+        self._weights = rows.new_zeros(rows.shape, dtype=torch.float32) if gradients else None
 
     def add_all(self, weight: Tensor) -> None:
-        """Run through all of a head's `weight`, [vocabulary, hidden]."""
-        numbers = _BLOCK.get(weight.device.type, _BLOCK["cuda"])
-        columns = min(len(weight), max(1, numbers // len(self._rows)))
-        room = weight.new_empty(len(self._rows) * columns)
+        """Add all of a head's `weight`, [vocabulary, hidden]."""
+        block_logits = _BLOCK.get(weight.device.type, _BLOCK["cuda"])
+        columns = min(len(weight), max(1, block_logits // len(self._rows)))
+        buffer = weight.new_empty(len(self._rows) * columns)
         for start in range(0, len(weight), columns):
             part = weight[start : start + columns]
-            into = room[: len(self._rows) * len(part)].view(len(self._rows), len(part))
-            self._add(part, start, torch.mm(self._rows, part.t(), out=into).float())
+            logits = buffer[: len(self._rows) * len(part)].view(len(self._rows), len(part))
+            self._add(part, start, torch.mm(self._rows, part.t(), out=logits).float())
 
     def _add(self, part: Tensor, start: int, logits: Tensor) -> None:
         """Add `part` of the weights, from token `start` on; `logits` are overwritten."""
-        at = self._wanted - start
-        own = logits.gather(1, at.clamp(0, len(part) - 1)[:, None]).squeeze(1)
-        self._right = torch.where((at >= 0) & (at < len(part)), own, self._right)
-        most = torch.maximum(self._most, logits.amax(1))
-        shift, self._most = self._most - most, most
-        kept = shift.exp()
-        logits.sub_(most[:, None])
-        if self._mean is not None:
-            self._mean = kept * (self._mean + shift * self._total) + _weighed_sums(logits)
+        column = self._target - start
+        target_logits = logits.gather(1, column.clamp(0, len(part) - 1)[:, None]).squeeze(1)
+        in_part = (column >= 0) & (column < len(part))
+        self._target_logits = torch.where(in_part, target_logits, self._target_logits)
+        maximum = torch.maximum(self._max, logits.amax(1))
+        shift, self._max = self._max - maximum, maximum
+        rescale = shift.exp()
+        logits.sub_(maximum[:, None])
+        if self._weighted is not None:
+            weighted = self._weighted + shift * self._total
+            self._weighted = rescale * weighted + _weighted_sums(logits)
         exponentials = logits.exp_()
-        self._total = kept * self._total + exponentials.sum(1)
-        if self._expected is None:
+        self._total = rescale * self._total + exponentials.sum(1)
+        if self._weights is None:
             return
-        self._expected.mul_(kept[:, None])
+        self._weights.mul_(rescale[:, None])
         if part.dtype == torch.float32:
-            self._expected.addmm_(exponentials, part)
+            self._weights.addmm_(exponentials, part)
         else:
-            self._expected.add_(torch.mm(exponentials.to(part.dtype), part))
+            self._weights.add_(torch.mm(exponentials.to(part.dtype), part))
 
     def losses(self) -> Tensor:
-        """-log softmax at what was wanted."""
-        return self._most + self._total.log() - self._right
+        """-log softmax at the targets."""
+        return self._max + self._total.log() - self._target_logits
 
     def entropies(self) -> Tensor:
-        """Of each row's softmax, nats."""
-        assert self._mean is not None
-        return self._total.log() - self._mean / self._total
+        """The entropy of each row's softmax, nats."""
+        assert self._weighted is not None
+        return self._total.log() - self._weighted / self._total
 
-    def expected(self) -> Tensor:
-        """The mean of the weights under the softmax, [rows, hidden]."""
-        assert self._expected is not None
-        return self._expected / self._total[:, None]
+    def mean_weights(self) -> Tensor:
+        """The mean of the head's weights under the softmax, [rows, hidden]."""
+        assert self._weights is not None
+        return self._weights / self._total[:, None]
 
 
-def _weighed_sums(centred: Tensor) -> Tensor:
-    """sum(exp(c) c) of every row, a few rows at a time: the logits are not copied whole."""
-    return torch.cat([torch.linalg.vecdot(few.exp(), few) for few in torch.split(centred, _FEW)])
+def _weighted_sums(centred: Tensor) -> Tensor:
+    """sum(exp(c) c) of every row, a few rows at a time so that the logits are not copied whole."""
+    blocks = torch.split(centred, _ENTROPY_ROWS)
+    return torch.cat([torch.linalg.vecdot(block.exp(), block) for block in blocks])
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -114,14 +117,14 @@ class _HeadLosses(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), _ROWS):
             rows = slice(start, start + _ROWS)
-            own, wanted = hidden[rows].to(weight.dtype), target[rows]
-            sums = _Sums(own, wanted, entropies is not None, gradient is not None)
+            block, block_target = hidden[rows].to(weight.dtype), target[rows]
+            sums = _Sums(block, block_target, entropies is not None, gradient is not None)
             sums.add_all(weight)
             losses[rows] = sums.losses()
             if entropies is not None:
                 entropies[rows] = sums.entropies()
             if gradient is not None:
-                gradient[rows] = (sums.expected() - weight[wanted]).to(hidden.dtype)
+                gradient[rows] = (sums.mean_weights() - weight[block_target]).to(hidden.dtype)
         ctx.save_for_backward(gradient)
         return losses
 

@@ -1,21 +1,21 @@
-"""What changes a row of logits before the choice: penalties, and tokens that are forbidden."""
+"""Logits processors: penalties and masks, applied to a row of logits before sampling."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebase.engine.distribution import Floats
-from onebase.engine.lean.jit import compiled_and_kept
+from onebase.engine.lean.jit import compiled_and_cached
 
 _f = np.float32
 _ZERO, _LOWEST = _f(0), _f(-np.inf)
 
 
-@compiled_and_kept
+@compiled_and_cached
 def penalize(
     row: Floats, seen: Floats, counts: Floats, repetition: float, frequency: float, presence: float
 ) -> None:
-    """Apply the three penalties in place. `seen` is 1 for the tokens of prompt and answer, `counts`
-    says how often each is in the answer.
+    """Apply the three penalties in place. `seen` is 1 for tokens of the prompt and the answer;
+    `counts` has the number of times each token is in the answer.
     """
     for token in range(row.size):
         x = row[token]
@@ -26,9 +26,9 @@ def penalize(
         row[token] = (penalized if seen[token] > _ZERO else x) - lowered
 
 
-@compiled_and_kept
+@compiled_and_cached
 def forbid(row: Floats, allowed: NDArray[np.uint32]) -> None:
-    """Give -inf to the tokens whose bit in `allowed` is 0, and to those beyond it."""
+    """Set the logits of tokens whose bit in `allowed` is 0, and of tokens beyond it, to -inf."""
     for token in range(row.size):
         word = token >> 5
         if word >= allowed.size or not (allowed[word] >> np.uint32(token & 31)) & np.uint32(1):

@@ -1,7 +1,8 @@
-"""RMSNorm with frozen weights in few operations, in place of an architecture's own.
+"""RMSNorm with frozen weights in few operations; it replaces the model's own modules.
 
-A training step of a small base has hundreds of norms, each a dozen small operations forward and more
-backward. Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
+A training step of a small base runs hundreds of norms, each of them a dozen small operations in the
+forward pass and more in the backward pass. Zhang and Sennrich 2019, "Root Mean Square Layer
+Normalization", equation 4.
 """
 
 from collections.abc import Callable
@@ -14,18 +15,18 @@ _EPSILONS = ("variance_epsilon", "eps")
 
 
 def quick_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """What computes the same as the module `norm` in fewer operations; None where `norm` is no RMSNorm
-    with frozen weights in fp32.
+    """A function that computes the module `norm` in fewer operations; None if `norm` is not an
+    RMSNorm with frozen fp32 weights.
 
-    Its weight scales as it is (Llama) or is added to 1 first (Gemma), which is tried out.
+    The scale is the weight (Llama) or 1 + the weight (Gemma); a sample decides which.
     """
-    found = scale_and_epsilon(norm)
-    return None if found is None else _of(norm.forward, *found)
+    parameters = scale_and_epsilon(norm)
+    return None if parameters is None else _normalizer(norm.forward, *parameters)
 
 
 def scale_and_epsilon(norm: nn.Module) -> tuple[Tensor, float] | None:
-    """What an RMSNorm multiplies with and what it adds to the mean square; None where the module `norm`
-    is no RMSNorm with frozen weights in fp32.
+    """The scale of an RMSNorm and its epsilon; None if the module `norm` is not an RMSNorm with
+    frozen fp32 weights.
     """
     weight = getattr(norm, "weight", None)
     epsilon = next((getattr(norm, key) for key in _EPSILONS if hasattr(norm, key)), None)
@@ -39,25 +40,28 @@ def scale_and_epsilon(norm: nn.Module) -> tuple[Tensor, float] | None:
     with torch.no_grad():
         expected = norm(sample)
         for scale in (weight.detach(), weight.detach() + 1):
-            found = _RMSNorm.apply(sample, scale, epsilon)  # type: ignore[no-untyped-call]
-            if torch.allclose(found, expected, atol=1e-5, rtol=1e-5):
+            normed = _RMSNorm.apply(sample, scale, epsilon)  # type: ignore[no-untyped-call]
+            if torch.allclose(normed, expected, atol=1e-5, rtol=1e-5):
                 return scale, epsilon
     return None
 
 
-def _of(plain: Callable[..., Any], scale: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
-    def normed(x: Tensor) -> Tensor:
+def _normalizer(
+    module_forward: Callable[..., Any], scale: Tensor, epsilon: float
+) -> Callable[[Tensor], Tensor]:
+    def normalize(x: Tensor) -> Tensor:
+        normed: Tensor
         if x.dtype != torch.float32:
-            whole: Tensor = plain(x)
-            return whole
-        quick: Tensor = _RMSNorm.apply(x, scale, epsilon)  # type: ignore[no-untyped-call]
-        return quick
+            normed = module_forward(x)
+        else:
+            normed = _RMSNorm.apply(x, scale, epsilon)  # type: ignore[no-untyped-call]
+        return normed
 
-    return normed
+    return normalize
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x r s with r = 1 / sqrt(mean(x^2) + epsilon), [..., hidden]; differentiable in x alone:
+    """y = x r s with r = 1 / sqrt(mean(x^2) + epsilon), [..., hidden]. Differentiable in x only:
     dx = r (g s - x r^2 mean(g s x)).
     """
 

@@ -1,11 +1,11 @@
-"""A pack: many segments of many adapters in one row of tokens, as one tree.
+"""A pack: segments of several adapters in one row of tokens, organized as a tree.
 
-A negative id stands for a virtual token inside the text: -1 is its adapter's first placed one.
+A negative id is a virtual token placed inside the text: -1 is the adapter's first placed token.
 
-Every node holds some tokens and belongs to one adapter (or to the bare base). A node's tokens
-attend to its adapter's KV prefix, to all its ancestors, and causally to their own node: so an
-adapter's virtual tokens, or the text that many rows begin with, stand in a pack once, and every
-row below them attends to them. Causal attention makes that exact.
+Every node holds consecutive tokens and belongs to one adapter, or to the bare base. Its tokens
+attend to the adapter's KV prefix, to all ancestors of the node, and causally within the node. An
+adapter's virtual tokens, or a prefix that several rows share, are therefore in a pack only once,
+and all rows below attend to them. This is exact because attention is causal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ from onebase.adapters.contribution import Contribution
 
 @dataclass(frozen=True)
 class Node:
-    """`length` tokens from `start` in the pack, the first at `position` of its text.
+    """`length` tokens of the pack from index `start` on; the first has `position` in its text.
 
-    `adapter` is the adapter's name, None for the bare base; `parent` a node's index or None.
+    `adapter` is the adapter's name, None for the bare base. `parent` is a node index or None.
     """
 
     adapter: str | None
@@ -32,7 +32,7 @@ class Node:
 
 
 class Pack:
-    """A tree of segments under construction, then the tensors the pass needs of it."""
+    """Builds the tree of segments, and the tensors that a forward pass needs."""
 
     def __init__(self, contributions: Mapping[str, Contribution]) -> None:
         self.contributions = contributions
@@ -41,15 +41,15 @@ class Pack:
         self._virtual: dict[str, int] = {}
 
     def add(self, adapter: str | None, ids: Sequence[int], parent: int | None = None) -> int:
-        """Add a segment and return its node. A segment without a parent begins a text: it stands
-        behind its adapter's virtual tokens, which are added when first needed.
+        """Add a segment and return its node index. A segment without a parent begins a text and
+        follows its adapter's virtual tokens, which are added when they are first needed.
         """
         if parent is None and adapter is not None:
             parent = self.virtual_node(adapter)
         return self._append(adapter, ids, parent)
 
     def virtual_node(self, adapter: str) -> int | None:
-        """The node of this adapter's virtual tokens, added when first asked for; None without."""
+        """The node of the adapter's virtual tokens, added by the first call; None if it has none."""
         tokens = self.contributions[adapter].virtual_tokens
         if tokens and adapter not in self._virtual:
             self._virtual[adapter] = self._append(adapter, [0] * tokens, None)
@@ -57,8 +57,8 @@ class Pack:
 
     def _append(self, adapter: str | None, ids: Sequence[int], parent: int | None) -> int:
         if parent is not None:
-            above = self.nodes[parent]
-            position = above.position + above.length
+            parent_node = self.nodes[parent]
+            position = parent_node.position + parent_node.length
         else:
             position = 0 if adapter is None else self.contributions[adapter].prefix_tokens
         self.nodes.append(Node(adapter, len(self.ids), len(ids), position, parent))
@@ -66,14 +66,14 @@ class Pack:
         return len(self.nodes) - 1
 
     def path(self, node: int) -> list[int]:
-        """`node` and its ancestors, the outermost first."""
-        line = [node]
-        while (parent := self.nodes[line[-1]].parent) is not None:
-            line.append(parent)
-        return line[::-1]
+        """`node` and its ancestors, the root first."""
+        path = [node]
+        while (parent := self.nodes[path[-1]].parent) is not None:
+            path.append(parent)
+        return path[::-1]
 
     def rows(self, node: int) -> range:
-        """Where a node's tokens stand in the pack."""
+        """The pack indices of a node's tokens."""
         return range(self.nodes[node].start, self.nodes[node].start + self.nodes[node].length)
 
     @property
@@ -82,8 +82,8 @@ class Pack:
         return list(dict.fromkeys(node.adapter for node in self.nodes if node.adapter is not None))
 
     @property
-    def longest(self) -> int:
-        """The tokens of the longest text, those of its prefix and its virtual tokens among them."""
+    def max_length(self) -> int:
+        """The length of the longest text in tokens, with its KV prefix and virtual tokens."""
         return max((node.position + node.length for node in self.nodes), default=0)
 
     def positions(self) -> Tensor:
@@ -93,42 +93,40 @@ class Pack:
         )
 
     def owners(self) -> Tensor:
-        """For every token the index of its adapter in `adapters`, -1 for the base, [tokens]."""
-        order = {name: index for index, name in enumerate(self.adapters)}
+        """The index in `adapters` of every token's adapter, -1 for the base, [tokens]."""
+        index_of: dict[str | None, int] = {None: -1}
+        index_of |= {name: index for index, name in enumerate(self.adapters)}
         return torch.cat(
-            [
-                torch.full((node.length,), -1 if node.adapter is None else order[node.adapter])
-                for node in self.nodes
-            ]
+            [torch.full((node.length,), index_of[node.adapter]) for node in self.nodes]
         )
 
     def embeddings(self, embed: torch.nn.Embedding) -> Tensor:
-        """The tokens' embeddings with the virtual tokens in their places, [tokens, hidden]."""
+        """The embeddings of all tokens, virtual tokens included, [tokens, hidden]."""
         device = embed.weight.device
         embedded: Tensor = embed(torch.tensor(self.ids, device=device).clamp(min=0))
         if min(self.ids, default=0) < 0:
             embedded = self._with_placed(embedded)
         if not self._virtual:
             return embedded
-        pieces, at = [], 0
+        pieces, copied = [], 0
         for adapter, index in sorted(self._virtual.items(), key=lambda item: item[1]):
             node = self.nodes[index]
             virtual = self.contributions[adapter].virtual
             assert virtual is not None
-            pieces += [embedded[at : node.start], virtual.to(embedded.dtype)]
-            at = node.start + node.length
-        return torch.cat([*pieces, embedded[at:]])
+            pieces += [embedded[copied : node.start], virtual.to(embedded.dtype)]
+            copied = node.start + node.length
+        return torch.cat([*pieces, embedded[copied:]])
 
     def _with_placed(self, embedded: Tensor) -> Tensor:
-        """`embedded` with every adapter's placed tokens where the ids are negative."""
-        spots, rows = [], []
+        """`embedded` with the placed virtual tokens where ids are negative."""
+        indices, rows = [], []
         for node in self.nodes:
-            for at in range(node.start, node.start + node.length):
-                if self.ids[at] < 0:
+            for index in range(node.start, node.start + node.length):
+                if self.ids[index] < 0:
                     assert node.adapter is not None, "the base has no virtual tokens"
                     placed = self.contributions[node.adapter].placed
                     assert placed is not None, f"{node.adapter} places no virtual tokens"
-                    spots.append(at)
-                    rows.append(placed[-1 - self.ids[at]])
-        where = torch.tensor(spots, device=embedded.device)
-        return embedded.index_copy(0, where, torch.stack(rows).to(embedded.dtype))
+                    indices.append(index)
+                    rows.append(placed[-1 - self.ids[index]])
+        destination = torch.tensor(indices, device=embedded.device)
+        return embedded.index_copy(0, destination, torch.stack(rows).to(embedded.dtype))

@@ -1,4 +1,4 @@
-"""The adapters at hand in a running engine, each compiled once when it is loaded."""
+"""The tasks that are loaded in a running engine. A task's prompt KV is computed once, at load."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
 from onebase.data.template import Template
 from onebase.data.virtual_tokens import without_marks
-from onebase.engine.prompt_kv import Compiler, with_prompt_kv
+from onebase.engine.prompt_kv import PromptKVRunner, with_prompt_kv
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
@@ -27,12 +27,12 @@ BASE_TASK = "base"
 
 @dataclass(frozen=True, eq=False)
 class LoadedTask:
-    """One task in memory: how its prompts are written and what its adapter contributes.
+    """One task in memory: its prompt template and its adapter's contribution.
 
-    `contribution` has no virtual tokens any more: they are part of the KV prefix. `labels` are
-    the classes of a classification task. `base` is what it answers on: the engine's own, or the
-    task's own where full fine-tuning made it one. `hash` tells its content from any other's; empty
-    for the bare base. Two loads of one adapter are two tasks with the same hash.
+    `contribution` has no leading virtual tokens: they have become part of the KV prefix. `labels`
+    are the classes of a classification task. `base` is the engine's base, or the task's own model
+    after full fine-tuning; `own_base_bytes` is the size of the latter. `hash` identifies the
+    content: two loads of one adapter are two tasks with the same hash. It is empty for the bare base.
     """
 
     task: str
@@ -46,49 +46,49 @@ class LoadedTask:
 
     @property
     def bytes(self) -> int:
-        """The memory that its adapter takes, or its own base."""
+        """The memory of the task's adapter, or of its own base."""
         return self.contribution.bytes + self.own_base_bytes
 
 
 class AdapterPool(Mapping[str, LoadedTask]):
-    """Loaded tasks by name. Each has a base; where none is named, it is that of the task `base`, the
+    """Loaded tasks by name. A task that is loaded without a base uses that of the task `base`, the
     bare base.
 
-    `compiler_of` gives what runs a base. It is used, and the tasks are changed, while `turn` is held;
-    `removed` is then told of a task that no name answers to any more.
+    `runner_of` returns the runner of a base. Prompt KV is computed, and tasks are changed, while
+    `lock` is held. `on_removed` is called, with the lock held, for a task that no longer has a name.
     """
 
     def __init__(
         self,
-        compiler_of: Callable[[Base], Compiler],
-        turn: AbstractContextManager[None],
-        removed: Callable[[LoadedTask], None],
+        runner_of: Callable[[Base], PromptKVRunner],
+        lock: AbstractContextManager[None],
+        on_removed: Callable[[LoadedTask], None],
     ) -> None:
-        self._compiler_of = compiler_of
-        self._turn = turn
-        self._removed = removed
+        self._runner_of = runner_of
+        self._lock = lock
+        self._on_removed = on_removed
         self._tasks: dict[str, LoadedTask] = {}
-        self._held: set[LoadedTask] = set()
+        self._loaded: set[LoadedTask] = set()
 
     @property
     def base(self) -> Base:
-        """What the name `base` answers on. Raises UsageError where there is none."""
+        """The base of the task `base`. Raises UsageError if there is none."""
         return self[BASE_TASK].base
 
     def load_stored(
         self, adapter: StoredAdapter, name: str, base: Base | None = None
     ) -> LoadedTask:
-        """Make a stored adapter answer to `name` on `base`, replacing what did. A task of full
-        fine-tuning is a base itself: `base` may be that one, already loaded.
+        """Load a stored adapter as the task `name` on `base`, replacing a task of that name. A task of
+        full fine-tuning is a base itself: `base` may be that model, already loaded.
         """
         record = adapter.record
-        require_answers(adapter)
+        refuse_reward_model(adapter)
         settings = record.get("template") or {}
         labels = tuple(record.get("labels") or ())
         if adapter.method == FULL:
-            own = self._model_of(adapter, base)
-            template = Template.from_config(own.tokenizer, settings)
-            return self.load_full(name, own, template, version=adapter.version, labels=labels)
+            model = self._model_of(adapter, base)
+            template = Template.from_config(model.tokenizer, settings)
+            return self.load_full(name, model, template, version=adapter.version, labels=labels)
         base = base or self.base
         _require_trained_on(adapter, base)
         return self.load(
@@ -102,12 +102,14 @@ class AdapterPool(Mapping[str, LoadedTask]):
         )
 
     def _model_of(self, adapter: StoredAdapter, base: Base | None) -> Base:
-        """The model that a full fine-tuned task is: `base` or the engine's own, if it is that one."""
-        bare = self._tasks.get(BASE_TASK)
-        known = base or (None if bare is None else bare.base)
-        if known is not None and known.path == adapter.path:
-            return known
-        device = None if known is None else str(known.device)
+        """The model of a fully fine-tuned task: `base`, or the engine's base, if it is the same one;
+        else loaded.
+        """
+        bare_task = self._tasks.get(BASE_TASK)
+        loaded = base or (None if bare_task is None else bare_task.base)
+        if loaded is not None and loaded.path == adapter.path:
+            return loaded
+        device = None if loaded is None else str(loaded.device)
         return Base.load(str(adapter.path), device=device)
 
     def load(
@@ -121,17 +123,19 @@ class AdapterPool(Mapping[str, LoadedTask]):
         folder: Path | None = None,
         base: Base | None = None,
     ) -> LoadedTask:
-        """Compile `adapter`, saved in `folder` if anywhere, and make it answer to `name` on `base`,
-        replacing what did.
+        """Load `adapter` as the task `name` on `base`, replacing a task of that name. `folder` is where
+        the adapter is saved, if it is; its prompt KV is cached there.
         """
         base = base or self.base
         with torch.no_grad():
-            found = _hash(adapter.eval().contribution().digest(), template)
-        compiler = self._compiler_of(base)
-        with self._turn:
-            contribution = with_prompt_kv(compiler, adapter, folder)
-        task = LoadedTask(_task_of(name), version, template, contribution, base, labels, found)
-        return self._put(name, task)
+            content_hash = _hash(adapter.eval().contribution().digest(), template)
+        runner = self._runner_of(base)
+        with self._lock:
+            contribution = with_prompt_kv(runner, adapter, folder)
+        task = LoadedTask(
+            _task_of(name), version, template, contribution, base, labels, content_hash
+        )
+        return self._set(name, task)
 
     def load_full(
         self,
@@ -142,45 +146,47 @@ class AdapterPool(Mapping[str, LoadedTask]):
         version: int = 0,
         labels: tuple[str, ...] = (),
     ) -> LoadedTask:
-        """Make `name` answer from a base of its own."""
-        found = _hash(base.fingerprint, template)
-        bare = self._tasks.get(BASE_TASK)
-        size = 0 if bare is not None and base is bare.base else base.bytes
-        task = LoadedTask(_task_of(name), version, template, NOTHING, base, labels, found, size)
-        return self._put(name, task)
+        """Load the task `name` with a base of its own."""
+        content_hash = _hash(base.fingerprint, template)
+        bare_task = self._tasks.get(BASE_TASK)
+        own_bytes = 0 if bare_task is not None and base is bare_task.base else base.bytes
+        task = LoadedTask(
+            _task_of(name), version, template, NOTHING, base, labels, content_hash, own_bytes
+        )
+        return self._set(name, task)
 
     def load_bare(
         self, name: str, instruction: str | None = None, base: Base | None = None
     ) -> LoadedTask:
-        """Make `name` the bare base, with an instruction."""
+        """Load the bare base as the task `name`, with an instruction."""
         base = base or self.base
-        self._compiler_of(base)  # refused here where nothing can run it
-        text = None if instruction is None else without_marks(instruction)
-        template = Template(base.tokenizer, instruction=text)
-        return self._put(name, LoadedTask(name, 0, template, NOTHING, base))
+        self._runner_of(base)  # raises if no runner can run this base
+        plain = None if instruction is None else without_marks(instruction)
+        template = Template(base.tokenizer, instruction=plain)
+        return self._set(name, LoadedTask(name, 0, template, NOTHING, base))
 
     def unload(self, name: str) -> None:
-        """Forget a task. Raises UsageError when it is not loaded or is the base."""
-        with self._turn:
+        """Unload a task. Raises UsageError if it is not loaded or is the base."""
+        with self._lock:
             if name == BASE_TASK or name not in self._tasks:
                 others = [task for task in self._tasks if task != BASE_TASK]
                 raise unknown("task", "任务", name, others)
-            self._take_away(name)
+            self._remove(name)
 
-    def _put(self, name: str, task: LoadedTask) -> LoadedTask:
-        with self._turn:
-            before = self._tasks.get(name)
-            self._tasks[name] = task  # the name answers all the while
-            self._held.add(task)
-            if before is not None:
-                self._held.remove(before)
-                self._removed(before)
+    def _set(self, name: str, task: LoadedTask) -> LoadedTask:
+        with self._lock:
+            replaced = self._tasks.get(name)
+            self._tasks[name] = task  # never without a task under this name
+            self._loaded.add(task)
+            if replaced is not None:
+                self._loaded.remove(replaced)
+                self._on_removed(replaced)
         return task
 
-    def _take_away(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         task = self._tasks.pop(name)
-        self._held.remove(task)
-        self._removed(task)
+        self._loaded.remove(task)
+        self._on_removed(task)
 
     def __getitem__(self, name: str) -> LoadedTask:
         task = self._tasks.get(name)
@@ -200,41 +206,41 @@ class AdapterPool(Mapping[str, LoadedTask]):
         return len(self._tasks)
 
     def holds(self, task: LoadedTask) -> bool:
-        """Whether a name answers with this very task."""
-        return task in self._held
+        """Whether this object is loaded under any name."""
+        return task in self._loaded
 
     def contributions(self) -> dict[str, Contribution]:
-        """What each loaded task contributes, by name."""
+        """The contribution of each loaded task, by name."""
         return {name: task.contribution for name, task in self._tasks.items()}
 
 
 def _no_base() -> UsageError:
     return UsageError(
-        say("This engine was given no base.", "该引擎没有基座。"),
-        say("Make it with one: Engine(base).", "请在创建时给出：Engine(base)。"),
+        say("This engine has no base.", "该引擎没有基座。"),
+        say("Create it with one: Engine(base).", "请在创建引擎时指定基座：Engine(base)。"),
     )
 
 
 def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
-    """Raise UsageError for an adapter of another base."""
+    """Raise UsageError for an adapter that was trained on another base."""
     trained_on = adapter.record.get("base_fingerprint")
     if not trained_on or trained_on == base.fingerprint:
         return
     if adapter.base == base.name:
         raise UsageError(
             say(
-                f"{adapter.name} was trained on other weights of {base.name} than these.",
-                f"训练 {adapter.name} 时，{base.name} 的权重与现在不同。",
+                f"The weights of {base.name} have changed since {adapter.name} was trained.",
+                f"{adapter.name} 训练完成后，{base.name} 的权重发生了变化。",
             ),
             say(
-                "Put the old ones back, name the right base with --base, or train the task again.",
-                "请恢复原来的权重，用 --base 指明正确的基座，或重新训练该任务。",
+                "Restore the old weights, name the right base with --base, or train the task again.",
+                "请恢复原来的权重，用 --base 指定正确的基座，或重新训练该任务。",
             ),
         )
     raise UsageError(
         say(
             f"{adapter.name} was trained on {adapter.base}, not on {base.name}.",
-            f"{adapter.name} 是在 {adapter.base} 上训练的，而不是 {base.name}。",
+            f"{adapter.name} 的训练基座是 {adapter.base}，不是 {base.name}。",
         ),
         say(
             f"Load it with --base {quote(adapter.base)}, or train the task on this base.",
@@ -243,17 +249,17 @@ def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
     )
 
 
-def require_answers(adapter: StoredAdapter) -> None:
+def refuse_reward_model(adapter: StoredAdapter) -> None:
     """Raise UsageError for a reward model."""
     if adapter.record.get("head"):
         raise UsageError(
             say(
-                f"{adapter.name} is a reward model: it scores answers and gives none.",
-                f"{adapter.name} 是奖励模型：它为回答打分，不生成回答。",
+                f"{adapter.name} is a reward model: it scores answers, it does not generate any.",
+                f"{adapter.name} 是奖励模型，只给回答打分，不生成回答。",
             ),
             say(
                 f"Score answers with: onebase align score --task {adapter.task} --file ANSWERS.jsonl",
-                f"请用它打分：onebase align score --task {adapter.task} --file 回答.jsonl",
+                f"可以用它打分：onebase align score --task {adapter.task} --file 回答.jsonl",
             ),
         )
 

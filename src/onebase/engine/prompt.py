@@ -1,4 +1,4 @@
-"""From what a caller asks to a request: text to token ids, and whether it fits."""
+"""Builds requests: encodes prompts and checks that they fit into the context."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -25,40 +25,39 @@ def request_for(
     score_from: int | None = None,
     score_only: bool = False,
 ) -> Request:
-    """A request for `tasks`, the first of which lays out the prompt.
+    """A request for `tasks`. The first one's template formats the prompt.
 
     Raises UsageError for an empty prompt, for one that leaves no room in the base's context, and for
-    tasks that can't answer together.
+    tasks that cannot be combined.
     """
     ids = prompt_ids(tasks, prompt)
     if score_from is not None and not 0 <= score_from < len(ids):
         raise UsageError(
             say(
                 f"score_from is {score_from}; the prompt has {len(ids)} tokens.",
-                f"score_from 为 {score_from}，而提示有 {len(ids)} 个词元。",
+                f"score_from 为 {score_from}，但提示只有 {len(ids)} 个词元。",
             ),
-            say("Give the index of one of its tokens.", "请给出其中某个词元的下标。"),
+            say("Give the index of one of its tokens.", "请给出提示中某个词元的下标。"),
         )
-    most = sampling.max_tokens
-    room = _room(tasks, len(ids), most)
-    if room < (0 if score_only else 1):
+    free_tokens = _free_tokens(tasks, len(ids), sampling.max_tokens)
+    if free_tokens < (0 if score_only else 1):
         raise _too_long(tasks, len(ids))
     return Request(
         tasks,
         ids,
         sampling,
-        limit=0 if score_only else min(most, room),
+        limit=0 if score_only else min(sampling.max_tokens, free_tokens),
         ends=end_tokens(tasks[0].base, tasks[0].template),
         score_from=score_from,
     )
 
 
 def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) -> Ids:
-    """The token ids of a prompt. Raises UsageError where it is empty or has an id that the base does
-    not know, and for tasks that can't answer together.
+    """The token ids of a prompt. Raises UsageError if it is empty or has an id outside the base's
+    vocabulary, and for tasks that cannot be combined.
     """
     require_text(prompt)
-    _require_together(tasks)
+    _require_combinable(tasks)
     if isinstance(prompt, str) or isinstance(prompt[0], Turn):
         return tuple(tasks[0].template.prompt(cast(Prompt, prompt)))
     ids = tuple(cast(Sequence[int], prompt))
@@ -77,7 +76,7 @@ def prompt_ids(tasks: tuple[LoadedTask, ...], prompt: Prompt | Sequence[int]) ->
 
 
 def require_text(prompt: Prompt | Sequence[int]) -> None:
-    """Raise UsageError for an empty prompt, and for one with half a character."""
+    """Raise UsageError for an empty prompt, and for one with a lone surrogate."""
     texts = (
         [prompt]
         if isinstance(prompt, str)
@@ -86,24 +85,24 @@ def require_text(prompt: Prompt | Sequence[int]) -> None:
     if any(map(holds_surrogate, texts)):
         raise UsageError(
             say(
-                "The prompt holds half a character (a lone surrogate).",
-                "提示含有不完整的字符（孤立的代理项）。",
+                "The prompt has half a character (a lone surrogate).",
+                "提示中有不完整的字符（孤立的代理项）。",
             ),
-            say("Give whole characters, encoded as UTF-8.", "请提供完整的、UTF-8 编码的字符。"),
+            say("Send valid UTF-8 text.", "请提供有效的 UTF-8 文本。"),
         )
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UsageError(
             say("The prompt is empty.", "提示内容为空。"),
-            say("Give a text to answer.", "请给出要回答的文本。"),
+            say("Give a text to answer.", "请输入要回答的文本。"),
         )
 
 
 def require_scorable(
     tasks: tuple[LoadedTask, ...], prompts: Sequence[Ids], answers: Sequence[Ids]
 ) -> None:
-    """Raise UsageError where an answer behind a prompt does not fit into the base's context."""
+    """Raise UsageError if a prompt followed by an answer does not fit into the base's context."""
     longest = max(len(prompt) for prompt in prompts) + max(len(answer) for answer in answers)
-    if _room(tasks, longest, 0) < 0:
+    if _free_tokens(tasks, longest, 0) < 0:
         raise _too_long(tasks, longest)
 
 
@@ -111,32 +110,32 @@ def _too_long(tasks: tuple[LoadedTask, ...], tokens: int) -> UsageError:
     context = tasks[0].base.context_text
     return UsageError(
         say(
-            f"The prompt has {tokens} tokens, more than {context} leaves room for.",
+            f"The prompt has {tokens} tokens, too many for {context}.",
             f"提示有 {tokens} 个词元，超出 {context}。",
         ),
         say("Shorten the prompt.", "请缩短提示。"),
     )
 
 
-def _require_together(tasks: tuple[LoadedTask, ...]) -> None:
-    """Raise UsageError for tasks that can't answer one request together."""
+def _require_combinable(tasks: tuple[LoadedTask, ...]) -> None:
+    """Raise UsageError for tasks that cannot answer one request together."""
     if len({id(task.base) for task in tasks}) > 1:
         raise UsageError(
             say(
                 f"{', '.join(task.task for task in tasks)} have different bases.",
                 f"{'、'.join(task.task for task in tasks)} 的基座不同。",
             ),
-            say("Name tasks of one base.", "请指定同一基座上的任务。"),
+            say("Combine tasks of the same base.", "请组合同一基座上的任务。"),
         )
     if len(tasks) > 1:
         require_combinable([task.contribution for task in tasks])
 
 
-def _room(tasks: tuple[LoadedTask, ...], tokens: int, wanted: int) -> int:
-    """How many tokens the base's context has room for behind a prompt; `wanted` where it names no
-    context.
+def _free_tokens(tasks: tuple[LoadedTask, ...], tokens: int, default: int) -> int:
+    """How many tokens of the base's context are free after a prompt of `tokens`; `default` if the
+    base has no context limit.
     """
     context = tasks[0].base.context
     if context is None:
-        return wanted
+        return default
     return context - sum(task.contribution.prefix_tokens for task in tasks) - tokens

@@ -1,4 +1,4 @@
-"""A request on its way: its prompt, what it has said so far, and how much of it is computed."""
+"""A request: its prompt, the answer so far, and how much of both is in the KV cache."""
 
 import time
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class Token:
-    """One token as it is reported. `logprob` (nats) is that of the model's own distribution, None
-    where nobody asked or nothing predicts the token; `top` holds the most likely tokens with their
-    log-probabilities, as many as asked for. `text` is the token's own, where they were asked for.
+    """One reported token. `logprob` (nats) is its log-probability under the model's own distribution;
+    None if it was not requested or nothing predicts the token. `top` has the requested number of
+    most likely tokens with their log-probabilities. `text` is the token's text, if requested.
     """
 
     id: int
@@ -35,15 +35,16 @@ class Token:
 
 @dataclass(eq=False)
 class Request:
-    """One request. `tasks` are what answers it, the task first, a user's own adapter behind it:
-    objects, so that it finishes on the versions it began with. A negative id in `prompt` is a placed
+    """One request. `tasks` answer it together: the task, then a user's own adapters. They are objects,
+    so that a request finishes on the versions it began with. A negative id in `prompt` is a placed
     virtual token (-1 is the first). At most `limit` tokens are generated: `sampling.max_tokens`,
-    fewer where the base's context has no room for them, none where the prompt is only scored. Any of
+    fewer if the base's context has no room for them, none if the prompt is only scored. Any token of
     `ends` ends the answer. With `score_from`, the log-probabilities of the prompt's tokens from that
-    index on are noted.
+    index on are recorded.
 
-    `steady` says that somebody watches its tokens come, so steps beside it are kept short;
-    `reported` that its events are wanted; `measured` that its draws are (see below).
+    `streamed`: a client reads the tokens as they come, so prefill beside it is kept short.
+    `emit_events`: the engine's `step` returns events for it. `record_draws`: fill `logprobs` and
+    `entropies`.
     """
 
     tasks: tuple[LoadedTask, ...]
@@ -52,25 +53,25 @@ class Request:
     limit: int
     ends: frozenset[int] = frozenset()
     score_from: int | None = None
-    steady: bool = True
-    reported: bool = True
-    measured: bool = False
+    streamed: bool = True
+    emit_events: bool = True
+    record_draws: bool = False
     generator: torch.Generator | None = None
 
-    # The generated tokens, without the end token, which is `ended_by`.
+    # The generated tokens. The end token is not among them; it is `ended_by`.
     tokens: list[int] = field(default_factory=list, init=False)
     ended_by: int | None = field(default=None, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
-    error: str = field(default="", init=False)  # why it ended with "error", where that is known
-    # How many of the ids, prompt and tokens, have keys and values in the cache.
+    error: str = field(default="", init=False)  # the reason for "error", if known
+    # How many of the ids (prompt and tokens) have keys and values in the cache.
     computed: int = field(default=0, init=False)
-    # The text in the parts in which it was given out.
-    pieces: list[str] = field(default_factory=list, init=False)
+    # The visible text, in the parts that were emitted.
+    text_parts: list[str] = field(default_factory=list, init=False)
     detokenizer: Detokenizer | None = field(default=None, init=False)
-    # The distance between the two best logits at every draw.
+    # The distance between the two highest logits at every draw.
     margins: list[float] = field(default_factory=list, init=False)
-    # Where it is measured, of every draw (that of the end token too) its log-probability and the
-    # distribution's entropy, in nats, at the sampling's temperature, before anything is cut off.
+    # With `record_draws`, for every sampled token, the end token included: its log-probability and
+    # the distribution's entropy (nats), at the sampling temperature, before min_p, top_k and top_p.
     logprobs: list[float] = field(default_factory=list, init=False)
     entropies: list[float] = field(default_factory=list, init=False)
     prompt_logprobs: list[Token] = field(default_factory=list, init=False)
@@ -80,26 +81,26 @@ class Request:
 
     @property
     def base(self) -> Base:
-        """What it is answered on."""
+        """The base that answers it."""
         return self.tasks[0].base
 
     @cached_property
     def contribution(self) -> Contribution:
-        """What its tasks contribute together."""
+        """The merged contribution of its tasks."""
         return merged([task.contribution for task in self.tasks])
 
     @property
     def text(self) -> str:
-        """What has been given out so far."""
-        return "".join(self.pieces)
+        """The visible text so far."""
+        return "".join(self.text_parts)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The prompt and the generated tokens. A new tuple each time: see `between`."""
+        """The prompt and the generated tokens. Each call copies them; `ids_between` copies a slice."""
         return (*self.prompt, *self.tokens)
 
-    def between(self, start: int, stop: int) -> Sequence[int]:
-        """ids[start:stop], with no work for the others."""
+    def ids_between(self, start: int, stop: int) -> Sequence[int]:
+        """ids[start:stop], without copying the others."""
         prompt = len(self.prompt)
         if start >= prompt:
             return self.tokens[start - prompt : stop - prompt]
@@ -109,49 +110,52 @@ class Request:
 
     @property
     def length(self) -> int:
-        """How many ids there are."""
+        """The number of ids."""
         return len(self.prompt) + len(self.tokens)
 
     @property
     def max_length(self) -> int:
-        """The most ids that there can be."""
+        """The largest possible number of ids."""
         return len(self.prompt) + self.limit
 
     @property
-    def wanted(self) -> int:
-        """How many ids have to be computed now. A prompt that is only scored is not read to its end:
-        nothing is predicted from its last token.
+    def target_length(self) -> int:
+        """How many ids have to be computed before the next token is sampled, or the scoring is done.
+        The last token of a prompt that is only scored is not computed: it predicts nothing.
         """
         return self.length if self.limit else self.length - 1
 
     @property
     def reusable(self) -> int:
-        """How many of the prompt's ids may have their keys and values from elsewhere: all whose
-        logits nobody needs.
+        """How many of the prompt's ids may take their keys and values from a cache: those whose logits
+        are not needed.
         """
-        most = min(len(self.prompt), self.wanted) - 1
+        most = min(len(self.prompt), self.target_length) - 1
         return max(0, most if self.score_from is None else min(most, self.score_from - 1))
 
     def failure(self) -> OnebaseError:
-        """What to tell where it ended with "error"."""
+        """The error to raise for a request that ended with "error"."""
         if self.error:
             return OnebaseError(
-                say(f"No answer could be drawn: {self.error}.", f"无法生成回答：{self.error}。"),
+                say(
+                    f"No answer could be generated: {self.error}.", f"无法生成回答：{self.error}。"
+                ),
                 say("Change the request, or use another base.", "请修改请求，或换用其他基座。"),
             )
         return OnebaseError(
             say(
-                "The pass over the model failed in another thread.",
+                "The model's forward pass failed in another thread.",
                 "模型的前向计算在另一个线程中失败。",
             ),
-            say("See that thread's error, and ask again.", "请查看该线程的错误后重试。"),
+            say("See that thread's error, and try again.", "请查看该线程的错误后重试。"),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What one pass computes of a request: ids[computed : computed + length]. Logits are wanted of
-    the last `logits` of these rows: none inside a prompt, one as a rule, more where it is scored.
+    """The part of a request that one pass computes: ids[computed : computed + length]. The pass
+    returns the logits of the last `logits` of these rows: none inside a prompt, usually one at its
+    end, more where the prompt is scored.
     """
 
     request: Request
@@ -162,13 +166,13 @@ class Chunk:
     def ids(self) -> Sequence[int]:
         """The ids to compute."""
         start = self.request.computed
-        return self.request.between(start, start + self.length)
+        return self.request.ids_between(start, start + self.length)
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a step did for one request: the `text` that became visible and the `tokens` that came,
-    neither of which there has to be, and why it ended, if it did.
+    """The result of a step for one request: the `text` that became visible and the `tokens` that were
+    generated, either of which may be empty, and the finish reason, if it ended.
     """
 
     request: Request

@@ -1,4 +1,4 @@
-"""Rows of tokens into packs, and what is asked of them: the loss of every labelled token."""
+"""Token rows: packing them, and computing the losses of their labels."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +11,17 @@ from torch import Tensor
 from onebase.adapters.contribution import Contribution
 from onebase.engine.forward import Labels, PassOutput, read_pack
 from onebase.engine.pack import Pack
-from onebase.engine.trunk import Trunk, depth_of
+from onebase.engine.trunk import Trunk, lowest_changed_layer_of
 from onebase.model.base import Base
 
-_SLACK = 0.25  # how much more than its budget a group may hold, so that none is left nearly empty
+_SLACK = 0.25  # by which a group may exceed its budget, so that no group is nearly empty
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One text for one adapter (None: the bare base): its tokens, and which are labels. `hidden_states_at`
-    names the tokens (by index) whose state is asked for: what enters the language-model head.
+    """One text for one adapter (None: the bare base): its tokens, and which of them are labels. The
+    hidden states (the inputs of the language-model head) are returned for the tokens with the indices
+    `hidden_states_at`.
     """
 
     adapter: str | None
@@ -30,32 +31,32 @@ class TokenRow:
 
     def bare(self) -> "TokenRow":
         """This row for the bare base: without an adapter, and without placed virtual tokens."""
-        kept = [index for index, token in enumerate(self.ids) if token >= 0]
+        real = [index for index, token in enumerate(self.ids) if token >= 0]
         return TokenRow(
             None,
-            tuple(self.ids[index] for index in kept),
-            tuple(self.loss_mask[index] for index in kept),
+            tuple(self.ids[index] for index in real),
+            tuple(self.loss_mask[index] for index in real),
         )
 
     @property
     def labels(self) -> int:
-        """How many tokens have a loss; the first token of a text has none to predict it."""
+        """How many tokens have a loss. The first token of a text has none: nothing predicts it."""
         return sum(self.loss_mask[1:])
 
     @property
     def context(self) -> int:
-        """How many tokens there are before the first label (or up to the first state)."""
+        """How many tokens are before the first label, or up to the first requested hidden state."""
         if True in self.loss_mask:
             return self.loss_mask.index(True)
         return self.hidden_states_at[0] + 1 if self.hidden_states_at else len(self.ids)
 
 
 @dataclass(frozen=True)
-class PlacedRows:
-    """A pack of rows: `predict`, the pack's rows that are needed, each once; for every label `at`
-    (an index into `predict`), its `target` token, and the `row` it is of; for every state `hidden_states_at`
-    (an index into `predict`) and the `hidden_state_row` it is of. `nodes` has the pack's nodes of every
-    row in order, those that rows share included.
+class PackedRows:
+    """A pack of rows. `predict` has the indices of the pack's tokens whose outputs are needed, each
+    once. For every label: `at`, an index into `predict`; its `target` token; and the `row` it belongs
+    to. For every hidden state: `hidden_states_at`, an index into `predict`, and `hidden_state_row`.
+    `nodes` has the pack's nodes of every row in order, including shared ones.
     """
 
     pack: Pack
@@ -68,62 +69,60 @@ class PlacedRows:
     nodes: list[list[int]]
 
 
-def place(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PlacedRows:
-    """Put rows into one pack. What all rows of an adapter begin with stands there once, and so
-    does the text that several of them answer.
+def pack_rows(rows: Sequence[TokenRow], contributions: Mapping[str, Contribution]) -> PackedRows:
+    """Put rows into one pack. The common prefix of an adapter's rows is in it once, and so is the
+    prompt that several of them share.
     """
     pack = Pack(contributions)
     nodes: list[list[int]] = [[] for _ in rows]
     for adapter in dict.fromkeys(row.adapter for row in rows):
-        own = [(index, row) for index, row in enumerate(rows) if row.adapter == adapter]
-        shared = _shared([row for _, row in own])
-        root = pack.add(adapter, own[0][1].ids[:shared]) if shared else None
-        for group, asked in _asked_alike(own, shared):
+        adapter_rows = [(index, row) for index, row in enumerate(rows) if row.adapter == adapter]
+        shared = _shared_tokens([row for _, row in adapter_rows])
+        root = pack.add(adapter, adapter_rows[0][1].ids[:shared]) if shared else None
+        for group, prompt_length in _by_prompt(adapter_rows):
             parents = [] if root is None else [root]
-            begun = shared
-            if len(group) > 1 and asked > shared:
-                ids = group[0][1].ids[shared:asked]
+            placed = shared
+            if len(group) > 1 and prompt_length > shared:
+                ids = group[0][1].ids[shared:prompt_length]
                 parents.append(pack.add(adapter, ids, parents[-1] if parents else None))
-                begun = asked
+                placed = prompt_length
             for index, row in group:
-                added = pack.add(adapter, row.ids[begun:], parents[-1] if parents else None)
+                added = pack.add(adapter, row.ids[placed:], parents[-1] if parents else None)
                 nodes[index] = [*parents, added]
-    spots: list[tuple[int, int, int]] = []  # pack row that predicts, target, row
-    hidden_states_at: list[tuple[int, int]] = []  # pack row, row
+    labels: list[tuple[int, int, int]] = []  # predicting pack token, target, row
+    states: list[tuple[int, int]] = []  # pack token, row
     for index, row in enumerate(rows):
-        line = [spot for node in nodes[index] for spot in pack.rows(node)]
+        pack_tokens = [token for node in nodes[index] for token in pack.rows(node)]
         for offset in range(len(row.ids)):
             if row.loss_mask[offset] and offset > 0:
-                spots.append((line[offset - 1], row.ids[offset], index))
-        hidden_states_at += [(line[offset], index) for offset in row.hidden_states_at]
-    needed = torch.tensor(
-        [spot for spot, _, _ in spots] + [spot for spot, _ in hidden_states_at]
-    ).long()
-    predict, at = torch.unique(needed, return_inverse=True)
-    return PlacedRows(
+                labels.append((pack_tokens[offset - 1], row.ids[offset], index))
+        states += [(pack_tokens[offset], index) for offset in row.hidden_states_at]
+    needed = torch.tensor([token for token, *_ in (*labels, *states)]).long()
+    predict, index_of = torch.unique(needed, return_inverse=True)
+    return PackedRows(
         pack,
         predict,
-        at[: len(spots)],
-        torch.tensor([target for _, target, _ in spots]).long(),
-        torch.tensor([row for _, _, row in spots]).long(),
-        at[len(spots) :],
-        torch.tensor([row for _, row in hidden_states_at]).long(),
-        nodes,
+        at=index_of[: len(labels)],
+        target=torch.tensor([target for _, target, _ in labels]).long(),
+        row=torch.tensor([row for _, _, row in labels]).long(),
+        hidden_states_at=index_of[len(labels) :],
+        hidden_state_row=torch.tensor([row for _, row in states]).long(),
+        nodes=nodes,
     )
 
 
-def _asked_alike(
-    rows: Sequence[tuple[int, TokenRow]], shared: int
+def _by_prompt(
+    rows: Sequence[tuple[int, TokenRow]],
 ) -> Iterator[tuple[list[tuple[int, TokenRow]], int]]:
-    """The rows in groups with the same text before their first label, and its length (leaving each
-    row at least one token). A group of one shares nothing.
+    """The rows in groups with the same prompt (the tokens before the first label, leaving each row at
+    least one token), and the prompt's length.
     """
     groups: dict[tuple[int, ...], list[tuple[int, TokenRow]]] = {}
     for index, row in rows:
-        asked = row.ids[: min(row.context, len(row.ids) - 1)]
-        groups.setdefault(asked, []).append((index, row))
-    for asked, group in groups.items():
-        yield group, len(asked)
+        prompt = row.ids[: min(row.context, len(row.ids) - 1)]
+        groups.setdefault(prompt, []).append((index, row))
+    for prompt, group in groups.items():
+        yield group, len(prompt)
 
 
 def read_rows(
@@ -135,20 +134,22 @@ def read_rows(
     entropies: bool = False,
     checkpointing: bool = False,
     trunk: Trunk | None = None,
-) -> tuple[PassOutput, PlacedRows]:
-    """The loss of every label in `rows` and the states they ask for, in one pass over the base.
+) -> tuple[PassOutput, PackedRows]:
+    """The loss of every label in `rows` and the requested hidden states, in one pass of the base.
 
-    Differentiable in the contributions. With `checkpointing` the backward pass computes every
-    layer again instead of keeping its inside; with a `trunk` it begins at the lowest layer that an
+    Differentiable in the contributions. With `checkpointing`, the backward pass recomputes every layer
+    instead of storing its activations. With a `trunk`, the pass starts at the lowest layer that an
     adapter of `rows` changes.
     """
-    placed = place(rows, contributions)
-    base.require_room(placed.pack.longest)
+    placed = pack_rows(rows, contributions)
+    base.require_room(placed.pack.max_length)
     first, entering = 0, None
     if trunk is not None:
-        lowest = depth_of([row.adapter for row in rows], contributions, base.shape.layers)
-        moved = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
-        if trunk.usable(lowest, moved=moved):
+        lowest = lowest_changed_layer_of(
+            [row.adapter for row in rows], contributions, base.shape.layers
+        )
+        shifted = any(contributions[row.adapter].prefix_tokens for row in rows if row.adapter)
+        if trunk.usable(lowest, shifted=shifted):
             first, entering = lowest, _entering(trunk, lowest, rows, placed)
     output = read_pack(
         base,
@@ -172,62 +173,60 @@ def token_losses(
     checkpointing: bool = False,
     trunk: Trunk | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss (negative log-probability, nats) of every label in `rows`, and its row, both
-    [labels]; else as `read_rows`.
+    """The loss (negative log-probability, nats) of every label in `rows`, and the index of its row,
+    both [labels]. Otherwise as `read_rows`.
     """
     output, placed = read_rows(base, rows, contributions, checkpointing=checkpointing, trunk=trunk)
     return output.losses, placed.row.to(output.losses.device)
 
 
-def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PlacedRows) -> Tensor:
-    """What enters `layer` for every token of the pack that `rows` were placed in."""
-    hidden = trunk.entering(layer, [row.ids for row in rows])
-    pieces: list[Tensor | None] = [None] * len(placed.pack.nodes)
-    for own, nodes in zip(hidden, placed.nodes, strict=True):
-        at = 0
+def _entering(trunk: Trunk, layer: int, rows: Sequence[TokenRow], placed: PackedRows) -> Tensor:
+    """The input of `layer` for every token of the pack of `rows`, [tokens, hidden]."""
+    by_row = trunk.entering(layer, [row.ids for row in rows])
+    by_node: list[Tensor | None] = [None] * len(placed.pack.nodes)
+    for hidden, nodes in zip(by_row, placed.nodes, strict=True):
+        start = 0
         for index in nodes:
             length = placed.pack.nodes[index].length
-            pieces[index] = own[at : at + length]
-            at += length
-    assert all(piece is not None for piece in pieces)
-    return torch.cat([piece for piece in pieces if piece is not None])
+            by_node[index] = hidden[start : start + length]
+            start += length
+    assert all(hidden is not None for hidden in by_node)
+    return torch.cat([hidden for hidden in by_node if hidden is not None])
 
 
 def by_budget(rows: Sequence[TokenRow], tokens: int) -> Iterator[list[TokenRow]]:
-    """Rows in their order, in groups of about `tokens` tokens each, as `even_groups` has them."""
+    """The rows in order, in groups of about `tokens` tokens each (see `even_groups`)."""
     for group in even_groups([len(row.ids) for row in rows], tokens):
         yield [rows[index] for index in group]
 
 
 def even_groups(sizes: Sequence[int], budget: int) -> Iterator[range]:
-    """Neighbours in groups of about one size: as few as there can be with `budget` each, or a
-    quarter more. A group has at least one.
+    """Consecutive items in as few groups as possible, of similar total size: at most `budget` each, or
+    a quarter more. A group has at least one item.
 
-    A small group at the end would cost nearly the time of a large one: every weight is read for it.
+    A small group at the end would take nearly the time of a large one, since it reads every weight.
     """
-    rest, start = sum(sizes), 0
+    remaining, start = sum(sizes), 0
     while start < len(sizes):
-        count = max(1, math.ceil(rest / budget - _SLACK)) if budget else len(sizes)
-        own, end = sizes[start], start + 1
+        count = max(1, math.ceil(remaining / budget - _SLACK)) if budget else len(sizes)
+        size, end = sizes[start], start + 1
         while end < len(sizes):
-            near = own + sizes[end] / 2 <= rest / count
-            if not near or own + sizes[end] > (1 + _SLACK) * budget:
+            below_mean = size + sizes[end] / 2 <= remaining / count
+            if not below_mean or size + sizes[end] > (1 + _SLACK) * budget:
                 break
-            own, end = own + sizes[end], end + 1
+            size, end = size + sizes[end], end + 1
         yield range(start, end)
-        rest, start = rest - own, end
+        remaining, start = remaining - size, end
 
 
-def _shared(rows: Sequence[TokenRow]) -> int:
-    """How many tokens all rows begin with, none of them labels, leaving each row at least one."""
+def _shared_tokens(rows: Sequence[TokenRow]) -> int:
+    """The length of the rows' common prefix without labels, leaving each row at least one token."""
     if len(rows) < 2:
         return 0
-    first = rows[0]
     columns = zip(
         *(zip(row.ids[:-1], row.loss_mask[:-1], strict=True) for row in rows), strict=False
     )
-    alike = takewhile(
+    shared_columns = takewhile(
         lambda column: all(token == column[0] and not token[1] for token in column), columns
     )
-    count = sum(1 for _ in alike)
-    return min(count, len(first.ids) - 1)
+    return sum(1 for _ in shared_columns)

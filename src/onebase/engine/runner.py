@@ -1,4 +1,4 @@
-"""What computes: the interface between the engine and the passes that it may run on."""
+"""The interface between the engine and its forward passes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,60 +15,60 @@ from onebase.model.base import Base
 
 
 class Runner(Protocol):
-    """One base with a KV cache. Not for two threads at once: the engine sees to that.
+    """Runs one base with a KV cache. Not thread-safe; the engine serializes the calls.
 
-    `kernel` names everything that changes numbers ("transformers fp32").
+    `kernel` names everything that affects the numbers ("transformers fp32").
     """
 
     base: Base
     kernel: str
 
     def check(self, contribution: Contribution) -> None:
-        """Raise UsageError for what this pass can't apply."""
+        """Raise UsageError for a contribution that this runner cannot apply."""
 
     def can_admit(self, request: Request) -> bool:
-        """Whether there is room now for `request.max_length` ids. A runner that holds no request
-        has room for any.
+        """Whether the KV cache has room for `request.max_length` ids now. A runner without requests
+        has room for any request.
         """
 
     def admit(self, request: Request) -> None:
-        """Give it a place in the KV cache and set `request.computed`: more than 0 where keys and
-        values are reused, `request.reusable` at most.
+        """Allocate KV cache for a request and set `request.computed`: the number of ids whose keys and
+        values are reused, at most `request.reusable`.
         """
 
     def expect(self, chunk: Chunk) -> None:
-        """Hear of a chunk of the next run. Requests admitted from here on may share the keys and values
-        that it will compute.
+        """Announce a chunk of the next run. Requests that are admitted afterwards may share the keys
+        and values that it will compute.
         """
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """The logits that the chunks want, in their order, float32 [sum of `chunk.logits`,
-        vocabulary]. The engine advances `request.computed` afterwards.
+        """The requested logits of the chunks, in their order, float32 [sum of `chunk.logits`,
+        vocabulary]. The caller advances `request.computed` afterwards.
         """
 
     def release(self, request: Request) -> None:
-        """Free its place, whatever it has come to. What is in it may stay for reuse."""
+        """Free a request's KV cache, at any stage. Its contents may stay for reuse."""
 
-    def compile(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
-        """Keys and values of its leading virtual tokens, behind its prefix and with its deltas, each
-        [layers, kv_heads, tokens, head_dim].
+    def compute_prompt_kv(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+        """The keys and values of a contribution's leading virtual tokens, computed after its prefix and
+        with its deltas, each [layers, kv_heads, tokens, head_dim].
         """
 
     def forget(self, task: LoadedTask) -> None:
-        """Free what is kept of a task that was unloaded and that no request uses any more."""
+        """Free the cached data of a task that is unloaded and that no request uses any more."""
 
     def stats(self) -> dict[str, int]:
-        """Numbers to watch: `cache_tokens` that requests hold, the `cache_capacity` in tokens,
-        `cache_bytes` that are allocated; a runner may add others. Any thread may ask.
+        """The state of the KV cache: `cache_tokens` in use by requests, `cache_capacity` in tokens,
+        `cache_bytes` allocated; a runner may add others. Thread-safe.
         """
 
 
 def runner_for(base: Base, *, slots: int = 64) -> Runner:
-    """The runner to use for a base: the lean pass where it applies, else the transformers modules.
+    """The runner of a base: LeanRunner if it supports the base, else GenericRunner.
 
-    Raises UsageError for a base in w8a8 that only the modules can run.
+    Raises UsageError for a w8a8 base that LeanRunner does not support.
     """
-    # Imported late: it loads numba, which training has no use for.
+    # Imported late: it loads numba, which training does not need.
     from onebase.engine.lean.runner import LeanRunner, supports
 
     if supports(base):
@@ -77,7 +77,7 @@ def runner_for(base: Base, *, slots: int = 64) -> Runner:
         kind = base.model.config.model_type
         raise UsageError(
             say(
-                f"{base.name} is of type {kind}, for which there is no w8a8.",
+                f"{base.name} is of type {kind}, which does not support w8a8.",
                 f"{base.name} 的类型为 {kind}，不支持 w8a8。",
             ),
             say("Use --precision fp32 or int8.", "请使用 --precision fp32 或 int8。"),

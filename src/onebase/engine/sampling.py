@@ -1,4 +1,4 @@
-"""How an answer is drawn: what a request may choose."""
+"""The sampling parameters of a request."""
 
 from typing import Annotated
 
@@ -8,42 +8,77 @@ from onebase.engine.constraint import Constraint
 
 
 class Sampling(BaseModel):
-    """How an answer is drawn.
-
-    An answer ends before any of the `stop` texts, at an end token, or after `max_tokens`; no end
-    token is drawn before `min_tokens`. `temperature` 0 is greedy. Of the distribution at the
-    temperature, `min_p` drops the tokens less likely than that share of the best one, then `top_k`
-    keeps the best so many, then `top_p` the fewest that hold that share of the rest (vLLM's order);
-    0, 0 and 1 drop nothing. A `seed` makes a request's draws its own, whatever else is in the batch.
-
-    `logit_bias` is added to the logits of the tokens named. `repetition_penalty` divides the
-    positive logits of tokens in prompt and answer and multiplies the negative ones (Keskar et al.
-    2019); `frequency_penalty` is subtracted for each time a token is in the answer,
-    `presence_penalty` once for a token that is there (OpenAI's definition).
-
-    With `logprobs` a token comes with its log-probability and those of the best so many tokens, of
-    the model's own distribution: before temperature, penalties and bias. `constraint` is a form that
-    the answer must have.
+    """The sampling parameters of a request, applied in vLLM's order: constraint, bias, penalties,
+    temperature, min_p, top_k, top_p.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    max_tokens: int = Field(128, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, lt=1 << 31)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = {}
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    logprobs: int | None = Field(None, ge=0, le=20)
-    constraint: Constraint | None = None
+    max_tokens: int = Field(128, ge=1, description="the most tokens to generate")
+    min_tokens: int = Field(0, ge=0, description="no end token is sampled before this many tokens")
+    temperature: float = Field(0.0, ge=0, description="divides the logits; 0 is greedy")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="after top_k, keeps the fewest most likely tokens that hold this share of the "
+        "probability; 1 keeps all",
+    )
+    top_k: int = Field(
+        0,
+        ge=0,
+        lt=1 << 31,
+        description="after min_p, keeps this many most likely tokens; 0 keeps all",
+    )
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="drops tokens less likely than this fraction of the most likely one; 0 drops none",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="for tokens of the prompt and the answer, divides positive logits and multiplies "
+        "negative ones (Keskar et al. 2019)",
+    )
+    frequency_penalty: float = Field(
+        0.0,
+        ge=-2,
+        le=2,
+        description="subtracted from a token's logit for each time it is in the answer (OpenAI)",
+    )
+    presence_penalty: float = Field(
+        0.0,
+        ge=-2,
+        le=2,
+        description="subtracted once from the logit of a token that is in the answer (OpenAI)",
+    )
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default={}, description="added to the logits, by token id"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=1 << 63,
+        description="makes the samples reproducible, whatever else is in the batch",
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end the answer, which does not include them"
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="report each token's log-probability and those of this many most likely tokens, "
+        "under the model's own distribution (before bias, penalties and temperature)",
+    )
+    constraint: Constraint | None = Field(
+        None, description="the format that the answer must have: JSON, or a value of a JSON schema"
+    )
 
     @property
     def penalized(self) -> bool:
-        """Whether what was said changes what comes."""
+        """Whether any penalty is in use."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)

@@ -1,14 +1,13 @@
-"""Which requests take part in the next step, and with how much.
+"""Continuous batching: which requests take part in the next step, and with how many tokens.
 
-Every sequence whose prompt is read decodes in every step, and beside them some of the waiting
-prompts' tokens are read. Requests are served first come, first served, whatever their tasks: none is
-admitted before one that came earlier, so a request waits for those before it and for nobody else.
-What is left of a prompt goes before the prompts that came later.
+Every sequence whose prompt is computed decodes in every step; beside them, some tokens of waiting
+prompts are prefilled. Requests are served first come, first served, whatever their tasks: none is
+admitted before an earlier one. The rest of a partly computed prompt comes before later prompts.
 
-While somebody watches the running answers, a step that reads is kept to 1.4 times a step that only
-decodes. Where reading so little is not worth its start, or a prompt has waited for a second, two steps
-in five may take 2.5 times the usual one. So the gaps between tokens stay under three times their
-median, and the median under one and a half times that of decoding alone.
+While a running answer is streamed, a step with prefill is limited to 1.4 times the duration of a step
+that only decodes. If so short a prefill is not worth its fixed cost, or if a prompt has waited for a
+second, two steps in five may take 2.5 times the median step. The gaps between tokens thus stay under
+three times their median, and the median under 1.5 times that of decoding alone.
 """
 
 from collections import deque
@@ -19,21 +18,21 @@ from onebase.engine.request import Chunk, Request
 from onebase.engine.runner import Runner
 from onebase.engine.step_cost import StepCost
 
-PACK_TOKENS = 1024  # read at once where nobody waits for a next token
-LOGIT_BYTES = 64 << 20  # of scored prompts in one step: each token's logits are a whole vocabulary
-_FEWEST_LOGITS = 16
+PACK_TOKENS = 1024  # prefilled per step while no running answer is streamed
+LOGIT_BYTES = 64 << 20  # of scored prompts per step: each token's logits are a whole vocabulary
+_MIN_LOGITS = 16
 _SHORT, _LONG = 1.4, 2.5
 _STEPS, _LONG_STEPS = 5, (2, 4)
 _PATIENCE = 1.0  # seconds
-_WASTE = 0.5  # of the time for reading, what may go into its start
-_LEAST = 4  # tokens
-_PROBE = 64  # tokens read while nothing is known of their cost
-_DECODE_ONLY_EVERY = 16  # so that what decoding alone costs stays known
+_MAX_FIXED_SHARE = 0.5  # of the time for prefill, for its fixed cost
+_MIN_TOKENS = 4
+_FIRST_TOKENS = 64  # prefilled while their cost is unknown
+_DECODE_ONLY_EVERY = 16  # steps, so that the cost of decoding alone stays known
 
 
 class Scheduler:
-    """The requests of one runner: `waiting` in the order they came, and `running`, which have a
-    place in its cache; `max_running` of them at most.
+    """Schedules the requests of one runner: `waiting` in the order of arrival, and `running`, at most
+    `max_running`, which have KV cache.
     """
 
     def __init__(self, runner: Runner, *, max_running: int = 64) -> None:
@@ -42,11 +41,11 @@ class Scheduler:
         self.running: list[Request] = []
         self._max_running = max_running
         self._cost = StepCost()
-        self._reading_steps = self._since_decode_only = 0
+        self._prefill_steps = self._since_decode_only = 0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits."""
+        """Whether no request is running or waiting."""
         return not self.running and not self.waiting
 
     def add(self, request: Request) -> None:
@@ -54,7 +53,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:
-        """Let go of a request, wherever it is; its place in the cache is free."""
+        """Remove a request, running or waiting, and free its KV cache."""
         if request in self.running:
             self.running.remove(request)
             self.runner.release(request)
@@ -62,32 +61,32 @@ class Scheduler:
             self.waiting.remove(request)
 
     def schedule(self, now: float) -> list[Chunk]:
-        """The chunks of the next step, which begins at time `now`: what decodes, then parts of
-        prompts. A request is admitted when its prompt's first part is read.
+        """The chunks of the next step, which begins at time `now`: decoding requests, then parts of
+        prompts. A request is admitted when the first part of its prompt is scheduled.
         """
         decoding = [request for request in self.running if request.computed >= len(request.prompt)]
         chunks = [Chunk(request, 1, 1) for request in decoding]
-        return [*chunks, *self._reading(self._room(decoding, now), now)]
+        return [*chunks, *self._prefill(self._prefill_tokens(decoding, now), now)]
 
     def observe(self, chunks: Sequence[Chunk], seconds: float) -> None:
-        """Learn what a step of these chunks took."""
+        """Record the duration of a step with these chunks."""
         tokens = sum(chunk.length for chunk in chunks)
         rows = sum(chunk.length == 1 and chunk.logits == 1 for chunk in chunks)
         self._cost.observe(rows, tokens - rows, seconds)
 
-    def _reading(self, room: int, now: float) -> Iterator[Chunk]:
-        """Parts of prompts of `room` tokens together, the oldest prompt first."""
-        logits = max(_FEWEST_LOGITS, LOGIT_BYTES // (4 * self.runner.base.shape.vocabulary))
-        unread = self._unread(now)
-        while room > 0 and logits > 0 and (request := next(unread, None)) is not None:
-            chunk = _part(request, room, logits)
-            room -= chunk.length
+    def _prefill(self, tokens: int, now: float) -> Iterator[Chunk]:
+        """Parts of prompts, at most `tokens` tokens together, the oldest prompt first."""
+        logits = max(_MIN_LOGITS, LOGIT_BYTES // (4 * self.runner.base.shape.vocabulary))
+        prefilling = self._prefilling(now)
+        while tokens > 0 and logits > 0 and (request := next(prefilling, None)) is not None:
+            chunk = _next_chunk(request, tokens, logits)
+            tokens -= chunk.length
             logits -= chunk.logits
             self.runner.expect(chunk)
             yield chunk
 
-    def _unread(self, now: float) -> Iterator[Request]:
-        """The requests with unread prompts; those that wait are admitted as they come up."""
+    def _prefilling(self, now: float) -> Iterator[Request]:
+        """The requests whose prompts are not computed; waiting ones are admitted when reached."""
         yield from [item for item in self.running if item.computed < len(item.prompt)]
         while self.waiting and len(self.running) < self._max_running:
             request = self.waiting[0]
@@ -99,40 +98,40 @@ class Scheduler:
             self.running.append(request)
             yield request
 
-    def _room(self, decoding: Sequence[Request], now: float) -> int:
-        """How many tokens of prompts the next step reads at most."""
-        unread = (item for item in self.running if item.computed < len(item.prompt))
-        oldest = next(unread, self.waiting[0] if self.waiting else None)
+    def _prefill_tokens(self, decoding: Sequence[Request], now: float) -> int:
+        """The most prompt tokens in the next step."""
+        prefilling = (item for item in self.running if item.computed < len(item.prompt))
+        oldest = next(prefilling, self.waiting[0] if self.waiting else None)
         if oldest is None:
             return 0
-        if not any(request.steady for request in decoding):
+        if not any(request.streamed for request in decoding):
             return PACK_TOKENS
-        alone = self._cost.decode(len(decoding))
+        decode_seconds = self._cost.decode(len(decoding))
         self._since_decode_only += 1
-        if alone is None or self._since_decode_only > _DECODE_ONLY_EVERY:
+        if decode_seconds is None or self._since_decode_only > _DECODE_ONLY_EVERY:
             self._since_decode_only = 0
             return 0
-        self._reading_steps += 1
-        seconds = (_SHORT - 1) * alone
-        worth = self._cost.prefill_start <= _WASTE * seconds
-        hurried = not worth or now - oldest.arrived > _PATIENCE
-        if hurried and self._reading_steps % _STEPS in _LONG_STEPS:
-            seconds = _LONG * (self._cost.usual or alone) - alone
-        elif not worth:
+        self._prefill_steps += 1
+        seconds = (_SHORT - 1) * decode_seconds
+        worthwhile = self._cost.prefill_start <= _MAX_FIXED_SHARE * seconds
+        urgent = not worthwhile or now - oldest.arrived > _PATIENCE
+        if urgent and self._prefill_steps % _STEPS in _LONG_STEPS:
+            seconds = _LONG * (self._cost.median_seconds or decode_seconds) - decode_seconds
+        elif not worthwhile:
             return 0
         tokens = self._cost.prefill_tokens(seconds)
-        return _PROBE if tokens is None else max(_LEAST, min(tokens, PACK_TOKENS))
+        return _FIRST_TOKENS if tokens is None else max(_MIN_TOKENS, min(tokens, PACK_TOKENS))
 
 
-def _part(request: Request, room: int, logits: int) -> Chunk:
-    """The next part of a prompt: `room` tokens and `logits` rows of logits at most. What takes
-    several steps is divided evenly.
+def _next_chunk(request: Request, tokens: int, logits: int) -> Chunk:
+    """The next part of a prompt: at most `tokens` tokens and `logits` rows of logits. A prompt that
+    takes several steps is divided evenly.
     """
-    left = request.wanted - request.computed
-    length = ceil(left / ceil(left / room))
+    remaining = request.target_length - request.computed
+    length = ceil(remaining / ceil(remaining / tokens))
     if request.score_from is None:
-        return Chunk(request, length, int(length == left))
-    first = max(0, request.score_from - 1)  # the row that the first scored token is predicted by
+        return Chunk(request, length, int(length == remaining))
+    first = max(0, request.score_from - 1)  # the row that predicts the first scored token
     unscored = max(0, first - request.computed)
     length = min(length, unscored + logits)
     return Chunk(request, length, max(0, length - unscored))

@@ -5,28 +5,28 @@ import math
 import numpy as np
 from torch import Tensor
 
-from onebase.engine.distribution import Floats, best, best_two, spread
+from onebase.engine.distribution import Floats, log_sum_exp_and_mean, top_tokens, top_two
 from onebase.engine.request import Request, Token
 
 
 def score_prompt(request: Request, logits: Tensor, first: int) -> bool:
-    """Add to `request.prompt_logprobs` the prompt's tokens from index `first` on, each predicted by
-    its row of `logits`, [tokens, vocabulary]: with `sampling.logprobs` alternatives. False where the
-    logits are not finite.
+    """Append the prompt's tokens from index `first` on to `request.prompt_logprobs`, each with
+    `sampling.logprobs` alternatives. Row i of `logits`, [tokens, vocabulary], predicts token
+    `first` + i. Returns False if logits are not finite.
     """
     rows: Floats = logits.float().cpu().contiguous().numpy()
     count = request.sampling.logprobs or 0
     greedy, values = np.empty(len(rows), np.int64), np.empty((len(rows), 2), np.float32)
-    best_two(rows, greedy, values)
+    top_two(rows, greedy, values)
     tokens, tops = np.empty(count, np.int64), np.empty(count, np.float32)
-    for at, row in enumerate(rows):
-        highest = float(values[at, 0])
-        if greedy[at] < 0 or not math.isfinite(highest):
+    for index, row in enumerate(rows):
+        highest = float(values[index, 0])
+        if greedy[index] < 0 or not math.isfinite(highest):
             return False
-        total = highest + spread(row, highest, 1.0)[0]
-        token = request.prompt[first + at]
-        found = best(row, count, tokens, tops) if count else 0
-        top = zip(tokens[:found].tolist(), (tops[:found] - total).tolist(), strict=True)
-        logprob = float(row[token]) - total if token >= 0 else None
+        normalizer = highest + log_sum_exp_and_mean(row, highest, 1.0)[0]
+        token = request.prompt[first + index]
+        size = top_tokens(row, count, tokens, tops) if count else 0
+        top = zip(tokens[:size].tolist(), (tops[:size] - normalizer).tolist(), strict=True)
+        logprob = float(row[token]) - normalizer if token >= 0 else None
         request.prompt_logprobs.append(Token(token, logprob, tuple(top)))
     return True

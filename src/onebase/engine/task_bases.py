@@ -1,4 +1,4 @@
-"""Which base a stored task answers on, in which precision, and which base `base` is beside it."""
+"""Which base, in which precision, a stored task answers on, and which one the name `base` means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ AUTO = "auto"  # the precision that load_for_answering chooses
 
 @dataclass(frozen=True)
 class BaseChoice:
-    """A base by its name, and the precision to hold it in: None is the default of Base.load."""
+    """A base by its name, and the precision to load it in; None is the default of Base.load."""
 
     name: str
     precision: str | None
@@ -22,45 +22,48 @@ class BaseChoice:
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """The base and the precision that a user named. Where they named none, each task answers on the
-    base that it was trained on, quantized as that was.
+    """The base and the precision that a user chose. Without a choice, each task answers on the base
+    that it was trained on, in the same quantization.
     """
 
     base: str | None = None
     precision: str | None = None
 
     def of_task(self, adapter: StoredAdapter) -> BaseChoice:
-        """What a stored task answers on. Full fine-tuning made it a base itself."""
+        """The base of a stored task. A task of full fine-tuning is a base itself."""
         if adapter.method == FULL:
             return BaseChoice(str(adapter.path), self.precision)
-        return BaseChoice(self.base or trained_on(adapter), self._held([adapter]))
+        return BaseChoice(self.base or trained_on(adapter), self._precision([adapter]))
 
-    def of_base(self, beside: Sequence[StoredAdapter]) -> BaseChoice:
-        """What `base` is beside some tasks: what all of them were trained on, and quantized so.
+    def of_base(self, tasks: Sequence[StoredAdapter]) -> BaseChoice:
+        """The base that the name `base` means when `tasks` are loaded: the one that all of them were
+        trained on, in the same quantization.
 
-        Raises UsageError where they have several.
+        Raises UsageError if they were trained on several.
         """
         # The same weights may be recorded under several names.
-        same = {item.record.get("base_fingerprint") or trained_on(item): item for item in beside}
-        names = list(dict.fromkeys(trained_on(adapter) for adapter in same.values()))
+        by_weights = {
+            item.record.get("base_fingerprint") or trained_on(item): item for item in tasks
+        }
+        names = list(dict.fromkeys(trained_on(adapter) for adapter in by_weights.values()))
         if self.base is None and len(names) > 1:
             listed = ", ".join(names)
             raise UsageError(
                 say(
                     f"'base' could be any of {listed}: the tasks were trained on different bases.",
-                    f"“base” 可能是 {listed} 中的任何一个：这些任务训练于不同的基座。",
+                    f"无法确定“base”指 {listed} 中的哪一个：这些任务是在不同的基座上训练的。",
                 ),
-                say("Name it with --base.", "请用 --base 指明。"),
+                say("Name it with --base.", "请用 --base 指定。"),
             )
-        return BaseChoice(self.base or next(iter(names), DEFAULT_BASE), self._held(beside))
+        return BaseChoice(self.base or next(iter(names), DEFAULT_BASE), self._precision(tasks))
 
-    def _held(self, adapters: Sequence[StoredAdapter]) -> str | None:
-        """The precision of a base under these adapters: the one that was named, or else the lossy one
-        that all of them were trained over, or else the default.
+    def _precision(self, adapters: Sequence[StoredAdapter]) -> str | None:
+        """The precision of the base of these adapters: the user's choice, else the quantization that
+        all of them were trained in, else the default.
         """
-        lossy = {trained_over(adapter) for adapter in adapters}
-        if self.precision in (None, AUTO) and len(lossy) == 1:
-            return lossy.pop() or self.precision
+        quantizations = {training_precision(adapter) for adapter in adapters}
+        if self.precision in (None, AUTO) and len(quantizations) == 1:
+            return quantizations.pop() or self.precision
         return self.precision
 
 
@@ -69,7 +72,7 @@ def trained_on(adapter: StoredAdapter) -> str:
     return lasting_name(adapter.base or DEFAULT_BASE)
 
 
-def trained_over(adapter: StoredAdapter) -> str | None:
-    """The lossy precision that an adapter's base was held in; None where it was floating point."""
+def training_precision(adapter: StoredAdapter) -> str | None:
+    """The quantization of the base during an adapter's training; None if it was floating point."""
     text = str(adapter.record.get("precision") or "")
     return text if text.startswith(("int8", "nf4")) else None

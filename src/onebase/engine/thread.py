@@ -19,18 +19,18 @@ _Result = TypeVar("_Result")
 
 
 class EngineThread:
-    """Steps `engine` in a thread of its own as long as it has something to do, and hands each step's
-    events to `on_events`, once a step, in that thread.
+    """Steps `engine` in a thread of its own while it has requests. Each step's events are passed to
+    `on_events`, once per step, in that thread.
     """
 
     def __init__(self, engine: Engine, on_events: Callable[[list[Event]], None]) -> None:
         self.engine = engine
         self._on_events = on_events
-        # One worker: requests keep the order in which they were submitted.
+        # One worker, so that requests keep the order in which they were submitted.
         self._intake = ThreadPoolExecutor(1, thread_name_prefix="onebase-intake")
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._news = Signal()
-        self._deadline: float | None = None  # of time.monotonic, once it is to stop
+        self._wake = Signal()
+        self._deadline: float | None = None  # in time.monotonic, set by `stop`
         self._thread = Thread(target=self._run, name="onebase-engine", daemon=True)
         self._thread.start()
 
@@ -43,10 +43,10 @@ class EngineThread:
         also: Sequence[str] = (),
         score_from: int | None = None,
         score_only: bool = False,
-        steady: bool = True,
+        streamed: bool = True,
     ) -> "Future[Request]":
-        """As Engine.add_request, in a thread that prepares requests. Events of the request may come
-        before the caller sees the result.
+        """As Engine.add_request, in a thread that prepares requests. Events of the request may arrive
+        before the future is done.
         """
 
         def add() -> Request:
@@ -57,45 +57,45 @@ class EngineThread:
                 also=also,
                 score_from=score_from,
                 score_only=score_only,
-                steady=steady,
+                streamed=streamed,
             )
-            self._news.set()
+            self._wake.set()
             return request
 
         return self._intake.submit(add)
 
     def abort(self, request: Request) -> None:
-        """Drop a request after the step that runs now. Its last event says "abort"."""
+        """Abort a request after the current step. Its last event has the finish reason "abort"."""
         self.call(lambda: self.engine.abort(request))
 
     def call(self, function: Callable[[], _Result]) -> "Future[_Result]":
-        """Run `function` in the engine's thread between two steps. Cancelled when that has ended."""
+        """Run `function` in the engine's thread between two steps. Cancelled if the thread has ended."""
         future: Future[_Result] = Future()
         if not self.alive:
             future.cancel()
             return future
         self._calls.append((future, function))
-        self._news.set()
+        self._wake.set()
         return future
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def stop(self, drain_seconds: float) -> None:
-        """Let requests finish for so long, abort the others, and end the thread. Nothing may be
-        submitted any more.
+        """Let requests finish for `drain_seconds`, abort the others, and end the thread. Nothing may
+        be submitted afterwards.
         """
         self._intake.shutdown()
         self._deadline = time.monotonic() + drain_seconds
-        self._news.set()
+        self._wake.set()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
-            self._news.clear()
-            self._answer_calls()
+            self._wake.clear()
+            self._run_calls()
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self.engine.abort_all()
             if not self.engine.idle:
@@ -105,21 +105,21 @@ class EngineThread:
             elif self._deadline is not None:
                 break
             else:
-                self._news.wait()
+                self._wake.wait()
 
-    def _answer_calls(self) -> None:
+    def _run_calls(self) -> None:
         for _ in range(len(self._calls)):
             future, function = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(function())
-            except Exception as error:  # noqa: BLE001  whatever it is, it is the caller's
+            except Exception as error:  # noqa: BLE001  passed on to the caller
                 future.set_exception(error)
 
     def _step(self) -> None:
         try:
             if events := self.engine.step():
                 self._on_events(events)
-        except Exception:  # noqa: BLE001  its requests have ended; there are others to serve
+        except Exception:  # noqa: BLE001  the step's requests have ended; the others go on
             _log.exception("a step failed")

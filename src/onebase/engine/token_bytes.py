@@ -1,8 +1,8 @@
-"""The bytes that each token of a tokenizer stands for.
+"""The bytes of each token of a tokenizer.
 
-A token may be a part of a character, so an answer is put together from bytes. What a token adds
-depends on its neighbours at the beginning of a text, where many tokenizers drop a space, and with a
-slow tokenizer on the token before it.
+A token may be part of a character, so answers are assembled from bytes. A token's bytes depend on its
+neighbours at the beginning of a text, where many tokenizers drop a space, and for a slow tokenizer on
+the previous token.
 """
 
 import codecs
@@ -12,57 +12,61 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 _BYTE_TOKEN = re.compile(r"<0x([89A-F][0-9A-F])>")
-_made: WeakKeyDictionary[Any, "TokenBytes"] = WeakKeyDictionary()
+_instances: WeakKeyDictionary[Any, "TokenBytes"] = WeakKeyDictionary()
 
 
 def token_bytes(tokenizer: Any) -> "TokenBytes":
-    """The bytes of a tokenizer's tokens: one object for all who ask, since it remembers."""
-    if tokenizer not in _made:
-        _made[tokenizer] = TokenBytes(tokenizer)
-    return _made[tokenizer]
+    """The TokenBytes of a tokenizer. All callers share one object, which caches."""
+    if tokenizer not in _instances:
+        _instances[tokenizer] = TokenBytes(tokenizer)
+    return _instances[tokenizer]
 
 
 class TokenBytes:
-    """Bytes by token id. A token that the tokenizer does not have stands for nothing.
+    """Bytes by token id. An id outside the tokenizer's vocabulary has no bytes.
 
-    `errors` names how bytes that are not valid UTF-8 are read. A byte-level tokenizer gives U+FFFD for each
-    part of a character that is broken off, one that falls back to byte tokens for each such byte
+    `errors` is the codec error handler for invalid UTF-8. For a byte-level tokenizer, each incomplete
+    character becomes one U+FFFD; for a tokenizer with byte fallback, each of its bytes does
     (SentencePiece's rule; the tokenizers library would lose the valid characters beside them).
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._alphabet = _byte_alphabet() if _is_byte_level(tokenizer) else None
-        self._known: dict[int, bytes] = {}
+        self._cache: dict[int, bytes] = {}
         self._anchor: int = tokenizer("a", add_special_tokens=False)["input_ids"][-1]
         self.errors = "onebase.each_byte" if self._alphabet is None else "replace"
 
     def at_start(self, token: int, first: int | None = None) -> bytes:
-        """What `token` adds to a text that has no character yet; `first` is its first token."""
+        """The bytes that `token` adds to a text without characters; `first` is the text's first token."""
         if self._alphabet is not None:
             return self.inside(token)
-        return self._added(token, [] if first is None else [first])
+        return self._added_bytes(token, [] if first is None else [first])
 
     def inside(self, token: int, before: int | None = None) -> bytes:
-        """What `token` adds to a text after the token `before`; None for an ordinary one."""
+        """The bytes that `token` adds to a text after the token `before`; None for an ordinary one."""
         if self._alphabet is None and not self._tokenizer.is_fast:
             context = [self._anchor] if before is None else [self._anchor, before]
-            return self._added(token, context)
-        if token not in self._known:
-            spelt = self._alphabet is not None
-            self._known[token] = self._spelt(token) if spelt else self._added(token, [self._anchor])
-        return self._known[token]
+            return self._added_bytes(token, context)
+        if token not in self._cache:
+            self._cache[token] = (
+                self._added_bytes(token, [self._anchor])
+                if self._alphabet is None
+                else self._byte_level(token)
+            )
+        return self._cache[token]
 
-    def _spelt(self, token: int) -> bytes:
-        """A byte-level token by the letters that it is spelt with, each of which is a byte."""
+    def _byte_level(self, token: int) -> bytes:
+        """The bytes of a byte-level token: one for each of its letters."""
         assert self._alphabet is not None
         word = self._tokenizer.backend_tokenizer.id_to_token(token) or ""
         try:
             return bytes(self._alphabet[letter] for letter in word)
-        except KeyError:  # an added token, spelt as it reads
+        except KeyError:  # an added token, which is plain text
             return str(word).encode()
 
-    def _added(self, token: int, context: list[int]) -> bytes:
+    def _added_bytes(self, token: int, context: list[int]) -> bytes:
+        """The bytes that `token` adds when it is decoded after `context`."""
         if token >= len(self._tokenizer):
             return b""
         word = self._tokenizer.convert_ids_to_tokens(token)
@@ -87,13 +91,13 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The letter of each byte: GPT-2's (Radford et al. 2019), where a byte that is no visible
-    character of Latin-1 has the next one from U+0100 on.
+    """The byte of each letter in GPT-2's alphabet (Radford et al. 2019): visible Latin-1 characters
+    stand for themselves, the other bytes have the letters from U+0100 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in visible]
     letters = {chr(byte): byte for byte in visible}
-    return letters | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+    return letters | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from itertools import islice, pairwise
 import torch
 
 from onebase.engine.rows import TokenRow, by_budget
-from onebase.engine.trunk import alike
+from onebase.engine.trunk import common_prefix_length
 from onebase.training.batch_sampler import BatchSampler
 from onebase.training.job_state import JobState
 from onebase.training.loop import pack_tokens
@@ -185,7 +185,7 @@ def shared(rows: Iterable[TokenRow]) -> int:
     """The number of tokens that all rows begin with; a pack holds them once."""
     texts = [row.ids for row in rows]
     # The first and the last in order differ the earliest.
-    return alike([min(texts), max(texts)]) if texts else 0
+    return common_prefix_length([min(texts), max(texts)]) if texts else 0
 
 
 def packed(rows: Sequence[TokenRow], shared: Mapping[str, int]) -> int:

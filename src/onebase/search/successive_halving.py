@@ -193,7 +193,7 @@ class SuccessiveHalving:
             return
         if self._trunk is None:
             fp16 = state.options.trunk == "fp16"
-            self._trunk = Trunk(self._base, kept="fp16" if fp16 else "fp32")
+            self._trunk = Trunk(self._base, dtype="fp16" if fp16 else "fp32")
         if self._trunk.usable(state.depth):
             rows = [*self._data.train, *self._data.held_out]
             self._trunk.prepare(state.depth, [row.ids for row in rows], self._limits.check)

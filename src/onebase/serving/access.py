@@ -1,11 +1,11 @@
-"""Who may ask for what: hosts, origins, keys and their scopes. Settled before a body is read.
+"""Access control: hosts, origins, API keys and their scopes. Checked before a body is read.
 
-- A Host header that names another machine is refused on the loopback: a web page can point a name
-  of its own at 127.0.0.1 (DNS rebinding), and the browser then sends that name.
-- An Origin that is neither this server's nor allowed is refused: a page elsewhere may send simple
-  requests without asking first.
-- Keys are needed where there are any, where the server listens beyond the loopback, and where a
-  header says that a proxy forwarded the request, since behind one everybody looks local.
+- On the loopback, a Host header with another machine's name is refused: a web page can resolve its
+  own name to 127.0.0.1 (DNS rebinding), and the browser then sends that name.
+- An Origin that is neither this server's nor allowed is refused: pages of other origins may send
+  simple requests without a preflight request.
+- A key is required if any keys exist, if the server listens on more than the loopback, or if a
+  header shows that a proxy forwarded the request: behind a proxy, all clients look local.
 """
 
 from starlette.datastructures import Headers
@@ -29,7 +29,7 @@ _FORWARDED = (
 
 
 class AccessMiddleware:
-    """Lets a request through, or answers it with 401, 403 or 421."""
+    """Passes a request on, or responds with 401, 403 or 421."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, keys: KeyStore) -> None:
         self._app = app
@@ -37,14 +37,14 @@ class AccessMiddleware:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             try:
                 self._check_host(headers)
                 self._check_origin(headers)
                 key = self._key_of(headers, scope["method"], scope["path"])
-            except OnebaseError as error:  # keys that can't be read, too
+            except OnebaseError as error:  # includes an unreadable key file
                 await as_api_error(error).response()(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = key.id if key else None
@@ -53,7 +53,7 @@ class AccessMiddleware:
     def _check_host(self, headers: Headers) -> None:
         allowed = {name.lower() for name in self._settings.allowed_hosts}
         if not allowed and not self._settings.on_loopback:
-            return  # a key is needed there, which no foreign page has
+            return  # a key is required there, which a foreign page does not have
         name = _host_name(headers.get("host", ""))
         if name not in allowed and not is_loopback(name):
             raise ApiError(
@@ -82,9 +82,9 @@ class AccessMiddleware:
             )
 
     def _key_of(self, headers: Headers, method: str, path: str) -> ApiKey | None:
-        """The key that a request came with, where it needs one. Raises ApiError."""
-        needed = scope_needed(method, path)
-        if needed is None:
+        """The API key of a request, if it needs one. Raises ApiError."""
+        required = required_scope(method, path)
+        if required is None:
             return None
         if not self._keys_required(headers):
             return None
@@ -94,19 +94,19 @@ class AccessMiddleware:
             raise ApiError(
                 401,
                 "invalid_api_key",
-                say("This needs a valid API key.", "需要有效的 API 密钥。"),
+                say("A valid API key is required.", "需要有效的 API 密钥。"),
                 say(
-                    "Make one with `onebase keys new` and send it as Authorization: Bearer KEY.",
-                    "请用 `onebase keys new` 创建，并以 Authorization: Bearer 密钥 发送。",
+                    "Create one with `onebase keys new` and send it as Authorization: Bearer KEY.",
+                    "请用 `onebase keys new` 创建密钥，并在请求头中发送 Authorization: Bearer 密钥。",
                 ),
             )
-        if needed == "admin" and key.scope != "admin":
+        if required == "admin" and key.scope != "admin":
             raise ApiError(
                 403,
                 "insufficient_scope",
-                say("This needs a key of scope admin.", "需要权限为 admin 的密钥。"),
+                say("A key with the scope admin is required.", "需要权限为 admin 的密钥。"),
                 say(
-                    "Make one with: onebase keys new --scope admin.",
+                    "Create one with: onebase keys new --scope admin.",
                     "请用 onebase keys new --scope admin 创建。",
                 ),
             )
@@ -117,8 +117,8 @@ class AccessMiddleware:
         return forwarded or not self._settings.on_loopback or self._keys.any
 
 
-def scope_needed(method: str, path: str) -> KeyScope | None:
-    """The scope that a key must have for a request; None where none is needed."""
+def required_scope(method: str, path: str) -> KeyScope | None:
+    """The scope that a request's key must have; None if no key is required."""
     if path == "/" or path in _OPEN or path.startswith("/docs/"):
         return None
     changes = method not in ("GET", "HEAD", "OPTIONS")

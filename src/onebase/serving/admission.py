@@ -1,4 +1,4 @@
-"""How many sequences may be in the server at once."""
+"""Admission control: the limit on the sequences in the server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ from onebase.serving.settings import Limits
 
 
 class Admission:
-    """Counts the sequences in the server, answered and waiting; refuses what is too much.
+    """Counts the running and waiting sequences, and refuses requests beyond the limits.
 
-    Who waits and who runs is the engine's to say. Once `close` is called, nothing new gets in.
+    The engine decides which sequences run and which wait. After `close`, all requests are refused.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._open = True
         self.sequences = 0
-        self._seconds = 1.0  # how long a request takes, roughly
+        self._seconds = 1.0  # a moving average of the duration of a request
 
     def close(self) -> None:
-        """Refuse everything from now on."""
+        """Refuse all requests from now on."""
         self._open = False
 
     @property
@@ -31,26 +31,26 @@ class Admission:
 
     @contextmanager
     def admit(self, sequences: int) -> Iterator[None]:
-        """A place for `sequences` while the block runs. Raises ApiError: 400, 429 or 503."""
+        """Reserve room for `sequences` while the block runs. Raises ApiError: 400, 429 or 503."""
         self.check_open()
-        places = self._limits.concurrent + self._limits.queue
-        most = min(self._limits.choices, places)
-        if sequences > most:
+        capacity = self._limits.concurrent + self._limits.queue
+        limit = min(self._limits.choices, capacity)
+        if sequences > limit:
             raise ApiError(
                 400,
                 "too_many_choices",
                 say(
-                    f"The request asks for {sequences} sequences (prompts times n); {most} are allowed.",
-                    f"该请求包含 {sequences} 个序列（提示数乘以 n），上限为 {most}。",
+                    f"The request has {sequences} sequences (prompts times n); {limit} are allowed.",
+                    f"该请求包含 {sequences} 个序列（提示数乘以 n），上限为 {limit}。",
                 ),
-                say("Ask for fewer at a time.", "请减少每次请求的数量。"),
+                say("Request fewer at a time.", "请减少每次请求的序列数。"),
                 param="n",
             )
-        if self.sequences + sequences > places:
+        if self.sequences + sequences > capacity:
             raise ApiError(
                 429,
                 "queue_full",
-                say("Too many requests are waiting.", "等待中的请求过多。"),
+                say("Too many requests are waiting.", "排队的请求过多。"),
                 say("Try again later.", "请稍后重试。"),
                 retry_after=self._retry_after(),
             )
@@ -61,7 +61,7 @@ class Admission:
             self.sequences -= sequences
 
     def check_open(self) -> None:
-        """Raise ApiError where the server is shutting down."""
+        """Raise ApiError if the server is shutting down."""
         if not self._open:
             raise ApiError(
                 503,
@@ -71,10 +71,10 @@ class Admission:
                 retry_after=5,
             )
 
-    def took(self, seconds: float) -> None:
-        """Note how long a request took, for the next Retry-After."""
+    def record_duration(self, seconds: float) -> None:
+        """Record the duration of a request, for the next Retry-After."""
         self._seconds += 0.1 * (seconds - self._seconds)
 
     def _retry_after(self) -> int:
-        """Seconds until a queue this long has moved on by one batch."""
+        """The estimated seconds until a batch of requests has finished."""
         return min(60, max(1, round(self._seconds)))

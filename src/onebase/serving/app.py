@@ -1,4 +1,4 @@
-"""The HTTP application over a running engine."""
+"""The HTTP application of a running engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ from onebase.serving.routes import responses as responses_route
 from onebase.serving.service import Service
 from onebase.serving.settings import ServerSettings
 
-# Requests are counted and logged here; nothing is sent anywhere.
+# Requests are counted and logged locally; no telemetry is sent.
 _NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -48,8 +48,8 @@ def create_app(
     *,
     on_ready: Callable[[Service], None] = lambda _: None,
 ) -> FastAPI:
-    """The application. It owns `engine` from its start to its end; `on_ready` is called when the
-    first answer is possible. Raises UsageError for a task in the settings that can't answer.
+    """The application, which owns `engine` from start to shutdown. `on_ready` is called when the first
+    answer is possible. Raises UsageError for a task of the settings that is not available.
     """
 
     catalog = Catalog(store, engine.base, allow_full=settings.allow_full, tasks=settings.tasks)
@@ -58,22 +58,22 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = Service(engine, catalog, settings)
         app.state.service = service
-        watching = asyncio.create_task(service.watch_workspace())
-        starting = asyncio.create_task(_start(service, on_ready))
-        starting.add_done_callback(service.note_start)
+        watcher = asyncio.create_task(service.watch_workspace())
+        start = asyncio.create_task(_start(service, on_ready))
+        start.add_done_callback(service.record_start)
         try:
             yield
         finally:
-            for task in (watching, starting):
+            for task in (watcher, start):
                 task.cancel()
-            await asyncio.gather(watching, starting, return_exceptions=True)
+            await asyncio.gather(watcher, start, return_exceptions=True)
             service.admission.close()
-            service.dispatcher.cut_off_all()
+            service.dispatcher.truncate_all()
             await asyncio.to_thread(service.thread.stop, 0.0)
 
     app = FastAPI(
         title="onebase",
-        summary="One base model, many tasks, in the shapes of OpenAI's API.",
+        summary="One base model, many tasks, with OpenAI's API.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -93,7 +93,7 @@ def create_app(
             expose_headers=[IGNORED_HEADER, "x-request-id", "Retry-After"],
         )
     app.add_middleware(RequestLogMiddleware)
-    bearer = Depends(HTTPBearer(auto_error=False, description="An API key, where there are keys."))
+    bearer = Depends(HTTPBearer(auto_error=False, description="An API key, if the server has any."))
     for router in _API:
         app.include_router(router, dependencies=[bearer])
     app.include_router(health.router)
@@ -102,7 +102,7 @@ def create_app(
 
 
 async def _start(service: Service, on_ready: Callable[[Service], None]) -> None:
-    """Compile what a first answer needs, and load the tasks that were named."""
+    """Warm up, and report that the service is ready."""
     await service.warm_up()
     service.ready = True
     on_ready(service)

@@ -1,4 +1,4 @@
-"""The longest body that a request may have. (Starlette's own limit answers in plain text.)"""
+"""The limit on the size of request bodies. (Starlette's own limit responds in plain text.)"""
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -8,14 +8,14 @@ from onebase.serving.errors import body_too_large
 
 
 class BodyLimitMiddleware:
-    """Refuses a body by its Content-Length; one that comes without is counted as it is read."""
+    """Refuses a large body by its Content-Length; a body without one is counted while it is read."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -23,14 +23,14 @@ class BodyLimitMiddleware:
         if length.isdigit() and int(length) > self._limit:
             await body_too_large().response()(scope, receive, send)
             return
-        read = 0
+        received = 0
 
-        async def counted() -> Message:
-            nonlocal read
+        async def receive_counted() -> Message:
+            nonlocal received
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._limit:
+            received += len(message.get("body", b""))
+            if received > self._limit:
                 raise HTTPException(413)
             return message
 
-        await self._app(scope, counted, send)
+        await self._app(scope, receive_counted, send)

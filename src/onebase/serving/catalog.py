@@ -1,8 +1,8 @@
-"""What a server offers: the tasks of its workspace, as they are on disk now.
+"""The tasks that a server offers: those of its workspace, in their current state on disk.
 
-A task's folder changes its modification time when a version comes or goes or another one becomes the
-current one. So one `stat` tells whether anything is new; that is asked at each request for the task,
-and for all of them every second.
+The modification time of a task's folder changes when a version is added or removed, or when another
+version becomes current. One `stat` therefore detects any change. It is called at each request for a
+task, and for all tasks every second.
 """
 
 import os
@@ -21,9 +21,9 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.serving.errors import unavailable_model, unknown_model
 
-# A folder that changed just now may change again within the clock's own step: it is read again.
+# A folder that has just changed may change again within the resolution of its clock: it is re-read.
 _SETTLED = 50_000_000  # nanoseconds
-_LISTED = 50
+_MAX_LISTED = 50  # names in an error
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 FileState = tuple[tuple[int, int, int], ...]
@@ -31,8 +31,8 @@ FileState = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Offer:
-    """One version of a task as the workspace has it. `state` changes with its files. `reason` says
-    why it does not answer, None where it does.
+    """One version of a task in the workspace. `state` changes with its files. `reason` is why it is not
+    available, None if it is.
     """
 
     adapter: StoredAdapter
@@ -47,7 +47,9 @@ class Offer:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A task's folder as it was read: when it had changed, its sound versions, its damaged ones."""
+    """A task's folder as it was read: its modification time, its valid versions and their states, and
+    its damaged versions.
+    """
 
     changed: int
     versions: dict[int, StoredAdapter]
@@ -56,15 +58,15 @@ class _Folder:
 
     @property
     def current(self) -> int | None:
-        """The version that the bare task name means."""
+        """The version that the bare task name refers to."""
         return next((v for v, item in self.versions.items() if item.current), None)
 
 
 class Catalog:
-    """The tasks of a store, which of them answer on `base`, and why the others do not.
+    """The tasks of a store: which of them are available on `base`, and why the others are not.
 
-    `tasks` are offered, or all of them where it is empty. Raises UsageError where one of them is
-    not in the store or can't answer.
+    `tasks` are offered; all tasks if it is empty. Raises UsageError if one of them is not in the store
+    or not available.
     """
 
     def __init__(
@@ -82,34 +84,34 @@ class Catalog:
             self._require(task)
 
     def refresh(self) -> bool:
-        """Read what has changed on disk. Returns whether anything has. Callable in any thread."""
-        found = {}
+        """Re-read changed folders. Returns whether there were any. Thread-safe."""
+        folders = {}
         for task in _task_folders(self.store.workspace.adapters):
             folder = self._read(task, self._folders.get(task))
             if folder is not None:
-                found[task] = folder
-        before, self._folders = self._folders, found
-        return before != found
+                folders[task] = folder
+        before, self._folders = self._folders, folders
+        return before != folders
 
     def find(self, name: str) -> Offer | None:
-        """What the model `name` means now: `task` or `task@version`; None is the bare base.
+        """The current offer for the model `name`, `task` or `task@version`; None for the bare base.
 
-        Raises ApiError: 404 for an unknown name, 409 for what does not answer.
+        Raises ApiError: 404 for an unknown name, 409 for a task that is not available.
         """
         if name == BASE_TASK:
             return None
         task, _, _ = name.partition("@")
-        offer = self._named(name, self._look_at(task))
+        offer = self._named(name, self._folder(task))
         if _state(offer.adapter.path) != offer.state:
-            offer = self._named(name, self._look_at(task, again=True))
+            offer = self._named(name, self._folder(task, force=True))
         if offer.reason is not None:
             raise unavailable_model(name, offer.reason)
         return offer
 
     def _named(self, name: str, folder: _Folder | None) -> Offer:
-        _, at, number = name.partition("@")
-        version = folder.current if folder and not at else None
-        if at and _VERSION.fullmatch(number):
+        _, separator, number = name.partition("@")
+        version = folder.current if folder and not separator else None
+        if separator and _VERSION.fullmatch(number):
             version = int(number)
         if folder and version in folder.damaged:
             raise unavailable_model(name, say("its record is damaged", "其记录已损坏"))
@@ -117,99 +119,99 @@ class Catalog:
             raise unknown_model(name, self._valid())
         return self._offer(folder, version)
 
-    def knows(self, task: str) -> bool:
-        """Whether a task has a version in the store."""
-        return self._look_at(task) is not None
+    def has(self, task: str) -> bool:
+        """Whether a task has any version in the store."""
+        return self._folder(task) is not None
 
     def offers(self) -> list[Offer]:
-        """Every version of every task, by task, then oldest first."""
+        """All versions of all tasks, sorted by task and version."""
         folders = sorted(self._folders.items())
         return [self._offer(f, version) for _, f in folders for version in sorted(f.versions)]
 
     def damaged(self) -> list[str]:
-        """The versions whose record can't be read, as `task@version`."""
+        """The versions whose record is unreadable, as `task@version`."""
         folders = sorted(self._folders.items())
         return [f"{task}@{version}" for task, f in folders for version in f.damaged]
 
     def offer(self, task: str) -> list[Offer]:
-        """Offer a stored task, all of its versions. Raises ApiError, 404."""
-        folder = self._known(task)
+        """Offer a stored task with all of its versions. Raises ApiError, 404."""
+        folder = self._existing_folder(task)
         self._withdrawn.discard(task)
         self._offered.add(task)
         return [self._offer(folder, version) for version in sorted(folder.versions)]
 
     def _require(self, task: str) -> None:
-        """Raise UsageError for a task that was named at the start and does not answer."""
+        """Raise UsageError for a task of the settings that is not available."""
         if "@" in task:
             name = task.partition("@")[0]
             raise UsageError(
                 say(
-                    f"{task} names a version; tasks are offered with all of their versions.",
-                    f"{task} 指定了版本，而任务总是连同所有版本一起提供。",
+                    f"{task} names a version; a task is always offered with all of its versions.",
+                    f"{task} 指定了版本，但任务总是连同所有版本一起提供。",
                 ),
                 say(
-                    f"Write --tasks {name}; a request may then ask for {task}.",
-                    f"请写 --tasks {name}；请求中可指定 {task}。",
+                    f"Use --tasks {name}; requests can then name {task}.",
+                    f"请使用 --tasks {name}，然后在请求中指定 {task}。",
                 ),
             )
         folder = self._folders.get(task)
         if folder is None:
-            self.store.get(task)  # raises: it names the tasks that there are
+            self.store.get(task)  # raises an error with the valid names
         elif folder.current is not None and (
             reason := self._reason(folder.versions[folder.current])
         ):
             raise UsageError(
-                say(f"{task} can't be served: {reason}.", f"无法提供 {task}：{reason}。"),
-                say("Leave it out of --tasks.", "请从 --tasks 中去掉它。"),
+                say(f"{task} can't be served: {reason}.", f"无法提供任务 {task}：{reason}。"),
+                say("Remove it from --tasks.", "请从 --tasks 中去掉它。"),
             )
 
     def withdraw(self, task: str) -> None:
-        """Answer for a task no more, until it is offered again. Raises ApiError, 404."""
-        self._known(task)
+        """Stop offering a task until `offer` is called. Raises ApiError, 404."""
+        self._existing_folder(task)
         self._withdrawn.add(task)
 
-    def _known(self, task: str) -> _Folder:
-        folder = self._look_at(task)
+    def _existing_folder(self, task: str) -> _Folder:
+        folder = self._folder(task)
         if folder is None:
             raise unknown_model(task, sorted(self._folders))
         return folder
 
-    def _look_at(self, task: str, *, again: bool = False) -> _Folder | None:
-        """A task's folder as it is now; `again`: read it even if it seems unchanged."""
-        folder = self._read(task, None if again else self._folders.get(task))
+    def _folder(self, task: str, *, force: bool = False) -> _Folder | None:
+        """A task's folder in its current state. `force`: read it even if it seems unchanged."""
+        folder = self._read(task, None if force else self._folders.get(task))
         if folder is not self._folders.get(task):
             others = {name: item for name, item in self._folders.items() if name != task}
             self._folders = others if folder is None else {**others, task: folder}
         return folder
 
-    def _read(self, task: str, known: _Folder | None) -> _Folder | None:
-        place = self.store.workspace.adapters / task
-        # The listing says which tasks there are: a name with a slash in it is never looked up.
-        if known is None and task not in _task_folders(self.store.workspace.adapters):
+    def _read(self, task: str, previous: _Folder | None) -> _Folder | None:
+        path = self.store.workspace.adapters / task
+        # Only listed names are looked up, and none of them contains a slash.
+        if previous is None and task not in _task_folders(self.store.workspace.adapters):
             return None
         try:
-            changed = place.stat().st_mtime_ns
-            if known is not None and known.changed == changed:
-                return known
+            changed = path.stat().st_mtime_ns
+            if previous is not None and previous.changed == changed:
+                return previous
             versions = {item.version: item for item in self.store.list(task)}
-            there = {
-                int(e.name) for e in os.scandir(place) if _VERSION.fullmatch(e.name) and e.is_dir()
+            numbers = {
+                int(e.name) for e in os.scandir(path) if _VERSION.fullmatch(e.name) and e.is_dir()
             }
         except OSError:
             return None
-        if not there:
+        if not numbers:
             return None
         if time.time_ns() - changed < _SETTLED:
             changed = -1
         states = {version: _state(item.path) for version, item in versions.items()}
-        return _Folder(changed, versions, states, tuple(sorted(there - set(versions))))
+        return _Folder(changed, versions, states, tuple(sorted(numbers - set(versions))))
 
     def _offer(self, folder: _Folder, version: int) -> Offer:
         adapter = folder.versions[version]
         return Offer(adapter, folder.states[version], self._reason(adapter))
 
     def _reason(self, adapter: StoredAdapter) -> str | None:
-        """Why an adapter does not answer here."""
+        """Why an adapter is not available; None if it is."""
         record = adapter.record
         if adapter.task in self._withdrawn or not (self._all or adapter.task in self._offered):
             return say(
@@ -218,33 +220,33 @@ class Catalog:
             )
         if record.get("head"):
             return say(
-                "it is a reward model, which scores answers and gives none",
+                "it is a reward model, which does not generate answers",
                 "它是奖励模型，只打分，不生成回答",
             )
         if adapter.method == FULL:
             if self._allow_full:
                 return None
             return say(
-                "full fine-tuning made it a base of its own; start the server with --allow-full",
-                "它由全量微调得到，自成一个基座；请用 --allow-full 启动服务",
+                "it is a fully fine-tuned model; start the server with --allow-full",
+                "它是全量微调得到的完整模型；请用 --allow-full 启动服务",
             )
         trained_on = record.get("base_fingerprint")
         if trained_on and trained_on != self._base.fingerprint:
             name = str(record.get("base", "")).rstrip("/").rpartition("/")[2]
-            return say(f"it was trained on another base ({name})", f"它训练于另一个基座（{name}）")
+            return say(f"it was trained on another base ({name})", f"它的训练基座是 {name}")
         return None
 
     def _valid(self) -> list[str]:
-        """The names that answer, or the first of them."""
+        """The available names, at most _MAX_LISTED."""
         names = [BASE_TASK]
         for task, folder in sorted(self._folders.items()):
-            answering = [v for v in sorted(folder.versions) if not self._reason(folder.versions[v])]
-            if folder.current in answering:
+            available = [v for v in sorted(folder.versions) if not self._reason(folder.versions[v])]
+            if folder.current in available:
                 names.append(task)
-            names += [f"{task}@{version}" for version in answering]
-        if len(names) > _LISTED:
-            more = len(names) - _LISTED
-            return [*names[:_LISTED], say(f"and {more} more", f"以及另外 {more} 个")]
+            names += [f"{task}@{version}" for version in available]
+        if len(names) > _MAX_LISTED:
+            more = len(names) - _MAX_LISTED
+            return [*names[:_MAX_LISTED], say(f"and {more} more", f"以及另外 {more} 个")]
         return names
 
 
@@ -256,7 +258,7 @@ def _task_folders(root: Path) -> list[str]:
 
 
 def _state(folder: Path) -> FileState:
-    """What changes when a version's files are replaced."""
+    """The times, sizes and inodes of a version's files, which change when a file is replaced."""
     states = []
     for name in (RECORD, WEIGHTS, MODEL):
         try:

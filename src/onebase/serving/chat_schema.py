@@ -1,4 +1,4 @@
-"""A request of the chat API."""
+"""The request schema of the chat API."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from onebase.serving.text_field import Text
 
 
 class ContentPart(BaseModel):
-    """A piece of a message. Only text is read."""
+    """A part of a message. Only text is supported."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -33,21 +33,25 @@ class ChatRequest(SamplingFields):
     """A conversation that ends with a user's message."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int | None = Field(None, ge=1, description="The most tokens to generate.")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="As max_tokens, over which it takes precedence."
+    )
+    logprobs: bool | None = Field(None, description="Report each token's log-probability.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Also report those of this many most likely tokens."
+    )
     response_format: ResponseFormat | None = None
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """The longest answer that the request asks for."""
+    def token_limit(self) -> int | None:
+        """The most tokens to generate; None if the request sets no limit."""
         return self.max_completion_tokens or self.max_tokens
 
-    def wanted_logprobs(self) -> int | None:
-        """How many likely tokens to report beside each one; None: no log-probabilities.
+    def requested_logprobs(self) -> int | None:
+        """How many likely tokens to report with each token; None: no log-probabilities.
 
-        Raises ApiError where `top_logprobs` stands without `logprobs`.
+        Raises ApiError for `top_logprobs` without `logprobs`.
         """
         if not self.logprobs:
             if self.top_logprobs:
@@ -61,54 +65,58 @@ class ChatRequest(SamplingFields):
 
 
 def turns_of(messages: list[ChatMessage], field: str = "messages", first: int = 0) -> list[Turn]:
-    """The messages as turns. Raises ApiError for tools, images and anything else that is not text; its
-    `param` counts the messages of `field` from the `first`.
+    """The messages as turns. Raises ApiError for tools, images and all other content that is not text.
+    The error's `param` numbers the messages of `field`, of which `messages[first]` is number 0.
     """
     return [
-        Turn(_role(message, place), _text(message, place))
-        for place, message in (
-            (f"{field}.{at - first}", message) for at, message in enumerate(messages)
+        Turn(_role(message, path), _text(message, path))
+        for path, message in (
+            (f"{field}.{index - first}", message) for index, message in enumerate(messages)
         )
     ]
 
 
-def _role(message: ChatMessage, place: str) -> Literal["system", "user", "assistant"]:
+def _role(message: ChatMessage, path: str) -> Literal["system", "user", "assistant"]:
     for field in ("tool_calls", "function_call", "audio"):
         if (message.model_extra or {}).get(field):
-            raise unsupported(f"{place}.{field}")
+            raise unsupported(f"{path}.{field}")
     if message.role in ("tool", "function"):
-        raise unsupported(f"{place}.role={message.role}")
+        raise unsupported(f"{path}.role={message.role}")
     return "system" if message.role == "developer" else message.role  # type: ignore[return-value]
 
 
-def _text(message: ChatMessage, place: str) -> str:
+def _text(message: ChatMessage, path: str) -> str:
     if isinstance(message.content, str):
         return message.content
     if not message.content:
-        raise _empty(place)
-    return "".join(_part(part, f"{place}.content.{at}") for at, part in enumerate(message.content))
+        raise _empty(path)
+    return "".join(
+        _part(part, f"{path}.content.{index}") for index, part in enumerate(message.content)
+    )
 
 
-def _part(part: ContentPart, place: str) -> str:
+def _part(part: ContentPart, path: str) -> str:
     if part.type not in ("text", "input_text", "output_text"):
-        raise unsupported(f"{place}.type={part.type}")
+        raise unsupported(f"{path}.type={part.type}")
     if part.text is None:
         raise bad_field(
-            f"{place}.text",
+            f"{path}.text",
             say("A text part has no text.", "文本片段没有 text。"),
-            say("Give it a text.", "请填写 text。"),
+            say("Add a text.", "请填写 text。"),
         )
     return part.text
 
 
-def _empty(place: str) -> ApiError:
+def _empty(path: str) -> ApiError:
     return bad_field(
-        f"{place}.content",
+        f"{path}.content",
         say("A message has no content.", "消息没有内容。"),
-        say("Give it a text.", "请填写文本。"),
+        say("Add a text.", "请填写文本。"),
     )
 
 
 def other_fields() -> dict[str, tuple[Any, ...]]:
-    """Fields that a chat may refuse beside those that every request may."""
+    """Unsupported fields of chat requests, in addition to those of all requests, with the values that
+    have no effect.
+    """
     return {"echo": (False,), "add_special_tokens": (False,), "suffix": ("",), "prompt": ()}

@@ -1,4 +1,4 @@
-"""A request of the completions API: text goes on from a prompt, with no template around it."""
+"""The request schema of the completions API, which continues a prompt without a template."""
 
 from typing import Annotated, Any
 
@@ -14,24 +14,26 @@ DEFAULT_TOKENS = 16  # OpenAI's
 
 
 class CompletionRequest(SamplingFields):
-    """`prompt` is a text, a list of texts, token ids, or a list of lists of them.
-
-    With `echo` the prompt stands before the answer, in its log-probabilities too; with `max_tokens`
-    0 nothing is generated.
-    """
+    """A prompt, or several, to continue."""
 
     prompt: (
         Text
         | TokenIds
         | Annotated[list[Text], Field(min_length=1, max_length=2048)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=2048)]
+    ) = Field(description="A text, a list of texts, token ids, or a list of lists of token ids.")
+    max_tokens: int | None = Field(
+        None, ge=0, description="The most tokens to generate; 0 generates nothing."
     )
-    max_tokens: int | None = Field(None, ge=0)
-    logprobs: int | None = Field(None, ge=0, le=20)
-    echo: bool | None = None
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Report log-probabilities, and this many most likely tokens."
+    )
+    echo: bool | None = Field(
+        None, description="Put the prompt before the answer, also in the log-probabilities."
+    )
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one or several."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -40,7 +42,9 @@ class CompletionRequest(SamplingFields):
 
 
 def other_fields(body: CompletionRequest) -> dict[str, tuple[Any, ...]]:
-    """Fields that a completion may refuse beside those that every request may."""
+    """Unsupported fields of completion requests, in addition to those of all requests, with the values
+    that have no effect.
+    """
     return {
         "best_of": (1, body.n or 1),
         "add_special_tokens": (True,),

@@ -1,4 +1,4 @@
-"""Work for a client that may leave before it is done."""
+"""Cancels work when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,33 +13,33 @@ Result = TypeVar("Result")
 
 
 class ClientLeftError(ApiError):
-    """The client closed its connection. Nobody reads the answer; the log has its status."""
+    """The client closed the connection. The response reaches nobody; the log has its status."""
 
     def __init__(self) -> None:
         super().__init__(
             499,
             "client_left",
             say("The client closed the connection.", "客户端关闭了连接。"),
-            say("Ask again.", "请重新请求。"),
+            say("Send the request again.", "请重新发送请求。"),
         )
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled as soon as the client leaves.
+    """The result of `work`, which is cancelled when the client disconnects.
 
     The request's body must have been read. Raises ClientLeftError.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    worker = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
+        await asyncio.wait({worker, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            return worker.result()
     finally:
-        # Also where this task itself is cancelled: then both end with it.
-        for task in (working, leaving):
+        # Both are cancelled if this task is cancelled, too.
+        for task in (worker, disconnect):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(worker, disconnect, return_exceptions=True)
     raise ClientLeftError
 
 

@@ -1,6 +1,6 @@
-"""What goes wrong in a request, in the shape of OpenAI's API.
+"""The errors of the HTTP API, in OpenAI's format.
 
-No answer holds a path or a traceback: those are in the log.
+Responses never contain a path or a traceback; those are in the log.
 """
 
 import logging
@@ -23,9 +23,9 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(OnebaseError):
-    """A refusal with its HTTP status.
+    """An error response with its HTTP status.
 
-    `reason` is OpenAI's `code`, `param` the field at fault. `retry_after` is in seconds.
+    `reason` is OpenAI's `code`, `param` the invalid field. `retry_after` is in seconds.
     """
 
     code = "api"
@@ -47,7 +47,7 @@ class ApiError(OnebaseError):
         self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
-        """The JSON object that a client gets."""
+        """The JSON object of the response."""
         kind = _TYPES.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
@@ -61,7 +61,7 @@ class ApiError(OnebaseError):
         }
 
     def response(self) -> Response:
-        """The whole answer."""
+        """The HTTP response."""
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -71,12 +71,12 @@ class ApiError(OnebaseError):
 
 
 def bad_field(param: str, message: str, remedy: str) -> ApiError:
-    """A field with a value that can't be used."""
+    """A field with an invalid value."""
     return ApiError(400, "invalid_value", message, remedy, param=param)
 
 
 def unsupported(param: str) -> ApiError:
-    """A field that would change the answer, which this server does not know how to honour."""
+    """A field that would change the answer, but is not supported."""
     return ApiError(
         400,
         "unsupported_parameter",
@@ -87,56 +87,56 @@ def unsupported(param: str) -> ApiError:
 
 
 def unknown_model(name: str, valid: Iterable[str]) -> ApiError:
-    """A `model` that names nothing; lists the names that do."""
+    """An unknown `model`; the error lists the valid names."""
     names = list(valid)
-    near = get_close_matches(name, names, n=1)
-    hint = say(f"Did you mean {near[0]!r}? ", f"是否想用 {near[0]!r}？") if near else ""
+    nearest = get_close_matches(name, names, n=1)
+    hint = say(f"Did you mean {nearest[0]!r}? ", f"是否想用 {nearest[0]!r}？") if nearest else ""
     listed = ", ".join(names)
     return ApiError(
         404,
         "model_not_found",
         say(f"There is no model {name!r}.", f"没有模型 {name!r}。"),
-        hint + say(f"Valid: {listed}.", f"可用：{listed}。"),
+        hint + say(f"Valid: {listed}.", f"可用的模型：{listed}。"),
         param="model",
     )
 
 
 def unavailable_model(name: str, reason: str) -> ApiError:
-    """A stored task that this server can't or may not answer for."""
+    """A stored task that this server does not serve."""
     return ApiError(
         409,
         "model_unavailable",
         say(f"{name} is not available: {reason}.", f"{name} 不可用：{reason}。"),
-        say("GET /v1/models lists what is.", "可用的模型见 GET /v1/models。"),
+        say("GET /v1/models lists the available models.", "可用的模型见 GET /v1/models。"),
         param="model",
     )
 
 
 def broken_adapter(name: str) -> ApiError:
-    """An adapter whose files can't be used. Why is in the log, with the path."""
+    """An adapter that cannot be loaded. The log has the reason and the path."""
     return ApiError(
         500,
         "adapter_not_loadable",
         say(
-            f"The adapter of {name} can't be loaded; the server's log says why.",
+            f"The adapter of {name} can't be loaded; the server's log has the reason.",
             f"无法加载 {name} 的适配器；原因见服务器日志。",
         ),
         say(
-            f"Put back a copy of its files, or train the task again; other versions: "
+            f"Restore its files, train the task again, or use another version: "
             f"{name.partition('@')[0]}@VERSION.",
-            f"请恢复其文件，或重新训练该任务；也可使用其他版本：{name.partition('@')[0]}@版本号。",
+            f"请恢复其文件，重新训练该任务，或使用其他版本：{name.partition('@')[0]}@版本号。",
         ),
         param="model",
     )
 
 
 def body_too_large() -> ApiError:
-    """A body beyond the limit."""
+    """A body above the limit."""
     return ApiError(
         413,
         "body_too_large",
         say("The body is too large.", "请求体过大。"),
-        say("Send less at a time.", "请减小请求的大小。"),
+        say("Send a smaller request.", "请减小请求的大小。"),
     )
 
 
@@ -145,40 +145,40 @@ def internal_error() -> ApiError:
     return ApiError(
         500,
         "internal_error",
-        say("The server failed.", "服务器内部出错。"),
-        say("Its log says why.", "原因见服务器日志。"),
+        say("Internal server error.", "服务器内部错误。"),
+        say("The server's log has the reason.", "原因见服务器日志。"),
     )
 
 
-def failed_pass(reason: str) -> ApiError:
-    """An answer that came to no end. `reason` is set where the request itself is at fault."""
+def generation_failed(reason: str) -> ApiError:
+    """An answer that could not be generated. `reason` is set if the request is the cause."""
     if not reason:
         return internal_error()
     return ApiError(
         400,
         "unusable_request",
-        say(f"No answer could be drawn: {reason}.", f"无法生成回答：{reason}。"),
+        say(f"No answer could be generated: {reason}.", f"无法生成回答：{reason}。"),
         say("Change the request.", "请修改请求。"),
     )
 
 
 def timed_out() -> ApiError:
-    """Scores that are not complete within the time for one request, or while the server drains: a part
-    of them would be no answer.
+    """A request that was not finished in the time for one request, or while the server drains, and for
+    which partial results are useless.
     """
     return ApiError(
         504,
         "timed_out",
-        say("The time for this request is over.", "此请求已超时。"),
+        say("The request timed out.", "请求超时。"),
         say(
-            "Send less at a time, or start the server with a longer --timeout.",
-            "请减小请求，或用更长的 --timeout 启动服务。",
+            "Send a smaller request, or start the server with a longer --timeout.",
+            "请减小请求，或在启动服务时用 --timeout 指定更长的时间。",
         ),
     )
 
 
 def as_api_error(error: OnebaseError) -> ApiError:
-    """An error of the library as a client may see it."""
+    """An error of the library as an API error, without details of the server."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UsageError):
@@ -190,58 +190,57 @@ def as_api_error(error: OnebaseError) -> ApiError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer every refusal in this shape. (Failures: see request_log.)"""
+    """Make `app` respond to all errors in this format. (Unexpected exceptions: see request_log.)"""
 
-    async def of_library(_: Request, error: Exception) -> Response:
+    async def handle_library_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, OnebaseError)
         return as_api_error(error).response()
 
-    async def of_fields(_: Request, error: Exception) -> Response:
+    async def handle_validation_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _of_validation(error).response()
+        return _from_validation(error).response()
 
-    async def of_http(_: Request, error: Exception) -> Response:
+    async def handle_http_exception(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _of_http(error).response()
+        return _from_http(error).response()
 
-    app.add_exception_handler(OnebaseError, of_library)
-    app.add_exception_handler(RequestValidationError, of_fields)
-    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(OnebaseError, handle_library_error)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)
 
 
-def _of_validation(error: RequestValidationError) -> ApiError:
+def _from_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    # Of a union, pydantic names the member too, as it is written in the code: those are left out.
-    place = [
+    # For a union, pydantic adds the name of the member type, which clients do not know.
+    path = [
         str(part)
         for part in first["loc"][1:]
         if isinstance(part, int) or _FIELD.fullmatch(str(part))
     ]
-    param = ".".join(place) or None
-    said = str(first["msg"])
+    param = ".".join(path) or None
+    message = str(first["msg"])
     if first["type"] == "json_invalid":
-        param, said = None, say("the body is not valid JSON", "请求体不是合法的 JSON")
-    where = f"{param}: " if param else ""
+        param, message = None, say("the body is not valid JSON", "请求体不是合法的 JSON")
+    prefix = f"{param}: " if param else ""
     return ApiError(
         400,
         "missing_required_parameter" if first["type"] == "missing" else "invalid_value",
-        f"{where}{said}.",
+        f"{prefix}{message}.",
         say("See /docs.", "请查看 /docs。"),
         param=param,
     )
 
 
-def _of_http(error: HTTPException) -> ApiError:
+def _from_http(error: HTTPException) -> ApiError:
     if error.status_code == 413:
         return body_too_large()
-    known = {
+    messages = {
         400: ("invalid_body", say("The body can't be read.", "无法读取请求体。")),
         404: ("not_found", say("There is nothing at this path.", "该路径不存在。")),
         405: (
             "method_not_allowed",
-            say("This path has no such method.", "该路径不支持此方法。"),
+            say("This path does not support this method.", "该路径不支持此方法。"),
         ),
     }
-    reason, message = known.get(error.status_code, ("http_error", str(error.detail)))
-    made = ApiError(error.status_code, reason, message, say("See /docs.", "请查看 /docs。"))
-    return made
+    reason, message = messages.get(error.status_code, ("http_error", str(error.detail)))
+    return ApiError(error.status_code, reason, message, say("See /docs.", "请查看 /docs。"))

@@ -1,4 +1,4 @@
-"""Server-sent events, framed by hand: a token's event is some hundred bytes of known form."""
+"""Server-sent events, framed by hand: a token's event is a few hundred bytes of a fixed format."""
 
 import asyncio
 import json
@@ -10,15 +10,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from onebase.serving.disconnect import ClientLeftError, unless_disconnected
 
-STALLED_SECONDS = 60.0  # a client that reads nothing for so long has left
+STALLED_SECONDS = 60.0  # a client that reads nothing for this long counts as disconnected
 DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(EventSourceResponse):
-    """Sends `frames` as they come, and closes `resources` at the end, however it comes.
+    """Sends `frames` as they arrive, and closes `resources` at the end in any case.
 
-    When the client leaves, the frames' iterator is cancelled, also while it waits for a first token.
-    (FastAPI's own route for events passes each through two queues.)
+    When the client disconnects, the iterator is cancelled, even while it waits for the first token.
+    (FastAPI's own event route passes each event through two queues.)
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class EventStream(EventSourceResponse):
         self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         async with self._resources:
             try:
                 await unless_disconnected(receive, self._send(send))
@@ -61,17 +61,15 @@ def frame(data: object, event: str | None = None) -> bytes:
 
 
 class ChunkFrames:
-    """Frames that differ in one place: everything before and after it is written once."""
+    """Frames that differ only in one text: the rest is serialized once."""
 
     MARK = "\ufdd0"
 
     def __init__(self, chunk: object, event: str | None = None) -> None:
-        """`chunk` holds MARK, as a whole string value, where the text goes."""
-        before, after = frame(chunk, event).split(
-            json.dumps(self.MARK, ensure_ascii=False).encode()
-        )
-        self._before, self._after = before, after
+        """`chunk` has MARK, as a whole string value, in place of the text."""
+        mark = json.dumps(self.MARK, ensure_ascii=False).encode()
+        self._before, self._after = frame(chunk, event).split(mark)
 
     def with_text(self, text: str) -> bytes:
-        """The frame with `text` in its place."""
+        """The frame with `text`."""
         return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after

@@ -1,7 +1,7 @@
-"""Fields of OpenAI's and vLLM's requests that this server does not know how to honour.
+"""Fields of OpenAI's and vLLM's requests that this server does not support.
 
-One that would change the answer is refused by name, unless its value asks for nothing. Any other
-that is not known here is ignored, and named in the response header `x-onebase-ignored`.
+A field that would change the answer is refused by name, unless its value has no effect. All other
+unknown fields are ignored, and listed in the response header `x-onebase-ignored`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from onebase.serving.errors import unsupported
 
 IGNORED_HEADER = "x-onebase-ignored"
-_NAMED = 32  # as many ignored fields are named at most
+_MAX_NAMED = 32  # ignored fields in the header
 
-# The values, beside null, that ask for nothing.
+# The values, besides null, that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # OpenAI
     "audio": (),
@@ -71,48 +71,50 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 def check_fields(
     body: BaseModel, neutral: Mapping[str, tuple[Any, ...]] | None = None
 ) -> list[str]:
-    """The fields of `body` that are ignored. `neutral` adds to the fields that may be refused.
+    """The ignored fields of `body`. `neutral` adds unsupported fields, with the values that have no
+    effect.
 
-    Raises ApiError for a field that asks for what is not supported.
+    Raises ApiError for an unsupported field with any other value.
     """
-    known = {**_NEUTRAL, **(neutral or {})}
+    unsupported_fields = {**_NEUTRAL, **(neutral or {})}
     ignored = []
     for name, value in (body.model_extra or {}).items():
-        if name not in known:
+        if name not in unsupported_fields:
             ignored.append(name)
-        elif value is not None and not any(_equal(value, item) for item in known[name]):
+        elif value is not None and not any(_equal(value, n) for n in unsupported_fields[name]):
             raise unsupported(name)
     for name in type(body).model_fields:
-        ignored += _inside(getattr(body, name), name)
+        ignored += _unknown_inside(getattr(body, name), name)
     return ignored
 
 
-def _inside(value: Any, name: str) -> Iterator[str]:
-    """The unknown fields inside a field, by their paths (`messages.0.name`)."""
+def _unknown_inside(value: Any, path: str) -> Iterator[str]:
+    """The paths of the unknown fields inside the field at `path` (`messages.0.name`)."""
     if isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _inside(item, f"{name}.{place}")
+        for index, item in enumerate(value):
+            yield from _unknown_inside(item, f"{path}.{index}")
     elif isinstance(value, BaseModel):
-        yield from (f"{name}.{key}" for key in value.model_extra or {})
+        yield from (f"{path}.{key}" for key in value.model_extra or {})
         for key in type(value).model_fields:
-            yield from _inside(getattr(value, key), f"{name}.{key}")
+            yield from _unknown_inside(getattr(value, key), f"{path}.{key}")
 
 
 def ignored_header(names: list[str]) -> dict[str, str]:
-    """The header that names what was ignored; none where nothing was."""
+    """The header that lists ignored fields; no header if there are none."""
     if not names:
         return {}
-    return {IGNORED_HEADER: ", ".join(_written(name) for name in names[:_NAMED])}
+    return {IGNORED_HEADER: ", ".join(_header_name(name) for name in names[:_MAX_NAMED])}
 
 
-def _written(name: str) -> str:
-    """A field's name as a header may hold it: an empty one as `""`, as a header's value neither
-    begins nor ends with a blank."""
+def _header_name(name: str) -> str:
+    """A field's name in the header. An empty name is `""`, since a header's value neither begins nor
+    ends with a blank.
+    """
     return quote(name, safe="", errors="replace")[:64] or '""'
 
 
 def _equal(value: Any, neutral: Any) -> bool:
-    """Whether they are equal; 0 and false are not. Null members of an object ask for nothing."""
+    """Whether both are equal; 0 and false are not. Null members of an object are left out."""
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if item is not None}
     return type(value) is type(neutral) and bool(value == neutral)

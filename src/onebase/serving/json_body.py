@@ -1,6 +1,7 @@
-"""JSON bodies as every route reads them: no key twice in one object, and not nested too deep.
+"""Validation of JSON bodies: no duplicate keys in an object, and no excessive nesting.
 
-JSON's readers take the last of two values in silence; here such a body is refused, by the key.
+JSON parsers silently take the last of two values; here such a body is refused, and the error names
+the key.
 """
 
 import json
@@ -17,19 +18,19 @@ from onebase.language import say
 from onebase.serving.disconnect import ClientLeftError
 from onebase.serving.errors import ApiError, bad_field
 
-_SHOWN = 200  # characters of a place, in an error
+_MAX_PATH = 200  # characters in an error
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON body is checked before its fields are."""
+    """A route whose JSON body is checked before its fields are validated."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As APIRoute has it."""
+        """As APIRoute.get_route_handler."""
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
             if self.body_field is not None and (body := await _body(request)):
-                _read(request, body)
+                _parse(request, body)
             return await handle(request)
 
         return checked
@@ -42,22 +43,23 @@ async def _body(request: Request) -> bytes:
         raise ClientLeftError from error
 
 
-def _read(request: Request, body: bytes) -> None:
-    """Keep what the body holds as what `request.json()` gives. What is no JSON is left to that.
+def _parse(request: Request, body: bytes) -> None:
+    """Parse the body and store the value as the result of `request.json()`, which reports invalid JSON
+    itself.
 
-    Raises ApiError for a key that an object has twice and for a body that is nested too deep.
+    Raises ApiError for a duplicate key, and for a body that is nested too deep.
     """
-    twice: list[tuple[dict[str, Any], str]] = []
+    duplicates: list[tuple[dict[str, Any], str]] = []  # an object, and a key that it has twice
 
-    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        parsed = dict(pairs)
+        if len(parsed) < len(pairs):
             counts = Counter(key for key, _ in pairs)
-            twice.append((found, next(key for key, count in counts.items() if count > 1)))
-        return found
+            duplicates.append((parsed, next(key for key, count in counts.items() if count > 1)))
+        return parsed
 
     try:
-        value = json.loads(body, object_pairs_hook=made)
+        value = json.loads(body, object_pairs_hook=to_dict)
     except ValueError:
         return
     except RecursionError as error:
@@ -65,51 +67,52 @@ def _read(request: Request, body: bytes) -> None:
             400,
             "invalid_body",
             say("The body is nested too deep.", "请求体嵌套层数过多。"),
-            say("Send a flatter one.", "请减少嵌套。"),
+            say("Send a body with less nesting.", "请减少嵌套。"),
         ) from error
-    if twice:
-        # What a client named is told in part, and without halves of characters.
-        place = _place_of(value, *twice[-1]).encode("utf-8", "backslashreplace").decode()[:_SHOWN]
+    if duplicates:
+        # The path is the client's text: it is shortened, and lone surrogates are escaped.
+        full_path = _path_of(value, *duplicates[-1])
+        path = full_path.encode("utf-8", "backslashreplace").decode()[:_MAX_PATH]
         raise bad_field(
-            place,
+            path,
             say(
-                f"{place}: this key stands twice in one object.",
-                f"{place}：同一对象中该键出现了两次。",
+                f"{path}: this key is in the object twice.",
+                f"{path}：同一对象中该键出现了两次。",
             ),
             say("Keep one of the two.", "请只保留其中一个。"),
         )
-    request._json = value  # where request.json() keeps it
+    request._json = value  # the cache of request.json()
 
 
-def _place_of(value: Any, holder: dict[str, Any], key: str) -> str:
-    """Where in a body `holder` has `key`: `messages.0.content`; the key alone where `holder` went with
-    the value of another key that stood twice.
+def _path_of(value: Any, holder: dict[str, Any], key: str) -> str:
+    """The path of `key` of the object `holder` in a body (`messages.0.content`). Only the key, if
+    `holder` is in a value that another duplicate key has replaced.
     """
-    places: list[_Place] = [_Place(value, "", None)]
-    while places:
-        place = places.pop()
-        if place.part is holder:
-            return ".".join((*place.path(), key))
-        items = place.part.items() if isinstance(place.part, dict) else enumerate(place.part)
-        places += [
-            _Place(item, str(name), place) for name, item in items if isinstance(item, dict | list)
+    nodes: list[_Node] = [_Node(value, "", None)]
+    while nodes:
+        node = nodes.pop()
+        if node.value is holder:
+            return ".".join((*node.path(), key))
+        items = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        nodes += [
+            _Node(item, str(name), node) for name, item in items if isinstance(item, dict | list)
         ]
     return key
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """An object or a list of a body, its name in the one around it, and that one."""
+class _Node:
+    """An object or a list in a body, its name in its parent, and the parent."""
 
-    part: Any
+    value: Any
     name: str
-    around: "_Place | None"
+    parent: "_Node | None"
 
     def path(self) -> list[str]:
-        """The names from the body down to here."""
+        """The names from the root to this node."""
         names: list[str] = []
-        place: _Place = self
-        while place.around is not None:
-            names.append(place.name)
-            place = place.around
+        node: _Node = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
         return names[::-1]

@@ -1,7 +1,7 @@
-"""API keys: made here, kept as hashes in the workspace.
+"""API keys, which are stored as hashes in the workspace.
 
-A key is 256 random bits behind its id: `ob-<id>-<secret>`. So random a text can't be found from its
-SHA-256, and needs no slow hash.
+A key consists of its id and 256 random bits: `ob-<id>-<secret>`. That many random bits cannot be
+recovered from a SHA-256, so no slow hash is needed.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ _ENVIRONMENT_ID = "environment"
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One key as it is kept. `scope` use: answers; admin: adapters too. `created`: ISO 8601, UTC."""
+    """One stored key. The scope `use` allows generation, `admin` also changes of adapters. `created` is
+    in ISO 8601, UTC.
+    """
 
     id: str
     name: str
@@ -38,23 +40,24 @@ class ApiKey:
 
 
 class KeyStore:
-    """The keys of a workspace, and the one in ONEBASE_API_KEY, which has the scope use.
+    """The keys of a workspace, and the key in ONEBASE_API_KEY, which has the scope `use`.
 
-    A change by another process is seen at the next question.
+    Changes by other processes take effect at the next call.
     """
 
     def __init__(self, workspace: Workspace, environment: Mapping[str, str] = os.environ) -> None:
         self._file = workspace.root / "keys.json"
         self._state: tuple[int, int, int] | None = None
         self._keys: list[ApiKey] = []
-        given = environment.get(VARIABLE, "").strip()
-        self._given = (
-            ApiKey(_ENVIRONMENT_ID, VARIABLE, "use", _digest(given), "") if given else None
+        token = environment.get(VARIABLE, "").strip()
+        self._environment_key = (
+            ApiKey(_ENVIRONMENT_ID, VARIABLE, "use", _digest(token), "") if token else None
         )
 
     def all(self) -> list[ApiKey]:
         """The keys of the workspace, oldest first. Raises CorruptFileError for a damaged file,
-        OnebaseError for one that this user may not read."""
+        OnebaseError for one that this user may not read.
+        """
         state = _state(self._file)
         if state != self._state:
             self._keys = [] if state is None else self._read()
@@ -63,20 +66,20 @@ class KeyStore:
 
     @property
     def any(self) -> bool:
-        """Whether there is a key at all."""
-        return self._given is not None or bool(self.all())
+        """Whether there are any keys."""
+        return self._environment_key is not None or bool(self.all())
 
     def find(self, token: str) -> ApiKey | None:
-        """The key that `token` is. Takes the same time whichever it is, and where it is none."""
+        """The key of `token`, None if there is none. The time does not depend on the result."""
         digest = _digest(token)
-        found = None
-        for key in [*self.all(), *([self._given] if self._given else [])]:
+        matching = None
+        for key in [*self.all(), *([self._environment_key] if self._environment_key else [])]:
             if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
+                matching = key
+        return matching
 
     def new(self, scope: KeyScope, name: str = "") -> tuple[ApiKey, str]:
-        """Make a key; its token is shown this once."""
+        """Create a key; returns it with its token, which is not stored."""
         if scope not in ("use", "admin"):
             raise unknown("scope", "权限", scope, ("use", "admin"))
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,19 +92,19 @@ class KeyStore:
         return key, token
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Forget a key: it is refused from the next request on. Raises UsageError."""
+        """Delete a key, which is refused from the next request on. Raises UsageError."""
         if not self._file.exists():
             raise UsageError(
                 say("There are no keys.", "没有任何密钥。"),
-                say("Make one with: onebase keys new.", "请用 onebase keys new 创建。"),
+                say("Create one with: onebase keys new.", "请用 onebase keys new 创建。"),
             )
         with self._lock():
             keys = self._read()
-            gone = next((key for key in keys if key.id == key_id), None)
-            if gone is None:
+            revoked = next((key for key in keys if key.id == key_id), None)
+            if revoked is None:
                 raise unknown("key", "密钥", key_id, [key.id for key in keys])
-            self._write([key for key in keys if key is not gone])
-        return gone
+            self._write([key for key in keys if key is not revoked])
+        return revoked
 
     def _lock(self) -> FileLock:
         return FileLock(self._file.with_name(".keys.lock"))
@@ -116,7 +119,7 @@ class KeyStore:
             raise OnebaseError(
                 say(f"This user may not read {self._file}.", f"当前用户无权读取 {self._file}。"),
                 say(
-                    "Run every command of this workspace as the user who made it.",
+                    "Run all commands of this workspace as the user who created it.",
                     "请以创建该工作区的用户身份运行所有命令。",
                 ),
             ) from error
@@ -124,7 +127,7 @@ class KeyStore:
             raise CorruptFileError(
                 say(f"{self._file} is damaged: {error}.", f"{self._file} 已损坏：{error}。"),
                 say(
-                    "Delete it and make new keys with: onebase keys new.",
+                    "Delete it and create new keys with: onebase keys new.",
                     "请删除该文件，再用 onebase keys new 创建密钥。",
                 ),
             ) from error
@@ -132,11 +135,11 @@ class KeyStore:
     def _write(self, keys: list[ApiKey]) -> None:
         rows = [asdict(key) for key in keys]
         text = json.dumps({"keys": rows}, ensure_ascii=False, indent=2) + "\n"
-        before = os.umask(0o077)  # nobody else reads the hashes
+        previous = os.umask(0o077)  # other users must not read the hashes
         try:
             write_whole(self._file, text)
         finally:
-            os.umask(before)
+            os.umask(previous)
 
 
 def _digest(token: str) -> str:
@@ -144,7 +147,7 @@ def _digest(token: str) -> str:
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced."""
+    """The time, size and inode of a file, which change when it is replaced."""
     try:
         stat = file.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Log-probabilities in the shapes of the two APIs."""
+"""Log-probabilities in the formats of the chat and completions APIs."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _LOWEST = -9999.0  # JSON has no infinity
 
 
 def chat_logprobs(tokens: Sequence[Token], texts: TokenText) -> dict[str, Any]:
-    """The `logprobs` of a chat's choice: every token with the likely ones in its place."""
+    """The `logprobs` of a chat choice: every token with its most likely alternatives."""
     content = [
         {
             **_entry(token.id, token.logprob or 0.0, texts),
@@ -31,9 +31,7 @@ def _entry(token: int, logprob: float, texts: TokenText) -> dict[str, Any]:
 
 
 class TextOffsets:
-    """Where in a text each of its tokens begins, in characters. Parts of one character begin where
-    it does.
-    """
+    """The offset of each token in a text, in characters. All tokens of one character have its offset."""
 
     def __init__(self, texts: TokenText) -> None:
         self._texts = texts
@@ -41,18 +39,18 @@ class TextOffsets:
         self._length = 0
 
     def of(self, token: int) -> int:
-        """The place of the next token."""
-        place = self._length
+        """The offset of the next token."""
+        offset = self._length
         self._length += len(self._decoder.decode(self._texts.bytes_of(token)))
-        return place
+        return offset
 
 
 def completion_logprobs(
     tokens: Sequence[Token], texts: TokenText, offsets: TextOffsets
 ) -> dict[str, Any]:
-    """The `logprobs` of a completion's choice; `offsets` knows of the tokens before these.
+    """The `logprobs` of a completion choice. `offsets` has processed the tokens before these.
 
-    As in OpenAI's API the likely tokens hold the token itself too. One that nothing predicts (the
+    As in OpenAI's API, the likely tokens include the token itself. A token that nothing predicts (the
     first of an echoed prompt) has null.
     """
     return {

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus. Every series of requests is by task."""
+"""Metrics for Prometheus. All series about requests are labelled with the task."""
 
 from collections.abc import Callable
 
@@ -12,40 +12,38 @@ _BATCH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class Metrics:
-    """The series of one server, in a registry of its own."""
+    """The series of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         task = ["task"]
         self.requests = self._counter(
-            "requests", "Requests by how they ended.", ["task", "api", "status"]
+            "requests", "Requests by HTTP status.", ["task", "api", "status"]
         )
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", task)
         self.generated_tokens = self._counter("generated_tokens", "Tokens of answers.", task)
-        self.first_token = self._histogram(
+        self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From a request to its first token.", task, _FIRST
         )
-        self.between_tokens = self._histogram(
+        self.time_per_token = self._histogram(
             "time_per_output_token_seconds", "Between two tokens of an answer.", task, _BETWEEN
         )
-        self.whole = self._histogram(
+        self.request_seconds = self._histogram(
             "request_seconds", "From a request to the end of its answer.", task, _WHOLE
         )
-        self.batch = self._histogram(
-            "batch_size", "Sequences that got a token in a step.", [], _BATCH
-        )
+        self.batch = self._histogram("batch_size", "Sequences with an event in a step.", [], _BATCH)
         self.adapter_loads = self._counter("adapter_loads", "Adapters read into memory.", task)
         self.adapter_evictions = self._counter(
-            "adapter_evictions", "Adapters that left memory for others.", []
+            "adapter_evictions", "Adapters removed from memory to make room for others.", []
         )
 
     def count_request(self, path: str, status: int, task: str) -> None:
-        """Count a request by its path, where that is one of the APIs."""
+        """Count a request, if its path is one of the generation APIs."""
         if path in _APIS:
             self.requests.labels(task, path, str(status)).inc()
 
-    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when it is asked for."""
+    def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge that calls `value` when it is scraped."""
         gauge = Gauge(f"onebase_{name}", text, registry=self.registry)
         gauge.set_function(value)
 

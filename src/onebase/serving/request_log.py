@@ -1,7 +1,7 @@
-"""The server's log: one JSON object a line on stderr, one line a request, which is counted too. An
-exception that nothing expected ends here, with its traceback in the log.
+"""The server's log: JSON lines on stderr, one per request. Requests are counted here, too, and
+unexpected exceptions are handled here and logged with their traceback.
 
-Prompts and answers stand there only where the settings say so.
+Prompts and answers are logged only if the settings say so.
 """
 
 import json
@@ -37,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to(handler: logging.Handler) -> None:
-    """Send the server's lines, and uvicorn's warnings, to `handler`."""
+    """Send the server's log, and uvicorn's warnings, to `handler`."""
     handler.setFormatter(JsonFormatter())
     for name, level in (("onebase", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
@@ -47,24 +47,24 @@ def log_to(handler: logging.Handler) -> None:
 
 
 class RequestLogMiddleware:
-    """Gives each request an id (header `x-request-id`) and writes its line when it is over.
+    """Assigns each request an id (header `x-request-id`), and logs the request when it has ended.
 
-    An endpoint adds what it knows to `scope["state"]["log"]`.
+    Endpoints add fields in `scope["state"]["log"]`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        known: dict[str, Any] = {}
+        endpoint_fields: dict[str, Any] = {}
         request_id = uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state["log"] = known
+        state["log"] = endpoint_fields
         state["request_id"] = request_id
         status = 0
 
@@ -80,10 +80,10 @@ class RequestLogMiddleware:
         except Exception:
             log.exception("request failed", extra={"fields": {"request": request_id}})
             if status:
-                raise  # the answer had begun: the connection is closed
+                raise  # the response has started: the connection is closed
             await internal_error().response()(scope, receive, send_with_id)
         finally:
-            task = str(known.get("model", "")).partition("@")[0]
+            task = str(endpoint_fields.get("model", "")).partition("@")[0]
             scope["app"].state.service.metrics.count_request(scope["path"], status, task)
             level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
             if log.isEnabledFor(level):
@@ -94,6 +94,6 @@ class RequestLogMiddleware:
                     "status": status,
                     "seconds": round(time.perf_counter() - began, 4),
                     "key": state.get("key"),
-                    **known,
+                    **endpoint_fields,
                 }
                 log.log(level, "request", extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""A request of the responses API, for plain text."""
+"""The request schema of the responses API, for plain text."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from onebase.serving.text_field import Text
 
 
 class InputItem(BaseModel):
-    """One message of the input. Items of any other type are refused."""
+    """One message of the input. Items of other types are refused."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -21,7 +21,7 @@ class InputItem(BaseModel):
 
 
 class TextFormat(BaseModel):
-    """The format of the answer. A schema's fields stand beside the type here."""
+    """The format of the answer. Here a schema's fields are beside the type."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -33,7 +33,7 @@ class TextFormat(BaseModel):
 
 
 class TextOptions(BaseModel):
-    """`format` of the answer."""
+    """Options of the answer's text."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -41,50 +41,58 @@ class TextOptions(BaseModel):
 
 
 class ResponsesRequest(SamplingFields):
-    """`input` is a text or messages; `instructions` a system message before them."""
+    """A text or messages to answer."""
 
-    input: Text | list[InputItem]
-    instructions: Text | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    input: Text | list[InputItem] = Field(description="A text, or messages.")
+    instructions: Text | None = Field(None, description="A system message before the input.")
+    max_output_tokens: int | None = Field(None, ge=1, description="The most tokens to generate.")
     text: TextOptions | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    store: bool | None = None
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Above 0, report log-probabilities, and this many most likely tokens.",
+    )
+    store: bool | None = Field(None, description="Ignored: nothing is stored.")
 
     def messages(self) -> list[ChatMessage]:
-        """The input as a chat's messages. Raises ApiError for an item that is not a message."""
-        first = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
+        """The input as chat messages. Raises ApiError for an item that is not a message."""
+        system = [ChatMessage(role="system", content=self.instructions)]
+        instructions = system if self.instructions else []
         if isinstance(self.input, str):
-            return [*first, ChatMessage(role="user", content=self.input)]
-        for place, item in enumerate(self.input):
+            return [*instructions, ChatMessage(role="user", content=self.input)]
+        for index, item in enumerate(self.input):
             if item.type != "message" or item.role is None:
-                raise unsupported(f"input.{place}.type={item.type}")
-        rest = [
+                raise unsupported(f"input.{index}.type={item.type}")
+        messages = [
             ChatMessage.model_validate({"role": item.role, "content": item.content})
             for item in self.input
         ]
-        return [*first, *rest]
+        return [*instructions, *messages]
 
     def response_format(self) -> ResponseFormat | None:
-        """The answer's format as a chat would say it. Raises ApiError for what is not supported."""
+        """The answer's format as in the chat API. Raises ApiError for unsupported options."""
         if self.text is None:
             return None
         for name, value in (self.text.model_extra or {}).items():
             if value not in (None, "medium"):
                 raise unsupported(f"text.{name}")
-        form = self.text.format
-        if form is None:
+        given = self.text.format
+        if given is None:
             return None
-        for name, value in (form.model_extra or {}).items():
+        for name, value in (given.model_extra or {}).items():
             if value is not None:
                 raise unsupported(f"text.format.{name}")
-        schema = {"name": form.name, "schema": form.json_schema, "strict": form.strict}
+        schema = {"name": given.name, "schema": given.json_schema, "strict": given.strict}
         return ResponseFormat(
-            type=form.type, json_schema=schema if form.type == "json_schema" else None
+            type=given.type, json_schema=schema if given.type == "json_schema" else None
         )
 
 
 def other_fields() -> dict[str, tuple[Any, ...]]:
-    """Fields that a response may refuse beside those that every request may."""
+    """Unsupported fields of the responses API, in addition to those of all requests, with the values
+    that have no effect.
+    """
     return {
         "prompt": (),
         "messages": ([],),

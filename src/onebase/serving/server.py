@@ -1,4 +1,4 @@
-"""The server process: uvicorn around the application, and how it ends."""
+"""The server process: uvicorn with the application, and its shutdown."""
 
 import socket
 import time
@@ -14,8 +14,8 @@ from onebase.serving.service import Service
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains: after the first Ctrl-C or SIGTERM running answers go on for up
-    to `drain_seconds` while new requests get 503; the second one ends it at once.
+    """A uvicorn server that drains. After the first Ctrl-C or SIGTERM, running answers continue for up
+    to `drain_seconds`, and new requests get 503. The second signal ends the server at once.
     """
 
     def __init__(self, app: FastAPI, drain_seconds: float) -> None:
@@ -33,10 +33,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._drain_seconds = drain_seconds
-        self._asked: float | None = None
+        self._signalled: float | None = None  # in time.monotonic
 
     def serve_until_it_ends(self, listening: socket.socket) -> None:
-        """Serve until a signal. Raises what kept the server from starting."""
+        """Serve until a signal. If the server could not start, raises the reason."""
         self.run(sockets=[listening])
         service: Service | None = getattr(self._app.state, "service", None)
         if service is not None and service.failure is not None:
@@ -44,10 +44,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called on a signal."""
-        if self._asked is not None:
+        if self._signalled is not None:
             self.should_exit = self.force_exit = True
             return
-        self._asked = time.monotonic()
+        self._signalled = time.monotonic()
         service: Service | None = getattr(self._app.state, "service", None)
         if service is None:
             self.should_exit = True
@@ -55,20 +55,20 @@ class Server(uvicorn.Server):
             service.admission.close()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: whether to shut down now."""
+        """Called ten times a second. Returns whether to shut down now."""
         service: Service = self._app.state.service
         if service.failure is not None:
             self.should_exit = True
-        if self._asked is not None and not self.should_exit:
-            late = time.monotonic() - self._asked > self._drain_seconds
-            if late:
-                service.dispatcher.cut_off_all()
-            self.should_exit = late or not service.admission.sequences
+        if self._signalled is not None and not self.should_exit:
+            overdue = time.monotonic() - self._signalled > self._drain_seconds
+            if overdue:
+                service.dispatcher.truncate_all()
+            self.should_exit = overdue or not service.admission.sequences
         return await super().on_tick(counter)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, taken before anything slow happens. Raises UsageError."""
+    """A socket bound to an address, before the model is loaded. Raises UsageError."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

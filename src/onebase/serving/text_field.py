@@ -1,4 +1,4 @@
-"""A text in a request."""
+"""The type of text fields in requests."""
 
 from typing import Annotated
 
@@ -7,16 +7,16 @@ from pydantic import AfterValidator
 from onebase.language import say
 
 
-def _whole(text: str) -> str:
-    """`text`, unless it has half of a character: JSON can spell one (`\\ud800`), UTF-8 can't."""
+def _without_surrogates(text: str) -> str:
+    """`text`. Raises ValueError for a lone surrogate: JSON can express one (`\\ud800`), UTF-8 cannot."""
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                say("the text has half of a surrogate pair", "文本中含有不成对的代理项")
+                say("the text has a lone surrogate", "文本中有不成对的代理项")
             ) from error
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[str, AfterValidator(_without_surrogates)]

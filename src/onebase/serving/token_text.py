@@ -1,4 +1,4 @@
-"""A single token as the APIs report it: its text, and its bytes where it is not a whole character."""
+"""The text of a single token in API responses."""
 
 from functools import lru_cache
 from typing import Any
@@ -14,11 +14,11 @@ class TokenText:
         self.of = lru_cache(maxsize=1 << 16)(self._of)
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for inside a text."""
+        """The bytes of a token inside a text."""
         return self._bytes.inside(token)
 
     def _of(self, token: int) -> str:
-        """Its text; `bytes:\\xe4\\xbd` where it is not a whole character, as OpenAI has it."""
+        """The token's text; `bytes:\\xe4\\xbd`, as in OpenAI's API, if it is not valid UTF-8."""
         raw = self.bytes_of(token)
         try:
             return raw.decode()

@@ -15,7 +15,7 @@ from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.data.virtual_tokens import without_marks
 from onebase.engine.rows import TokenRow
-from onebase.engine.trunk import depth
+from onebase.engine.trunk import lowest_changed_layer
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
@@ -281,4 +281,4 @@ class JobState:
             return 0
         self.adapter.eval()  # its dropout draws nothing yet
         with torch.no_grad():
-            return depth(self.adapter.contribution(), self.base.shape.layers)
+            return lowest_changed_layer(self.adapter.contribution(), self.base.shape.layers)

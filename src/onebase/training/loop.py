@@ -75,7 +75,7 @@ def shared_trunk(
     kinds = {job.options.trunk for job in jobs if job.depth}
     if not kinds:
         return None
-    trunk = Trunk(base, kept="fp32" if "fp32" in kinds else "fp16")
+    trunk = Trunk(base, dtype="fp32" if "fp32" in kinds else "fp16")
     for job in jobs:
         if trunk.usable(job.depth):
             rows = [*job.data.train, *job.data.held_out]

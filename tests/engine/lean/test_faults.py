@@ -17,7 +17,7 @@ from onebase.adapters.ia3 import Ia3
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
-from onebase.engine.lean.kept import KeptModel
+from onebase.engine.lean.base_cache import CachedModel
 from onebase.engine.lean.quality import load_for_answering
 from onebase.engine.lean.team import Team
 from onebase.engine.request import Request
@@ -56,7 +56,7 @@ def test_what_another_left_in_a_block_is_not_read(
     whole = Reader(base, {}).read([text])[0]
     reader = Reader(base, {"bad": overflowing(base)})
     assert not np.isfinite(reader.read([Text("bad", text.ids)])[0]).all()
-    reader.runner._pool.forget()  # its blocks are free, and the next to be taken
+    reader.runner._pool.clear()  # its blocks are free, and the next to be taken
     assert np.array_equal(reader.read([text])[0], whole)
 
 
@@ -116,13 +116,13 @@ def test_a_name_answers_while_its_task_is_replaced(make_base: Callable[..., Base
     base = make_base()
     engine = Engine(base)
     seen = []
-    removed = engine.tasks._removed
+    removed = engine.tasks._on_removed
 
     def look(task: Any) -> None:
         seen.append(engine.tasks["t"] is not task)
         removed(task)
 
-    engine.tasks._removed = look
+    engine.tasks._on_removed = look
     for seed in range(2):
         adapter = build_adapter(base, "lora", {}, init_text="", seed=seed)
         engine.tasks.load("t", adapter, Template(base.tokenizer))
@@ -219,9 +219,9 @@ def test_a_part_of_the_rounded_weights_is_not_enough(
     kept = {key: tensor for key, tensor in tensors.items() if "layers.0" not in key}
     save_file(kept, file, metadata={"form": "2"})
     base, _ = load_for_answering(name, "w8a8")
-    assert not isinstance(base.model, KeptModel)
+    assert not isinstance(base.model, CachedModel)
     base, _ = load_for_answering(name, "w8a8")
-    assert isinstance(base.model, KeptModel)
+    assert isinstance(base.model, CachedModel)
 
 
 def test_files_that_change_while_they_are_read_are_not_kept(

@@ -15,7 +15,7 @@ def test_kernels_are_kept_among_the_caches_of_onebase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path))
-    assert jit.compiled_and_kept(doubled)(4) == 8
+    assert jit.compiled_and_cached(doubled)(4) == 8
     assert list(tmp_path.rglob("*doubled*.nbc"))
 
 
@@ -25,7 +25,7 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ONEBASE_CACHE", str(tmp_path / "file"))
     assert jit.cache_folder() is None
-    assert jit.compiled_and_kept(doubled)(4) == 8
+    assert jit.compiled_and_cached(doubled)(4) == 8
 
 
 def test_any_change_to_a_kernel_makes_another_cache(

@@ -14,11 +14,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_base_that_loses_little_is_held_in_w8a8(tiny_folder: Path) -> None:
-    base, found = load_for_answering(str(tiny_folder))
-    assert found is not None
+    base, quality_loss = load_for_answering(str(tiny_folder))
+    assert quality_loss is not None
     assert base.precision.name == "w8a8"
-    assert 0 < found.divergence < quality.MOST_DIVERGENCE
-    assert found.isolated
+    assert 0 < quality_loss.divergence < quality.MOST_DIVERGENCE
+    assert quality_loss.isolated
 
 
 def test_what_was_measured_is_kept(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,13 +34,13 @@ def test_a_base_that_loses_much_stays_exact(
 ) -> None:
     monkeypatch.setattr(quality, "MOST_DIVERGENCE", 1e-9)
     for _ in range(2):  # measured, then known
-        base, found = load_for_answering(str(tiny_folder))
-        assert (base.precision.name, found) == ("fp32", None)
+        base, quality_loss = load_for_answering(str(tiny_folder))
+        assert (base.precision.name, quality_loss) == ("fp32", None)
 
 
 def test_another_precision_is_taken_as_it_is(tiny_folder: Path) -> None:
-    base, found = load_for_answering(str(tiny_folder), "int8")
-    assert (base.precision.name, found) == ("int8", None)
+    base, quality_loss = load_for_answering(str(tiny_folder), "int8")
+    assert (base.precision.name, quality_loss) == ("int8", None)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_every_method_in_one_batch_as_the_generic_pass(
 ) -> None:
     many = texts([*served, None, *served])
     expected = through_the_generic_pass(base, served, many)
-    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
-        assert np.abs(own - other).max() < TOLERANCE
+    for ours, theirs in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(ours - theirs).max() < TOLERANCE
 
 
 def test_every_method_as_peft(
@@ -48,12 +48,12 @@ def test_every_method_as_peft(
     twin_of: Callable[..., Twin],
 ) -> None:  # fmt: skip
     many = texts(list(served))
-    for own, text in zip(Reader(base, served).read(many), many, strict=True):
+    for ours, text in zip(Reader(base, served).read(many), many, strict=True):
         assert text.adapter is not None
         twin = twin_of(adapters[text.adapter])
         with torch.inference_mode():
             logits = twin.model(input_ids=torch.tensor([text.ids])).logits[0, -len(text.ids) :]
-        assert np.abs(own - logits.numpy()).max() < TOLERANCE
+        assert np.abs(ours - logits.numpy()).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a8"])
@@ -68,13 +68,13 @@ def test_a_row_is_the_same_alone_and_in_any_company(
     for threads in (1, 2):
         for size in (1, 3, 16, 64):
             together = Reader(base, served, threads=threads).read(many, lambda _, n=size: n)
-            for own, other in zip(alone, together, strict=True):
-                assert np.array_equal(own, other), (threads, size)
+            for ours, theirs in zip(alone, together, strict=True):
+                assert np.array_equal(ours, theirs), (threads, size)
         ragged = Reader(base, served, threads=threads)
-        for own, other in zip(
+        for ours, theirs in zip(
             alone, ragged.read(many, lambda _: chance.randint(1, 20)), strict=True
         ):
-            assert np.array_equal(own, other), threads
+            assert np.array_equal(ours, theirs), threads
 
 
 def test_w8a8_is_the_base_with_its_weights_in_8_bits(
@@ -91,10 +91,10 @@ def test_w8a8_is_the_base_with_its_weights_in_8_bits(
         head = plain.model.get_output_embeddings()
         head.weight.copy_(quantized.model.get_output_embeddings().restored())
     many = texts([None] * 4)
-    for own, other in zip(
+    for ours, theirs in zip(
         Reader(quantized, {}).read(many), through_the_generic_pass(plain, {}, many), strict=True
     ):
-        assert 0 < np.abs(own - other).max() < 3e-3  # what rounding activations adds
+        assert 0 < np.abs(ours - theirs).max() < 3e-3  # what rounding activations adds
 
 
 def restored_rows(embedding: Any) -> torch.Tensor:
@@ -109,8 +109,8 @@ def test_several_methods_in_one_adapter(base: Base, method: str) -> None:
     served = {"it": served_by(base, shaken(base, method))}
     many = texts(["it", None, "it"])
     expected = through_the_generic_pass(base, served, many)
-    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
-        assert np.abs(own - other).max() < TOLERANCE
+    for ours, theirs in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(ours - theirs).max() < TOLERANCE
 
 
 def test_placed_tokens_and_prefixes_of_some_layers(base: Base) -> None:
@@ -126,8 +126,8 @@ def test_placed_tokens_and_prefixes_of_some_layers(base: Base) -> None:
         Text("placed", tuple(PLACED[2:])),
     ]
     expected = through_the_generic_pass(base, served, many)
-    for own, other in zip(Reader(base, served).read(many), expected, strict=True):
-        assert np.abs(own - other).max() < TOLERANCE
+    for ours, theirs in zip(Reader(base, served).read(many), expected, strict=True):
+        assert np.abs(ours - theirs).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("variant", ["prompt-tuning-text", "p-tuning-mlp"])
@@ -136,12 +136,12 @@ def test_compiled_prefix_is_that_of_the_generic_pass(
 ) -> None:
     adapter = make_adapter(variant)
     with torch.no_grad():
-        own = LeanRunner(base, cache_bytes=1 << 22).compile(adapter.contribution())
+        ours = LeanRunner(base, cache_bytes=1 << 22).compute_prompt_kv(adapter.contribution())
     expected = served_by(base, adapter).prefix
     assert expected is not None
-    for part, other in zip(own, expected, strict=True):
-        assert part.shape == other.shape
-        assert (part - other).abs().max() < 1e-5
+    for part, theirs in zip(ours, expected, strict=True):
+        assert part.shape == theirs.shape
+        assert (part - theirs).abs().max() < 1e-5
 
 
 def test_a_beginning_is_reused_bit_for_bit_and_by_its_adapter_alone(
@@ -198,10 +198,10 @@ def test_requests_that_come_together_compute_their_common_beginning_once(
     ]
     alone = [Reader(base, served).read([text])[0] for text in many]
     reader = Reader(base, served, threads=threads)
-    requests, found = shared_in_one_step(reader, many, 1000)
+    requests, shared_logits = shared_in_one_step(reader, many, 1000)
     assert [request.computed for request in requests] == [0, 288, 0, 32]
-    for request, expected, own in zip(requests, alone, found, strict=True):
-        assert np.array_equal(own, expected[request.computed :])
+    for request, expected, ours in zip(requests, alone, shared_logits, strict=True):
+        assert np.array_equal(ours, expected[request.computed :])
 
 
 def test_a_step_that_fails_leaves_no_keys_and_values_behind(
@@ -212,14 +212,14 @@ def test_a_step_that_fails_leaves_no_keys_and_values_behind(
     whole = Reader(base, {}).read([text])[0]
     reader = Reader(base, {})
     with monkeypatch.context() as patch:
-        patch.setattr(type(reader.runner), "_through", lambda *_: 1 / 0)
+        patch.setattr(type(reader.runner), "_forward", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             shared_in_one_step(reader, [text], 40)
     (failed,) = reader.runner._sequences
     reader.runner.release(failed)
-    (request,), (found,) = shared_in_one_step(reader, [text], 1000)
+    (request,), (shared_logits,) = shared_in_one_step(reader, [text], 1000)
     assert request.computed == 0
-    assert np.array_equal(found, whole)
+    assert np.array_equal(shared_logits, whole)
 
 
 def test_inputs_scaled_for_one_of_several_readers_are_refused(

@@ -1,4 +1,4 @@
-"""What an adapter brings, as the tables of a step."""
+"""An adapter's contribution as the tables of a step."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from onebase.engine.lean.vector import BLOCK, PAD, padded
 from onebase.errors import UsageError
 from onebase.language import say
 
-# Where the modules of a layer are in its products: module, or several that a family has in one layer.
+# The modules of a linear layer: one, or several that a model type fuses.
 _MODULES = {
     "q_proj": (plan.QUERY,),
     "k_proj": (plan.KEY,),
@@ -38,9 +38,10 @@ _PRODUCT = {
 
 
 class LeanAdapter:
-    """One contribution's tables: see `plan.Adapters`, of which these are one adapter's rows.
+    """The tables of one contribution: one adapter's rows of `plan.Adapters`.
 
-    `half` holds low-rank matrices in bfloat16. Raises UsageError for what the lean pass can't apply.
+    `half` stores low-rank matrices in bfloat16. Raises UsageError for a contribution that the lean runner
+    cannot apply.
     """
 
     def __init__(self, model: plan.Model, contribution: Contribution, *, half: bool) -> None:
@@ -54,7 +55,7 @@ class LeanAdapter:
         self.ranks = max((delta.a.shape[0] for delta in contribution.deltas.values()), default=0)
         self._model = model
         self._half = half
-        self._kept: list[Any] = []
+        self._arrays: list[Any] = []
         self.prefix_tokens = contribution.prefix_tokens
         self.prefix = self._prefix(contribution)
         check_inputs(contribution)
@@ -65,25 +66,25 @@ class LeanAdapter:
 
     @property
     def bytes(self) -> int:
-        """What its tables and matrices take."""
-        own = (self.deltas, self.scales, self.inputs, self.masked_prefix)
-        return sum(int(array.nbytes) for array in (*own, *self._kept))
+        """The memory of its tables and matrices."""
+        tables = (self.deltas, self.scales, self.inputs, self.masked_prefix)
+        return sum(int(array.nbytes) for array in (*tables, *self._arrays))
 
     def _prefix(self, contribution: Contribution) -> list[tuple[int, int]]:
-        """The KV prefix in blocks of its own: (address, tokens) of each."""
+        """The KV prefix in its own blocks, as (address, tokens)."""
         if contribution.prefix is None:
             return []
         model, tokens = self._model, contribution.prefix_tokens
         keys, values = (part.detach().float().numpy() for part in contribution.prefix)
         blocks = []
         for start in range(0, tokens, BLOCK):
-            held = slice(start, min(start + BLOCK, tokens))
-            block = packed(keys[:, :, held], values[:, :, held], model)
-            blocks.append((self._keep(block), held.stop - start))
+            part = slice(start, min(start + BLOCK, tokens))
+            block = packed(keys[:, :, part], values[:, :, part], model)
+            blocks.append((self._address(block), part.stop - start))
         return blocks
 
     def _low_rank(self, name: str, delta: LowRank) -> None:
-        layer, modules = _place(name)
+        layer, modules = _layer_and_modules(name)
         first = 0
         b = delta.b.detach().float()
         if delta.factor is not None:
@@ -100,7 +101,7 @@ class LeanAdapter:
             first += rows
 
     def _scale(self, name: str, scaling: Scaling) -> None:
-        layer, modules = _place(name)
+        layer, modules = _layer_and_modules(name)
         vector = scaling.vector.detach().float()
         if not scaling.on_inputs:
             first = 0
@@ -112,13 +113,13 @@ class LeanAdapter:
         self.inputs[layer, _PRODUCT[modules[0]]] = self._vector(vector)
 
     def _factors(self, layer: int, module: int, vector: Tensor) -> None:
-        """Multiply a module's output by `vector`, beside what already does."""
-        before = self.deltas[layer, module, plan.FACTORS]
-        own = vector.detach().float()
-        if before:
-            held = next(array for array in self._kept if array.ctypes.data == before)
-            own = own * torch.from_numpy(held[: len(own)])
-        self.deltas[layer, module, plan.FACTORS] = self._vector(own)
+        """Multiply a module's output by `vector`, in addition to earlier factors."""
+        previous_address = self.deltas[layer, module, plan.FACTORS]
+        factors = vector.detach().float()
+        if previous_address:
+            previous = next(a for a in self._arrays if a.ctypes.data == previous_address)
+            factors = factors * torch.from_numpy(previous[: len(factors)])
+        self.deltas[layer, module, plan.FACTORS] = self._vector(factors)
 
     def _outputs(self, module: int) -> int:
         model = self._model
@@ -127,49 +128,51 @@ class LeanAdapter:
         return model.inner if module in (plan.GATE, plan.UP) else model.kv_heads * model.head
 
     def _vector(self, vector: Tensor) -> int:
-        own = np.zeros(padded(len(vector)), np.float32)
-        own[: len(vector)] = vector.numpy()
-        return self._keep(own)
+        """The address of a padded copy of a vector."""
+        array = np.zeros(padded(len(vector)), np.float32)
+        array[: len(vector)] = vector.numpy()
+        return self._address(array)
 
     def _matrix(self, matrix: Tensor) -> int:
-        """A matrix with padded rows, in float32 or as the bits of bfloat16."""
+        """The address of a copy of a matrix with padded rows, in float32 or bfloat16."""
         kind = torch.bfloat16 if self._half else torch.float32
-        own = matrix.to(kind).contiguous()
-        if own.shape[1] % PAD:
-            wide = own.new_zeros(len(own), padded(own.shape[1]))
-            wide[:, : own.shape[1]] = own
-            own = wide
-        return self._keep((own.view(torch.int16) if self._half else own).numpy())
+        converted = matrix.to(kind).contiguous()
+        if converted.shape[1] % PAD:
+            wide = converted.new_zeros(len(converted), padded(converted.shape[1]))
+            wide[:, : converted.shape[1]] = converted
+            converted = wide
+        return self._address((converted.view(torch.int16) if self._half else converted).numpy())
 
-    def _keep(self, array: Any) -> int:
-        self._kept.append(array)
+    def _address(self, array: Any) -> int:
+        """The address of an array, which is kept alive."""
+        self._arrays.append(array)
         address: int = array.ctypes.data
         return address
 
 
 def check_inputs(contribution: Contribution) -> None:
-    """Raise UsageError where the inputs of some layers are scaled, but not alike those of the layers that
-    read the same tensor: a step computes it once for all of them.
+    """Raise UsageError if layers that share one input scale it differently: a step computes that input once
+    for all of them.
     """
-    shared: dict[tuple[int, int], dict[str, Tensor]] = {}
+    by_product: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, scaling in contribution.scalings.items():
         if scaling.on_inputs:
-            layer, modules = _place(name)
-            shared.setdefault((layer, _PRODUCT[modules[0]]), {})[name] = scaling.vector
-    for (_, product), vectors in shared.items():
+            layer, modules = _layer_and_modules(name)
+            by_product.setdefault((layer, _PRODUCT[modules[0]]), {})[name] = scaling.vector
+    for (_, product), vectors in by_product.items():
         first = next(iter(vectors))
-        there = {module for name in vectors for module in _place(name)[1]}
-        sharing = {module for module, own in _PRODUCT.items() if own == product}
-        if there != sharing or not all(torch.equal(vectors[first], v) for v in vectors.values()):
+        scaled = {module for name in vectors for module in _layer_and_modules(name)[1]}
+        sharing = {module for module, its_product in _PRODUCT.items() if its_product == product}
+        if scaled != sharing or not all(torch.equal(vectors[first], v) for v in vectors.values()):
             raise UsageError(
                 say(
-                    f"The adapter scales the inputs of {first}, but not alike those of the layers that "
-                    "read the same tensor.",
-                    f"该适配器缩放了 {first} 的输入，但与读取同一张量的其他层不一致。",
+                    f"The adapter scales the input of {first}, but other layers with the same input scale "
+                    "it differently.",
+                    f"该适配器缩放了 {first} 的输入，但共用同一输入的其他层缩放方式不同。",
                 ),
                 say(
                     "Serve it on a GPU or with --precision int8, which apply it layer by layer.",
-                    "请在 GPU 上使用，或改用 --precision int8（逐层应用）。",
+                    "请在 GPU 上使用，或改用 --precision int8，二者会逐层应用缩放。",
                 ),
             )
 
@@ -177,9 +180,9 @@ def check_inputs(contribution: Contribution) -> None:
 def packed(
     keys: NDArray[np.float32], values: NDArray[np.float32], model: plan.Model
 ) -> NDArray[np.float32]:
-    """A block of the KV cache: keys transposed, then values, [layers, 2, kv_heads, BLOCK * head_width].
+    """A block of the KV cache, [layers, 2, kv_heads, BLOCK * head_width]: transposed keys, then values.
 
-    `keys` and `values` are [layers, kv_heads, tokens, head], BLOCK tokens at most.
+    `keys` and `values` are [layers, kv_heads, tokens, head], with at most BLOCK tokens.
     """
     layers, heads, tokens, head = keys.shape
     block = np.zeros((layers, 2, heads, BLOCK * model.head_width), np.float32)
@@ -192,14 +195,14 @@ def packed(
 def unpacked(
     block: NDArray[np.float32], model: plan.Model
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Keys and values of a block, each [layers, kv_heads, BLOCK, head]."""
+    """The keys and values of a block, each [layers, kv_heads, BLOCK, head]."""
     layers, _, heads, _ = block.shape
     keys = block[:, 0].reshape(layers, heads, model.head_width, BLOCK).transpose(0, 1, 3, 2)
     values = block[:, 1].reshape(layers, heads, BLOCK, model.head_width)
     return keys[..., : model.head], values[..., : model.head]
 
 
-def _place(name: str) -> tuple[int, tuple[int, ...]]:
-    """The layer and the modules that a linear layer's full name means."""
+def _layer_and_modules(name: str) -> tuple[int, tuple[int, ...]]:
+    """The layer and the modules of a linear layer, by its full name."""
     last = name.rsplit(".", 1)[-1]
     return layer_of(name), _MODULES[last]

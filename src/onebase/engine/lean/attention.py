@@ -1,6 +1,6 @@
-"""Attention of one token over its own sequence, whose keys and values lie in blocks.
+"""Attention of one token over its own sequence, whose keys and values are in blocks.
 
-Query heads that share a key head are computed together, so that keys and values are read once for them.
+Query heads that share a key head are computed together, so that keys and values are read only once.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from onebase.engine.lean import rowwise as r
 from onebase.engine.lean.jit import compiled
 from onebase.engine.lean.vector import BLOCK, PAD
 
-_NOTHING = np.float32(-3.0e38)  # a score whose exponential is 0
+_MASKED = np.float32(-3.0e38)  # a score whose exponential is 0
 
 
 @compiled
 def _scores(m: Any, heads: int, query: int, keys: int, out: int, room: int, ahead: int) -> None:
-    """Scores of some query heads, 4 at most, over one block."""
+    """The scores of up to 4 query heads for one block."""
     scale, width = np.float32(m.attention_scale), m.head_width
     if heads == 4:
         r.scores_4(query, keys, width, out, room, scale, ahead)
@@ -33,7 +33,7 @@ def _scores(m: Any, heads: int, query: int, keys: int, out: int, room: int, ahea
 def _weigh(
     m: Any, heads: int, weights: int, room: int, values: int, tokens: int, out: int, ahead: int
 ) -> None:
-    """Add a block's values by the weights of some query heads, 4 at most."""
+    """Add a block's values, weighted for up to 4 query heads."""
     width = m.head_width
     if heads == 4:
         r.weigh_4(weights, room, values, tokens, out, width, ahead)
@@ -51,7 +51,7 @@ def _softmax(
     scores: int, room: int, out: int,
 ) -> None:  # fmt: skip
     """Softmax attention of some query heads that share key head `head`, over the keys from `low` to `high` of
-    their sequence. Blocks before `low` are left out.
+    their sequence. Blocks before `low` are skipped.
     """
     width = m.head_width
     part = 4 * BLOCK * width
@@ -60,9 +60,9 @@ def _softmax(
     at, key, start = 0, 0, 0
     begin = first
     for entry in range(first, last):
-        held = s.entries[entry, 1]
-        if key + held <= low:
-            key += held
+        tokens = s.entries[entry, 1]
+        if key + tokens <= low:
+            key += tokens
             begin, start = entry + 1, key
             continue
         if key >= high:
@@ -70,29 +70,29 @@ def _softmax(
             break
         ahead = s.entries[min(entry + 1, last - 1), 0] + keys
         _scores(m, heads, query, s.entries[entry, 0] + keys, scores + 4 * at, room, ahead)
-        if key < low or key + held > high or held < BLOCK:
+        if key < low or key + tokens > high or tokens < BLOCK:
             for slot in range(BLOCK):
-                if slot >= held or key + slot < low or key + slot >= high:
+                if slot >= tokens or key + slot < low or key + slot >= high:
                     for number in range(heads):
-                        r.write(scores, number * room + at + slot, _NOTHING)
-        key += held
+                        r.write(scores, number * room + at + slot, _MASKED)
+        key += tokens
         at += BLOCK
     filled = (at + PAD - 1) // PAD * PAD
     for number in range(heads):
-        own = scores + 4 * number * room
+        head_scores = scores + 4 * number * room
         for slot in range(at, filled):
-            r.write(own, slot, _NOTHING)
-        total = r.exponentials(own, r.maximum(own, filled), filled)
+            r.write(head_scores, slot, _MASKED)
+        total = r.exponentials(head_scores, r.maximum(head_scores, filled), filled)
         r.write(out, heads * width + number, np.float32(1.0) / total)
     r.fill(out, heads * width, np.float32(0.0))
     values = keys + part * m.kv_heads
     at = 0
     for entry in range(begin, last):
-        # Behind the last token that is seen a block may hold anything, infinities too.
-        held = min(s.entries[entry, 1], high - start)
+        # After the last visible token, a block may contain anything, even infinities.
+        tokens = min(s.entries[entry, 1], high - start)
         start += s.entries[entry, 1]
         ahead = s.entries[min(entry + 1, last - 1), 0] + values
-        _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, held, out, ahead)
+        _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, tokens, out, ahead)
         at += BLOCK
     for number in range(heads):
         inverse = r.read(out, heads * width + number)
@@ -102,7 +102,7 @@ def _softmax(
 
 @compiled
 def attend(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scores: int) -> None:
-    """The query heads of one row that share a key head; what they attend to goes beside each other."""
+    """Attention of the query heads of one row that share a key head; writes their concatenated outputs."""
     rows = s.rows
     adapter, sequence = rows[row, p.ADAPTER], rows[row, p.SEQUENCE]
     high = rows[row, p.POSITION] + 1
@@ -111,13 +111,13 @@ def attend(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, head: int, scor
     if window > 0:
         low = max(low, high - window)
     group = m.heads // m.kv_heads
-    own = scores + 16 * b.score_room  # behind four heads' scores
+    out = scores + 16 * b.score_room  # after four heads' scores
     for number in range(head * group, (head + 1) * group, 4):
         heads = min(4, (head + 1) * group - number)
         query = b.query + 4 * (row * m.heads + number) * m.head_width
-        _softmax(m, s, heads, query, layer, head, sequence, low, high, scores, b.score_room, own)
+        _softmax(m, s, heads, query, layer, head, sequence, low, high, scores, b.score_room, out)
         for index in range(heads):
-            source = own + 4 * index * m.head_width
+            source = out + 4 * index * m.head_width
             target = b.attended + 4 * (row * m.attended_width + (number + index) * m.head)
-            for place in range(m.head):
-                r.write(target, place, r.read(source, place))
+            for element in range(m.head):
+                r.write(target, element, r.read(source, element))

@@ -1,4 +1,4 @@
-"""Working memory of the lean pass, made anew when a step needs more."""
+"""The buffers of the lean runner's steps, which are reallocated when a step needs larger ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 from onebase.engine.lean import plan
 from onebase.engine.lean.vector import BLOCK, padded
 
-_RANKS = 64  # room for at least so many low-rank sums a thread
+_RANKS = 64  # low-rank sums per thread, at least
 
 
 class StepBuffers:
-    """Arrays for steps of up to so many rows, keys and ranks; they grow and never shrink."""
+    """Buffers for steps of any size; they grow and never shrink."""
 
     def __init__(self, model: plan.Model, threads: int) -> None:
         self._model = model
@@ -19,16 +19,16 @@ class StepBuffers:
         self._arrays: dict[str, NDArray[np.float32]] = {}
 
     def hidden(self, rows: int) -> NDArray[np.float32]:
-        """The residual stream of the first rows, [rows, hidden], to be filled."""
+        """The residual stream of the first rows, [rows, hidden], which the caller fills."""
         return self._arrays["hidden"][:rows, : self._model.hidden]
 
     @property
     def bytes(self) -> int:
-        """What is allocated."""
+        """The allocated memory."""
         return sum(int(array.nbytes) for array in self._arrays.values())
 
-    def reach(self, rows: int, keys: int, ranks: int) -> None:
-        """Have room for so many rows, keys of one row, and ranks of one adapter."""
+    def reserve(self, rows: int, keys: int, ranks: int) -> None:
+        """Grow the buffers for `rows` rows, `keys` keys of one row, and `ranks` ranks of one adapter."""
         model, threads = self._model, self._threads
         if rows > self._rows:
             self._rows = max(rows, 2 * self._rows)
@@ -48,19 +48,19 @@ class StepBuffers:
                 self._arrays[name] = np.zeros((self._rows, width), np.float32)
         if keys > self._keys:
             self._keys = max(keys, 2 * self._keys, 256)
-            # Every block takes BLOCK places, though a prefix may fill it in part.
+            # Every block has BLOCK scores, even if a prefix fills it only in part.
             self._score_room = padded(self._keys + 2 * BLOCK)
-            room = 4 * self._score_room + padded(4 * model.head_width + 4)
-            self._arrays["scores"] = np.zeros((threads, room), np.float32)
+            thread_room = 4 * self._score_room + padded(4 * model.head_width + 4)
+            self._arrays["scores"] = np.zeros((threads, thread_room), np.float32)
         if max(ranks, _RANKS) > self._ranks:
             self._ranks = max(ranks, _RANKS)
             self._arrays["ranks"] = np.zeros((threads, padded(self._ranks)), np.float32)
 
     def table(self, logits: NDArray[np.float32]) -> plan.Buffers:
-        """The addresses, for a step that writes `logits`."""
-        at = {name: int(array.ctypes.data) for name, array in self._arrays.items()}
+        """The buffers' addresses, for a step that writes `logits`."""
+        addresses = {name: int(array.ctypes.data) for name, array in self._arrays.items()}
         return plan.Buffers(
-            **at,
+            **addresses,
             score_room=self._score_room,
             thread_room=self._arrays["scores"].shape[1],
             rank_room=self._arrays["ranks"].shape[1],

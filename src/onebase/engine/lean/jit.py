@@ -1,7 +1,7 @@
-"""numba, with its cache among onebase's own files.
+"""numba, with its cache in onebase's cache folder.
 
-numba tells a stale cache by the file of the cached function alone, and a step is compiled from several
-files: so the cache's folder is named by a hash of all of them.
+numba detects a stale cache only by the file of the cached function, but a step is compiled from several
+files. The name of the cache folder therefore contains a hash of all of them.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numba
 from onebase.model.cache import results_root
 
 
-def _sources() -> str:
+def _source_hash() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -23,8 +23,8 @@ def _sources() -> str:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept; None where nothing can be written."""
-    folder = results_root() / "kernels" / _sources()
+    """The folder of compiled kernels; None if it is not writable."""
+    folder = results_root() / "kernels" / _source_hash()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -33,15 +33,15 @@ def cache_folder() -> Path | None:
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` compiled by numba; it releases the GIL and may call other compiled functions."""
+    """`function` compiled by numba. It releases the GIL and may call other compiled functions."""
     return numba.njit(nogil=True)(function)
 
 
-def compiled_and_kept(function: Callable[..., Any]) -> Any:
-    """As `compiled`, and kept on disk for the next process."""
+def compiled_and_cached(function: Callable[..., Any]) -> Any:
+    """As `compiled`, and cached on disk for the next process."""
     folder = cache_folder()
     if folder is None:
         return numba.njit(nogil=True)(function)
-    config: Any = numba.config  # its settings are made when it is imported
+    config: Any = numba.config  # numba defines its settings at import, so they have no static types
     config.CACHE_DIR = str(folder)
     return numba.njit(nogil=True, cache=True)(function)

@@ -1,8 +1,8 @@
-"""Matrix products of the lean pass: a few rows of activations times weights [outputs, inputs].
+"""Matrix products of the lean runner: a few rows of activations times weights [outputs, inputs].
 
-A tile computes some rows by some outputs with all of its sums in registers. Each sum runs over the inputs in
-one order, whatever the tile, so a row's product does not depend on the other rows. The sums of the
-integer product are exact.
+A tile computes some rows by some outputs with all sums in registers. Each sum runs over the inputs in the same
+order in every tile, so a row's product does not depend on the other rows. The sums of the integer product are
+exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +13,22 @@ from llvmlite import ir
 from onebase.engine.lean.jit import compiled
 from onebase.engine.lean.vector import AVX2, AVX512, F32, I8, I16, I32, LANES, Emit, vector_function
 
-_INTS = 32 if AVX512 else 16  # inputs that one step of an integer tile takes
-_AHEAD = 4096  # bytes by which weights are fetched ahead: twice the speed for one row (LOG.md)
-# Rows and outputs of the tiles, by rows.
+_INTS = 32 if AVX512 else 16  # inputs per step of an integer tile
+_AHEAD = 4096  # bytes by which weights are prefetched: twice the speed for one row (LOG.md)
+# The outputs of a tile by its rows.
 _INTEGER_TILES = {4: 4, 3: 4, 2: 4, 1: 4} if AVX512 else {4: 2, 3: 2, 2: 4, 1: 4}
 _FLOAT_TILES = {4: 4, 3: 4, 2: 4, 1: 4} if AVX512 else {4: 3, 3: 3, 2: 4, 1: 4}
 
 
 def largest_activation(inputs: int) -> int:
-    """What the largest activation of a row is scaled to, so that no sum of products with weights of up to
-    127 leaves 32 bits.
+    """The integer that the largest activation of a row is scaled to, such that no sum of products with
+    weights of up to 127 overflows 32 bits.
     """
     return min(32767, (2**31 - 1) // (127 * inputs))
 
 
 def _pairs(e: Emit, x: Any, w: Any) -> Any:
-    """Products of 16-bit integers, neighbours added up in 32 bits."""
+    """Products of 16-bit integers, summed in pairs of neighbours in 32 bits."""
     half = ir.VectorType(I32, _INTS // 2)
     if AVX512:
         return e.call("llvm.x86.avx512.pmaddw.d.512", half, [x, w])
@@ -43,22 +43,22 @@ def _pairs(e: Emit, x: Any, w: Any) -> Any:
     return e.b.add(even, odd)
 
 
-_Place = tuple[int, int]
+_Cell = tuple[int, int]  # a row and an output of a tile
 
 
-def _four(places: Sequence[_Place], sums: Sequence[Any]) -> list[tuple[_Place, Any]]:
-    """The first four sums of a tile with their rows and outputs; the last is repeated where there are less."""
-    own = list(zip(places, sums, strict=True))[:4]
-    return own + [own[-1]] * (4 - len(own))
+def _four(cells: Sequence[_Cell], sums: Sequence[Any]) -> list[tuple[_Cell, Any]]:
+    """The first four sums of a tile with their cells. If there are fewer, the last one is repeated."""
+    first = list(zip(cells, sums, strict=True))[:4]
+    return first + [first[-1]] * (4 - len(first))
 
 
-def _put(e: Emit, four: Any, places: Sequence[_Place], out: Any, stride: Any) -> None:
-    """Store four numbers of a tile, those side by side together."""
+def _store(e: Emit, four: Any, cells: Sequence[_Cell], out: Any, stride: Any) -> None:
+    """Store four numbers of a tile, neighbours with one instruction."""
     at = 0
     while at < 4:
-        row, output = places[at]
+        row, output = cells[at]
         count = 1
-        while at + count < 4 and places[at + count] == (row, output + count):
+        while at + count < 4 and cells[at + count] == (row, output + count):
             count += 1
         if count == 3:
             count = 2
@@ -72,8 +72,8 @@ def _put(e: Emit, four: Any, places: Sequence[_Place], out: Any, stride: Any) ->
 
 
 def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
-    """out[r, o] = (x[r] . w[o]) sx[r] sw[o]; `x` 16-bit rows of `k` numbers, `w` 8-bit rows; `k` is a
-    multiple of PAD, `stride` how many numbers lie between rows of `out`.
+    """out[r, o] = (x[r] . w[o]) sx[r] sw[o]; `x` has 16-bit rows of `k` numbers, `w` 8-bit rows. `k` is a
+    multiple of PAD; rows of `out` begin `stride` numbers apart.
     """
 
     @vector_function("iiiiiii")
@@ -86,9 +86,9 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
         def body(index: Any, state: list[Any]) -> list[Any]:
             weights = [
                 b.sext(
-                    e.load(b.add(at, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS)
+                    e.load(b.add(row, index), ir.VectorType(I8, _INTS)), ir.VectorType(I16, _INTS)
                 )
-                for at in ws
+                for row in ws
             ]
             e.fetch(
                 b.add(w, b.add(e.const(_AHEAD), b.mul(index, e.const(outputs)))), outputs * _INTS
@@ -104,23 +104,23 @@ def _integer_tile(rows: int, outputs: int) -> Callable[..., Any]:
 
         zero = ir.Constant(sums, [0] * (_INTS // 2))
         state = e.loop(k, _INTS, body, [zero] * (rows * outputs))
-        places = [(row, output) for row in range(rows) for output in range(outputs)]
-        for first in range(0, len(places), 4):
-            own = _four(places[first:], state[first:])
-            totals = b.sitofp(e.totals_4([total for _, total in own], _INTS // 2), four)
-            for at, index in ((sx, 0), (sw, 1)):
+        cells = [(row, output) for row in range(rows) for output in range(outputs)]
+        for first in range(0, len(cells), 4):
+            group = _four(cells[first:], state[first:])
+            totals = b.sitofp(e.totals_4([total for _, total in group], _INTS // 2), four)
+            for factors, axis in ((sx, 0), (sw, 1)):
                 scales: Any = ir.Constant(four, ir.Undefined)
-                for number, (place, _) in enumerate(own):
-                    scale = e.load(e.at(at, e.const(place[index]), 4), F32)
+                for number, (cell, _) in enumerate(group):
+                    scale = e.load(e.at(factors, e.const(cell[axis]), 4), F32)
                     scales = b.insert_element(scales, scale, ir.Constant(I32, number))
                 totals = b.fmul(totals, scales)
-            _put(e, totals, [place for place, _ in own], out, stride)
+            _store(e, totals, [cell for cell, _ in group], out, stride)
 
     return tile
 
 
 def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
-    """As the integer tile, of 32-bit floats without scales; rows of `x` begin `step` numbers apart."""
+    """As the integer tile, with 32-bit floats and without scales. Rows of `x` begin `step` numbers apart."""
 
     @vector_function("iiiiii")
     def tile(e: Emit, x: Any, step: Any, w: Any, k: Any, out: Any, stride: Any) -> None:
@@ -129,7 +129,7 @@ def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
         ws = [e.at(w, b.mul(e.const(output), k), 4) for output in range(outputs)]
 
         def body(index: Any, state: list[Any]) -> list[Any]:
-            weights = [e.load(e.at(at, index, 4), e.floats) for at in ws]
+            weights = [e.load(e.at(row, index, 4), e.floats) for row in ws]
             ahead = b.add(e.const(_AHEAD), b.mul(index, e.const(4 * outputs)))
             e.fetch(b.add(w, ahead), 4 * outputs * LANES)
             new = []
@@ -140,12 +140,11 @@ def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
             return new
 
         state = e.loop(k, LANES, body, [e.splat(0.0)] * (rows * outputs))
-        places = [(row, output) for row in range(rows) for output in range(outputs)]
-        for first in range(0, len(places), 4):
-            own = _four(places[first:], state[first:])
-            _put(
-                e, e.summed_4([total for _, total in own]), [place for place, _ in own], out, stride
-            )
+        cells = [(row, output) for row in range(rows) for output in range(outputs)]
+        for first in range(0, len(cells), 4):
+            group = _four(cells[first:], state[first:])
+            totals = e.summed_4([total for _, total in group])
+            _store(e, totals, [cell for cell, _ in group], out, stride)
 
     return tile
 
@@ -160,7 +159,7 @@ _FO4, _FO3, _FO2, _FO1 = _FLOAT_TILES.values()
 
 @compiled
 def _integer_rows(rows, x, sx, w, sw, n, k, out, stride):  # type: ignore[no-untyped-def]
-    """One tile's rows (up to 4) by `n` outputs."""
+    """A tile's rows (up to 4) by `n` outputs."""
     wide = _IO4 if rows == 4 else _IO3 if rows == 3 else _IO2 if rows == 2 else _IO1
     whole = n // wide * wide
     for at in range(0, whole, wide):
@@ -209,10 +208,11 @@ def _float_rows(rows, x, step, w, n, k, out, stride):  # type: ignore[no-untyped
 
 @compiled
 def product(quantized, rows, x, step, sx, w, sw, n, k, out, stride):  # type: ignore[no-untyped-def]
-    """`rows` rows of activations times `n` rows of weights, both of `k` numbers, into `out`.
+    """Write the product of `rows` rows of activations and `n` rows of weights, both of `k` numbers, to `out`.
 
-    All are addresses; rows of `x` begin `step` numbers apart, those of `out` `stride`. `quantized`: 16-bit
-    activations (rows without gaps) with a scale a row, 8-bit weights with a scale an output; else floats.
+    `x`, `w`, `out` and the scales `sx`, `sw` are addresses. Rows of `x` begin `step` numbers apart, those of
+    `out` `stride`. `quantized`: 16-bit activations (contiguous rows) with a scale per row, and 8-bit weights
+    with a scale per output; else floats.
     """
     for row in range(0, rows, 4):
         count = min(4, rows - row)

@@ -1,4 +1,4 @@
-"""What w8a8 costs a base, measured on a sample of texts when the base is first loaded in it."""
+"""The quality loss of a base in w8a8, measured on sample texts when it is first loaded that way."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onebase.adapters.contribution import NOTHING
 from onebase.data.template import Template
-from onebase.engine.lean.kept import keep, kept, kept_file
+from onebase.engine.lean.base_cache import cached_base_file, read_cached_base, write_cached_base
 from onebase.engine.lean.runner import LeanRunner, kernel_name, supports
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
@@ -21,7 +21,7 @@ from onebase.model.fetch import resolve
 from onebase.model.precision import choose
 from onebase.model.w8a8 import folder, identity
 
-# Prose, code, a chat and Chinese: what a small sample can hold of what people ask.
+# A small sample of typical text: prose, code, a chat, and Chinese.
 _TEXTS = (
     "The lighthouse was built in 1874 on a narrow spit of rock, three miles from the harbour. For ninety "
     "years a keeper and his family lived in the two rooms below the lamp; supplies came by boat once a "
@@ -36,16 +36,15 @@ _TEXTS = (
     "这款台灯采用铝合金灯臂，可以自由调节角度，光线柔和，适合阅读和办公。包装内附有一根两米长的电源线，"
     "支持七天无理由退货。",
 )
-# On so short a sample; over 2,000 tokens of a text a base that passes is well below half of these.
+# For this short sample. Over 2,000 tokens of text, a base that passes is well below half of these.
 MOST_DIVERGENCE = 0.02
 MOST_LOSS = 0.03
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The mean KL divergence of w8a8's next-token distributions from those of fp32, and by how much its
-    loss is higher, in nats a token. `isolated`: each text's numbers were the same, bit for bit, alone and
-    beside the others.
+    """The mean KL divergence of w8a8's next-token distributions from those of fp32, and the increase of the
+    loss, in nats per token. `isolated`: each text had the same numbers, bit for bit, alone and in a batch.
     """
 
     divergence: float
@@ -54,26 +53,25 @@ class Quality:
 
     @property
     def passes(self) -> bool:
-        """Whether `auto` takes w8a8 for this base."""
+        """Whether `auto` chooses w8a8 for this base."""
         small = self.divergence <= MOST_DIVERGENCE and self.loss <= MOST_LOSS
         return small and self.isolated
 
 
 def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base, Quality | None]:
-    """The base `name` in a precision of `Base.load`, or in `auto`: w8a8 on a CPU where that costs the base
-    little, with what it costs; else what Base.load takes by default.
+    """The base `name` in a precision of `Base.load`, or in `auto`: w8a8 on a CPU if its quality loss is
+    small, else the default of Base.load. With `auto`, the measured quality is returned, too.
 
-    The cost is measured in a few seconds when a base is first loaded so, and kept by the weights and the
-    kernel.
+    Measuring takes a few seconds when a base is first loaded, and is cached by the weights and the kernel.
     """
     if precision not in ("auto", "w8a8") or torch.cuda.is_available():
         return Base.load(name, precision=None if precision == "auto" else precision), None
     path = resolve(name)
-    file = kept_file(path)
-    if (found := kept(file)) is not None:
-        quality = None if precision == "w8a8" else _read(found.weights)
-        wanted = precision == "w8a8" or (quality is not None and quality.passes)
-        if wanted and (base := found.base(name, path)) is not None:
+    file = cached_base_file(path)
+    if (cached := read_cached_base(file)) is not None:
+        quality = None if precision == "w8a8" else _read(cached.weights)
+        use_w8a8 = precision == "w8a8" or (quality is not None and quality.passes)
+        if use_w8a8 and (base := cached.base(name, path)) is not None:
             return base, quality
     base = Base.load(name)
     weights = identity(base.model, list(base.shape.linears))
@@ -86,29 +84,29 @@ def load_for_answering(name: str, precision: str | None = "auto") -> tuple[Base,
             return base, None
     base.hold_in(choose("w8a8", device="cpu", stored=torch.float32), "cpu")
     if supports(base):
-        keep(base, path, file, weights)
+        write_cached_base(base, path, file, weights)
     return base, quality
 
 
 def measure(base: Base, rounded: Base) -> Quality:
-    """What `rounded`, the base in w8a8, costs on the sample, and whether texts stay apart in it."""
-    ids = [tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _TEXTS]
+    """The quality of `rounded`, the base in w8a8, on the sample."""
+    texts = [tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _TEXTS]
     divergence = loss = 0.0
     isolated = True
-    together = _logits(rounded, ids)
-    for own, beside in zip(ids, together, strict=True):
-        (exact,), (alone,) = _logits(base, [own]), _logits(rounded, [own])
-        isolated = isolated and torch.equal(alone, beside)
+    batched_logits = _logits(rounded, texts)
+    for ids, batched in zip(texts, batched_logits, strict=True):
+        (exact,), (alone,) = _logits(base, [ids]), _logits(rounded, [ids])
+        isolated = isolated and torch.equal(alone, batched)
         p, q = exact.double().log_softmax(-1), alone.double().log_softmax(-1)
         divergence += float((p.exp() * (p - q)).sum())
-        at = torch.tensor(own[1:])[:, None]
-        loss += float((p[:-1].gather(1, at) - q[:-1].gather(1, at)).sum())
-    tokens = sum(len(own) for own in ids)
-    return Quality(divergence / tokens, loss / (tokens - len(ids)), isolated)
+        target = torch.tensor(ids[1:])[:, None]
+        loss += float((p[:-1].gather(1, target) - q[:-1].gather(1, target)).sum())
+    tokens = sum(len(ids) for ids in texts)
+    return Quality(divergence / tokens, loss / (tokens - len(texts)), isolated)
 
 
 def _logits(base: Base, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The logits of every token of some texts, read in one pass."""
+    """The logits of every token of some texts, computed in one pass."""
     runner = LeanRunner(base, cache_bytes=1 << 26)
     task = LoadedTask("base", 0, Template(base.tokenizer), NOTHING, base)
     chunks = []

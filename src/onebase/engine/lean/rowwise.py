@@ -1,6 +1,6 @@
-"""What happens to one row between two products: norms, rounding to integers, gates, low-rank deltas.
+"""The operations on one row between two products: norms, rounding to integers, gates, low-rank deltas.
 
-Counts are multiples of PAD and at least PAD; addresses are of float32 unless said otherwise.
+Counts are multiples of PAD and at least PAD; addresses are of float32 numbers unless stated otherwise.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,15 @@ def dot(e: Emit, x: Any, y: Any, n: Any) -> Any:
 
 @vector_function("ii", "f")
 def largest(e: Emit, x: Any, n: Any) -> Any:
-    """The largest magnitude in a row; NaN where a number is not finite."""
+    """The largest magnitude in a row; NaN if a number is not finite."""
 
     def body(index: Any, state: list[Any]) -> list[Any]:
-        own = e.load(e.at(x, index, 4), e.floats)
-        return [e.largest(state[0], e.unary("fabs", own)), e.fma(own, e.splat(0.0), state[1])]
+        value = e.load(e.at(x, index, 4), e.floats)
+        return [e.largest(state[0], e.unary("fabs", value)), e.fma(value, e.splat(0.0), state[1])]
 
-    most, nothing = e.loop(n, LANES, body, [e.splat(0.0), e.splat(0.0)])
-    return e.b.fadd(e.folded(most, lambda low, high: _maximum(e, low, high)), e.summed(nothing))
+    # The second sum is 0, or NaN if a number is not finite.
+    maxima, zero = e.loop(n, LANES, body, [e.splat(0.0), e.splat(0.0)])
+    return e.b.fadd(e.folded(maxima, lambda low, high: _maximum(e, low, high)), e.summed(zero))
 
 
 @vector_function("ii", "f")
@@ -112,8 +113,8 @@ def silu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
     def body(index: Any, _: list[Any]) -> list[Any]:
         at = e.at(gate, index, 4)
         x = e.load(at, e.floats)
-        bottom = b.fadd(e.splat(1.0), e.exp(b.fneg(x)))
-        e.store(b.fmul(b.fdiv(x, bottom), e.load(e.at(up, index, 4), e.floats)), at)
+        denominator = b.fadd(e.splat(1.0), e.exp(b.fneg(x)))
+        e.store(b.fmul(b.fdiv(x, denominator), e.load(e.at(up, index, 4), e.floats)), at)
         return []
 
     e.loop(n, LANES, body)
@@ -121,7 +122,7 @@ def silu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
 
 @vector_function("iii")
 def gelu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
-    """gate = gelu(gate) * up, gelu by its tanh form: x sigmoid(2 sqrt(2/pi) (x + .044715 x^3))."""
+    """gate = gelu(gate) * up, with gelu's tanh approximation: x sigmoid(2 sqrt(2/pi) (x + .044715 x^3))."""
     b = e.b
 
     def body(index: Any, _: list[Any]) -> list[Any]:
@@ -129,8 +130,8 @@ def gelu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
         x = e.load(at, e.floats)
         cube = b.fmul(b.fmul(x, x), x)
         inner = b.fmul(e.fma(cube, e.splat(0.044715), x), e.splat(-1.5957691216057308))
-        bottom = b.fadd(e.splat(1.0), e.exp(inner))
-        e.store(b.fmul(b.fdiv(x, bottom), e.load(e.at(up, index, 4), e.floats)), at)
+        denominator = b.fadd(e.splat(1.0), e.exp(inner))
+        e.store(b.fmul(b.fdiv(x, denominator), e.load(e.at(up, index, 4), e.floats)), at)
         return []
 
     e.loop(n, LANES, body)
@@ -138,7 +139,7 @@ def gelu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
 
 @vector_function("ifi", "f")
 def exponentials(e: Emit, x: Any, top: Any, n: Any) -> Any:
-    """x = e^(x - top); the sum of all."""
+    """x = e^(x - top); returns the sum."""
     b = e.b
     highest = e.splat(top)
 
@@ -151,16 +152,18 @@ def exponentials(e: Emit, x: Any, top: Any, n: Any) -> Any:
     return e.summed(e.loop(n, LANES, body, [e.splat(0.0)])[0])
 
 
-def _several(e: Emit, rows: int, x: Any, y: Any, stride: Any, width: Any, half: bool) -> list[Any]:
+def _inner_products(
+    e: Emit, rows: int, x: Any, y: Any, stride: Any, width: Any, half: bool
+) -> list[Any]:
     """The inner products of `x` with `rows` rows of `y`, which begin `stride` numbers apart."""
     size = 2 if half else 4
-    at = [e.at(y, e.b.mul(e.const(row), stride), size) for row in range(rows)]
+    starts = [e.at(y, e.b.mul(e.const(row), stride), size) for row in range(rows)]
 
     def body(index: Any, state: list[Any]) -> list[Any]:
         value = e.load(e.at(x, index, 4), e.floats)
         others = [
-            e.halves(e.at(place, index, 2)) if half else e.load(e.at(place, index, 4), e.floats)
-            for place in at
+            e.halves(e.at(start, index, 2)) if half else e.load(e.at(start, index, 4), e.floats)
+            for start in starts
         ]
         return [e.fma(value, other, total) for other, total in zip(others, state, strict=True)]
 
@@ -168,13 +171,13 @@ def _several(e: Emit, rows: int, x: Any, y: Any, stride: Any, width: Any, half: 
 
 
 def _dots(rows: int, half: bool) -> Any:
-    """out[r] = scale * (x . y[r]) for so many rows of `y`."""
+    """out[r] = scale * (x . y[r]) for `rows` rows of `y`."""
 
     @vector_function("iiiiif")
     def dots(e: Emit, x: Any, y: Any, stride: Any, width: Any, out: Any, scale: Any) -> None:
-        for row, total in enumerate(_several(e, rows, x, y, stride, width, half)):
-            place = e.b.inttoptr(e.at(out, e.const(row), 4), F32.as_pointer())
-            e.b.store(e.b.fmul(total, scale), place)
+        for row, total in enumerate(_inner_products(e, rows, x, y, stride, width, half)):
+            target = e.b.inttoptr(e.at(out, e.const(row), 4), F32.as_pointer())
+            e.b.store(e.b.fmul(total, scale), target)
 
     return dots
 
@@ -183,30 +186,31 @@ dots_4, dots_1 = _dots(4, half=False), _dots(1, half=False)
 half_dots_4, half_dots_1 = _dots(4, half=True), _dots(1, half=True)
 
 
-def _together(
-    e: Emit, at: Any, inner: Callable[[Any, list[Any], list[Any]], list[Any]], count: Any, n: Any
+def _accumulate(
+    e: Emit, out: Any, inner: Callable[[Any, list[Any], list[Any]], list[Any]], count: Any, n: Any
 ) -> None:
-    """For each vector of the `n` numbers at `at`: itself plus what `inner(row, index, sum)` adds for every
-    row below `count`, in order. PAD numbers at a time, so that sums do not wait for each other.
+    """Update the `n` numbers at `out` with `inner(row, offsets, sums)`, which returns the new sums of some
+    vectors, for all rows below `count` in order. Several vectors, of PAD numbers together, are updated at a
+    time, so that additions do not wait for each other.
     """
 
     def body(index: Any, _: list[Any]) -> list[Any]:
         offsets = [e.b.add(index, e.const(part)) for part in range(0, PAD, LANES)]
-        places = [e.at(at, offset, 4) for offset in offsets]
+        targets = [e.at(out, offset, 4) for offset in offsets]
 
         def row(number: Any, state: list[Any]) -> list[Any]:
             return inner(number, offsets, state)
 
-        final = e.loop(count, 1, row, [e.load(place, e.floats) for place in places])
-        for value, place in zip(final, places, strict=True):
-            e.store(value, place)
+        sums = e.loop(count, 1, row, [e.load(target, e.floats) for target in targets])
+        for value, target in zip(sums, targets, strict=True):
+            e.store(value, target)
         return []
 
     e.loop(n, PAD, body)
 
 
 def _columns(half: bool) -> Any:
-    """out[o] += sum over r of h[r] b[r, o], r in order; `b` has `n` numbers a row."""
+    """out[o] += sum over r of h[r] b[r, o], r in order; `b` has `n` numbers per row."""
 
     @vector_function("iiiii")
     def columns(e: Emit, out: Any, b_rows: Any, h: Any, ranks: Any, n: Any) -> None:
@@ -215,16 +219,16 @@ def _columns(half: bool) -> Any:
             start = e.b.mul(rank, n)
             new = []
             for offset, total in zip(offsets, state, strict=True):
-                place = e.b.add(start, offset)
-                own = (
-                    e.halves(e.at(b_rows, place, 2))
+                element = e.b.add(start, offset)
+                value = (
+                    e.halves(e.at(b_rows, element, 2))
                     if half
-                    else e.load(e.at(b_rows, place, 4), e.floats)
+                    else e.load(e.at(b_rows, element, 4), e.floats)
                 )
-                new.append(e.fma(factor, own, total))
+                new.append(e.fma(factor, value, total))
             return new
 
-        _together(e, out, inner, ranks, n)
+        _accumulate(e, out, inner, ranks, n)
 
     return columns
 
@@ -233,9 +237,9 @@ columns, half_columns = _columns(half=False), _columns(half=True)
 
 
 def _scores(heads: int) -> Any:
-    """out[h, t] = scale * (q[h] . k[t]) for the BLOCK tokens of a block, whose keys lie transposed,
+    """out[h, t] = scale * (q[h] . k[t]) for the BLOCK tokens of a block, whose keys are transposed,
     [width, BLOCK]. Each sum runs over the width in order. Query heads begin `width` numbers apart, their
-    scores `room`. The block at `ahead` is fetched meanwhile: blocks lie far apart.
+    scores `room`. The block at `ahead` is prefetched, since blocks are far apart in memory.
     """
 
     @vector_function("iiiiifi")
@@ -271,8 +275,8 @@ scores_1, scores_2, scores_3, scores_4 = (_scores(heads) for heads in range(1, 5
 
 
 def _weigh(heads: int) -> Any:
-    """out[h] += sum over t < count of p[h, t] v[t], t in order; values lie [tokens, width]. The heads' rows
-    of `p` begin `room` numbers apart, those of `out` `width`. The block at `ahead` is fetched meanwhile.
+    """out[h] += sum over t < count of p[h, t] v[t], t in order; values are [tokens, width]. The heads' rows
+    of `p` begin `room` numbers apart, those of `out` `width`. The block at `ahead` is prefetched.
     """
 
     @vector_function("iiiiiii")
@@ -280,11 +284,11 @@ def _weigh(heads: int) -> Any:
         e: Emit, p: Any, room: Any, v: Any, count: Any, out: Any, width: Any, ahead: Any
     ) -> None:
         weights = [e.at(p, e.b.mul(e.const(head), room), 4) for head in range(heads)]
-        sums = [e.at(out, e.b.mul(e.const(head), width), 4) for head in range(heads)]
+        out_rows = [e.at(out, e.b.mul(e.const(head), width), 4) for head in range(heads)]
 
         def body(index: Any, _: list[Any]) -> list[Any]:
             offsets = [index, e.b.add(index, e.const(LANES))]
-            places = [e.at(own, offset, 4) for own in sums for offset in offsets]
+            targets = [e.at(out_row, offset, 4) for out_row in out_rows for offset in offsets]
 
             def row(token: Any, state: list[Any]) -> list[Any]:
                 start = e.b.mul(token, width)
@@ -297,9 +301,9 @@ def _weigh(heads: int) -> Any:
                         new.append(e.fma(factor, values[part], state[2 * head + part]))
                 return new
 
-            final = e.loop(count, 1, row, [e.load(place, e.floats) for place in places])
-            for value, place in zip(final, places, strict=True):
-                e.store(value, place)
+            sums = e.loop(count, 1, row, [e.load(target, e.floats) for target in targets])
+            for value, target in zip(sums, targets, strict=True):
+                e.store(value, target)
             return []
 
         e.loop(width, 2 * LANES, body)
@@ -312,7 +316,7 @@ weigh_1, weigh_2, weigh_3, weigh_4 = (_weigh(heads) for heads in range(1, 5))
 
 @vector_function("iii")
 def copy(e: Emit, x: Any, out: Any, n: Any) -> None:
-    """out = x; `n` is a multiple of the lanes."""
+    """out = x; `n` is a multiple of LANES."""
 
     def body(index: Any, _: list[Any]) -> list[Any]:
         e.store(e.load(e.at(x, index, 4), e.floats), e.at(out, index, 4))
@@ -335,8 +339,8 @@ def fill(e: Emit, x: Any, n: Any, value: Any) -> None:
 
 @vector_function("iiii")
 def rotate_halves(e: Emit, head: Any, cos: Any, sin: Any, half: Any) -> None:
-    """Rotary embedding (Su et al. 2021, eq. 34) of a head whose pairs are its two halves, in place; `half`
-    is a multiple of the lanes.
+    """Rotary embedding (Su et al. 2021, eq. 34) of a head in place, with pairs from its two halves; `half` is
+    a multiple of LANES.
     """
     b = e.b
 
@@ -359,5 +363,5 @@ def read(e: Emit, base: Any, index: Any) -> Any:
 
 @vector_function("iif")
 def write(e: Emit, base: Any, index: Any, value: Any) -> None:
-    """Put a float at an index."""
+    """Write a float at an index."""
     e.b.store(value, e.b.inttoptr(e.at(base, index, 4), F32.as_pointer()))

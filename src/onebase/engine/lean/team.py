@@ -1,7 +1,7 @@
-"""Several threads in one step: every phase's work is claimed piece by piece, and a late thread delays nobody.
+"""The threads of a step. They claim every phase's work piece by piece, so that a late thread delays nobody.
 
-All threads run the same compiled function. A phase is over when all of its pieces are done, not when all
-threads have come: beside a busy core the calling thread does the work alone.
+All threads run the same compiled function. A phase ends when all of its pieces are done, even if some threads
+have not arrived: if the other cores are busy, the calling thread does the work alone.
 """
 
 import threading
@@ -15,7 +15,7 @@ from llvmlite import ir
 from onebase.engine.lean.jit import compiled
 from onebase.engine.lean.vector import I32, I64, Emit, vector_function
 
-_LINE = 16  # int64 numbers of a phase's counters: two cache lines, one for each
+_LINE = 16  # int64 numbers per phase: its two counters, in a cache line each
 
 
 @vector_function("ii", "i")
@@ -29,8 +29,8 @@ def _fetch(e: Emit, address: Any) -> Any:
 
 
 @vector_function("i", "i")
-def _give_way(e: Emit, anything: Any) -> Any:
-    """Let another thread run (sched_yield of the C library)."""
+def _yield_cpu(e: Emit, anything: Any) -> Any:
+    """Yield the CPU to another thread (sched_yield of the C library)."""
     module = e.b.module
     function = module.globals.get("sched_yield") or ir.Function(
         module, ir.FunctionType(I32, []), "sched_yield"
@@ -40,71 +40,71 @@ def _give_way(e: Emit, anything: Any) -> Any:
 
 @compiled
 def claim(counters, phase, pieces):  # type: ignore[no-untyped-def]
-    """The next piece of a phase for this thread, or -1 where all are taken."""
+    """Claim the next piece of a phase for this thread; -1 if all are claimed."""
     piece = _fetch_add(counters + 8 * _LINE * phase, 1)
     return piece if piece < pieces else -1
 
 
 @compiled
 def done(counters, phase):  # type: ignore[no-untyped-def]
-    """Say that a piece is done."""
+    """Mark a claimed piece as done."""
     _fetch_add(counters + 8 * _LINE * phase + 64, 1)
 
 
 @compiled
 def wait(counters, phase, pieces):  # type: ignore[no-untyped-def]
-    """Return when all pieces of a phase are done."""
+    """Wait until all pieces of a phase are done."""
     spins = 0
     while _fetch(counters + 8 * _LINE * phase + 64) < pieces:
         spins += 1
         if spins > 2000:
-            _give_way(0)
+            _yield_cpu(0)
 
 
 class Team:
-    """`threads` - 1 helpers of the thread that calls `run`. They end with the team."""
+    """`threads` - 1 worker threads beside the one that calls `run`. They end with the team."""
 
     def __init__(self, threads: int, phases: int) -> None:
         self.threads = threads
         self._shared = _Shared(threads, phases)
         for index in range(threads - 1):
-            threading.Thread(target=_help, args=(self._shared, index), daemon=True).start()
+            threading.Thread(target=_work, args=(self._shared, index), daemon=True).start()
         weakref.finalize(self, self._shared.close)
 
     def run(self, work: Callable[[int, int], None]) -> None:
-        """Call `work(thread, counters)` in every thread; returns when all have returned, interrupted or
-        not: a thread that came late to a step would take pieces of the next one.
+        """Call `work(thread, counters)` in every thread. Returns only when all have returned, even after an
+        interrupt: a late thread would claim pieces of the next step.
         """
         shared = self._shared
         shared.counters[:] = 0
         shared.work, shared.error = work, None
-        begun = 0
+        started = 0
         try:
             for begin in shared.begin:
                 begin.release()
-                begun += 1
+                started += 1
             work(0, shared.counters.ctypes.data)
         finally:
-            self._gather(begun)
+            self._join(started)
         if shared.error is not None:
             raise shared.error
 
-    def _gather(self, begun: int) -> None:
-        """Wait for so many helpers."""
-        interrupted = None
-        while begun:
+    def _join(self, workers: int) -> None:
+        """Wait until `workers` workers have finished."""
+        interrupt = None
+        while workers:
             try:
                 self._shared.finished.acquire()
-                begun -= 1
+                workers -= 1
             except KeyboardInterrupt as error:
-                interrupted = error
+                interrupt = error
         self._shared.work = None
-        if interrupted is not None:
-            raise interrupted
+        if interrupt is not None:
+            raise interrupt
 
 
 class _Shared:
-    """What a team's threads hold: not the team itself, which would never end then."""
+    """The state that the threads reference. A reference to the team would keep it alive forever."""
 
     def __init__(self, threads: int, phases: int) -> None:
         self.counters = np.zeros(phases * _LINE, np.int64)
@@ -114,12 +114,12 @@ class _Shared:
         self.finished = threading.Semaphore(0)
 
     def close(self) -> None:
-        """End the helpers."""
+        """End the workers."""
         for begin in self.begin:
             begin.release()
 
 
-def _help(shared: _Shared, index: int) -> None:
+def _work(shared: _Shared, index: int) -> None:
     while True:
         shared.begin[index].acquire()
         work = shared.work
@@ -127,8 +127,8 @@ def _help(shared: _Shared, index: int) -> None:
             return
         try:
             work(index + 1, shared.counters.ctypes.data)
-        except BaseException as error:  # noqa: BLE001  it is raised where the step was begun
+        except BaseException as error:  # noqa: BLE001  raised again in the calling thread
             shared.error = error
         finally:
-            del work  # it holds what the step worked on
+            del work  # it references the step's buffers
             shared.finished.release()

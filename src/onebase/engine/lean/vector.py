@@ -1,8 +1,8 @@
-"""Vector instructions for numba's functions.
+"""Vector instructions for functions compiled by numba.
 
-Addresses are int64. Every reduction has one fixed order, whatever is inlined where: that is what makes a
-row's numbers independent of its batch, of the split over threads and of how a prompt is cut. (Loops that
-numba vectorizes by itself would keep no such order.)
+Addresses are int64. Every reduction has a fixed order, however functions are inlined: this makes a row's
+numbers independent of its batch, of the threads, and of how a prompt is split. (Loops that numba vectorizes
+itself have no fixed order.)
 """
 
 from collections.abc import Callable, Sequence
@@ -24,22 +24,23 @@ def _host_features() -> dict[str, bool]:
         return {}
 
 
-FEATURES = {name for name, there in _host_features().items() if there}
+FEATURES = {name for name, available in _host_features().items() if available}
 AVX512 = {"avx512f", "avx512bw", "avx512vl"} <= FEATURES
 AVX2 = "avx2" in FEATURES
-# Floats in a vector register. Rows of buffers are padded to PAD numbers, so that loops need no tail.
+# Floats per vector register. Rows of buffers are padded to a multiple of PAD numbers, so that loops need no
+# remainder.
 LANES = 16 if AVX512 else 8 if AVX2 else 4
 PAD = 32
-BLOCK = 16  # tokens in a block of the KV cache: a multiple of the lanes
+BLOCK = 16  # tokens per block of the KV cache; a multiple of LANES
 
 
 def padded(count: int) -> int:
-    """`count` numbers with their row's padding."""
+    """`count`, rounded up to a multiple of PAD."""
     return -(-count // PAD) * PAD
 
 
 class Emit:
-    """Vector code under construction at the builder's position; `lanes` floats in a vector."""
+    """Emits vector code at the builder's position, with `lanes` floats per vector."""
 
     def __init__(self, builder: Any, lanes: int = LANES) -> None:
         self.b = builder
@@ -48,43 +49,43 @@ class Emit:
         self.ints = ir.VectorType(I32, lanes)
 
     def const(self, value: int) -> Any:
-        """An int64."""
+        """An int64 constant."""
         return ir.Constant(I64, value)
 
     def call(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
-        """A call of LLVM's own function `name`."""
+        """A call of the LLVM intrinsic `name`."""
         module = self.b.module
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         function = module.globals.get(name) or ir.Function(module, kind, name)
         return self.b.call(function, arguments)
 
     def at(self, base: Any, index: Any, width: int) -> Any:
-        """The address of element `index` of `width` bytes."""
+        """The address of element `index` of an array with elements of `width` bytes."""
         return self.b.add(base, self.b.mul(index, self.const(width)))
 
     def load(self, address: Any, kind: Any) -> Any:
-        """What is at an address, of a kind."""
+        """The value of type `kind` at an address."""
         value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
         value.align = 1 if kind is not F32 else 4
         return value
 
     def store(self, value: Any, address: Any) -> None:
-        """Put a value at an address."""
+        """Store a value at an address."""
         stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         stored.align = 1
 
     def fetch(self, address: Any, count: int = 64) -> None:
-        """Have `count` bytes brought to the cache, which may lie anywhere."""
-        pointer, hint = I8.as_pointer(), (0, 3, 1)  # to read, into all caches, data
+        """Prefetch `count` bytes; the address need not be valid."""
+        pointer, hint = I8.as_pointer(), (0, 3, 1)  # for reading, into all cache levels, data
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         name = "llvm.prefetch.p0"
         function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
-        for at in range(0, count, 64):
-            place = self.b.inttoptr(self.b.add(address, self.const(at)), pointer)
-            self.b.call(function, [place, *(ir.Constant(I32, value) for value in hint)])
+        for offset in range(0, count, 64):
+            target = self.b.inttoptr(self.b.add(address, self.const(offset)), pointer)
+            self.b.call(function, [target, *(ir.Constant(I32, value) for value in hint)])
 
     def splat(self, value: Any) -> Any:
-        """A vector of one number, a Python float or an LLVM float."""
+        """A vector with `value`, a Python float or an LLVM float, in all lanes."""
         if isinstance(value, float):
             return ir.Constant(self.floats, [value] * self.lanes)
         empty = ir.Constant(self.floats, ir.Undefined)
@@ -97,15 +98,15 @@ class Emit:
         return self.call(f"llvm.fma.v{self.lanes}f32", self.floats, [x, y, z])
 
     def unary(self, name: str, x: Any) -> Any:
-        """LLVM's function of one vector."""
+        """An LLVM intrinsic of one vector."""
         return self.call(f"llvm.{name}.v{self.lanes}f32", self.floats, [x])
 
     def largest(self, x: Any, y: Any) -> Any:
-        """The larger of each pair."""
+        """The elementwise maximum."""
         return self.call(f"llvm.maxnum.v{self.lanes}f32", self.floats, [x, y])
 
     def folded(self, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
-        """A vector's numbers joined by halves, always in this order."""
+        """A vector reduced by `join`, halving it in each step, always in this order."""
         count = self.lanes
         while count > 1:
             half = count // 2
@@ -120,21 +121,21 @@ class Emit:
         return self.b.extract_element(vector, ir.Constant(I32, 0))
 
     def summed(self, vector: Any) -> Any:
-        """The sum of a vector, by halves."""
+        """The sum of a vector, in the order of `folded`."""
         return self.folded(vector, self.b.fadd)
 
-    def picked(self, x: Any, y: Any, places: Sequence[int]) -> Any:
-        """The numbers at `places` of two vectors behind each other."""
-        mask = ir.Constant(ir.VectorType(I32, len(places)), list(places))
+    def picked(self, x: Any, y: Any, indices: Sequence[int]) -> Any:
+        """The numbers at `indices` of the concatenation of two vectors."""
+        mask = ir.Constant(ir.VectorType(I32, len(indices)), list(indices))
         return self.b.shuffle_vector(x, y, mask)
 
     def summed_4(self, vectors: Sequence[Any]) -> Any:
-        """The sums of four float vectors, each by halves as `summed` adds, in one vector."""
+        """The sums of four float vectors, each in the order of `summed`, in one vector."""
         add, count = self.b.fadd, self.lanes
         while count > 4:
             count //= 2
             halves = range(count), range(count, 2 * count)
-            vectors = [add(*(self.picked(own, own, half) for half in halves)) for own in vectors]
+            vectors = [add(*(self.picked(v, v, half) for half in halves)) for v in vectors]
         first, second = (
             add(self.picked(x, y, (0, 1, 4, 5)), self.picked(x, y, (2, 3, 6, 7)))
             for x, y in (vectors[:2], vectors[2:])
@@ -143,17 +144,17 @@ class Emit:
         return add(even, odd)
 
     def totals_4(self, vectors: Sequence[Any], count: int) -> Any:
-        """The sums of four vectors of `count` integers in one vector: in an order that takes few
-        instructions, since these sums are exact.
+        """The sums of four vectors of `count` integers, in one vector. These sums are exact, so the order
+        is the one with the fewest instructions.
         """
         add, lanes = self.b.add, range(0, count, 4)
-        low = [own + at for at_lane in lanes for at in (at_lane, at_lane + 1) for own in (0, count)]
+        low = [vector + at for lane in lanes for at in (lane, lane + 1) for vector in (0, count)]
         first, second = (
-            add(self.picked(x, y, low), self.picked(x, y, [at + 2 for at in low]))
+            add(self.picked(x, y, low), self.picked(x, y, [index + 2 for index in low]))
             for x, y in (vectors[:2], vectors[2:])
         )
-        low = [own + at for lane in lanes for own in (lane, lane + count) for at in range(2)]
-        high = [at + 2 for at in low]
+        low = [start + at for lane in lanes for start in (lane, lane + count) for at in range(2)]
+        high = [index + 2 for index in low]
         total = add(self.picked(first, second, low), self.picked(first, second, high))
         while count > 4:
             count //= 2
@@ -162,7 +163,7 @@ class Emit:
         return total
 
     def exp(self, x: Any) -> Any:
-        """e^x by Cody and Waite's reduction and a polynomial of degree 6: 2 ulp; 0 below -87."""
+        """e^x by Cody and Waite's range reduction and a polynomial of degree 6; within 2 ulp; 0 below -87."""
         b = self.b
         low = b.fcmp_ordered("<", x, self.splat(-87.0))
         x = self.call(f"llvm.minnum.v{self.lanes}f32", self.floats, [x, self.splat(88.0)])
@@ -180,11 +181,11 @@ class Emit:
         return b.select(low, self.splat(0.0), scaled)
 
     def halves(self, address: Any) -> Any:
-        """bfloat16 numbers, held as 16 bits, as floats."""
+        """bfloat16 numbers, stored as 16-bit integers, as floats."""
         bits = self.load(address, ir.VectorType(I16, self.lanes))
         wide = self.b.zext(bits, self.ints)
-        moved = self.b.shl(wide, ir.Constant(self.ints, [16] * self.lanes))
-        return self.b.bitcast(moved, self.floats)
+        shifted = self.b.shl(wide, ir.Constant(self.ints, [16] * self.lanes))
+        return self.b.bitcast(shifted, self.floats)
 
     def loop(
         self,
@@ -193,8 +194,8 @@ class Emit:
         body: Callable[[Any, list[Any]], list[Any]],
         start: Sequence[Any] = (),
     ) -> list[Any]:
-        """`body(index, state)` for index 0, step, … below `count`, which is above 0; the state that
-        the last one returned.
+        """Emit a loop that calls `body(index, state)` for index 0, step, … below `count`, which must be
+        positive. Returns the final state.
         """
         b = self.b
         before = b.block
@@ -207,7 +208,7 @@ class Emit:
         for phi, value in zip(state, start, strict=True):
             phi.add_incoming(value, before)
         new = body(index, list(state))
-        last = b.block  # the body may hold loops of its own
+        last = b.block  # not `inside` if the body contains loops
         following = b.add(index, self.const(step))
         index.add_incoming(following, last)
         for phi, value in zip(state, new, strict=True):
@@ -220,9 +221,9 @@ class Emit:
 def vector_function(
     arguments: str, result: str = "void"
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a numba function of a function `emit(e, *values)` that writes its code.
+    """A decorator that makes a numba function of `emit(e, *values)`, which emits its code.
 
-    `arguments` has a letter for each: `i` an int64 (an address or a count), `f` a float32.
+    `arguments` has a letter for each: `i` is an int64 (an address or a count), `f` a float32.
     """
     kinds = {"i": types.int64, "f": types.float32, "void": types.void}
 
@@ -234,11 +235,11 @@ def vector_function(
             return context.get_dummy_value() if result == "void" else value
 
         names = ", ".join(f"a{index}" for index in range(len(arguments)))
-        # numba reads an intrinsic's parameters from its signature, so it must have just as many.
-        space: dict[str, Any] = {"typed": lambda: (signature, generate)}
-        exec(f"def function(typingctx, {names}):\n    return typed()", space)
-        space["function"].__name__ = emit.__name__
-        made: Callable[..., Any] = intrinsic(space["function"])
-        return made
+        # numba takes the number of parameters from the function's signature.
+        namespace: dict[str, Any] = {"typed": lambda: (signature, generate)}
+        exec(f"def function(typingctx, {names}):\n    return typed()", namespace)
+        namespace["function"].__name__ = emit.__name__
+        function: Callable[..., Any] = intrinsic(namespace["function"])
+        return function
 
     return decorate

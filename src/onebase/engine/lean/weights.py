@@ -1,7 +1,8 @@
-"""A base's weights where they are, as the tables of a step: nothing is copied but what needs padding."""
+"""A base's weights as the tables of a step. Only weights that need padding are copied."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
 from onebase.model.int8 import Int8Linear
 
-_PANEL = 32768  # bytes of weights that are one piece of a product
+_PANEL = 32768  # bytes of weights per piece of a product
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}
 _INTERLEAVED = {"glm", "glm4"}
-# What the norm after each branch is called, by family.
-_POST = {
+# The names of the norms after attention and feed-forward, by model type.
+_POST_NORMS = {
     "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
 }
@@ -28,8 +29,8 @@ _NORM_2 = {"gemma3_text": "pre_feedforward_layernorm"}
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a linear layer's weight: [outputs, inputs] in float32, or in int8 with a scale for
-    each output.
+    """Some rows of a linear layer's weight, [outputs, inputs]: in float32, or in int8 with a scale per
+    output.
     """
 
     weight: Tensor
@@ -38,11 +39,11 @@ class Part:
 
 
 class LeanWeights:
-    """The tables of a base, and the tensors that they point to."""
+    """The tables of a base, and the arrays that they point to."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self._kept: list[Any] = []
+        self._arrays: list[Any] = []
         config = base.model.config
         self._family = config.model_type
         shape = base.shape
@@ -54,23 +55,20 @@ class LeanWeights:
         layers = np.zeros((shape.layers, plan.LAYER_COLUMNS), np.int64)
         tables: list[list[list[tuple[int, int, int, int]]]] = []
         self._rotary = _module(base).rotary_emb
-        self._rope_types = sorted({_rope_type(base, at) for at in range(shape.layers)})
+        self._rope_types = sorted({_rope_type(base, number) for number in range(shape.layers)})
         layer: Any
-        for at, layer in enumerate(base.layers):
-            layers[at, plan.ROPE] = self._rope_types.index(_rope_type(base, at))
-            layers[at, plan.WINDOW] = _window(base, layer)
-            self._norms(layers[at], layer)
+        for number, layer in enumerate(base.layers):
+            row = layers[number]
+            row[plan.ROPE] = self._rope_types.index(_rope_type(base, number))
+            row[plan.WINDOW] = _window(base, layer)
+            self._norms(row, layer)
             qkv = _qkv(layer, heads, keys)
             gate_up = _gate_up(layer, inner)
-            layers[at, plan.BIAS_QKV] = self._bias(
-                qkv, (0, key_at, value_at), value_at + padded(keys)
-            )
-            layers[at, plan.BIAS_GATE_UP] = self._bias(
-                gate_up, (0, padded(inner)), 2 * padded(inner)
-            )
+            row[plan.BIAS_QKV] = self._bias(qkv, (0, key_at, value_at), value_at + padded(keys))
+            row[plan.BIAS_GATE_UP] = self._bias(gate_up, (0, padded(inner)), 2 * padded(inner))
             out, down = _part(layer.self_attn.o_proj), _part(layer.mlp.down_proj)
-            layers[at, plan.BIAS_OUT] = self._bias([out], (0,), padded(shape.hidden))
-            layers[at, plan.BIAS_DOWN] = self._bias([down], (0,), padded(shape.hidden))
+            row[plan.BIAS_OUT] = self._bias([out], (0,), padded(shape.hidden))
+            row[plan.BIAS_DOWN] = self._bias([down], (0,), padded(shape.hidden))
             tables.append(
                 [
                     self._panels(qkv, (0, key_at, value_at)),
@@ -81,10 +79,10 @@ class LeanWeights:
             )
         counts = [len(panels) for panels in tables[0]]
         panels = np.zeros((shape.layers, 4, max(counts), 4), np.int64)
-        for at, products in enumerate(tables):
-            for number, own in enumerate(products):
-                panels[at, number, : len(own)] = own
-        norm = self._scale(_module(base).norm)
+        for number, products in enumerate(tables):
+            for product, rows in enumerate(products):
+                panels[number, product, : len(rows)] = rows
+        norm = self._norm(_module(base).norm)
         self.model = plan.Model(
             hidden=shape.hidden,
             heads=shape.heads,
@@ -118,84 +116,84 @@ class LeanWeights:
             ropes=self._ropes(1024),
         )
 
-    def reach(self, positions: int) -> None:
-        """Have rotary tables for so many positions."""
-        there = self.model.ropes.shape[2]
-        if positions > there:
-            self.model = self.model._replace(ropes=self._ropes(max(positions, 2 * there)))
+    def reserve(self, positions: int) -> None:
+        """Extend the rotary tables to `positions` positions."""
+        current = self.model.ropes.shape[2]
+        if positions > current:
+            self.model = self.model._replace(ropes=self._ropes(max(positions, 2 * current)))
 
     def _norms(self, row: Any, layer: Any) -> None:
-        first, second = _POST.get(self._family, (None, None))
+        """Set the columns of a layer's norms."""
+        post_1, post_2 = _POST_NORMS.get(self._family, (None, None))
         attention = layer.self_attn
-        before = _NORM_2.get(self._family, "post_attention_layernorm")
+        norm_2 = _NORM_2.get(self._family, "post_attention_layernorm")
         norms = {
             plan.NORM_1: layer.input_layernorm,
-            plan.NORM_2: getattr(layer, before),
-            plan.POST_1: None if first is None else getattr(layer, first),
-            plan.POST_2: None if second is None else getattr(layer, second),
+            plan.NORM_2: getattr(layer, norm_2),
+            plan.POST_1: None if post_1 is None else getattr(layer, post_1),
+            plan.POST_2: None if post_2 is None else getattr(layer, post_2),
             plan.QUERY_NORM: getattr(attention, "q_norm", None),
             plan.KEY_NORM: getattr(attention, "k_norm", None),
         }
         for column, norm in norms.items():
-            row[column] = 0 if norm is None else self._scale(norm)[0]
+            row[column] = 0 if norm is None else self._norm(norm)[0]
 
-    def _scale(self, norm: nn.Module) -> tuple[int, float]:
-        """The address of what an RMSNorm multiplies with, and its epsilon."""
-        found = scale_and_epsilon(norm)
-        assert found is not None, "a proven family's norm"
-        return self._padded_vector(found[0]), found[1]
+    def _norm(self, norm: nn.Module) -> tuple[int, float]:
+        """The address of an RMSNorm's scale, and its epsilon."""
+        parameters = scale_and_epsilon(norm)
+        assert parameters is not None, "the norm of a tested model type"
+        scale, epsilon = parameters
+        vector = np.zeros(padded(len(scale)), np.float32)
+        vector[: len(scale)] = scale.detach().float().numpy()
+        return self._address(vector), epsilon
 
-    def _padded_vector(self, vector: Tensor) -> int:
-        own = np.zeros(padded(len(vector)), np.float32)
-        own[: len(vector)] = vector.detach().float().numpy()
-        return self._keep(own)
-
-    def _keep(self, array: Any) -> int:
-        self._kept.append(array)
+    def _address(self, array: Any) -> int:
+        """The address of an array, which is kept alive."""
+        self._arrays.append(array)
         address: int = array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
         return address
 
-    def _bias(self, parts: Sequence[Part], places: Sequence[int], width: int) -> int:
+    def _bias(self, parts: Sequence[Part], offsets: Sequence[int], width: int) -> int:
+        """The address of the parts' biases, each at its offset; 0 if there are none."""
         if all(part.bias is None for part in parts):
             return 0
-        whole = np.zeros(width, np.float32)
-        for part, place in zip(parts, places, strict=True):
+        bias = np.zeros(width, np.float32)
+        for part, offset in zip(parts, offsets, strict=True):
             if part.bias is not None:
-                whole[place : place + len(part.bias)] = part.bias.float().numpy()
-        return self._keep(whole)
+                bias[offset : offset + len(part.bias)] = part.bias.float().numpy()
+        return self._address(bias)
 
     def _panels(
-        self, parts: Sequence[Part], places: Sequence[int]
+        self, parts: Sequence[Part], offsets: Sequence[int]
     ) -> list[tuple[int, int, int, int]]:
-        """The weights of a product in pieces; `places` says where each part's outputs go."""
+        """The weights of a product in pieces. A part's outputs begin at its offset."""
         panels = []
-        for part, place in zip(parts, places, strict=True):
+        for part, offset in zip(parts, offsets, strict=True):
             weight = part.weight.contiguous()
             if weight.shape[1] % PAD:
                 wider = weight.new_zeros(len(weight), padded(weight.shape[1]))
                 wider[:, : weight.shape[1]] = weight
                 weight = wider
-            start = self._keep(weight)
-            scales = (
-                0 if part.scale is None else self._keep(part.scale.float().flatten().contiguous())
-            )
-            row = weight.shape[1] * weight.element_size()
-            step = max(12, _PANEL // row // 12 * 12)  # 12: no tile is left half empty
-            for at in range(0, len(weight), step):
-                count = min(step, len(weight) - at)
-                panels.append(
-                    (start + at * row, scales + 4 * at if scales else 0, count, place + at)
-                )
+            start = self._address(weight)
+            scales = 0
+            if part.scale is not None:
+                scales = self._address(part.scale.float().flatten().contiguous())
+            row_bytes = weight.shape[1] * weight.element_size()
+            step = max(12, _PANEL // row_bytes // 12 * 12)  # a multiple of all tiles' outputs
+            for row in range(0, len(weight), step):
+                count = min(step, len(weight) - row)
+                row_scales = scales + 4 * row if scales else 0
+                panels.append((start + row * row_bytes, row_scales, count, offset + row))
         return panels
 
     def _cosines(self, positions: int) -> list[Tensor]:
-        """For each rotary table cosines and sines, [2, positions, rotary / 2]."""
+        """The cosines and sines of each rotary table, [2, positions, rotary / 2]."""
         ids = torch.arange(positions)[None]
         tables = []
         for kind in self._rope_types:
-            named = {"layer_type": kind} if kind else {}
+            options = {"layer_type": kind} if kind else {}
             with torch.no_grad():
-                cos, sin = self._rotary(torch.zeros(1, dtype=torch.float32), ids, **named)
+                cos, sin = self._rotary(torch.zeros(1, dtype=torch.float32), ids, **options)
             half = cos.shape[-1] // 2
             tables.append(torch.stack([cos[0, :, :half], sin[0, :, :half]]))
         return tables
@@ -216,18 +214,18 @@ def _part(linear: Any, rows: slice = slice(None)) -> Part:
 
 
 def _qkv(layer: Any, heads: int, keys: int) -> list[Part]:
-    """Query, key and value, of one layer for all three or of one each."""
+    """The parts of query, key and value, from one fused linear layer or from three."""
     attention = layer.self_attn
     if hasattr(attention, "qkv_proj"):
         cuts = (0, heads, heads + keys, heads + 2 * keys)
-        return [_part(attention.qkv_proj, slice(cuts[at], cuts[at + 1])) for at in range(3)]
+        return [_part(attention.qkv_proj, slice(*cut)) for cut in pairwise(cuts)]
     return [_part(attention.q_proj), _part(attention.k_proj), _part(attention.v_proj)]
 
 
 def _gate_up(layer: Any, inner: int) -> list[Part]:
     if hasattr(layer.mlp, "gate_up_proj"):
-        both = layer.mlp.gate_up_proj
-        return [_part(both, slice(0, inner)), _part(both, slice(inner, 2 * inner))]
+        fused = layer.mlp.gate_up_proj
+        return [_part(fused, slice(0, inner)), _part(fused, slice(inner, 2 * inner))]
     return [_part(layer.mlp.gate_proj), _part(layer.mlp.up_proj)]
 
 
@@ -241,14 +239,14 @@ def _activation(config: Any) -> str:
 
 
 def _rope_type(base: Base, layer: int) -> str:
-    """Which of a model's rotary tables a layer reads; empty where there is one for all."""
+    """The layer's type of rotary embedding; empty if all layers share one."""
     if base.model.config.model_type != "gemma3_text":
         return ""
     return str(base.model.config.layer_types[layer])
 
 
 def _window(base: Base, layer: Any) -> int:
-    """How many tokens back a layer sees; 0: all."""
+    """The size of a layer's sliding window; 0: none."""
     attention = layer.self_attn
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window or 0
@@ -257,9 +255,9 @@ def _window(base: Base, layer: Any) -> int:
     return 0
 
 
-def refusal(base: Base) -> str | None:
-    """Why the lean pass can't run a base of a proven family, None where it can: a feature that no table
-    holds.
+def unsupported_feature(base: Base) -> str | None:
+    """The feature of a base of a tested model type that the lean runner does not support; None if it
+    supports all.
     """
     config = base.model.config
     checks: dict[str, Callable[[], bool]] = {

@@ -1,6 +1,7 @@
-"""/v1/adapters: which of the stored tasks are offered, and which version is the current one."""
+"""/v1/adapters: offers and withdraws stored tasks, and changes their current version."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
@@ -19,11 +20,11 @@ router = APIRouter(route_class=JsonRoute)
 
 
 class TaskName(BaseModel):
-    """A stored task."""
+    """The name of a stored task."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    task: Text = Field(max_length=256)
+    task: Text = Field(max_length=256, description="A stored task.")
 
 
 class Version(BaseModel):
@@ -31,7 +32,7 @@ class Version(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, description="A stored version of the task.")
 
 
 @router.get("/v1/adapters")
@@ -61,43 +62,44 @@ async def withdraw_named_task(
     if name is None:
         raise bad_field(
             "task",
-            say("No task is named.", "没有指明任务。"),
-            say("DELETE /v1/adapters/TASK.", "请使用 DELETE /v1/adapters/任务名。"),
+            say("No task is named.", "没有指定任务。"),
+            say("Use DELETE /v1/adapters/TASK.", "请使用 DELETE /v1/adapters/任务名。"),
         )
     return await withdraw_task(name, request)
 
 
 @router.delete("/v1/adapters/{task}")
 async def withdraw_task(task: str, request: Request) -> dict[str, Any]:
-    """Answer for a task no more until it is offered again. Nothing changes on disk."""
+    """Stop serving a task until it is offered again. Nothing changes on disk."""
     service: Service = request.app.state.service
     service.catalog.withdraw(task)
-    service.residency.drop(task)
+    service.adapter_cache.remove(task)
     return {"task": task, "available": False}
 
 
 @router.post("/v1/adapters/{task}/promote")
 async def promote(task: str, body: Version, request: Request) -> dict[str, Any]:
-    """Make a version the one that the bare task name means."""
+    """Make a version the current one, which the bare task name refers to."""
     store: AdapterStore = request.app.state.service.catalog.store
-    return await _changed(request, task, lambda: store.promote(f"{task}@{body.version}"))
+    return await _change(request, task, lambda: store.promote(f"{task}@{body.version}"))
 
 
 @router.post("/v1/adapters/{task}/rollback")
 async def rollback(task: str, request: Request) -> dict[str, Any]:
-    """Go back to the version that was current before."""
+    """Make the previously current version current again."""
     store: AdapterStore = request.app.state.service.catalog.store
-    return await _changed(request, task, lambda: store.rollback(task))
+    return await _change(request, task, lambda: store.rollback(task))
 
 
-async def _changed(request: Request, task: str, change: Any) -> dict[str, Any]:
-    """What a change of the store made current. Raises ApiError."""
+async def _change(
+    request: Request, task: str, change: Callable[[], StoredAdapter]
+) -> dict[str, Any]:
+    """Change the store; returns the version that is current afterwards. Raises ApiError."""
     service: Service = request.app.state.service
-    known = {offer.adapter.task for offer in service.catalog.offers()}
-    if not service.catalog.knows(task):
-        raise unknown_model(task, sorted(known))
+    if not service.catalog.has(task):
+        raise unknown_model(task, sorted({o.adapter.task for o in service.catalog.offers()}))
     try:
-        adapter: StoredAdapter = await asyncio.to_thread(change)
+        adapter = await asyncio.to_thread(change)
     except UsageError as error:
         raise ApiError(400, "invalid_value", error.message, error.remedy) from error
     except OnebaseError as error:

@@ -1,4 +1,4 @@
-"""POST /v1/classify: how likely each label of a task is; nothing is sampled."""
+"""POST /v1/classify: the probability of each label of a task. Nothing is sampled."""
 
 import asyncio
 from dataclasses import asdict
@@ -14,10 +14,10 @@ from onebase.engine.sampling import Sampling
 from onebase.language import say
 from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import bad_field
-from onebase.serving.exchange import Wanted, require_scores
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.json_body import JsonRoute
 from onebase.serving.prompts import chat_prompt
+from onebase.serving.sequence_group import SequenceSpec, require_complete_scores
 from onebase.serving.service import Lease, Service
 from onebase.serving.text_field import Text
 
@@ -26,19 +26,23 @@ Label = Annotated[Text, Field(min_length=1)]
 
 
 class ClassifyRequest(BaseModel):
-    """Texts for a task trained on text and label. `labels` stand in for the task's own."""
+    """Texts for a task that was trained on texts and labels."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Text = Field(max_length=256, description="A task, task@version, or base.")
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-    labels: Annotated[list[Label], Field(max_length=1000)] | None = None
-    user: Text | None = None
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)] = Field(
+        description="The text or texts to classify."
+    )
+    labels: Annotated[list[Label], Field(max_length=1000)] | None = Field(
+        None, description="The labels; those of the task by default."
+    )
+    user: Text | None = Field(None, description="Ignored.")
 
 
 @router.post("/v1/classify")
 async def classify(body: ClassifyRequest, request: Request) -> Response:
-    """Every label's log-probability for each text, best first."""
+    """The log-probability of every label for each text, the most likely label first."""
     service: Service = request.app.state.service
     headers = ignored_header(check_fields(body))
     work = _scores(service, body, request.state.log)
@@ -47,7 +51,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
 
 async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) -> dict[str, Any]:
     texts = [body.input] if isinstance(body.input, str) else body.input
-    # The labels are the task's, so how many sequences there are shows only once it is loaded.
+    # The number of sequences depends on the task's labels, which are known only once it is loaded.
     async with service.lease(body.model, len(texts), log) as lease:
         labels = tuple(dict.fromkeys(body.labels or lease.task.labels))
         if not labels:
@@ -56,53 +60,53 @@ async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) 
                 say(f"{lease.model} has no labels.", f"{lease.model} 没有标签。"),
                 say(
                     "Name labels, or train the task on rows with text and label.",
-                    "请给出标签，或用含 text 与 label 的数据训练该任务。",
+                    "请指定标签，或用含有 text 和 label 的数据训练该任务。",
                 ),
             )
         service.log_text(log, "prompt", texts)
-        scores = await _scored(lease, texts, labels)
+        scores = await _label_scores(lease, texts, labels)
         fingerprint = lease.fingerprint
     data = [
         {"index": index, "label": ordered[0].label, "labels": [asdict(item) for item in ordered]}
         for index, ordered in enumerate(scores)
     ]
-    first = {"labels": data[0]["labels"]} if isinstance(body.input, str) else {}
+    single = {"labels": data[0]["labels"]} if isinstance(body.input, str) else {}
     task = {"task": lease.task.task, "version": lease.task.version}
     return {
         "object": "list",
         "model": lease.model,
         "system_fingerprint": fingerprint,
         **task,
-        **first,
+        **single,
         "data": data,
     }
 
 
-async def _scored(
+async def _label_scores(
     lease: Lease, texts: list[str], labels: tuple[str, ...]
 ) -> list[list[LabelScore]]:
-    """The scores of each text, one text after another: others get their turn between two."""
+    """The scores of each text, one text after another, so that other requests run in between."""
     template = lease.task.template
-    endings = await asyncio.to_thread(lambda: [template.answer_ids(label) for label in labels])
-    longest = max(map(len, endings))
+    answers = await asyncio.to_thread(lambda: [template.answer_ids(label) for label in labels])
+    longest = max(map(len, answers))
     scores = []
-    for place, text in enumerate(texts):
-        param = f"input.{place}" if len(texts) > 1 else "input"
+    for index, text in enumerate(texts):
+        param = f"input.{index}" if len(texts) > 1 else "input"
         prompt = await chat_prompt(lease.task, [Turn("user", text)], param)
         lease.check_length(len(prompt) + longest, param)
-        wanted = [
-            Wanted(
-                (*prompt, *ending),
+        specs = [
+            SequenceSpec(
+                (*prompt, *answer),
                 Sampling(),
                 score_from=len(prompt),
                 score_only=True,
-                steady=False,
+                streamed=False,
             )
-            for ending in endings
+            for answer in answers
         ]
-        exchange = await lease.ask(wanted, param)
-        await exchange.whole()
-        for request in exchange.requests:
-            require_scores(request)
-        scores.append(ranked(labels, [logprob(request) for request in exchange.requests]))
+        group = await lease.submit(specs, param)
+        await group.results()
+        for request in group.requests:
+            require_complete_scores(request)
+        scores.append(ranked(labels, [logprob(request) for request in group.requests]))
     return scores

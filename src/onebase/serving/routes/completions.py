@@ -1,23 +1,22 @@
 """POST /v1/completions."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from onebase.engine.request import Event, FinishReason, Token
 from onebase.serving.completion_schema import DEFAULT_TOKENS, CompletionRequest, other_fields
-from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import ApiError
-from onebase.serving.event_stream import DONE, ChunkFrames, EventStream, frame
-from onebase.serving.exchange import Exchange, Wanted, require_scores
+from onebase.serving.event_stream import DONE, ChunkFrames, frame
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import TextOffsets, completion_logprobs
 from onebase.serving.prompts import check_ids, text_prompt
-from onebase.serving.sampling_fields import seeded
+from onebase.serving.routes.response import respond
+from onebase.serving.sampling_fields import sampling_of_choice
+from onebase.serving.sequence_group import SequenceGroup, SequenceSpec, require_complete_scores
 from onebase.serving.service import Lease, Service
 from onebase.serving.usage import usage_of
 
@@ -26,65 +25,60 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/completions")
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
-    """Go on from bare prompts, with no template around them."""
+    """Continue bare prompts, without a template."""
     service: Service = request.app.state.service
     headers = ignored_header(check_fields(body, other_fields(body)))
     completion = _Completion(service, body, request)
-    return await unless_disconnected(request.receive, completion.respond(headers))
+    return await respond(
+        completion,
+        request,
+        model=body.model,
+        sequences=completion.sequences,
+        stream=body.stream,
+        headers=headers,
+    )
 
 
 class _Completion:
-    """One request on its way. Its sequences are the answers to the first prompt, then to the next."""
+    """A completion request. Its sequences are the `n` choices of the first prompt, then of the next."""
 
     def __init__(self, service: Service, body: CompletionRequest, request: Request) -> None:
         self._service = service
         self._body = body
         self._prompts = body.prompts()
         self._choices = body.n or 1
+        self.sequences = len(self._prompts) * self._choices
         self._id = f"cmpl-{request.state.request_id}"
         self._log: dict[str, Any] = request.state.log
         self._echoed: list[str] = []
 
-    async def respond(self, headers: dict[str, str]) -> Response:
-        """The answer, or the beginning of its stream."""
-        sequences = len(self._prompts) * self._choices
-        async with AsyncExitStack() as stack:
-            lease = await stack.enter_async_context(
-                self._service.lease(self._body.model, sequences, self._log)
-            )
-            exchange = await self._ask(lease)
-            if self._body.stream:
-                frames = self._frames(lease, exchange)
-                return EventStream(frames, stack.pop_all(), headers)
-            return JSONResponse(await self._whole(lease, exchange), headers=headers)
-
-    async def _ask(self, lease: Lease) -> Exchange:
+    async def submit(self, lease: Lease) -> SequenceGroup:
+        """As Generation."""
         body = self._body
         self._texts = lease.texts
-        longest = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        sampling = body.sampling(max(1, longest), body.logprobs)
+        max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        sampling = body.sampling(max(1, max_tokens), body.logprobs)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
-        scored = bool(body.echo) and body.logprobs is not None
-        wanted = []
-        for place, given in enumerate(self._prompts):
-            prompt = await text_prompt(lease.task, given, f"prompt.{place}")
+        score_prompt = bool(body.echo) and body.logprobs is not None
+        specs = []
+        for index, given in enumerate(self._prompts):
+            prompt = await text_prompt(lease.task, given, f"prompt.{index}")
             self._echoed.append(self._echo(lease, given))
             for choice in range(self._choices):
-                own = seeded(sampling, place * self._choices + choice)
-                wanted.append(
-                    Wanted(
+                specs.append(
+                    SequenceSpec(
                         prompt,
-                        own,
-                        0 if scored else None,
-                        score_only=longest == 0,
-                        steady=bool(body.stream),
+                        sampling_of_choice(sampling, index * self._choices + choice),
+                        0 if score_prompt else None,
+                        score_only=max_tokens == 0,
+                        streamed=bool(body.stream),
                     )
                 )
         self._service.log_text(self._log, "prompt", self._echoed or self._prompts)
-        return await lease.ask(wanted, "prompt")
+        return await lease.submit(specs, "prompt")
 
     def _echo(self, lease: Lease, given: str | list[int]) -> str:
-        """What stands before an answer."""
+        """The text before an answer: the prompt with `echo`, else nothing."""
         if not self._body.echo:
             return ""
         if isinstance(given, str):
@@ -92,10 +86,11 @@ class _Completion:
         text: str = lease.task.base.tokenizer.decode(given, skip_special_tokens=False)
         return text
 
-    async def _whole(self, lease: Lease, exchange: Exchange) -> dict[str, Any]:
-        answers = await exchange.whole()
-        for own in exchange.requests:
-            require_scores(own)
+    async def whole(self, lease: Lease, group: SequenceGroup) -> dict[str, Any]:
+        """As Generation."""
+        answers = await group.results()
+        for request in group.requests:
+            require_complete_scores(request)
         self._log["finish_reason"] = [event.finish_reason for event in answers]
         texts = [self._echo_of(index) + event.text for index, event in enumerate(answers)]
         self._service.log_text(self._log, "answer", texts)
@@ -112,11 +107,11 @@ class _Completion:
                 }
                 for index, (event, text) in enumerate(zip(answers, texts, strict=True))
             ],
-            "usage": usage_of(exchange, len(self._prompts)),
+            "usage": usage_of(group, len(self._prompts)),
         }
 
-    async def _frames(self, lease: Lease, exchange: Exchange) -> AsyncIterator[bytes]:
-        """The stream: the echo if there is one, the text, an end for each choice."""
+    async def frames(self, lease: Lease, group: SequenceGroup) -> AsyncIterator[bytes]:
+        """For each choice the echo, if requested, the text and the finish reason; then the usage."""
         options = self._body.stream_options
         usage = {"usage": None} if options and options.include_usage else {}
         head = {**self._head(lease), **usage}
@@ -125,45 +120,45 @@ class _Completion:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
             return {**head, "choices": [choice]}
 
-        sequences = len(exchange.requests)
-        plain = [ChunkFrames(chunk(i, ChunkFrames.MARK, None, None)) for i in range(sequences)]
-        offsets = [self._offsets() for _ in range(sequences)]
-        begun = [not self._body.echo] * sequences
-        reasons: list[FinishReason | None] = [None] * sequences
+        indices = range(self.sequences)
+        text_frames = [ChunkFrames(chunk(i, ChunkFrames.MARK, None, None)) for i in indices]
+        offsets = [self._offsets() for _ in indices]
+        echo_sent = [not self._body.echo for _ in indices]
+        reasons: list[FinishReason | None] = [None for _ in indices]
         try:
-            async for pieces in exchange.pieces():
+            async for events in group.events():
                 frames = []
-                for index, event in pieces:
+                for index, event in events:
                     text, tokens = event.text, list(event.tokens)
-                    if not begun[index]:
-                        begun[index] = True
-                        require_scores(event.request)
+                    if not echo_sent[index]:
+                        echo_sent[index] = True
+                        require_complete_scores(event.request)
                         text = self._echo_of(index) + text
                         tokens = [*self._scored(event), *tokens]
                     logprobs = self._logprobs(tokens, offsets[index])
                     reasons[index] = event.finish_reason
                     if event.finish_reason is None and logprobs is None:
                         if text:
-                            frames.append(plain[index].with_text(text))
+                            frames.append(text_frames[index].with_text(text))
                     else:
                         frames.append(frame(chunk(index, text, logprobs, event.finish_reason)))
                 if frames:
                     yield b"".join(frames)
-        except ApiError as failure:
-            yield frame(failure.body())
+        except ApiError as error:
+            yield frame(error.body())
             return
         self._log["finish_reason"] = reasons
         if usage:
-            whole = usage_of(exchange, len(self._prompts))
-            yield frame({**head, "choices": [], "usage": whole})
-        self._service.log_text(self._log, "answer", [item.text for item in exchange.requests])
+            totals = usage_of(group, len(self._prompts))
+            yield frame({**head, "choices": [], "usage": totals})
+        self._service.log_text(self._log, "answer", [item.text for item in group.requests])
         yield DONE
 
     def _echo_of(self, index: int) -> str:
         return self._echoed[index // self._choices]
 
     def _scored(self, event: Event) -> list[Token]:
-        """The prompt's tokens where it is echoed with log-probabilities."""
+        """The tokens of the prompt, if it is echoed with log-probabilities."""
         return event.request.prompt_logprobs if self._body.echo else []
 
     def _offsets(self) -> TextOffsets:

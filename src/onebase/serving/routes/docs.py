@@ -1,6 +1,6 @@
-"""/docs: the OpenAPI document in Swagger UI, whose files come with this package.
+"""/docs: the OpenAPI document in Swagger UI, whose files are part of this package.
 
-They are served as they are kept, compressed; every browser takes that.
+They are stored and served compressed, which every browser accepts.
 """
 
 from functools import cache
@@ -18,13 +18,13 @@ _EMPTY_ICON = "data:,"
 
 @router.get("/")
 async def home() -> Response:
-    """There is nothing but the documentation here yet."""
+    """Redirect to the documentation."""
     return RedirectResponse("/docs")
 
 
 @router.get("/docs")
 async def docs() -> Response:
-    """The page."""
+    """The Swagger UI page."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="onebase",

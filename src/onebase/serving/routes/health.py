@@ -11,13 +11,13 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Whether the process answers."""
+    """Liveness: the process responds."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Whether it answers requests: 503 while the first answer is not possible, and on the way out."""
+    """Readiness: 503 until the first answer is possible, and during shutdown."""
     service: Service = request.app.state.service
     if service.admission.closed:
         return JSONResponse({"status": "shutting down"}, 503)
@@ -28,6 +28,6 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Everything that is counted, for Prometheus."""
+    """All metrics, in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""GET /v1/models: what a request's `model` may name."""
+"""GET /v1/models: the valid values of a request's `model`."""
 
 import asyncio
 from typing import Any
@@ -18,21 +18,21 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The base, every task and every version of it; those that do not answer here say why."""
+    """The base, all tasks and all of their versions; unavailable ones have a reason."""
     return {"object": "list", "data": await models_of(request.app.state.service)}
 
 
 @router.get("/v1/models/{model}")
 async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
-    """One of them."""
-    known = {item["id"]: item for item in await models_of(request.app.state.service)}
-    if model not in known:
-        raise unknown_model(model, list(known)[:50])
-    return known[model]
+    """One model of GET /v1/models."""
+    by_id = {item["id"]: item for item in await models_of(request.app.state.service)}
+    if model not in by_id:
+        raise unknown_model(model, list(by_id)[:50])
+    return by_id[model]
 
 
 async def models_of(service: Service) -> list[dict[str, Any]]:
-    """Every name with what is known of it."""
+    """All models with their properties."""
     await asyncio.to_thread(service.catalog.refresh)
     base = service.engine.base
     models = [
@@ -56,7 +56,7 @@ async def models_of(service: Service) -> list[dict[str, Any]]:
 
 
 def described_offer(service: Service, offer: Offer) -> dict[str, Any]:
-    """A stored version as /v1/models and /v1/adapters show it."""
+    """The properties of a stored version in /v1/models and /v1/adapters."""
     adapter = offer.adapter
     return {
         "task": adapter.task,
@@ -66,7 +66,7 @@ def described_offer(service: Service, offer: Offer) -> dict[str, Any]:
         "base": _last(adapter.base),
         "stored": adapter.created,
         "metrics": adapter.metrics,
-        "loaded": offer.name in service.residency,
+        "loaded": offer.name in service.adapter_cache,
         "available": offer.reason is None,
         "reason": offer.reason,
         "trained_precision": adapter.record.get("precision"),
@@ -75,8 +75,8 @@ def described_offer(service: Service, offer: Offer) -> dict[str, Any]:
 
 
 def _warning(service: Service, adapter: StoredAdapter) -> str | None:
-    """Where a task was trained over a base in another precision than the server's. Full fine-tuning
-    made it a base of its own, which is not held in the server's.
+    """A warning if a task was trained on a base in another precision than the server's. A task of full
+    fine-tuning has its own base and its own precision.
     """
     if adapter.method == FULL:
         return None
@@ -84,8 +84,8 @@ def _warning(service: Service, adapter: StoredAdapter) -> str | None:
     if not trained or trained == served:
         return None
     return say(
-        f"trained over a base in {trained}, answered by one in {served}",
-        f"训练时基座精度为 {trained}，此处为 {served}",
+        f"trained on a base in {trained}, served on one in {served}",
+        f"训练时的基座精度为 {trained}，当前服务的基座精度为 {served}",
     )
 
 
@@ -100,5 +100,5 @@ def _entry(name: str, created: int) -> dict[str, Any]:
 
 
 def _last(name: str) -> str:
-    """A base's name, of a path the last part: no answer shows where things are."""
+    """A base's name; of a path only the last part, so that responses reveal no paths."""
     return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name

@@ -1,27 +1,26 @@
 """POST /v1/responses, for plain text."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from itertools import count
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from onebase.engine.request import FinishReason, Token
 from onebase.serving.answer_format import constraint_of
 from onebase.serving.chat_schema import turns_of
-from onebase.serving.disconnect import unless_disconnected
 from onebase.serving.errors import ApiError, unsupported
-from onebase.serving.event_stream import EventStream, frame
-from onebase.serving.exchange import Exchange, Wanted
+from onebase.serving.event_stream import frame
 from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.responses_schema import ResponsesRequest, other_fields
+from onebase.serving.routes.response import respond
+from onebase.serving.sequence_group import SequenceGroup, SequenceSpec
 from onebase.serving.service import Lease, Service
-from onebase.serving.trimmed import Trimmed
+from onebase.serving.streaming_strip import StreamingStrip
 from onebase.serving.usage import usage_of
 
 router = APIRouter(route_class=JsonRoute)
@@ -29,17 +28,19 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/responses")
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
-    """Answer a text or messages, whole or as a stream of events. Nothing is stored."""
+    """Answer a text or messages, whole or as server-sent events. Nothing is stored."""
     service: Service = request.app.state.service
     headers = ignored_header(check_fields(body, other_fields()))
     if body.n not in (None, 1):
         raise unsupported("n")
-    made = _Response(service, body, request)
-    return await unless_disconnected(request.receive, made.respond(headers))
+    response = _Response(service, body, request)
+    return await respond(
+        response, request, model=body.model, sequences=1, stream=body.stream, headers=headers
+    )
 
 
 class _Response:
-    """One request on its way to an answer."""
+    """A request of the responses API, with one sequence."""
 
     def __init__(self, service: Service, body: ResponsesRequest, request: Request) -> None:
         self._service = service
@@ -48,120 +49,111 @@ class _Response:
         self._item = f"msg_{request.state.request_id}"
         self._log: dict[str, Any] = request.state.log
 
-    async def respond(self, headers: dict[str, str]) -> Response:
-        """The answer, or the beginning of its stream."""
-        async with AsyncExitStack() as stack:
-            lease = await stack.enter_async_context(
-                self._service.lease(self._body.model, 1, self._log)
-            )
-            exchange = await self._ask(lease)
-            if self._body.stream:
-                return EventStream(self._frames(lease, exchange), stack.pop_all(), headers)
-            (event,) = await exchange.whole()
-            text = event.text.strip()
-            self._note(text, event.finish_reason)
-            whole = self._response(lease, exchange, text, event.tokens, event.finish_reason)
-            return JSONResponse(whole, headers=headers)
-
-    async def _ask(self, lease: Lease) -> Exchange:
+    async def submit(self, lease: Lease) -> SequenceGroup:
+        """As Generation."""
         body = self._body
         self._texts = lease.texts
         turns = turns_of(body.messages(), "input", 1 if body.instructions else 0)
         prompt = await chat_prompt(lease.task, turns, "input")
-        longest = body.max_output_tokens or self._service.settings.limits.default_tokens
-        sampling = body.sampling(longest, body.top_logprobs or None)
+        max_tokens = body.max_output_tokens or self._service.settings.limits.default_tokens
+        sampling = body.sampling(max_tokens, body.top_logprobs or None)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
         constraint = constraint_of(body.response_format(), "text.format")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
-        wanted = Wanted(prompt, sampling, steady=bool(body.stream))
-        form = "text.format" if constraint else None
-        return await lease.ask([wanted], "input", form=form)
+        spec = SequenceSpec(prompt, sampling, streamed=bool(body.stream))
+        format_param = "text.format" if constraint else None
+        return await lease.submit([spec], "input", format_param=format_param)
 
-    async def _frames(self, lease: Lease, exchange: Exchange) -> AsyncIterator[bytes]:
-        """The events of a stream in their order, numbered."""
+    async def whole(self, lease: Lease, group: SequenceGroup) -> dict[str, Any]:
+        """As Generation."""
+        (event,) = await group.results()
+        text = event.text.strip()
+        self._log_answer(text, event.finish_reason)
+        return self._response(lease, group, text, event.tokens, event.finish_reason)
+
+    async def frames(self, lease: Lease, group: SequenceGroup) -> AsyncIterator[bytes]:
+        """The numbered events of a stream."""
         numbers = count()
 
         def event(kind: str, **fields: Any) -> bytes:
             return frame({"type": kind, "sequence_number": next(numbers), **fields}, kind)
 
-        place = {"item_id": self._item, "output_index": 0, "content_index": 0}
-        begun = self._response(lease, exchange, "", (), None)
-        yield event("response.created", response=begun)
-        yield event("response.in_progress", response=begun)
+        location = {"item_id": self._item, "output_index": 0, "content_index": 0}
+        in_progress = self._response(lease, group, "", (), None)
+        yield event("response.created", response=in_progress)
+        yield event("response.in_progress", response=in_progress)
         yield event("response.output_item.added", output_index=0, item=self._message(None, ()))
-        yield event("response.content_part.added", **place, part=self._part("", ()))
-        trimmed, text = Trimmed(), ""
+        yield event("response.content_part.added", **location, part=self._part("", ()))
+        strip, text = StreamingStrip(), ""
         tokens: list[Token] = []
         reason: FinishReason | None = None
         try:
-            async for pieces in exchange.pieces():
+            async for events in group.events():
                 frames = []
-                for _, arrived in pieces:
-                    added = trimmed.add(arrived.text)
+                for _, arrived in events:
+                    delta = strip.add(arrived.text)
                     reason = arrived.finish_reason
                     tokens += arrived.tokens
-                    if added or (self._reported and arrived.tokens):
-                        text += added
+                    if delta or (self._with_logprobs and arrived.tokens):
+                        text += delta
                         logprobs = self._logprobs(arrived.tokens)
-                        frames.append(
-                            event(
-                                "response.output_text.delta",
-                                **place,
-                                delta=added,
-                                logprobs=logprobs,
-                            )
-                        )
+                        fields = {**location, "delta": delta, "logprobs": logprobs}
+                        frames.append(event("response.output_text.delta", **fields))
                 if frames:
                     yield b"".join(frames)
-        except ApiError as failure:
-            told = failure.body()["error"]
-            yield event("error", **{key: told[key] for key in ("code", "message", "param")})
+        except ApiError as error:
+            body = error.body()["error"]
+            yield event("error", **{key: body[key] for key in ("code", "message", "param")})
             return
-        self._note(text, reason)
-        whole = self._response(lease, exchange, text, tokens, reason)
+        self._log_answer(text, reason)
+        response = self._response(lease, group, text, tokens, reason)
         logprobs = self._logprobs(tokens)
-        yield event("response.output_text.done", **place, text=text, logprobs=logprobs)
-        yield event("response.content_part.done", **place, part=self._part(text, tokens))
-        yield event("response.output_item.done", output_index=0, item=whole["output"][0])
-        yield event(f"response.{whole['status']}", response=whole)
+        yield event("response.output_text.done", **location, text=text, logprobs=logprobs)
+        yield event("response.content_part.done", **location, part=self._part(text, tokens))
+        yield event("response.output_item.done", output_index=0, item=response["output"][0])
+        yield event(f"response.{response['status']}", response=response)
 
-    def _note(self, text: str, reason: FinishReason | None) -> None:
+    def _log_answer(self, text: str, reason: FinishReason | None) -> None:
         self._log["finish_reason"] = [reason]
         self._service.log_text(self._log, "answer", [text])
 
     def _response(
         self,
         lease: Lease,
-        exchange: Exchange,
+        group: SequenceGroup,
         text: str,
         tokens: "list[Token] | tuple[Token, ...]",
         reason: FinishReason | None,
     ) -> dict[str, Any]:
         body = self._body
-        usage = usage_of(exchange, 1)
-        cut = reason == "length"
-        form = body.text.format if body.text else None
+        usage = usage_of(group, 1)
+        truncated = reason == "length"
+        text_format = body.text.format if body.text else None
         return {
             "id": self._id,
             "object": "response",
             "created_at": lease.created,
-            "status": "in_progress" if reason is None else "incomplete" if cut else "completed",
+            "status": "in_progress"
+            if reason is None
+            else "incomplete"
+            if truncated
+            else "completed",
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if truncated else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "model": lease.model,
             "system_fingerprint": lease.fingerprint,
-            "output": [] if reason is None else [self._message(text, tokens, cut=cut)],
+            "output": [] if reason is None else [self._message(text, tokens, truncated=truncated)],
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": {
-                "format": form.model_dump(by_alias=True, exclude_none=True)
-                if form
+                "format": text_format.model_dump(by_alias=True, exclude_none=True)
+                if text_format
                 else {"type": "text"}
             },
             "tool_choice": "auto",
@@ -182,10 +174,14 @@ class _Response:
         }
 
     def _message(
-        self, text: str | None, tokens: "list[Token] | tuple[Token, ...]", *, cut: bool = False
+        self,
+        text: str | None,
+        tokens: "list[Token] | tuple[Token, ...]",
+        *,
+        truncated: bool = False,
     ) -> dict[str, Any]:
-        """The one item of the output; without a text it has only begun."""
-        status = "in_progress" if text is None else "incomplete" if cut else "completed"
+        """The only item of the output. Without a text, it is in progress."""
+        status = "in_progress" if text is None else "incomplete" if truncated else "completed"
         return {
             "id": self._item,
             "type": "message",
@@ -199,11 +195,11 @@ class _Response:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     @property
-    def _reported(self) -> bool:
+    def _with_logprobs(self) -> bool:
         return bool(self._body.top_logprobs)
 
     def _logprobs(self, tokens: "list[Token] | tuple[Token, ...]") -> list[Any]:
-        if not self._reported:
+        if not self._with_logprobs:
             return []
         content: list[Any] = chat_logprobs(tokens, self._texts)["content"]
         return content

@@ -1,13 +1,13 @@
-"""A lock that is first come, first served."""
+"""A lock that is granted in the order of the requests."""
 
 from collections import deque
 from threading import Condition
 from types import TracebackType
 
 
-class Turns:
-    """A lock for `with`. Whoever has waited longest is next: a thread that takes it again and again,
-    as one that steps an engine does, can't keep the others out. Not to be nested.
+class FairLock:
+    """A lock for `with`, granted to the thread that has waited longest. A thread that takes it again
+    and again, like the one that steps an engine, cannot starve the others. Not reentrant.
     """
 
     def __init__(self) -> None:
@@ -15,15 +15,15 @@ class Turns:
         self._queue: deque[object] = deque()
 
     def __enter__(self) -> None:
-        turn = object()
+        ticket = object()
         with self._changed:
-            self._queue.append(turn)
-            its_turn = False
+            self._queue.append(ticket)
+            acquired = False
             try:
-                its_turn = self._changed.wait_for(lambda: self._queue[0] is turn)
+                acquired = self._changed.wait_for(lambda: self._queue[0] is ticket)
             finally:
-                if not its_turn:  # Ctrl-C while it waited: nobody may wait for this turn
-                    self._queue.remove(turn)
+                if not acquired:  # Ctrl-C while waiting: others must not wait for this ticket
+                    self._queue.remove(ticket)
                     self._changed.notify_all()
 
     def __exit__(

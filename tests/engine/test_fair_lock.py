@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from onebase.engine.turns import Turns
+from onebase.engine.fair_lock import FairLock
 
 
 def test_a_thread_that_comes_back_at_once_waits_behind_the_others() -> None:
-    turns, order = Turns(), []
+    turns, order = FairLock(), []
     started = threading.Barrier(4)
 
     def busy() -> None:
@@ -40,7 +40,7 @@ def test_a_thread_that_comes_back_at_once_waits_behind_the_others() -> None:
 
 
 def test_one_at_a_time() -> None:
-    turns, inside, most = Turns(), [0], [0]
+    turns, inside, most = FairLock(), [0], [0]
 
     def work() -> None:
         for _ in range(200):
@@ -59,7 +59,7 @@ def test_one_at_a_time() -> None:
 
 
 def test_an_interruption_while_waiting_gives_the_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns()
+    turns = FairLock()
     with turns:
         with monkeypatch.context() as patched:
 
@@ -83,7 +83,7 @@ def test_an_interruption_while_waiting_gives_the_turn_up(monkeypatch: pytest.Mon
 
 
 def test_an_error_inside_gives_the_turn_on() -> None:
-    turns = Turns()
+    turns = FairLock()
     with pytest.raises(ValueError, match="inside"), turns:
         raise ValueError("inside")
     with turns:

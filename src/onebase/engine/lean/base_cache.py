@@ -1,9 +1,8 @@
-"""A base in w8a8 as it was loaded once: weights under their names and what its config says, without
-transformers.
+"""A cache of bases in w8a8, which are loaded from it without transformers.
 
-Building transformers' model of a base and reading its tokenizer takes longer than all else that a server
-does before its first answer. What the lean pass asks of a model are weights, a few settings and rotary
-frequencies; those are kept beside the rounded weights, and the next process reads them alone.
+Building transformers' model and loading the tokenizer take most of a server's start. The lean runner only
+needs weights, a few settings and rotary frequencies. They are cached beside the rounded weights, and the
+next process loads only those.
 """
 
 import hashlib
@@ -29,13 +28,13 @@ from onebase.model.rotary import RotaryLimit
 from onebase.model.standalone_tokenizer import StandaloneTokenizer, tokenizer_record
 from onebase.model.w8a8 import EMBEDDING, HEAD, folder, read_rounded, store_tensors
 
-_FORM = "2"  # of the file; one of another form is not read
-_ATTRIBUTES = ("scaling", "sliding_window")  # of an attention module, where it has them
-_PROBED = 64  # positions at which rotary tables are compared
+_FORM = "2"  # the version of the file format; other versions are ignored
+_ATTRIBUTES = ("scaling", "sliding_window")  # of attention modules, if they have them
+_COMPARED_POSITIONS = 64  # of rotary tables
 
 
-class KeptBase:
-    """What is kept of a base: `weights` names its rounded weights (`w8a8.identity`)."""
+class CachedBase:
+    """A cached base. `weights` is the identity of its rounded weights (`w8a8.identity`)."""
 
     def __init__(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.weights: str = record["weights"]
@@ -43,13 +42,13 @@ class KeptBase:
         self._tensors = tensors
 
     def base(self, name: str, path: Path) -> Base | None:
-        """The base in w8a8, for the lean pass alone; None where its rounded weights are gone."""
+        """The base in w8a8, for the lean runner only; None if its rounded weights are gone."""
         rounded = read_rounded(self.weights)
         if rounded is None:
             return None
         record = self._record
         try:
-            model = KeptModel(record, {**rounded, **self._tensors})
+            model = CachedModel(record, {**rounded, **self._tensors})
         except KeyError:
             return None
         base = Base(
@@ -61,10 +60,8 @@ class KeptBase:
         return base
 
 
-class KeptModel(nn.Module):
-    """A model's weights and settings under the names that transformers gives them, without its forward
-    pass.
-    """
+class CachedModel(nn.Module):
+    """A model's weights and settings under the names of transformers' modules, without a forward pass."""
 
     def __init__(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -75,7 +72,7 @@ class KeptModel(nn.Module):
         for name in record["linears"]:
             self._place(name, _linear(name, tensors, tensors.get(f"{name}.bias")))
         for name, epsilon in record["norms"].items():
-            self._place(name, KeptRMSNorm(tensors[f"{name}.weight"], epsilon))
+            self._place(name, CachedRMSNorm(tensors[f"{name}.weight"], epsilon))
         for name, settings in record["attributes"].items():
             vars(self.get_submodule(name)).update(settings)
         head = _linear(HEAD, tensors, None)
@@ -84,29 +81,29 @@ class KeptModel(nn.Module):
         self._place(record["head"], head)
         self._place(record["embedding"], Int8Embedding(rows, embedded.scale, record["factor"]))
         types = {kind: (tensors[f"rotary.{kind}"], by) for kind, by in record["rotary"].items()}
-        self._place(f"{self.base_model_prefix}.rotary_emb", KeptRotary(types))
+        self._place(f"{self.base_model_prefix}.rotary_emb", CachedRotary(types))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """As in transformers."""
         return self.get_submodule(self._ends[0])
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """As in transformers."""
         return self.get_submodule(self._ends[1])
 
     def _place(self, name: str, module: nn.Module) -> None:
-        """Put a module where its name says, in containers made on the way; layers are in lists."""
+        """Add a module under its full name. Missing containers are created: lists of layers, or modules."""
         parts = name.split(".")
-        at: nn.Module = self
-        for part, below in pairwise(parts):
-            if not hasattr(at, part):
-                at.add_module(part, nn.ModuleList() if below.isdigit() else nn.Module())
-            at = getattr(at, part)
-        at.add_module(parts[-1], module)
+        parent: nn.Module = self
+        for part, child in pairwise(parts):
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.ModuleList() if child.isdigit() else nn.Module())
+            parent = getattr(parent, part)
+        parent.add_module(parts[-1], module)
 
 
-class KeptRMSNorm(nn.Module):
-    """An RMSNorm by what it multiplies with."""
+class CachedRMSNorm(nn.Module):
+    """An RMSNorm with a given scale."""
 
     def __init__(self, scale: Tensor, epsilon: float) -> None:
         super().__init__()
@@ -118,51 +115,51 @@ class KeptRMSNorm(nn.Module):
         return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class KeptRotary(nn.Module):
-    """Rotary tables by layer type: frequencies [rotary / 2], and what cosines and sines are scaled by."""
+class CachedRotary(nn.Module):
+    """Rotary embeddings by layer type: frequencies [rotary / 2], and the scale of cosines and sines."""
 
     def __init__(self, types: Mapping[str, tuple[Tensor, float]]) -> None:
         super().__init__()
         self._types = types
 
     def forward(self, x: Tensor, positions: Tensor, layer_type: str = "") -> tuple[Tensor, Tensor]:
-        """Cosines and sines, [1, positions, rotary], of positions [1, positions]."""
+        """The cosines and sines, [1, positions, rotary], of `positions`, [1, positions]."""
         frequencies, factor = self._types[layer_type]
         angles = positions[..., None].float() * frequencies
         both = torch.cat((angles, angles), dim=-1)
         return (both.cos() * factor).to(x.dtype), (both.sin() * factor).to(x.dtype)
 
 
-def keep(base: Base, path: Path, file: Path, weights: str) -> None:
-    """Write what is kept of a base in w8a8 that the lean pass runs; `weights` names its rounded weights,
-    `file` is `kept_file` as it was before the base was read from the folder `path`.
+def write_cached_base(base: Base, path: Path, file: Path, weights: str) -> None:
+    """Write a base in w8a8 to the cache. `weights` is the identity of its rounded weights; `file` is the
+    result of `cached_base_file` before the base was loaded from the folder `path`.
 
-    Nothing is written where that folder has changed meanwhile, where the tokenizer or the rotary
-    embedding do otherwise without transformers, or where the cache can't be written to.
+    Nothing is written if that folder has changed since, if the tokenizer or the rotary embedding behave
+    differently without transformers, or if the cache is not writable.
     """
-    found = _described(base, weights)
-    if found is None or kept_file(path) != file:
+    contents = _contents(base, weights)
+    if contents is None or cached_base_file(path) != file:
         return
-    record, tensors = found
+    record, tensors = contents
     store_tensors(file, tensors, {"form": _FORM, "record": json.dumps(record)})
 
 
-def kept(file: Path) -> KeptBase | None:
-    """What `keep` wrote to the file; None where there is nothing sound."""
+def read_cached_base(file: Path) -> CachedBase | None:
+    """The base that `write_cached_base` wrote to `file`; None if there is none, or it is damaged."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             if metadata.get("form") != _FORM:
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return KeptBase(json.loads(metadata["record"]), tensors)
+            return CachedBase(json.loads(metadata["record"]), tensors)
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
 
 
-def kept_file(path: Path) -> Path:
-    """The file for what is kept of the base in the folder `path`. It is named by the base's files: their
-    names, sizes and times, and what reads them.
+def cached_base_file(path: Path) -> Path:
+    """The cache file of the base in the folder `path`. Its name is a hash of the base's files (their names,
+    sizes and times) and of the versions of the libraries that read them.
     """
     files = sorted(item for item in path.iterdir() if item.is_file())
     states = [(item.name, item.stat().st_size, item.stat().st_mtime_ns) for item in files]
@@ -170,14 +167,15 @@ def kept_file(path: Path) -> Path:
     return folder() / f"base-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _described(base: Base, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def _contents(base: Base, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The record and the tensors to cache; None if the base does not behave the same without transformers."""
     tokenizer = tokenizer_record(base.tokenizer)
     model = base.model
     inner = getattr(model, model.base_model_prefix)
     rotary = _rotary(inner.rotary_emb)
-    if tokenizer is None or not _alike(inner.rotary_emb, rotary):
+    if tokenizer is None or not _same_rotary(inner.rotary_emb, rotary):
         return None
-    tensors = {f"rotary.{kind}": own.clone() for kind, (own, _) in rotary.items()}
+    tensors = {f"rotary.{kind}": frequencies.clone() for kind, (frequencies, _) in rotary.items()}
     norms, attributes = {}, {}
     for name, module in model.named_modules():
         if (norm := scale_and_epsilon(module)) is not None:
@@ -211,28 +209,29 @@ def _described(base: Base, weights: str) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def _rotary(module: Any) -> dict[str, tuple[Tensor, float]]:
-    """The tables of transformers' rotary embedding, by layer type; `""` where there is one."""
+    """The frequencies and scales of transformers' rotary embedding by layer type; `""` if it has only one."""
     kinds = module.layer_types if isinstance(module.rope_type, dict) else [""]
-    found = {}
+    tables = {}
     for kind in kinds:
-        start = f"{kind}_" if kind else ""
-        factor = float(getattr(module, f"{start}attention_scaling"))
-        found[kind] = (getattr(module, f"{start}inv_freq").detach().float(), factor)
-    return found
+        prefix = f"{kind}_" if kind else ""
+        factor = float(getattr(module, f"{prefix}attention_scaling"))
+        tables[kind] = (getattr(module, f"{prefix}inv_freq").detach().float(), factor)
+    return tables
 
 
-def _alike(module: Any, rotary: Mapping[str, tuple[Tensor, float]]) -> bool:
-    own = KeptRotary(rotary)
-    x, positions = torch.zeros(1), torch.arange(_PROBED)[None] * 31
+def _same_rotary(module: Any, rotary: Mapping[str, tuple[Tensor, float]]) -> bool:
+    """Whether transformers' rotary embedding and ours give the same numbers."""
+    ours = CachedRotary(rotary)
+    x, positions = torch.zeros(1), torch.arange(_COMPARED_POSITIONS)[None] * 31
     for kind in rotary:
-        named = {"layer_type": kind} if kind else {}
+        options = {"layer_type": kind} if kind else {}
         with torch.no_grad():
-            pairs = zip(module(x, positions, **named), own(x, positions, kind), strict=True)
+            pairs = zip(module(x, positions, **options), ours(x, positions, kind), strict=True)
         if not all(torch.equal(a, b) for a, b in pairs):
             return False
     return True
 
 
 def _linear(name: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Int8Linear:
-    own = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return Int8Linear(tensors[f"{name}.weight"], tensors[f"{name}.scale"], own, torch.float32)
+    parameter = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return Int8Linear(tensors[f"{name}.weight"], tensors[f"{name}.scale"], parameter, torch.float32)

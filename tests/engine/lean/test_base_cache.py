@@ -1,4 +1,4 @@
-"""A base that was kept: the same answers bit for bit, and nothing of transformers."""
+"""A base loaded from the cache: the same answers bit for bit, without transformers."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.data.template import Template
-from onebase.engine.lean import kept
-from onebase.engine.lean.kept import KeptModel
+from onebase.engine.lean import base_cache
+from onebase.engine.lean.base_cache import CachedModel
 from onebase.engine.lean.quality import load_for_answering
 from onebase.engine.lean.runner import LeanRunner
 from onebase.engine.pool import LoadedTask
@@ -55,11 +55,11 @@ def logits(base: Base, ids: list[int], contribution: Contribution = NOTHING) -> 
 
 
 def twice(name: str) -> tuple[Base, Base]:
-    """A base as transformers reads it, and as it was kept."""
+    """A base as transformers reads it, and as it was cached."""
     first, _ = load_for_answering(name, "w8a8")
     second, _ = load_for_answering(name, "w8a8")
-    assert not isinstance(first.model, KeptModel)
-    assert isinstance(second.model, KeptModel)
+    assert not isinstance(first.model, CachedModel)
+    assert isinstance(second.model, CachedModel)
     return first, second
 
 
@@ -72,8 +72,8 @@ def test_a_kept_base_is_the_same(base: Base, tmp_path: Path) -> None:
     assert second.precision == first.precision
     assert second.context == first.context
     assert torch.equal(first.embedding(torch.tensor(ids)), second.embedding(torch.tensor(ids)))
-    own = Template(second.tokenizer)
-    assert end_tokens(second, own) == end_tokens(first, Template(first.tokenizer))
+    template = Template(second.tokenizer)
+    assert end_tokens(second, template) == end_tokens(first, Template(first.tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_adapters_on_a_kept_base(
         torch.nn.init.normal_(parameter, std=0.1)
     (tmp_path / "adapter").mkdir()
     save_adapter(adapter, tmp_path / "adapter", plain)
-    ids, found = list(range(3, 23)), []
+    ids, all_logits = list(range(3, 23)), []
     for base in twice(saved(plain, tmp_path / "base")):
         with torch.no_grad():
-            own = load_adapter(tmp_path / "adapter", base).contribution()
-            found.append(logits(base, ids, own))
-    assert torch.equal(*found)
+            contribution = load_adapter(tmp_path / "adapter", base).contribution()
+            all_logits.append(logits(base, ids, contribution))
+    assert torch.equal(*all_logits)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -134,7 +134,7 @@ def test_other_files_are_another_base(make_base: Callable[..., Base], tmp_path: 
     settings = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**settings, "rms_norm_eps": 0.5}), encoding="utf-8")
     base, _ = load_for_answering(name, "w8a8")
-    assert not isinstance(base.model, KeptModel)
+    assert not isinstance(base.model, CachedModel)
 
 
 @pytest.mark.parametrize("which", ["base-*", "[!b]*.safetensors"])
@@ -149,7 +149,7 @@ def test_what_is_damaged_or_gone_is_made_again(
         file.unlink()
     else:
         file.write_bytes(damage)
-    for model in (torch.nn.Module, KeptModel):
+    for model in (torch.nn.Module, CachedModel):
         base, _ = load_for_answering(name, "w8a8")
         assert isinstance(base.model, model)
         assert torch.equal(logits(base, [3, 4, 5]), expected)
@@ -159,7 +159,7 @@ def test_nothing_is_kept_where_a_rotary_embedding_differs(
     make_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = saved(make_base(), tmp_path / "base")
-    monkeypatch.setattr(kept, "_alike", lambda *_: False)
+    monkeypatch.setattr(base_cache, "_same_rotary", lambda *_: False)
     load_for_answering(name, "w8a8")
     assert list(folder().glob("base-*")) == []
 
@@ -178,19 +178,19 @@ def test_a_kept_tokenizer_is_the_same(make_base: Callable[..., Base]) -> None:
     plain = make_base().tokenizer
     record = tokenizer_record(plain)
     assert record is not None
-    own = StandaloneTokenizer(json.loads(json.dumps(record)))
+    cached = StandaloneTokenizer(json.loads(json.dumps(record)))
     for text in ("", " the parcel<|im_end|> 你好", "hello\n" * 50):
-        assert own(text)["input_ids"] == plain(text)["input_ids"]
+        assert cached(text)["input_ids"] == plain(text)["input_ids"]
     for prompt in (True, False):
-        rendered = own.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=prompt)
+        rendered = cached.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=prompt)
         assert rendered == plain.apply_chat_template(
             TURNS, tokenize=False, add_generation_prompt=prompt
         )
-    assert own.added_tokens_decoder == plain.added_tokens_decoder
-    assert [own.convert_ids_to_tokens(id_) for id_ in range(301)] == [
+    assert cached.added_tokens_decoder == plain.added_tokens_decoder
+    assert [cached.convert_ids_to_tokens(id_) for id_ in range(301)] == [
         plain.convert_ids_to_tokens(id_) for id_ in range(301)
     ]
-    assert (own.eos_token_id, own.bos_token, own.bos_token_id) == (2, None, None)
+    assert (cached.eos_token_id, cached.bos_token, cached.bos_token_id) == (2, None, None)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onebase.serving.trimmed import Trimmed
+from onebase.serving.streaming_strip import StreamingStrip
 
 
 @pytest.mark.parametrize(
@@ -13,9 +13,9 @@ from onebase.serving.trimmed import Trimmed
 @pytest.mark.parametrize("seed", range(20))
 def test_the_deltas_joined_are_the_stripped_text(text: str, seed: int) -> None:
     drawn = random.Random(seed)
-    trimmed, shown, at = Trimmed(), [], 0
+    stripped, shown, at = StreamingStrip(), [], 0
     while at < len(text):
         size = drawn.randint(0, 3)
-        shown.append(trimmed.add(text[at : at + size]))
+        shown.append(stripped.add(text[at : at + size]))
         at += size
     assert "".join(shown) == text.strip()
