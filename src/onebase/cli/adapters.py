@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from onebase.adapters.store import StoredAdapter, check_task_name
-from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.cli.options import BaseOption, SessionFlags
+from onebase.cli.session import begin, note
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
 
@@ -15,11 +16,9 @@ Name = Annotated[str, typer.Argument(help="task or task@version")]
 
 
 @adapters_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """Every version of every task."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     items = session.store.list()
     left_out = session.store.unlisted()
     for error in left_out.values():
@@ -51,12 +50,11 @@ def list_command(
 @adapters_app.command("show")
 def show_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """One version: where it is and how it came to be."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     item = session.store.get(name)
     session.store.verify(item)
     result = {**described(item), "path": str(item.path), "record": item.record}
@@ -66,12 +64,11 @@ def show_command(
 @adapters_app.command("promote")
 def promote_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Make a version the task's current one."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     item = session.store.promote(name)
     session.show(
         described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
@@ -81,12 +78,11 @@ def promote_command(
 @adapters_app.command("rollback")
 def rollback_command(
     task: Annotated[str, typer.Argument(help="The task.")],
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Go back to the version that was current before."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     item = session.store.rollback(task)
     session.show(
         described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
@@ -96,12 +92,11 @@ def rollback_command(
 @adapters_app.command("remove")
 def remove_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Delete one version (task@2), or a task with all its versions."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     removed = session.store.remove(name)
     session.show(
         {"removed": [item.name for item in removed]},
@@ -122,9 +117,8 @@ def import_command(
     template: Annotated[
         str | None, typer.Option(help="auto (default), chat, plain, or a text with {input}.")
     ] = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Take in an adapter in PEFT's format, checked against its base."""
     # Late: only this command of the group needs the engine.
@@ -134,7 +128,7 @@ def import_command(
     from onebase.engine.prompt_kv import with_prompt_kv
     from onebase.model.base import Base
 
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     check_task_name(task)
     source = find_adapter(folder)
     loaded = Base.load(base or DEFAULT_BASE)

@@ -1,99 +1,28 @@
-"""`onebase chat`."""
+"""A conversation with a task, for `onebase chat`."""
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from onebase.cli.answering import (
-    FrequencyPenalty,
-    MaxTokens,
-    MinP,
-    PresencePenalty,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    sampling_of,
-)
 from onebase.cli.loading import TaskLoader
-from onebase.cli.session import (
-    BaseOption,
-    JsonOption,
-    LangOption,
-    PrecisionOption,
-    Session,
-    WorkspaceOption,
-    begin,
-    error_detail,
-    note,
-)
+from onebase.cli.session import Session, error_detail, note
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
-from onebase.engine.pool import BASE_TASK
 from onebase.engine.sampling import Sampling
-from onebase.engine.task_bases import AUTO
 from onebase.errors import OnebaseError
 from onebase.language import say
 
-# What can go wrong with one answer and leaves the chat as it was. A RuntimeError is torch's.
+# Failures of one answer; the chat goes on after them. RuntimeError is torch's.
 _FAILED = (OnebaseError, RuntimeError, MemoryError)
-# And with loading a task: its files are gone, or its record was edited by hand.
+# Failures of loading a task, whose files may be gone or whose record may have been edited.
 _NOT_LOADED = (*_FAILED, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
-def chat_command(
-    task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
-    base: BaseOption = None,
-    precision: PrecisionOption = AUTO,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    presence_penalty: PresencePenalty = 0.0,
-    seed: Seed = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
-) -> None:
-    """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
-    session = begin(workspace, as_json, lang)
-    sampling = sampling_of(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    chat = Chat(session, TaskLoader(session, [task], base, precision), task, sampling)
-    note(
-        say(
-            "/task NAME switches, /reset forgets, /quit leaves.",
-            "/task 名称 切换任务，/reset 清空，/quit 退出。",
-        )
-    )
-    try:
-        chat.run(_lines())
-    except KeyboardInterrupt:
-        chat.show()
-        raise
-    chat.show()
-
-
 class Chat:
-    """A conversation with one task at a time. What goes wrong with an answer or a switch is told, and
-    changes nothing else.
+    """A conversation with one task at a time. An answer or a switch that fails is reported, and the
+    conversation stays as it was.
 
-    `said` has every line that was asked, with its answer, or with the `error` in place of one.
+    `said` holds every line of the user with its answer, or with the `error` in place of one.
     """
 
     def __init__(self, session: Session, loader: TaskLoader, task: str, sampling: Sampling) -> None:
@@ -105,7 +34,7 @@ class Chat:
         self._turns: list[Turn] = []
 
     def run(self, lines: Iterator[str]) -> None:
-        """Answer each line, or do what it says, until /quit or the last of them."""
+        """Answer each line, or carry out its command, until /quit or the last line."""
         for line in lines:
             command, _, argument = line.partition(" ")
             if not line.startswith("/"):
@@ -120,7 +49,7 @@ class Chat:
                 note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
 
     def show(self) -> None:
-        """Print what was said, for --json; without it, each answer was printed as it came."""
+        """With --json, print the conversation; without it, each answer was printed as it came."""
         if self._session.json:
             self._session.show({"answers": self.said})
 
@@ -129,7 +58,7 @@ class Chat:
             self._loader.load([name])
         except _NOT_LOADED as error:
             what = say(f"{name} can't be loaded", f"无法加载 {name}")
-            _tell(_as_told(error, what))
+            _tell(_as_onebase_error(error, what))
             return
         self._task, self._turns = name, []
         note(say(f"Now: {name}", f"当前任务：{name}"))
@@ -148,7 +77,7 @@ class Chat:
             if told["text"] and not self._session.json:
                 print(flush=True)
             what = say("The pass over the model failed", "模型的前向计算失败")
-            failure = _as_told(error, what)
+            failure = _as_onebase_error(error, what)
             self.said[-1] = {**told, "error": error_detail(failure)}
             _tell(failure)
             if self._turns:
@@ -163,7 +92,7 @@ def _tell(error: OnebaseError) -> None:
     note(f"{error.message} {error.remedy}")
 
 
-def _as_told(error: BaseException, what: str) -> OnebaseError:
+def _as_onebase_error(error: BaseException, what: str) -> OnebaseError:
     if isinstance(error, OnebaseError):
         return error
     cause = str(error) or type(error).__name__
@@ -196,7 +125,8 @@ def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Samplin
         raise request.failure()
 
 
-def _lines() -> Iterator[str]:
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of stdin that are not blank, as they come; a terminal shows a prompt."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)

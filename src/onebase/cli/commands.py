@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from onebase.cli.options import with_options_of_groups
 from onebase.errors import UsageError
 from onebase.language import say
 
@@ -27,24 +28,24 @@ class Entry:
 ENTRIES = {
     "demo": Entry("demo:demo_command", "Five tasks on one base, from their data to answers."),
     "plan": Entry("plan:plan_command", "Tell what a training would take, and whether it fits."),
-    "train": Entry("training:train_command", "Train one task, or all of a tasks.yaml together."),
+    "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
     "race": Entry("race:race_command", "Race many configurations at one task."),
-    "resume": Entry("resume:resume_command", "Continue an interrupted run exactly."),
+    "resume": Entry("train:resume_command", "Continue an interrupted run exactly."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),
-    "chat": Entry("chat:chat_command", "Talk to a task."),
+    "chat": Entry("answering:chat_command", "Talk to a task."),
     "serve": Entry("serve:serve_command", "Answer for every task over HTTP, as OpenAI's API does."),
     "export": Entry(
         "export:export_command", "Write an adapter for PEFT, merged, or for llama.cpp."
     ),
     "doctor": Entry(
-        "checking:doctor_command", "Device, memory, libraries, bases: what is missing."
+        "doctor:doctor_command", "Device, memory, libraries, bases: what is missing."
     ),
     "align": Entry("align:align_app", "Learn from preferences and rewards: PPO, DPO, KTO, GRPO."),
     "adapters": Entry("adapters:adapters_app", "The tasks and their versions."),
     "keys": Entry("keys:keys_app", "API keys of the server."),
     "model": Entry("models:model_app", "Base models."),
-    "data": Entry("checking:data_app", "Data files."),
+    "data": Entry("data:data_app", "Data files."),
     "runs": Entry("runs:runs_app", "Past runs."),
 }
 
@@ -75,16 +76,18 @@ class _Commands(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._read:
             module, _, attribute = ENTRIES[name].place.partition(":")
-            found = getattr(import_module(f"onebase.cli.{module}"), attribute)
-            if isinstance(found, typer.Typer):
-                found.rich_markup_mode = None  # as the group of all
-                for command in found.registered_commands:
+            entry = getattr(import_module(f"onebase.cli.{module}"), attribute)
+            if isinstance(entry, typer.Typer):
+                entry.rich_markup_mode = None  # as the group of all
+                for command in entry.registered_commands:
+                    assert command.callback
+                    command.callback = with_options_of_groups(command.callback)
                     command.cls = OnceCommand
-                self._read[name] = typer.main.get_group(found)
+                self._read[name] = typer.main.get_group(entry)
             else:
-                alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-                alone.command(name, cls=OnceCommand)(found)
-                self._read[name] = typer.main.get_command(alone)
+                single = typer.Typer(add_completion=False, rich_markup_mode=None)
+                single.command(name, cls=OnceCommand)(with_options_of_groups(entry))
+                self._read[name] = typer.main.get_command(single)
             self._read[name].name = name
         return self._read[name]
 

@@ -1,30 +1,33 @@
-"""`onebase export`: leave with what is yours."""
+"""`onebase export`: an adapter in a format that other programs read."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin, note
-from onebase.export.export import export
+from onebase.cli.options import BaseOption, SessionFlags
+from onebase.cli.session import begin, note
 from onebase.language import say
 
 
 def export_command(
-    task: Annotated[str, typer.Option(help="task or task@version; base: the bare base.")],
+    task: Annotated[
+        str, typer.Option(help="task or task@version; base: the base without an adapter.")
+    ],
     to: Annotated[str, typer.Option(help="peft, merged or gguf.")],
-    out: Annotated[Path, typer.Option(help="A folder that is empty or not there yet.")],
+    out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
     dtype: Annotated[
         str | None,
         typer.Option(help="merged: fp32 (default), bf16, fp16; gguf: f16 (default), f32, q8_0."),
     ] = None,
     base: BaseOption = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Write an adapter for PEFT, merged into its base, or for llama.cpp."""
-    session = begin(workspace, as_json, lang)
+    from onebase.export.export import export  # late: it imports torch and transformers
+
+    session = begin(flags)
     written = export(session.store, task, to, out, dtype=dtype, base=base)
     for text in written.notes:
         note(say(f"Note: {text}", f"注意：{text}"))

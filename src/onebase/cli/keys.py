@@ -5,7 +5,8 @@ from typing import Annotated, cast
 
 import typer
 
-from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin
+from onebase.cli.options import SessionFlags
+from onebase.cli.session import begin
 from onebase.language import say
 from onebase.serving.keys import ApiKey, KeyScope, KeyStore
 
@@ -16,22 +17,19 @@ keys_app = typer.Typer(help="API keys of the server.")
 def new_command(
     scope: Annotated[str, typer.Option(help="use, or admin for adapters too.")] = "use",
     name: Annotated[str, typer.Option(help="Whom or what it is for.")] = "",
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Make a key. It is shown this once; its hash is kept."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     key, token = KeyStore(session.workspace).new(cast(KeyScope, scope), name)
     session.show({"key": token, **_described(key)}, token)
 
 
 @keys_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """Every key's id, name and scope."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     keys = [_described(key) for key in KeyStore(session.workspace).all()]
     columns = ["id", "name", "scope", "created"]
     session.table({"keys": keys}, columns, [[key[column] for column in columns] for key in keys])
@@ -40,12 +38,11 @@ def list_command(
 @keys_app.command("revoke")
 def revoke_command(
     key: Annotated[str, typer.Argument(help="The key's id, as list shows it.")],
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Refuse a key from now on, in running servers too."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     gone = KeyStore(session.workspace).revoke(key)
     session.show(_described(gone), say(f"revoked {gone.id}", f"已吊销 {gone.id}"))
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.cli.options import SessionFlags
+from onebase.cli.session import begin, note
 from onebase.language import say
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
@@ -19,12 +20,11 @@ Name = Annotated[
 @model_app.command("pull")
 def pull_command(
     name: Name = DEFAULT_BASE,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Fetch, verify and convert a base model."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     note(say(f"Getting {name} …", f"正在获取 {name} …"))
     path = resolve(name)
     lines = [say(f"{name} is at {path}", f"{name} 位于 {path}")]
@@ -35,11 +35,9 @@ def pull_command(
 
 
 @model_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """The base models in the cache."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     there = {path.name: path for path in cached_models()}
     rows = [_described(name, path) for name, path in there.items()]
     missing = [name for name in EMBEDDED if name not in there]
@@ -64,12 +62,11 @@ def list_command(
 @model_app.command("path")
 def path_command(
     name: Name = DEFAULT_BASE,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """A base model's folder, fetched if need be."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     path = resolve(name)
     session.show(_described(name, path), str(path))
 

@@ -14,8 +14,8 @@ from onebase.data.row import Row
 from onebase.data.turns import chat_of
 from onebase.data.values import Unfit, is_empty, text_of
 from onebase.engine.pool import BASE_TASK
-from onebase.engine.prompt import Prompt
-from onebase.errors import DataError
+from onebase.engine.prompt import Prompt, require_text
+from onebase.errors import DataError, UsageError
 from onebase.language import say
 
 _TASK = {"task": ("task",)}
@@ -30,6 +30,17 @@ _ANSWERS = (
         optional=frozenset({"input"}),
     ),
 )
+
+
+def requests_of(
+    prompt: str | None, file: Path | None, task: str | None, *, encoding: str | None
+) -> list[tuple[str, Prompt]]:
+    """The requests of a file, or the one prompt of the flags. Raises UsageError and DataError."""
+    if prompt is not None:
+        require_text(prompt)
+    if file is None:
+        return [(task or BASE_TASK, str(prompt))]
+    return read_requests(file, task, encoding=encoding)
 
 
 def read_requests(
@@ -50,6 +61,26 @@ def read_requests(
         except Unfit as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
     return found
+
+
+def answers_to_score(
+    file: Path | None, prompt: str | None, answer: str | None, *, encoding: str | None
+) -> list[tuple[str, str]]:
+    """The questions and answers of a file, or the one pair of the flags. Raises UsageError."""
+    if (file is None) == (answer is None):
+        raise UsageError(
+            say("There is nothing to score.", "没有要打分的内容。"),
+            say(
+                "Give --answer (with --prompt), or --file.",
+                "请给出 --answer（配合 --prompt），或 --file。",
+            ),
+        )
+    if file is None:
+        for text in (prompt, answer):
+            if text:
+                require_text(text)
+        return [(prompt or "", answer or "")]
+    return read_answers(file, encoding=encoding)
 
 
 def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, str]]:

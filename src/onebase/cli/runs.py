@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.cli.options import SessionFlags
+from onebase.cli.session import begin, note
 from onebase.language import say
 from onebase.runs.run import Run, RunStore
 
@@ -12,11 +13,9 @@ runs_app = typer.Typer(help="Past runs.")
 
 
 @runs_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """Every run, newest last."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     rows: list[dict[str, Any]] = []
     for run in RunStore(session.workspace).list():
         config = run.config
@@ -55,12 +54,11 @@ def _kind(row: dict[str, Any]) -> str:
 @runs_app.command("show")
 def show_command(
     run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """One run: its exact configuration, its curves, how it ended."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     found = RunStore(session.workspace).get(run)
     metrics = found.metrics()
     result = {

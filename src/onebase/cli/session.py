@@ -4,38 +4,15 @@ import io
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
+from onebase.cli.options import SessionFlags
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say, set_language
 
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="Where adapters and runs are kept.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-LangOption = Annotated[str | None, typer.Option("--lang", help="en or zh.")]
-BaseOption = Annotated[str | None, typer.Option("--base", help="The base model.")]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="What the base is held in: fp32, bf16, fp16, int8, nf4, nf4:bf16 …; to answer on a CPU, "
-        "w8a8 or auto.",
-    ),
-]
-EncodingOption = Annotated[
-    str | None,
-    typer.Option("--encoding", help="Of data files that are not UTF-8: gb18030, cp1252 …"),
-]
-
+if TYPE_CHECKING:
+    from onebase.adapters.store import AdapterStore
 
 _NO_WIDTH = 100_000  # columns
 
@@ -48,8 +25,10 @@ class Session:
     json: bool
 
     @property
-    def store(self) -> AdapterStore:
+    def store(self) -> "AdapterStore":
         """The workspace's adapters."""
+        from onebase.adapters.store import AdapterStore  # late: not every command reads adapters
+
         return AdapterStore(self.workspace)
 
     def show(self, result: dict[str, Any], *lines: str) -> None:
@@ -65,6 +44,11 @@ class Session:
         if self.json:
             self.show(result)
             return
+        # Late: `--help` and shell completion print no table.
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table()
         for column in columns:
             table.add_column(column, overflow="fold")  # nothing is cut off a name
@@ -74,16 +58,18 @@ class Session:
         Console(width=None if sys.stdout.isatty() else _NO_WIDTH).print(table)
 
 
-def begin(workspace: Path | None, as_json: bool, lang: str | None) -> Session:
-    """The session for a command's shared options. Raises UsageError."""
-    if lang is not None:
-        if lang not in ("en", "zh"):
+def begin(flags: SessionFlags) -> Session:
+    """The session that a command's flags ask for. Raises UsageError for an unknown language."""
+    if flags.lang is not None:
+        if flags.lang not in ("en", "zh"):
             raise UsageError(
-                say(f"--lang {lang!r} is no language here.", f"--lang {lang!r} 不受支持。"),
+                say(
+                    f"--lang {flags.lang!r} is not supported.", f"--lang {flags.lang!r} 不受支持。"
+                ),
                 say("Use en or zh.", "请使用 en 或 zh。"),
             )
-        set_language("zh" if lang == "zh" else "en")
-    return Session(Workspace(workspace), as_json)
+        set_language("zh" if flags.lang == "zh" else "en")
+    return Session(Workspace(flags.workspace), flags.as_json)
 
 
 def json_line(content: dict[str, Any]) -> str:

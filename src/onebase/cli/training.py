@@ -1,172 +1,22 @@
-"""`onebase train`."""
+"""Loading a base, training on it with a live display, and saying what came of it."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated
-
-import typer
-import yaml
 
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.progress import TrainingDisplay
-from onebase.cli.session import (
-    BaseOption,
-    EncodingOption,
-    JsonOption,
-    LangOption,
-    PrecisionOption,
-    Session,
-    WorkspaceOption,
-    begin,
-    note,
-)
-from onebase.data.columns import columns_of
-from onebase.errors import OnebaseError, UsageError
+from onebase.cli.session import Session, note
+from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.model.fetch import DEFAULT_BASE
 from onebase.runs.interruption import Interrupted
 from onebase.serving.presence import making_way
-from onebase.training.job import Job, TaskFile, read_jobs
+from onebase.training.execution import summary
+from onebase.training.job import Job
+from onebase.training.resume import resume
 from onebase.training.stored_result import LEARNED, asked_as
-from onebase.training.train import check_jobs, precision_for, summary, train
-
-ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="A tasks.yaml.")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="The task's name.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="Its data file.")]
-MethodOption = Annotated[
-    str,
-    typer.Option(
-        "--method", help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; join by +."
-    ),
-]
-InstructionOption = Annotated[
-    str | None, typer.Option("--instruction", help="What the task is, in a sentence.")
-]
-HeldOutOption = Annotated[str | None, typer.Option("--held-out", help="A file to judge by.")]
-TemplateOption = Annotated[
-    str, typer.Option("--template", help="auto, chat, plain, or a text with {input}.")
-]
-ColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option("--columns", "--column", help="input=a,output=b; repeatable."),
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="The random seed.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out.")]
-RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Begin anew, not where an interrupted run stopped.")
-]
-
-
-def train_command(
-    config: ConfigOption = None,
-    task: TaskOption = None,
-    data: DataOption = None,
-    method: MethodOption = "lora",
-    base: BaseOption = None,
-    precision: PrecisionOption = None,
-    instruction: InstructionOption = None,
-    held_out: HeldOutOption = None,
-    template: TemplateOption = "auto",
-    columns: ColumnsOption = None,
-    encoding: EncodingOption = None,
-    set_: SetOption = None,
-    seed: SeedOption = 0,
-    skip_bad: SkipBadOption = False,
-    restart: RestartOption = False,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
-) -> None:
-    """Train one task, or every job of a tasks.yaml together on one base.
-
-    Given again after an interruption, it goes on where it stopped.
-    """
-    session = begin(workspace, as_json, lang)
-    tasks = asked_for(
-        config,
-        task=task,
-        data=data,
-        method=method,
-        instruction=instruction,
-        held_out=held_out,
-        template=template,
-        columns=columns,
-        encoding=encoding,
-        set_=set_,
-        seed=seed,
-        skip_bad=skip_bad,
-    )
-    check_jobs(tasks.jobs)
-    held_in = precision_for(tasks.jobs, precision or tasks.precision)
-    session.workspace.require_writable()
-    loaded = load_base(base or tasks.base or DEFAULT_BASE, held_in)
-    show_trained(session, run_training(session, tasks.jobs, loaded, restart=restart))
-
-
-def asked_for(
-    config: Path | None,
-    *,
-    task: str | None,
-    data: str | None,
-    method: str,
-    instruction: str | None,
-    held_out: str | None,
-    template: str,
-    columns: list[str] | None,
-    encoding: str | None,
-    set_: list[str] | None,
-    seed: int,
-    skip_bad: bool,
-) -> TaskFile:
-    """The jobs that the flags of a training ask for. Raises UsageError."""
-    if config is not None:
-        own: dict[str, object] = {
-            "task": task,
-            "data": data,
-            "instruction": instruction,
-            "held-out": held_out,
-        }
-        own |= {
-            "columns": columns,
-            "encoding": encoding,
-            "set": set_,
-            "skip-bad": skip_bad,
-            "seed": seed,
-        }
-        own |= {"method": method != "lora", "template": template != "auto"}
-        if given := [f"--{name}" for name, value in own.items() if value]:
-            flags = ", ".join(given)
-            raise UsageError(
-                say(f"Both -c and {flags} were given.", f"同时给出了 -c 和 {flags}。"),
-                say("Write it in the tasks file, or leave -c out.", "请写进任务文件，或去掉 -c。"),
-            )
-        return read_jobs(config)
-    if not task or not data:
-        raise UsageError(
-            say(
-                "There is no job: --task and --data are missing.",
-                "没有任务：缺少 --task 和 --data。",
-            ),
-            say("Give both, or a tasks.yaml with -c.", "请给出两者，或用 -c 指定 tasks.yaml。"),
-        )
-    job = Job(
-        task=task,
-        data=data,
-        method=method,
-        instruction=instruction,
-        held_out=held_out,
-        template=template,
-        columns=columns_of(columns or []),
-        encoding=encoding,
-        skip_bad=skip_bad,
-        seed=seed,
-        set=settings(set_ or []),
-    )
-    return TaskFile(base=None, precision=None, jobs=[job])
+from onebase.training.train import train
 
 
 def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
@@ -200,6 +50,12 @@ def run_training(
     """Train the jobs with the live display, from where an interrupted run of them stopped."""
     with making_way(session.workspace), live_display() as display:
         return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
+
+
+def resume_training(session: Session, run: str, base: Base) -> list[StoredAdapter]:
+    """Continue an interrupted training with the live display."""
+    with making_way(session.workspace), live_display() as display:
+        return resume(run, base=base, workspace=session.workspace, watcher=display)
 
 
 class Stopped(OnebaseError):
@@ -254,51 +110,3 @@ def _change(before: float, now: float) -> str:
     if percent < 0:
         return say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
     return say(f" ({percent} % higher)", f"（升高 {percent} %）")
-
-
-def settings(items: list[str]) -> dict[str, object]:
-    """`key=value` texts, values read as YAML reads them. Raises UsageError."""
-    return {key: _setting(key, value) for key, value in pairs(items).items()}
-
-
-def _setting(key: str, text: str) -> object:
-    try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UsageError(
-            say(f"{key}={text!r} is not valid.", f"{key}={text!r} 无效。"),
-            say("Write a number or a word, like rank=8.", "请写成数字或单词，例如 rank=8。"),
-        ) from error
-
-
-def _number(value: object) -> object:
-    """YAML 1.1 reads 3e-2 as a text; it is a number here."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def pairs(items: list[str]) -> dict[str, str]:
-    """`key=value` texts as a mapping. Raises UsageError."""
-    for item in items:
-        if "=" not in item or not item.split("=", 1)[0].strip():
-            raise UsageError(
-                say(f"{item!r} is not key=value.", f"{item!r} 不是 key=value 形式。"),
-                say("Write it like rank=8.", "请写成 rank=8 这样。"),
-            )
-    found: dict[str, str] = {}
-    for item in items:
-        key, value = (part.strip() for part in item.split("=", 1))
-        if found.get(key, value) != value:
-            raise UsageError(
-                say(
-                    f"{key} is given twice: {found[key]!r} and {value!r}.",
-                    f"{key} 给出了两次：{found[key]!r} 与 {value!r}。",
-                ),
-                say(f"Give {key} once.", f"{key} 只能给出一次。"),
-            )
-        found[key] = value
-    return found

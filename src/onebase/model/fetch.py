@@ -16,7 +16,6 @@ from onebase.data.paths import shown_if_not_utf8
 from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
-from onebase.model.chatglm_config import is_chatglm
 
 
 @dataclass(frozen=True)
@@ -270,6 +269,9 @@ def _download_repository(name: str, folder: Path) -> None:
             local_dir=folder,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
+        # Late: it imports pydantic, and listing adapters imports this module.
+        from onebase.model.chatglm_config import is_chatglm
+
         if is_chatglm(folder) and not any(folder.glob("*.safetensors")):
             snapshot_download(name, local_dir=folder, allow_patterns=["pytorch_model*.bin"])
     except HFValidationError as error:

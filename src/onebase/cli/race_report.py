@@ -1,0 +1,122 @@
+"""Running a race with its live leaderboard, and its result as a person reads it."""
+
+from pathlib import Path
+
+from onebase.cli.leaderboard import RaceDisplay, ladder_header, ladder_rows
+from onebase.cli.session import Session, note
+from onebase.cli.training import Stopped, report_line
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.runs.interruption import Interrupted
+from onebase.search.budget import Budget
+from onebase.search.race import Raced, race
+from onebase.search.space import Space, default_space, read_space
+from onebase.serving.presence import making_way
+from onebase.training.execution import summary
+from onebase.training.job import Job
+from onebase.training.stored_result import asked_as
+
+
+def run_race(
+    session: Session, job: Job, base: Base, space: Space, budget: Budget | None, count: int | None
+) -> Raced:
+    """Race `count` configurations of the space with the live leaderboard. Raises Stopped."""
+    try:
+        with making_way(session.workspace), RaceDisplay() as display:
+            return race(
+                job,
+                base=base,
+                workspace=session.workspace,
+                watcher=display,
+                space=space,
+                budget=budget,
+                count=count,
+            )
+    except Interrupted as stop:
+        # Typer would leave at any KeyboardInterrupt without a word.
+        raise Stopped(stop.message, stop.remedy) from stop
+
+
+def space_of(methods: str | None, file: Path | None, job: Job) -> Space:
+    """The configurations to race: a file's, or those of some methods. Raises UsageError."""
+    if methods is not None and file is not None:
+        raise UsageError(
+            say("Both --methods and --space were given.", "同时给出了 --methods 和 --space。"),
+            say("Leave one of the two out.", "请去掉其中之一。"),
+        )
+    if file is not None:
+        return read_space(file)
+    names = [name.strip() for name in methods.split(",")] if methods else []
+    return default_space(names, fixed=list(job.set))
+
+
+def show_race(session: Session, raced: Raced) -> None:
+    """The result of a race: the ladder, the winner, and how it ended."""
+    winner, adapter = raced.places[0].configuration, raced.adapter
+    _tell_how_it_ended(raced)
+    result = {
+        "run": raced.run.id,
+        "task": adapter.task,
+        "end": raced.end,
+        "winner": {
+            "number": winner.number,
+            "method": winner.method,
+            "settings": dict(winner.settings),
+            "eval_loss": adapter.metrics["eval_loss"],
+        },
+        "adapter": summary(adapter),
+        "ladder": raced.ladder,
+        "plot": str(raced.plot),
+        "configurations": len(raced.places),
+        "epochs": raced.plan.epochs,
+        "tokens": raced.tokens,
+        "judged_tokens": raced.judged_tokens,
+        "seconds": raced.seconds,
+    }
+    rows = ladder_rows(raced.plan, raced.places)
+    session.table(result, ladder_header(raced.plan), rows)
+    if session.json:
+        return
+    for line in (
+        say(f"Winner: {winner.text}", f"优胜：{winner.text}"),
+        report_line(adapter),
+        say(
+            f"Learned from {raced.tokens:,} tokens, judged by {raced.judged_tokens:,}, in "
+            f"{raced.seconds:.0f} s.",
+            f"共学习 {raced.tokens:,} 个词元，评估 {raced.judged_tokens:,} 个词元，"
+            f"用时 {raced.seconds:.0f} 秒。",
+        ),
+        say(f"The ladder as a picture: {raced.plot}", f"天梯图：{raced.plot}"),
+        say(
+            f"Try: onebase generate --task {asked_as(adapter)} --prompt …",
+            f"试试：onebase generate --task {asked_as(adapter)} --prompt …",
+        ),
+    ):
+        print(line)
+
+
+def _tell_how_it_ended(raced: Raced) -> None:
+    name = raced.adapter.name
+    if raced.end == "interrupted":
+        note(
+            say(
+                f"Interrupted: the best so far is kept as {name}. A race does not go on; the same "
+                "command starts it anew.",
+                f"已中断：当前最佳结果已保存为 {name}。竞赛不能继续，再次运行同一命令会重新开始。",
+            )
+        )
+    elif raced.end == "out of budget":
+        note(
+            say(
+                f"The budget ended the race early: the best so far is kept as {name}.",
+                f"预算已用完，竞赛提前结束：当前最佳结果已保存为 {name}。",
+            )
+        )
+    elif raced.end == "nobody left":
+        note(
+            say(
+                f"The losses of all that were left exploded: the best before is kept as {name}.",
+                f"剩余配置的损失全部发散：此前的最佳结果已保存为 {name}。",
+            )
+        )
