@@ -53,12 +53,14 @@ def show_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """One version: where it is and how it came to be."""
+    """One version: what it is, how it was trained, where it is."""
+    from onebase.cli.adapter_report import adapter_lines
+
     session = begin(flags)
     item = session.store.get(name)
     session.store.verify(item)
     result = {**described(item), "path": str(item.path), "record": item.record}
-    session.show(result, *(f"{key}: {value}" for key, value in result.items() if key != "record"))
+    session.show(result, *adapter_lines(item, session.workspace))
 
 
 @adapters_app.command("promote")

@@ -27,6 +27,7 @@ class Entry:
 
 ENTRIES = {
     "demo": Entry("demo:demo_command", "Five tasks on one base, from their data to answers."),
+    "methods": Entry("methods:methods_command", "The methods: their options, papers, and limits."),
     "plan": Entry("plan:plan_command", "Tell what a training would take, and whether it fits."),
     "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
     "race": Entry("race:race_command", "Race many configurations at one task."),
@@ -38,9 +39,7 @@ ENTRIES = {
     "export": Entry(
         "export:export_command", "Write an adapter for PEFT, merged, or for llama.cpp."
     ),
-    "doctor": Entry(
-        "doctor:doctor_command", "Device, memory, libraries, bases: what is missing."
-    ),
+    "doctor": Entry("doctor:doctor_command", "Device, memory, libraries, bases: what is missing."),
     "align": Entry("align:align_app", "Learn from preferences and rewards: PPO, DPO, KTO, GRPO."),
     "adapters": Entry("adapters:adapters_app", "The tasks and their versions."),
     "keys": Entry("keys:keys_app", "API keys of the server."),

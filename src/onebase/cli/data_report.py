@@ -108,6 +108,8 @@ def next_step(data: Dataset | PreferenceSet, report: CheckReport | PreferenceRep
     start = "onebase train" if isinstance(report, CheckReport) else report.read_by[-1]
     method = " --method lora" if start != "onebase align reward" else ""
     command = f"{start} --task T --data {file}{method}"
+    if report.bad and len(report.bad) >= report.rows:
+        return say("Next: correct the bad rows.", "下一步：请修正坏行。")
     if report.bad:
         return say(
             f"Next: correct the bad rows, or leave them out: {command} --skip-bad",
@@ -164,7 +166,9 @@ def _lengths(report: dict[str, Any]) -> list[str]:
             spread = report[key]
             least, middle, most = spread["min"], spread["median"], spread["max"]
             lines.append(
-                say(
+                say(f"  {name}: {least} each", f"  {name}：均为 {least}")
+                if least == most
+                else say(
                     f"  {name}: {least} to {most}, median {middle:g}",
                     f"  {name}：{least} 至 {most}，中位数 {middle:g}",
                 )
@@ -219,7 +223,11 @@ def _bad_rows(rows: list[dict[str, Any]]) -> list[str]:
         *_first(
             [
                 f"{row['file']}:{row['line']}"
-                + (say(f", column {row['column']!r}", f"，列 {row['column']!r}") if row["column"] else "")
+                + (
+                    say(f", column {row['column']!r}", f"，列 {row['column']!r}")
+                    if row["column"]
+                    else ""
+                )
                 + say(": ", "：")
                 + row["reason"]
                 for row in rows
@@ -245,7 +253,10 @@ def _repeated(report: dict[str, Any]) -> list[str]:
         say(f"{plural(count, 'duplicate', 'duplicates')}:", f"{count:,} 处重复："),
         *_first(
             [
-                say(f"lines {row['first']} and {row['second']}: ", f"第 {row['first']} 与 {row['second']} 行：")
+                say(
+                    f"lines {row['first']} and {row['second']}: ",
+                    f"第 {row['first']} 与 {row['second']} 行：",
+                )
                 + (other if row[key] else same)
                 for row in rows
             ]
@@ -265,7 +276,10 @@ def _overlap(pairs: list[tuple[int, int]]) -> list[str]:
         ),
         *_first(
             [
-                say(f"line {line}: line {held_out} of the held-out file", f"第 {line} 行：评估文件第 {held_out} 行")
+                say(
+                    f"line {line}: line {held_out} of the held-out file",
+                    f"第 {line} 行：评估文件第 {held_out} 行",
+                )
                 for line, held_out in pairs
             ]
         ),

@@ -30,7 +30,9 @@ def _examined(session: Session) -> dict[str, Any]:
     memory = psutil.virtual_memory()
     folder, models = _cache()
     stored_in = (folder or session.workspace.root).absolute()
-    disk = shutil.disk_usage(next(path for path in [stored_in, *stored_in.parents] if path.exists()))
+    disk = shutil.disk_usage(
+        next(path for path in [stored_in, *stored_in.parents] if path.exists())
+    )
     return {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -49,8 +51,7 @@ def _examined(session: Session) -> dict[str, Any]:
         "tasks": session.store.tasks(),
         "missing": [] if DEFAULT_BASE in models else [DEFAULT_BASE],
         "problems": [
-            {"message": problem.message, "remedy": problem.remedy}
-            for problem in _problems(session)
+            {"message": problem.message, "remedy": problem.remedy} for problem in _problems(session)
         ],
     }
 
@@ -134,7 +135,9 @@ def _machine(result: dict[str, Any]) -> list[str]:
 def _contents(result: dict[str, Any]) -> list[str]:
     models = listed(result["models"]) or say("none yet", "暂无")
     tasks = listed(result["tasks"]) or say("none yet", "暂无")
-    cache = say(f" (in {result['cache']})", f"（位于 {result['cache']}）") if result["cache"] else ""
+    cache = (
+        say(f" (in {result['cache']})", f"（位于 {result['cache']}）") if result["cache"] else ""
+    )
     workspace = result["workspace"]
     return [
         say(f"Base models{cache}: {models}.", f"基座模型{cache}：{models}。"),

@@ -10,9 +10,7 @@ _QUOTED = re.compile(r'"([^"]+)"\s*(?=,|$)')
 _PIECE = re.compile(r"([^,]+)")
 
 
-def chosen_labels(
-    lists: Sequence[str], single: Sequence[str], known: Sequence[str]
-) -> list[str]:
+def chosen_labels(lists: Sequence[str], single: Sequence[str], known: Sequence[str]) -> list[str]:
     """The labels of `--label` and `--labels`, each once; empty where neither is given.
 
     Raises UsageError where what is given names no label.

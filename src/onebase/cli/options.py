@@ -47,7 +47,9 @@ StartMethodOption = Annotated[
 ]
 RestartOption = Annotated[
     bool,
-    typer.Option("--restart", help="Start from the beginning, not where an interrupted run stopped."),
+    typer.Option(
+        "--restart", help="Start from the beginning, not where an interrupted run stopped."
+    ),
 ]
 
 
@@ -114,9 +116,7 @@ class LearningFlags:
     template: TemplateOption = "auto"
     columns: ColumnsOption = None
     encoding: EncodingOption = None
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value; repeatable.")
-    ] = None
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None
     seed: Annotated[int, typer.Option("--seed", help="The random seed.")] = 0
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip bad rows.")] = False
 
@@ -130,7 +130,9 @@ class SamplingFlags:
     top_k: Annotated[int, typer.Option("--top-k", help="0 keeps all tokens.")] = 0
     min_p: Annotated[
         float,
-        typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest one."),
+        typer.Option(
+            "--min-p", help="Drop tokens less likely than this share of the likeliest one."
+        ),
     ] = 0.0
     repetition_penalty: Annotated[
         float,
@@ -159,7 +161,7 @@ class SamplingFlags:
 def with_options_of_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` as typer calls it: each parameter that is a group is replaced by its options."""
     signature = inspect.signature(command)
-    groups = {
+    groups: dict[str, type[Any]] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)

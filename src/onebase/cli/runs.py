@@ -7,7 +7,7 @@ import typer
 from onebase.cli.options import SessionFlags
 from onebase.cli.session import begin, note
 from onebase.language import say
-from onebase.runs.run import Run, RunStore
+from onebase.runs.run import RunStore
 
 runs_app = typer.Typer(help="Past runs.")
 
@@ -53,46 +53,26 @@ def _kind(row: dict[str, Any]) -> str:
 
 @runs_app.command("show")
 def show_command(
-    run: Annotated[str, typer.Argument(help="The run's id, or its beginning.")],
+    run: Annotated[str, typer.Argument(help="The run's id, or the beginning of it.")],
     *,
     flags: SessionFlags,
 ) -> None:
-    """One run: its exact configuration, its curves, how it ended."""
+    """One run: what was asked for, its losses, how it ended."""
+    from onebase.cli.run_report import run_lines
+
     session = begin(flags)
-    found = RunStore(session.workspace).get(run)
-    metrics = found.metrics()
+    shown = RunStore(session.workspace).get(run)
+    metrics = shown.metrics()
     result = {
-        "run": found.id,
-        "status": found.status,
-        "resumable": found.resumable,
-        "path": str(found.path),
-        "config": found.config,
+        "run": shown.id,
+        "status": shown.status,
+        "resumable": shown.resumable,
+        "path": str(shown.path),
+        "config": shown.config,
         "metrics": metrics,
-        "summary": found.summary,
+        "summary": shown.summary,
     }
-    lines = [f"{found.id}: {found.status}  ({found.path})"]
-    for job in found.config.get("jobs", []):
-        lines.append(f"{job['task']}: {job['method']} {job['set']}")
-    if "align" in found.config:
-        lines += _aligned(found, metrics)
-    lines += [
-        f"  {item['task']} step {item.get('step', 0)}: held-out loss "
-        f"{item.get('eval_loss', item.get('base_eval_loss')):.4f}"
-        for item in metrics
-        if "task" in item and ("eval_loss" in item or "base_eval_loss" in item)
-    ]
-    lines += [f"  {item['note']}" for item in metrics if "note" in item]
-    session.show(result, *lines)
-
-
-def _aligned(run: Run, metrics: list[dict[str, Any]]) -> list[str]:
-    """A run of `onebase align`: what was asked for, its judgements, its files."""
-    job = run.config["job"]
-    lines = [f"{job['task']}: {run.config['align']} {job['set']}"]
-    for item in metrics:
-        judged = {key: value for key, value in item.items() if key.startswith("eval_")}
-        if judged:
-            numbers = ", ".join(f"{key} {value:.4f}" for key, value in judged.items())
-            lines.append(f"  {say('step', '步')} {item['step']}: {numbers}")
-    files = [run.path / name for name in ("curves.png", "samples.jsonl")]
-    return lines + [f"  {file}" for file in files if file.exists()]
+    if session.json:
+        session.show(result)
+    else:
+        session.show(result, *run_lines(shown, metrics, session.workspace))

@@ -1,12 +1,12 @@
 """Loading a base, training on it with a live display, and saying what came of it."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.progress import TrainingDisplay
 from onebase.cli.session import Session, note
+from onebase.cli.units import change
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
@@ -93,20 +93,7 @@ def report_line(adapter: StoredAdapter) -> str:
         )
     if loss is None or before is None:
         return text + say("no held-out loss to judge by", "没有可供评估的留出损失")
-    change = _change(before, loss)
     return text + say(
-        f"held-out loss {before:.3f} -> {loss:.3f}{change}",
-        f"留出损失 {before:.3f} -> {loss:.3f}{change}",
+        f"held-out loss {before:.3f} -> {loss:.3f}{change(before, loss)}",
+        f"留出损失 {before:.3f} -> {loss:.3f}{change(before, loss)}",
     )
-
-
-def _change(before: float, now: float) -> str:
-    """By how much a loss changed, in brackets; nothing where the base had none to lose."""
-    if before <= 0 or not (math.isfinite(before) and math.isfinite(now)):
-        return ""
-    percent = round(100 * (now / before - 1))
-    if percent == 0:
-        return say(" (the same)", "（不变）")
-    if percent < 0:
-        return say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
-    return say(f" ({percent} % higher)", f"（升高 {percent} %）")
