@@ -7,6 +7,7 @@ import typer
 
 from onebase.cli.options import BaseOption, SessionFlags
 from onebase.cli.session import begin, note
+from onebase.cli.units import size
 from onebase.language import say
 
 
@@ -38,11 +39,20 @@ def export_command(
             "version": written.version,
             "to": written.to,
             "out": str(out),
-            "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
+            "files": [{"name": name, "bytes": count} for name, count in sizes.items()],
             "notes": list(written.notes),
         },
+        say(
+            f"Exported {written.task}@{written.version} as {written.to} to {out}:",
+            f"已将 {written.task}@{written.version} 以 {written.to} 格式导出到 {out}：",
+        )
+        if written.version
+        else say(
+            f"Exported the base as {written.to} to {out}:",
+            f"已将基座以 {written.to} 格式导出到 {out}：",
+        ),
         *(
-            say(f"{out / name}: {size:,} bytes", f"{out / name}：{size:,} 字节")
-            for name, size in sizes.items()
+            say(f"  {out / name}: {size(count)}", f"  {out / name}：{size(count)}")
+            for name, count in sizes.items()
         ),
     )

@@ -19,32 +19,33 @@ def list_command(*, flags: SessionFlags) -> None:
     rows: list[dict[str, Any]] = []
     for run in RunStore(session.workspace).list():
         config = run.config
-        raced = config.get("race")
-        tasks = [raced["task"]] if raced else [job["task"] for job in config.get("jobs", [])]
+        race = config.get("race")
+        tasks = [race["task"]] if race else [job["task"] for job in config.get("jobs", [])]
         if "align" in config:
             tasks = [config["job"]["task"]]
         row = {"run": run.id, "status": run.status, "resumable": run.resumable, "tasks": tasks}
-        if raced:
-            row["race"] = raced["configurations"]
+        if race:
+            row["race"] = race["configurations"]
         if "align" in config:
             row["align"] = config["align"]
         rows.append(row)
     session.table(
         {"runs": rows},
-        ["run", "status", "tasks"],
+        [say("run", "训练记录"), say("status", "状态"), say("tasks", "任务")],
         [[row["run"], row["status"], ", ".join(row["tasks"]) + _kind(row)] for row in rows],
+        empty=say("No runs yet.", "暂无训练记录。"),
     )
-    if waiting := [row["run"] for row in rows if row["resumable"]]:
+    if resumable := [row["run"] for row in rows if row["resumable"]]:
         note(
             say(
-                f"Go on with: onebase resume {waiting[-1]}",
-                f"继续训练：onebase resume {waiting[-1]}",
+                f"Continue the last one: onebase resume {resumable[-1]}",
+                f"继续训练：onebase resume {resumable[-1]}",
             )
         )
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """What the run was, where it was no training from examples."""
+    """The kind of a run, in brackets; empty for a training from examples."""
     if "align" in row:
         return f" ({row['align']})"
     count = row.get("race")

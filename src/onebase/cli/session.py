@@ -39,10 +39,12 @@ class Session:
         for line in lines:
             print(line)
 
-    def table(self, result: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
-        """Print a command's result: as JSON, or as a table."""
-        if self.json:
-            self.show(result)
+    def table(
+        self, result: dict[str, Any], columns: list[str], rows: list[list[Any]], empty: str = ""
+    ) -> None:
+        """Print a command's result: as JSON, or as a table. `empty` stands in for one without rows."""
+        if self.json or (empty and not rows):
+            self.show(result, empty)
             return
         # Late: `--help` and shell completion print no table.
         from rich.console import Console

@@ -263,15 +263,15 @@ def _download_repository(name: str, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
+    # So is pydantic: listing adapters imports this module.
+    from onebase.model.chatglm_config import is_chatglm
+
     try:
         snapshot_download(
             name,
             local_dir=folder,
             allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"],
         )
-        # Late: it imports pydantic, and listing adapters imports this module.
-        from onebase.model.chatglm_config import is_chatglm
-
         if is_chatglm(folder) and not any(folder.glob("*.safetensors")):
             snapshot_download(name, local_dir=folder, allow_patterns=["pytorch_model*.bin"])
     except HFValidationError as error:
