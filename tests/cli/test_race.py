@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_the_best_so_far(asked: list[str], onebase: Run) -> None:
     found = result.json
     assert found["end"] == "interrupted"
     assert found["adapter"]["version"] == 1
-    assert "the best so far is kept as support@1" in result.err
+    assert "the best so far is stored as support@1" in result.err
     (row,) = onebase("runs", "list", "--json").json["runs"]
     assert row["run"] == found["run"]
     assert (row["status"], row["resumable"], row["race"]) == ("interrupted", False, 3)

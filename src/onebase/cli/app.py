@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from onebase.adapters.workspace import Workspace
 from onebase.cli.commands import CommandGroup
-from onebase.cli.session import never_fail_at_a_character, note, print_error
+from onebase.cli.session import note, print_error, replace_unencodable
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import results_root
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "transformers" in sys.modules:
         sys.modules["transformers"].logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    never_fail_at_a_character()
+    replace_unencodable()
     debug = "--debug" in arguments
     sys.exit(_run([item for item in arguments if item != "--debug"], debug=debug))
 

@@ -22,11 +22,11 @@ class Chat:
     """A conversation with one task at a time. An answer or a switch that fails is reported, and the
     conversation stays as it was.
 
-    `said` holds every line of the user with its answer, or with the `error` in place of one.
+    `exchanges` holds every line of the user with its answer, or with the `error` in place of one.
     """
 
     def __init__(self, session: Session, loader: TaskLoader, task: str, sampling: Sampling) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.exchanges: list[dict[str, Any]] = []
         self._session = session
         self._loader = loader
         self._task = task
@@ -51,14 +51,14 @@ class Chat:
     def show(self) -> None:
         """With --json, print the conversation; without it, each answer was printed as it came."""
         if self._session.json:
-            self._session.show({"answers": self.said})
+            self._session.show({"answers": self.exchanges})
 
     def _switch(self, name: str) -> None:
         try:
             self._loader.load([name])
         except _NOT_LOADED as error:
             what = say(f"{name} can't be loaded", f"无法加载 {name}")
-            _tell(_as_onebase_error(error, what))
+            _note_error(_as_onebase_error(error, what))
             return
         self._task, self._turns = name, []
         note(say(f"Now: {name}", f"当前任务：{name}"))
@@ -66,29 +66,29 @@ class Chat:
     def _answer(self, line: str) -> None:
         engine = self._loader.engine
         turns = [*self._turns, Turn("user", line)]
-        told = {"task": engine.tasks[self._task].task, "prompt": line, "text": ""}
-        self.said.append(told)
+        exchange = {"task": engine.tasks[self._task].task, "prompt": line, "text": ""}
+        self.exchanges.append(exchange)
         try:
             for part in streamed(engine, self._task, turns, self._sampling):
-                told["text"] += part
+                exchange["text"] += part
                 if not self._session.json:
                     print(part, end="", flush=True)
         except _FAILED as error:
-            if told["text"] and not self._session.json:
+            if exchange["text"] and not self._session.json:
                 print(flush=True)
             what = say("The pass over the model failed", "模型的前向计算失败")
             failure = _as_onebase_error(error, what)
-            self.said[-1] = {**told, "error": error_detail(failure)}
-            _tell(failure)
+            self.exchanges[-1] = {**exchange, "error": error_detail(failure)}
+            _note_error(failure)
             if self._turns:
-                note(say("/reset forgets the conversation.", "/reset 清空对话。"))
+                note(say("/reset clears the conversation.", "/reset 清空对话。"))
             return
         if not self._session.json:
             print(flush=True)
-        self._turns = [*turns, Turn("assistant", told["text"] or " ")]
+        self._turns = [*turns, Turn("assistant", exchange["text"] or " ")]
 
 
-def _tell(error: OnebaseError) -> None:
+def _note_error(error: OnebaseError) -> None:
     note(f"{error.message} {error.remedy}")
 
 
@@ -103,21 +103,21 @@ def _as_onebase_error(error: BaseException, what: str) -> OnebaseError:
 
 
 def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
-    """The parts of an answer as they come, without white space around the whole.
+    """Yield an answer in parts as they are generated, without white space around the whole.
 
-    Raises OnebaseError where none can be drawn.
+    Raises OnebaseError where the answer fails.
     """
     request = engine.add_request(task, turns, sampling)
-    waiting, begun = "", False  # white space that more text has to follow
+    withheld, started = "", False  # white space is withheld until text follows
     try:
         while request.finish_reason is None:
             for event in engine.step():
-                if event.request is not request:  # what was left of an answer that failed
+                if event.request is not request:  # events of an answer that failed before
                     continue
-                text = waiting + event.text if begun else event.text.lstrip()
-                waiting = text[len(text.rstrip()) :]
+                text = withheld + event.text if started else event.text.lstrip()
+                withheld = text[len(text.rstrip()) :]
                 if part := text.rstrip():
-                    begun = True
+                    started = True
                     yield part
     finally:
         engine.abort(request)

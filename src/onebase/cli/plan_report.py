@@ -58,25 +58,25 @@ def _lines(made: Plan) -> list[str]:
     verdict = {
         "fits": say("It fits.", "可以训练：资源充足。"),
         "tight": say(
-            "Tight: it fits, with less than a fifth of the room to spare.",
+            "Tight: it fits, with less than a fifth to spare.",
             "勉强可以训练：剩余空间不足五分之一。",
         ),
         "does not fit": say("It does not fit.", "无法训练：资源不足。"),
     }[made.verdict]
     memory, free = gigabytes(made.memory_bytes), gigabytes(made.available_bytes)
     if made.seconds is None:
-        least = say(
+        estimate = say(
             f"memory (estimate): at least {memory}; free: {free}",
             f"内存（估计）：至少 {memory}；可用：{free}",
         )
-        return [least, verdict]
+        return [estimate, verdict]
     time, disk = duration(made.seconds), gigabytes(made.disk_bytes or 0)
-    room = gigabytes(made.free_disk_bytes)
-    lost = ", ".join(made.measured["trouble"])
-    trouble = say(
-        f"{lost}: its loss exploded or was not finite in the trial, so the estimates may be off; "
+    free_disk = gigabytes(made.free_disk_bytes)
+    diverged = ", ".join(made.measured["trouble"])
+    warning = say(
+        f"{diverged}: its loss exploded or was not finite in the dry run, so the estimates may be off; "
         "lower learning_rate.",
-        f"{lost}：试训练中损失已发散或不是有限值，估计可能不准；请减小 learning_rate。",
+        f"{diverged}：试训练中损失已发散或不是有限值，估计可能不准；请减小 learning_rate。",
     )
     return [
         *(
@@ -84,7 +84,7 @@ def _lines(made: Plan) -> list[str]:
             for item in made.measured.get("tasks", ())
             for text in item.get("notes", ())
         ),
-        *([trouble] if lost else []),
+        *([warning] if diverged else []),
         say(
             f"memory (estimate): {memory} at the peak; free: {free}",
             f"内存（估计）：峰值 {memory}；可用：{free}",
@@ -94,8 +94,8 @@ def _lines(made: Plan) -> list[str]:
             f"时间（估计）：全部轮次 {time}，含加载和保存",
         ),
         say(
-            f"disk (estimate): {disk} with its checkpoints; free: {room}",
-            f"磁盘（估计）：{disk}，含检查点；可用：{room}",
+            f"disk (estimate): {disk} with its checkpoints; free: {free_disk}",
+            f"磁盘（估计）：{disk}，含检查点；可用：{free_disk}",
         ),
         verdict,
     ]

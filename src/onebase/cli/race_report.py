@@ -52,9 +52,9 @@ def space_of(methods: str | None, file: Path | None, job: Job) -> Space:
 
 
 def show_race(session: Session, raced: Raced) -> None:
-    """The result of a race: the ladder, the winner, and how it ended."""
+    """The result of a race: the leaderboard, the winner, and how it ended."""
     winner, adapter = raced.places[0].configuration, raced.adapter
-    _tell_how_it_ended(raced)
+    _note_ending(raced)
     result = {
         "run": raced.run.id,
         "task": adapter.task,
@@ -82,12 +82,12 @@ def show_race(session: Session, raced: Raced) -> None:
         say(f"Winner: {winner.text}", f"优胜：{winner.text}"),
         report_line(adapter),
         say(
-            f"Learned from {raced.tokens:,} tokens, judged by {raced.judged_tokens:,}, in "
+            f"Trained on {raced.tokens:,} tokens and evaluated on {raced.judged_tokens:,} in "
             f"{raced.seconds:.0f} s.",
             f"共学习 {raced.tokens:,} 个词元，评估 {raced.judged_tokens:,} 个词元，"
             f"用时 {raced.seconds:.0f} 秒。",
         ),
-        say(f"The ladder as a picture: {raced.plot}", f"天梯图：{raced.plot}"),
+        say(f"Plot of the leaderboard: {raced.plot}", f"排行榜图：{raced.plot}"),
         say(
             f"Try: onebase generate --task {asked_as(adapter)} --prompt …",
             f"试试：onebase generate --task {asked_as(adapter)} --prompt …",
@@ -96,27 +96,27 @@ def show_race(session: Session, raced: Raced) -> None:
         print(line)
 
 
-def _tell_how_it_ended(raced: Raced) -> None:
+def _note_ending(raced: Raced) -> None:
     name = raced.adapter.name
     if raced.end == "interrupted":
         note(
             say(
-                f"Interrupted: the best so far is kept as {name}. A race does not go on; the same "
-                "command starts it anew.",
+                f"Interrupted: the best so far is stored as {name}. A race cannot be resumed; the same "
+                "command starts a new one.",
                 f"已中断：当前最佳结果已保存为 {name}。竞赛不能继续，再次运行同一命令会重新开始。",
             )
         )
     elif raced.end == "out of budget":
         note(
             say(
-                f"The budget ended the race early: the best so far is kept as {name}.",
+                f"The budget ended the race early: the best so far is stored as {name}.",
                 f"预算已用完，竞赛提前结束：当前最佳结果已保存为 {name}。",
             )
         )
     elif raced.end == "nobody left":
         note(
             say(
-                f"The losses of all that were left exploded: the best before is kept as {name}.",
+                f"The losses of all remaining configurations exploded: the best before that is stored as {name}.",
                 f"剩余配置的损失全部发散：此前的最佳结果已保存为 {name}。",
             )
         )

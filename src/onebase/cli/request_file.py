@@ -1,4 +1,4 @@
-"""Files of requests and of answers to score, read by the reader of data files."""
+"""Requests and answers to score, from the flags or from files that the data readers read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,21 +46,21 @@ def requests_of(
 def read_requests(
     file: Path, task: str | None, *, encoding: str | None = None
 ) -> list[tuple[str, Prompt]]:
-    """The task and the prompt of every row; `task` stands in where a row names none.
+    """The task and the prompt of every row; `task` is the default for rows that name none.
 
-    Fields that are not read are named to the user. Raises DataError naming the line.
+    The user is told which fields are not read. Raises DataError naming the line.
     """
     remedy = say(
         'Write rows like {"task": "support", "input": "…"}.',
         '请写入 {"task": "support", "input": "…"} 这样的行。',
     )
-    found = []
+    requests = []
     for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
         try:
-            found.append((_task(row, task), _prompt(row, columns)))
+            requests.append((_task(row, task), _prompt(row, columns)))
         except Unfit as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
-    return found
+    return requests
 
 
 def answers_to_score(
@@ -89,23 +89,25 @@ def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, 
         'Write rows like {"text": "…"} or {"input": "…", "output": "…"}.',
         '请写成 {"text": "…"} 或 {"input": "…", "output": "…"} 这样的行。',
     )
-    found = []
+    pairs = []
     for row, columns in _matched(file, encoding, _ANSWERS, "output", remedy):
-        asked = columns.get("input", "")
+        input_column = columns.get("input", "")
         try:
             require_supported(row.values)
-            question = "" if is_empty(row.values.get(asked)) else text_of(row.values, asked)
-            found.append((question, text_of(row.values, columns["output"])))
+            question = (
+                "" if is_empty(row.values.get(input_column)) else text_of(row.values, input_column)
+            )
+            pairs.append((question, text_of(row.values, columns["output"])))
         except Unfit as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
-    return found
+    return pairs
 
 
 def _matched(
     file: Path, encoding: str | None, formats: Sequence[Format], needed: str, remedy: str
 ) -> list[tuple[Row, dict[str, str]]]:
-    """The rows of a file and what each of its columns stands for."""
-    found = []
+    """The rows of a file, each with the column of every role."""
+    matched = []
     unused: dict[str, Field] = {}
     for row in data_rows.read_requests(file, encoding=encoding).rows:
         columns = next(
@@ -113,11 +115,11 @@ def _matched(
         )
         if columns is None:
             raise _bad_row(row, Unfit(needed, say("missing", "缺失")), remedy)
-        found.append((row, columns))
+        matched.append((row, columns))
         unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
     for warning in unread(list(unused.values())):
         note(warning)
-    return found
+    return matched
 
 
 def _task(row: Row, task: str | None) -> str:

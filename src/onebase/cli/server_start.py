@@ -41,7 +41,7 @@ def start_server(
         url = f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"
 
         def ready(service: Service) -> None:
-            _say_ready(session, service, url, time.perf_counter() - began)
+            _report_ready(session, service, url, time.perf_counter() - began)
 
         log_to(logging.StreamHandler(sys.stderr))
         app = create_app(engine, session.store, settings, keys, on_ready=ready)
@@ -66,13 +66,13 @@ def check_keys(settings: ServerSettings, keys: KeyStore) -> None:
 
 
 def choose_base(session: Session, tasks: Sequence[str]) -> str:
-    """The base that the tasks to offer were trained on: of several the one with the most of them.
+    """The base that the tasks to serve were trained on; of several, the one with the most tasks.
 
     Raises UsageError where named tasks have different bases.
     """
     store = session.store
     wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
-    # A task of full fine-tuning is a base itself, and stands beside any.
+    # A task of full fine-tuning is a base of its own and is served beside any other.
     bases = Counter(trained_on(item) for item in wanted if item.base and item.method != FULL)
     if len(bases) > 1 and tasks:
         raise UsageError(
@@ -96,7 +96,7 @@ def choose_base(session: Session, tasks: Sequence[str]) -> str:
     return chosen
 
 
-def _say_ready(session: Session, service: Service, url: str, seconds: float) -> None:
+def _report_ready(session: Session, service: Service, url: str, seconds: float) -> None:
     base = service.engine.base
     offers = [offer for offer in service.catalog.offers() if offer.adapter.current]
     answering = [offer.adapter.task for offer in offers if offer.reason is None]
@@ -113,8 +113,8 @@ def _say_ready(session: Session, service: Service, url: str, seconds: float) -> 
         if offer.reason is None and lossy not in (None, base.precision.text):
             note(
                 say(
-                    f"{offer.name} was trained over its base in {lossy}, which --precision {lossy} "
-                    "serves.",
+                    f"{offer.name} was trained with its base in {lossy}; --precision {lossy} serves "
+                    "it that way.",
                     f"{offer.name} 训练时基座精度为 {lossy}；可用 --precision {lossy} 提供。",
                 )
             )

@@ -1,4 +1,4 @@
-"""What every command shares: where the workspace is, the language, and how results are printed."""
+"""A command's session: its workspace, its language, and how it prints results and errors."""
 
 import io
 import json
@@ -19,7 +19,7 @@ _NO_WIDTH = 100_000  # columns
 
 @dataclass(frozen=True)
 class Session:
-    """One command's surroundings. Results go to stdout, everything else to stderr."""
+    """The workspace and the output format of one command. Results go to stdout, all else to stderr."""
 
     workspace: Workspace
     json: bool
@@ -53,10 +53,10 @@ class Session:
 
         table = Table()
         for column in columns:
-            table.add_column(column, overflow="fold")  # nothing is cut off a name
+            table.add_column(column, overflow="fold")  # long names are wrapped, not truncated
         for row in rows:
             table.add_row(*("" if cell is None else Text(str(cell)) for cell in row))
-        # A terminal has a width, a pipe or a file has none.
+        # Only a terminal has a width; a pipe or a file has none.
         Console(width=None if sys.stdout.isatty() else _NO_WIDTH).print(table)
 
 
@@ -75,7 +75,7 @@ def begin(flags: SessionFlags) -> Session:
 
 
 def json_line(content: dict[str, Any]) -> str:
-    """`content` as JSON; what stdout can't show is written as an escape, which JSON reads back."""
+    """`content` as JSON, with escapes for characters that stdout cannot encode."""
     line = json.dumps(content, ensure_ascii=False, default=str)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
@@ -84,9 +84,9 @@ def json_line(content: dict[str, Any]) -> str:
     return line
 
 
-def never_fail_at_a_character() -> None:
-    """From here on what a terminal can't show is written as an escape, and bytes of the input that are
-    no text are read as U+FFFD: no character ends a command whose work is done.
+def replace_unencodable() -> None:
+    """Write characters that stdout or stderr cannot encode as escapes, and read undecodable bytes of
+    stdin as U+FFFD, so that no character ends a command with an error.
     """
     for stream, errors in (
         (sys.stdin, "replace"),
@@ -98,12 +98,12 @@ def never_fail_at_a_character() -> None:
 
 
 def note(text: str) -> None:
-    """Tell the user something that is not the result."""
+    """Print a message to the user on stderr; it is not part of the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_error(error: OnebaseError, *, as_json: bool) -> None:
-    """One line of cause and one of remedy, or the contract's JSON object."""
+    """Print an error: a line for its cause and one for its remedy; with `as_json` also as JSON."""
     if as_json:
         print(json_line({"error": error_detail(error)}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))
@@ -111,5 +111,5 @@ def print_error(error: OnebaseError, *, as_json: bool) -> None:
 
 
 def error_detail(error: OnebaseError) -> dict[str, str]:
-    """An error as JSON has it."""
+    """An error as a JSON object."""
     return {"code": error.code, "message": error.message, "remedy": error.remedy}

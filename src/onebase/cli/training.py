@@ -20,7 +20,7 @@ from onebase.training.train import train
 
 
 def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
-    """The result of a training, begun or resumed."""
+    """The result of a training, new or resumed."""
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
@@ -32,7 +32,7 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
 
 
 def load_base(name: str, precision: str | None) -> Base:
-    """The base, announced: loading takes seconds. What it is held in is stated."""
+    """Load a base and say so, as it takes seconds; its precision is stated."""
     note(say(f"Loading {name} …", f"正在加载 {name} …"))
     base = Base.load(name, precision=precision)
     note(
@@ -47,7 +47,7 @@ def load_base(name: str, precision: str | None) -> Base:
 def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
-    """Train the jobs with the live display, from where an interrupted run of them stopped."""
+    """Train the jobs with the live display; an interrupted run of them continues."""
     with making_way(session.workspace), live_display() as display:
         return train(jobs, base=base, workspace=session.workspace, watcher=display, restart=restart)
 
@@ -92,7 +92,7 @@ def report_line(adapter: StoredAdapter) -> str:
             "每一步的梯度都为 0，没有学到任何内容，因此未设为当前版本；",
         )
     if loss is None or before is None:
-        return text + say("no held-out loss to judge by", "没有可供评估的留出损失")
+        return text + say("no held-out loss", "没有可供评估的留出损失")
     return text + say(
         f"held-out loss {before:.3f} -> {loss:.3f}{change(before, loss)}",
         f"留出损失 {before:.3f} -> {loss:.3f}{change(before, loss)}",

@@ -26,7 +26,7 @@ def plural(count: int, one: str, many: str) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Names with commas between, as the language in force writes them."""
+    """Names with commas between, separated as in the current language."""
     return say(", ", "、").join(names)
 
 
