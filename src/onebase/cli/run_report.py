@@ -26,7 +26,7 @@ def run_lines(run: Run, metrics: Sequence[dict[str, Any]], workspace: Workspace)
         lines += _asked(config["job"], say(f"align {config['align']}", f"对齐 {config['align']}"))
         lines += _alignment_losses(metrics)
     elif run.is_race:
-        lines += _race(run)
+        lines += _race(run, metrics)
     else:
         for job in config.get("jobs", []):
             lines += _asked(job, str(job["method"]))
@@ -173,28 +173,19 @@ def _measure(key: str) -> str:
     return names.get(key, key.removeprefix(_EVALUATED).replace("_", " "))
 
 
-def _race(run: Run) -> list[str]:
-    """What was raced and, once it has ended, its leaderboard."""
+def _race(run: Run, metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """What was raced, and the leaderboard; before the race has ended, each configuration's losses."""
     race, jobs = run.config["race"], run.config.get("jobs", [])
     methods = ", ".join(dict.fromkeys(job["method"] for job in jobs))
-    lines = [
-        "",
-        say(
-            f"{race['task']}: race of {race['configurations']} configurations ({methods}) over "
-            f"{race['epochs']} epochs, budget {race['budget'] or 'none'}",
-            f"{race['task']}：{race['configurations']} 个配置（{methods}）的竞赛，"
-            f"{race['epochs']} 个 epoch，预算 {race['budget'] or '无'}",
-        ),
-    ]
-    if jobs:
-        lines += aligned([[say("data", "数据"), str(jobs[0]["data"])]])
-    file = run.path / "ladder.json"
-    if not file.exists():
-        return lines
-    ladder = json.loads(file.read_text(encoding="utf-8"))["ladder"]
     header = [say("rank", "名次"), "#", say("method", "方法"), say("settings", "设置")]
     rows = [[*header, say("best held-out loss", "最佳留出损失"), say("steps", "步数")]]
-    for place in ladder:
+    ladder = run.path / "ladder.json"
+    places = (
+        json.loads(ladder.read_text(encoding="utf-8"))["ladder"]
+        if ladder.exists()
+        else [_place(number, job, metrics) for number, job in enumerate(jobs, start=1)]
+    )
+    for place in places:
         losses = [item["loss"] for item in place["losses"]]
         rows.append(
             [
@@ -206,7 +197,30 @@ def _race(run: Run) -> list[str]:
                 str(place["step"]),
             ]
         )
-    return [*lines, *aligned(rows)]
+    return [
+        "",
+        say(
+            f"{race['task']}: race of {race['configurations']} configurations ({methods}) over "
+            f"{race['epochs']} epochs, budget {race['budget'] or 'none'}",
+            f"{race['task']}：{race['configurations']} 个配置（{methods}）的竞赛，"
+            f"{race['epochs']} 个 epoch，预算 {race['budget'] or '无'}",
+        ),
+        *(aligned([[say("data", "数据"), str(jobs[0]["data"])]]) if jobs else ()),
+        *aligned(rows),
+    ]
+
+
+def _place(number: int, job: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A configuration of a race that has no leaderboard yet, in the form of the leaderboard's."""
+    records = [item for item in metrics if item.get("task") == job["task"]]
+    return {
+        "rank": "",
+        "number": number,
+        "method": job["method"],
+        "settings": {key: value for key, value in job["set"].items() if key != "epochs"},
+        "losses": [{"loss": item["eval_loss"]} for item in records if "eval_loss" in item],
+        "step": max((item.get("step", 0) for item in records), default=0),
+    }
 
 
 def _notes(metrics: Sequence[dict[str, Any]]) -> list[str]:
