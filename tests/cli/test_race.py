@@ -175,7 +175,7 @@ def test_ctrl_c_leaves_the_best_so_far(asked: list[str], onebase: Run) -> None:
     assert re.search(r"^  \d +2 +p-tuning-v2 ", shown.out, re.MULTILINE)
     (Path("ws/runs") / found["run"] / "ladder.json").unlink()  # as before the race has ended
     shown = onebase("runs", "show", found["run"])
-    assert re.search(r"^ +2 +p-tuning-v2 +(\d+\.\d{3} +)?\d+$", shown.out, re.MULTILINE)
+    assert re.search(r"^ +2 +p-tuning-v2 .*\d$", shown.out, re.MULTILINE)
     resumed = onebase("resume", found["run"])
     assert resumed.code == 2
     assert "is a race: it does not go on" in resumed.err

@@ -59,10 +59,8 @@ def _how(record: dict[str, Any]) -> str:
         )
     if algorithm := record.get("aligned"):
         start = record.get("reference") or say("a new adapter", "新的适配器")
-        return say(
-            f"onebase align {algorithm}, starting from {start}",
-            f"onebase align {algorithm}，起点为 {start}",
-        )
+        command = "onebase align " + str(algorithm)
+        return say(f"{command}, starting from {start}", f"{command}，起点为 {start}")
     return "onebase race" if "race" in record.get("metrics", {}) else "onebase train"
 
 

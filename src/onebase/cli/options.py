@@ -161,7 +161,7 @@ class SamplingFlags:
 def with_options_of_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` as typer calls it: each parameter that is a group is replaced by its options."""
     signature = inspect.signature(command)
-    groups: dict[str, type[Any]] = {
+    groups: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)
