@@ -59,8 +59,10 @@ def _how(record: dict[str, Any]) -> str:
         )
     if algorithm := record.get("aligned"):
         start = record.get("reference") or say("a new adapter", "新的适配器")
-        command = "onebase align " + str(algorithm)
-        return say(f"{command}, starting from {start}", f"{command}，起点为 {start}")
+        command = f"align {algorithm}"
+        return say(
+            f"onebase {command}, starting from {start}", f"onebase {command}，起点为 {start}"
+        )
     return "onebase race" if "race" in record.get("metrics", {}) else "onebase train"
 
 
