@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.cli.demo import demo_folder
+    from onebase.cli.demo_report import demo_folder
     from onebase.training.job_state import Learner
     from onebase.training.loop import step_together
 

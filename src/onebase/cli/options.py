@@ -138,21 +138,21 @@ class SamplingFlags:
         float,
         typer.Option(
             "--repetition-penalty",
-            help="Above 1, tokens that stand in the prompt or the answer become less likely.",
+            help="Above 1, tokens already in the prompt or the answer become less likely.",
         ),
     ] = 1.0
     frequency_penalty: Annotated[
         float,
         typer.Option(
             "--frequency-penalty",
-            help="Subtracted from a token's logit for each time it stands in the answer.",
+            help="Subtracted from a token's logit for each time it is in the answer.",
         ),
     ] = 0.0
     presence_penalty: Annotated[
         float,
         typer.Option(
             "--presence-penalty",
-            help="Subtracted from a token's logit once it stands in the answer.",
+            help="Subtracted from a token's logit once it is in the answer.",
         ),
     ] = 0.0
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
