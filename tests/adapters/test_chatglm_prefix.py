@@ -1,4 +1,4 @@
-"""ChatGLM2's own P-tuning v2 checkpoints, against its pass written out here in float64.
+"""Checkpoints of ChatGLM2's own P-tuning v2, against an implementation of its forward pass in float64.
 
 The reference takes the prefix and the positions of the text as modeling_chatglm.py does: keys and values
 from `get_prompt`, the text's positions from 0.
@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from onebase.adapters.adapter_folder import AdapterFolder
 from onebase.adapters.chatglm_prefix import is_chatglm_prefix, load_chatglm_prefix
 from onebase.adapters.importing import find_adapter, read_adapter
-from onebase.adapters.peft_config import AdapterFolder
 from onebase.adapters.peft_format import load_adapter
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
@@ -206,18 +206,23 @@ def test_other_weights_in_the_file_are_told(glm: Base, tmp_path: Path) -> None:
 
 
 SIZES: list[tuple[str, dict[str, Any], Callable[[Weights], object], str]] = [
-    ("tokens", {"pre_seq_len": 6}, lambda w: None, r"\(5, 96\), this base needs \(6, 96\)"),
+    ("tokens", {"pre_seq_len": 6}, lambda w: None, r"\(5, 96\), but this base needs \(6, 96\)"),
     (
         "width",
         {},
         lambda w: w.update({EMBEDDING: torch.ones(TOKENS, 2 * WIDTH)}),
-        r"\(5, 192\), this base needs \(5, 96\)",
+        r"\(5, 192\), but this base needs \(5, 96\)",
     ),
-    ("scalar", {}, lambda w: w.update({EMBEDDING: torch.tensor(1.0)}), r"\(\), this base needs"),
-    ("layers", {"num_layers": 28}, lambda w: None, "num_layers is 28, and tiny-glm has 3"),
-    ("groups", {"multi_query_group_num": 1}, lambda w: None, "group_num is 1, and tiny-glm has 2"),
-    ("channels", {"kv_channels": 128}, lambda w: None, "kv_channels is 128, and tiny-glm has 8"),
-    ("hidden", {"hidden_size": 4096}, lambda w: None, "hidden_size is 4096, and tiny-glm has 32"),
+    (
+        "scalar",
+        {},
+        lambda w: w.update({EMBEDDING: torch.tensor(1.0)}),
+        r"\(\), but this base needs",
+    ),
+    ("layers", {"num_layers": 28}, lambda w: None, "num_layers is 28, but tiny-glm has 3"),
+    ("groups", {"multi_query_group_num": 1}, lambda w: None, "group_num is 1, but tiny-glm has 2"),
+    ("channels", {"kv_channels": 128}, lambda w: None, "kv_channels is 128, but tiny-glm has 8"),
+    ("hidden", {"hidden_size": 4096}, lambda w: None, "hidden_size is 4096, but tiny-glm has 32"),
     ("missing", {}, lambda w: w.pop(EMBEDDING), "has no transformer.prefix_encoder"),
     ("no projection", {"prefix_projection": True}, lambda w: None, "trans.0.weight is missing"),
     (

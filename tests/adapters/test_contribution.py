@@ -1,4 +1,4 @@
-"""Contributions joined, held against doing it by hand on the weights; their digests."""
+"""Merged contributions, against merging by hand on the weights; their digests."""
 
 from collections.abc import Callable
 from dataclasses import replace

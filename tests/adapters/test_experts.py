@@ -1,4 +1,4 @@
-"""What lora says of a mixture of experts: it leaves them as they are."""
+"""The note that lora leaves the experts of a mixture unchanged."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def test_experts_without_a_delta_are_told(name: str, make_base: Callable[..., Ba
     for method in ("lora", "lora+p-tuning"):
         (note,) = unchanged_experts(base, [method])
         assert "the experts of this mixture (" in note
-        assert "stay as they are" in note
+        assert "stay unchanged" in note
     assert unchanged_experts(base, ["p-tuning", "prompt-tuning"]) == []
 
 

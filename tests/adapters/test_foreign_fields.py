@@ -1,4 +1,4 @@
-"""What a foreign adapter's configuration says is checked: types, ranges, the tensors, the base."""
+"""Checks of a foreign adapter's configuration: types, ranges, tensors, base."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from onebase.adapters.base_name import names_another
+from onebase.adapters.adapter_folder import AdapterFolder
+from onebase.adapters.base_match import names_another_base
 from onebase.adapters.importing import read_adapter
 from onebase.adapters.methods import build_adapter
-from onebase.adapters.peft_config import AdapterFolder
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.errors import CorruptFileError, OnebaseError
 from onebase.model.base import Base
@@ -123,8 +123,8 @@ def test_parts_that_are_no_methods_are_refused(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"peft_type": "LORA", "r": 2, "r": 4}', "'r' stands twice"),
-        ('{"peft_type": "LORA", "runtime_config": {"a": 1, "a": 1}}', "'a' stands twice"),
+        ('{"peft_type": "LORA", "r": 2, "r": 4}', "'r' appears twice"),
+        ('{"peft_type": "LORA", "runtime_config": {"a": 1, "a": 1}}', "'a' appears twice"),
         ("[" * 100_000, "nested too deeply"),
         ('{"peft_type": "LORA", "eva_config": ' + '{"a":' * 50_000 + "1", "nested too deeply"),
         ('{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", "limit"),
@@ -187,7 +187,7 @@ def test_a_layer_that_the_config_leaves_out_is_refused_where_peft_passes_over_it
     folder = saved(**changes)
     model = peft.PeftModel.from_pretrained(plain_model("llama"), str(folder))
     assert len([n for n, _ in model.named_parameters() if n.endswith("lora_A.default.weight")]) < 12
-    with pytest.raises(CorruptFileError, match="leaves that layer out"):
+    with pytest.raises(CorruptFileError, match="excludes that layer"):
         load_adapter(folder, base)
 
 
@@ -219,7 +219,7 @@ def test_layers_without_tensors_are_told(saved: Callable[..., Path], base: Base)
 
     change_tensors(folder, drop)
     notes = read_adapter(AdapterFolder(folder, foreign=True), base).notes
-    assert "4 layers without tensors, model.layers.1.self_attn" in notes[-1]
+    assert "4 layers without tensors, such as model.layers.1.self_attn" in notes[-1]
 
 
 TENSORS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
@@ -294,7 +294,7 @@ def test_tensors_that_nothing_reads_or_that_do_not_fit_are_named(
 def test_an_ia3_whose_sides_the_config_exchanges_is_refused(
     saved: Callable[..., Path], base: Base
 ) -> None:
-    with pytest.raises(CorruptFileError, match="ia3_l is"):
+    with pytest.raises(CorruptFileError, match="ia3_l has shape"):
         load_adapter(saved("ia3", feedforward_modules=["k_proj"]), base)
     loaded = load_adapter(saved("ia3", feedforward_modules=None), base)
     assert loaded.ia3 is not None
@@ -319,7 +319,7 @@ def test_an_ia3_whose_sides_the_config_exchanges_is_refused(
     ],
 )
 def test_which_names_are_another_base(base: Base, written: str, other: bool) -> None:
-    assert names_another(written, base) is other
+    assert names_another_base(written, base) is other
 
 
 @pytest.mark.parametrize(("seed", "other"), [(0, False), (1, True)])
@@ -329,11 +329,11 @@ def test_a_folder_that_is_there_is_compared_by_its_weights(
     base = make_base()
     for folder in ("moved", "tiny-llama"):
         make_base(seed=seed).model.save_pretrained(tmp_path / folder)
-        assert names_another(str(tmp_path / folder), base) is other
+        assert names_another_base(str(tmp_path / folder), base) is other
     base.path = tmp_path / "moved"
-    assert not names_another(str(tmp_path / "moved"), base)
+    assert not names_another_base(str(tmp_path / "moved"), base)
     (tmp_path / "empty").mkdir()
-    assert names_another(str(tmp_path / "empty"), base)
+    assert names_another_base(str(tmp_path / "empty"), base)
 
 
 @pytest.mark.parametrize("written", [None, "", "owner/tiny-llama", "owner/tiny-qwen"])
@@ -343,6 +343,9 @@ def test_another_base_is_told_by_both_names(
     folder = saved(base_model_name_or_path=written)
     notes = read_adapter(AdapterFolder(folder, foreign=True), base).notes
     if written == "owner/tiny-qwen":
-        assert "trained on owner/tiny-qwen; it is used on tiny-llama" in notes[0]
+        assert (
+            "trained on owner/tiny-qwen, according to its files, but is used on tiny-llama"
+            in notes[0]
+        )
     else:
         assert notes == ()

@@ -250,10 +250,10 @@ def test_targets(architecture: str, make_base: Callable[..., Base]) -> None:
 def test_a_target_that_names_no_layer(target: str, missing: str, base: Base) -> None:
     with pytest.raises(UsageError) as caught:
         build(base, "lora", target=target)
-    assert caught.value.message == f"No linear layer is called {missing!r}."
+    assert caught.value.message == f"No linear layer is named {missing!r}."
     assert caught.value.remedy == (
         "Valid targets: attention, all-linear, "
-        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or re: and a regular "
+        "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or re: followed by a regular "
         "expression for full names."
     )
 
@@ -265,7 +265,7 @@ def test_a_base_without_such_a_layer(target: str) -> None:
     with pytest.raises(UsageError) as caught:
         targets(shape, target)
     assert caught.value.message == (
-        f"target={target} with layers=all names no linear layer of this base."
+        f"target={target} with layers=all selects no linear layer of this base."
     )
 
 

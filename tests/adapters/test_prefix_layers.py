@@ -1,4 +1,4 @@
-"""The deep prefix on chosen layers: where it starts, its file, and what is refused."""
+"""The prefix on chosen layers: its initial values, its file, and invalid settings."""
 
 import json
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_layers_that_are_not_there(layers: str, base: Base) -> None:
     """Refused as LoRA's are."""
     caught = []
     for method in ("p-tuning-v2", "lora"):
-        with pytest.raises(UsageError, match=r"names no decoder layers .*which has 3") as error:
+        with pytest.raises(UsageError, match=r"is not valid .*which has 3") as error:
             build(base, method, layers=layers)
         caught.append((error.value.message, error.value.remedy))
     assert caught[0] == caught[1]

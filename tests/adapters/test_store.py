@@ -108,7 +108,7 @@ def test_versions_are_listed_by_task_then_by_number(store: AdapterStore) -> None
 
 def test_a_version_may_be_added_without_becoming_current(store: AdapterStore) -> None:
     add(store, "support", promote=False)
-    with pytest.raises(UsageError, match="No version of 'support' is current") as caught:
+    with pytest.raises(UsageError, match="'support' has no current version") as caught:
         store.get("support")
     assert "support@1" in caught.value.remedy
     store.promote("support@1")
@@ -238,7 +238,7 @@ def test_promote_and_roll_back(store: AdapterStore) -> None:
     assert store.get("support").version == 1
     assert [store.rollback("support").version for _ in range(3)] == [3, 2, 1]
     assert store.get("support").version == 1
-    with pytest.raises(UsageError, match="before this one") as caught:
+    with pytest.raises(UsageError, match="no earlier version to roll back to") as caught:
         store.rollback("support")
     assert "support@1, support@2, support@3" in caught.value.remedy
     assert store.get("support").version == 1
@@ -252,7 +252,7 @@ def test_promoting_the_current_version_changes_nothing(store: AdapterStore) -> N
 
 def test_promote_asks_for_a_version(store: AdapterStore) -> None:
     add(store, "support", 2)
-    with pytest.raises(UsageError, match="names no version") as caught:
+    with pytest.raises(UsageError, match="names a task but no version") as caught:
         store.promote("support")
     assert "support@1, support@2" in caught.value.remedy
 
@@ -289,7 +289,7 @@ def test_remove_a_task(store: AdapterStore) -> None:
     with pytest.raises(UsageError, match="Unknown task"):
         store.get("support")
     add(store, "support")
-    with pytest.raises(UsageError, match="before this one"):
+    with pytest.raises(UsageError, match="no earlier version to roll back to"):
         store.rollback("support")
 
 
@@ -321,7 +321,7 @@ def test_a_damaged_version_does_not_become_current(store: AdapterStore) -> None:
     assert store.get("support").version == 1
     store.remove("support@1")
     assert store.tasks() == ["support"]
-    with pytest.raises(UsageError, match="No version of 'support' is current"):
+    with pytest.raises(UsageError, match="'support' has no current version"):
         store.get("support")
 
 

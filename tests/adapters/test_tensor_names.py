@@ -1,4 +1,4 @@
-"""Tensors under other names: PEFT itself says which of them have an effect."""
+"""Tensors under other names: PEFT itself decides which of them have an effect."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.adapter_folder import AdapterFolder
 from onebase.adapters.methods import build_adapter
-from onebase.adapters.peft_config import AdapterFolder
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack

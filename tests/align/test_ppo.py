@@ -13,9 +13,9 @@ import pytest
 import torch
 from tests.align.conftest import Notes, as_format_1
 
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.workspace import Workspace
 from onebase.align import rewards, run
 from onebase.align.experience import Models, RolloutOptions, experience

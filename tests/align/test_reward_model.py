@@ -11,9 +11,9 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import load_adapter, save_adapter
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.align import reward_model, run

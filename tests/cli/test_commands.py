@@ -468,7 +468,7 @@ def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
     refused = onebase("data", "check", "p.jsonl", "--base", base, "--as", "answers")
     assert refused.code == 3
     assert "preference pairs" in refused.err
-    # Judged answers are no answers to learn, unless the columns say so.
+    # Rated answers are not trained on as they are, unless the columns say so.
     (desk / "j.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
     judged = onebase("data", "check", "j.jsonl", "--base", base, "--json")
     assert (judged.json["kind"], judged.json["read_by"]) == ("judged", ["onebase align kto"])

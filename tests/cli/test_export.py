@@ -48,8 +48,14 @@ def test_the_merged_folder_is_a_base(onebase: Run) -> None:
         (("--task", "support@9", "--to", "peft"), ("'support@9'", "support@1, support@2")),
         (("--task", "support", "--to", "onnx"), ("'onnx'", "Valid: gguf, merged, peft.")),
         (("--task", "support", "--to", "gguf", "--dtype", "q4"), ("'q4'", "f16, f32, q8_0")),
-        (("--task", "mood", "--to", "merged"), ("mood@1 can't be merged", "--to peft")),
-        (("--task", "mood", "--to", "gguf"), ("mood@1 can't be merged", "--to peft")),
+        (
+            ("--task", "mood", "--to", "merged"),
+            ("mood@1 has virtual tokens, which can't be merged", "--to peft"),
+        ),
+        (
+            ("--task", "mood", "--to", "gguf"),
+            ("mood@1 has virtual tokens, which can't be merged", "--to peft"),
+        ),
         (("--task", "support"), ("--to",)),
     ],
     ids=" ".join,
@@ -89,12 +95,12 @@ def test_a_base_that_is_gone(onebase: Run, trained: Path, tmp_path: Path) -> Non
     result = onebase("export", "--task", "support", "--to", "gguf", "--out", "out", "--json")
     assert result.code == 1
     assert result.json["error"]["code"] == "missing_base"
-    assert "support@2 belongs to the base no/such" in result.err
+    assert "support@2 was trained on the base no/such" in result.err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("trained")
 def test_chinese(onebase: Run) -> None:
     result = onebase(*("export", "--task", "mood", "--to", "gguf", "--out", "out", "--lang", "zh"))
-    assert "mood@1 无法合并到基座" in result.err
+    assert "无法合并到基座" in result.err
     assert say("a", "b") == "b"

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import save_adapter
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.data.example import Example, Turn
@@ -108,7 +108,7 @@ def test_an_adapter_in_a_folder_below_is_named(
 ) -> None:
     foreign(base, desk / "out" / below)
     said = refused(onebase, "out", base)
-    (folder,) = shlex.split(said.partition("below: import ")[2].strip().removesuffix("."))
+    (folder,) = shlex.split(said.partition("in subfolders: import ")[2].strip().removesuffix("."))
     assert folder == f"out/{below}"
     imported(onebase, folder, base)
 
@@ -117,7 +117,7 @@ def test_what_is_no_adapter_is_named(onebase: Run, base: str, desk: Path) -> Non
     assert f"--base {base}" in refused(onebase, base, base)
     assert "support.jsonl" in refused(onebase, ".", base)
     (desk / "empty").mkdir()
-    assert "In this one: nothing" in refused(onebase, "empty", base)
+    assert "This one contains: nothing" in refused(onebase, "empty", base)
     assert "adapter_config.json: ." in refused(onebase, "support.jsonl", base)
     folder = foreign(base, desk / "lora")
     (folder / "adapter_model.safetensors").unlink()
@@ -137,7 +137,7 @@ def test_renamed_tensors_are_shown_beside_the_name_expected(
     save_file(tensors, file)
     said = refused(onebase, folder, base)
     key = min(tensors).removeprefix(before)
-    assert f"it has {before}{key} where {prefix}{key} is expected" in said
+    assert f"it has {before}{key} instead of {prefix}{key}" in said
 
 
 def test_the_adapters_name_in_tensor_names_is_read(onebase: Run, base: str, desk: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_reward_model_comes_back_with_its_scale(onebase: Run, base: str, desk:
     assert exported.code == 0, exported.err
     notes = " ".join(exported.json["notes"])
     assert "trained on its base in nf4" in notes
-    assert "mean and deviation are in onebase.json" in notes
+    assert "mean and standard deviation are in onebase.json" in notes
     assert "secret" not in (desk / "out/onebase.json").read_text(encoding="utf-8")
     theirs = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
     peft.PeftModel.from_pretrained(theirs, "out")
@@ -360,7 +360,7 @@ def test_a_checkpoint_of_chatglms_scripts_becomes_a_task(
     torch.save({**tensors, min(tensors): torch.randn(6, width)}, "checkpoint/pytorch_model.bin")
     onebase("adapters", "remove", "new")
     said = refused(onebase, "checkpoint", "glm")
-    assert f"(6, {width}), this base needs (5, {width})" in said
+    assert f"(6, {width}), but this base needs (5, {width})" in said
 
 
 @pytest.mark.parametrize("marks", ["no current", "current", "no version"])

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import build_adapter
 from onebase.adapters.peft_format import save_adapter
-from onebase.adapters.portable import portable
+from onebase.adapters.portable_record import portable
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.model.base import Base
 
 Run = Any

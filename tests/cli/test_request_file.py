@@ -58,7 +58,7 @@ def test_requests_may_hold_what_a_row_of_data_may(tmp_path: Path) -> None:
         ('{"input": "a", "task": 5}\n', r":1, 'task': a number"),
         ('{"input": "a"}\n' + "[" * 200_000, r":2.*nested too deep"),
         ('{"input": ' + "[" * 200_000, r":1.*nested too deep"),
-        ('{"input": "a", "images": ["x.png"]}\n', r":1, 'images': holds an image"),
+        ('{"input": "a", "images": ["x.png"]}\n', r":1, 'images': contains an image"),
         ("plain", r":1.*not JSON"),
     ],
 )

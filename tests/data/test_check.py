@@ -1,6 +1,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -75,32 +76,32 @@ def test_labels_are_counted_and_imbalance_is_named(write: Write, chatml: Tokeniz
     pairs = [(f"q{n}", "common" if n else "rare") for n in range(12)]
     found = report(write, chatml, pairs, output="label")
     assert found.labels == {"common": 11, "rare": 1}
-    assert found.warnings == ("The labels are unbalanced: 11 of 'common', 1 of 'rare'.",)
+    assert found.warnings == ("The labels are imbalanced: 11 rows of 'common', 1 of 'rare'.",)
     assert not report(write, chatml, pairs[:11], output="label").warnings
 
 
 @pytest.mark.parametrize(
     ("pairs", "warning"),
     [
-        (many(7), "Very few rows: 7; results will vary by chance."),
+        (many(7), "Very few rows (7): results will depend on chance."),
         (
             [*many(8), ("a<|im_end|>b", "c")],
-            "The special token '<|im_end|>' stands in the content of line 9; "
-            "the model will read it as a control token. An answer ends where it writes this token.",
+            "The content of line 9 contains the special token '<|im_end|>', which the model reads as a "
+            "control token. An answer ends at this token.",
         ),
         (
             [*many(8), ("q", "a<|im_start|>b")],
-            "The special token '<|im_start|>' stands in the content of line 9; the model will read it "
-            "as a control token. Answers are shown without it.",
+            "The content of line 9 contains the special token '<|im_start|>', which the model reads as "
+            "a control token. Answers are shown without it.",
         ),
         (
             [*many(8), ("q", "a <filename> b"), ("<filename>", "a")],
-            "The special token '<filename>' stands in the content of lines 9, 10; the model will read "
-            "it as a control token. In answers it is shown as text.",
+            "The content of lines 9, 10 contains the special token '<filename>', which the model reads "
+            "as a control token. Answers show it as text.",
         ),
         (
             [*many(8), ("Ca va tr\ufffds bien", "oui"), ("q", "M\ufffdller")],
-            "U+FFFD (\ufffd) stands in lines 9, 10: characters were lost when the file was converted.",
+            "U+FFFD (\ufffd) in lines 9, 10: characters were lost when the file was converted.",
         ),
         (
             [*many(8), *[(f"same {n}", f"same {n}") for n in range(7)]],
@@ -123,8 +124,8 @@ def test_an_answer_that_contains_its_end_is_named(
     tokenizer = tokenizer_with(template + "{% if add_generation_prompt %}assistant: {% endif %}")
     found = report(write, tokenizer, [*many(8), ("q", "a ### End b"), ("a ### End b", "a")])
     assert found.warnings == (
-        "The template ends answers with ' ### End', which also stands inside the answer of line 9: "
-        "such an answer will stop there.",
+        "The template ends answers with ' ### End', but the answer of line 9 contains it too: such an "
+        "answer will stop there.",
     )
 
 
@@ -138,7 +139,7 @@ def test_answers_without_an_end_are_named(
     assert check(data, Template(tokenizer, kind=template)).warnings == ()
     tokenizer.eos_token = None
     (warning,) = check(data, Template(tokenizer, kind=template)).warnings
-    assert "Where to stop is not learned: answers go on to max_tokens" in warning
+    assert "The model can't learn where to stop, so answers run on to max_tokens" in warning
     set_language("zh")
     (warning,) = check(data, Template(tokenizer, kind=template)).warnings
     assert "模型学不到在何处停止" in warning
@@ -148,7 +149,7 @@ def test_rows_with_nothing_to_learn_are_named(write: Write, chatml: Tokenizer) -
     found = report(write, chatml, many(8), max_tokens=5)
     assert found.learned_tokens.max == 0
     assert found.warnings == (
-        "Nothing can be learned from lines 1, 2, 3, 4, 5 and 3 more: the prompt alone fills "
+        "No answer is left to train on in lines 1, 2, 3, 4, 5 and 3 more: the prompt alone fills "
         "max_tokens (5).",
     )
 
@@ -156,7 +157,7 @@ def test_rows_with_nothing_to_learn_are_named(write: Write, chatml: Tokenizer) -
 def test_an_end_of_the_base_s_own_ends_answers(write: Write, chatml: Tokenizer) -> None:
     rows = [{"input": asked, "output": answer} for asked, answer in [*many(8), ("q", "a<s>b")]]
     data, template = load_dataset(write("a.jsonl", rows)), Template(chatml)
-    for ends, words in ((set(), "shown without it"), ({3}, "An answer ends where it writes")):
+    for ends, words in ((set(), "shown without it"), ({3}, "An answer ends at this token")):
         (warning,) = check(data, template, ends=ends).warnings
         assert "'<s>'" in warning
         assert words in warning
@@ -182,7 +183,8 @@ def test_earlier_answers_that_a_template_rewrites_are_told(
     data = load_dataset(write("a.jsonl", content))
     (warning,) = check(data, Template(tokenizer)).warnings
     assert (
-        f"not learned in {named_lines(data.examples[: len(rows)])} ({len(rows)} answers)" in warning
+        f"not trained on in {named_lines(data.examples[: len(rows)])} ({len(rows)} answers)"
+        in warning
     )
     assert check(data, Template(tokenizer, kind="plain")).warnings == ()
 
@@ -206,7 +208,7 @@ def test_the_report_is_json(write: Write, chatml: Tokenizer) -> None:
     back = json.loads(json.dumps(found.to_dict()))
     assert back["duplicates"] == [{"first": 2, "second": 9, "conflicting": True}]
     assert back["bad"] == [{"file": "a.jsonl", "line": 10, "column": "output", "reason": "empty"}]
-    assert back["prompt_tokens"]["median"] > 0
+    assert back["prompt_tokens"] == asdict(found.prompt_tokens)
 
 
 TWO_QUESTIONS = [{"role": "user", "content": text} for text in ("a", "b")]

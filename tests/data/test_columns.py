@@ -1,4 +1,4 @@
-"""`--columns`: names with commas, roles given twice, options as they are pasted."""
+"""`--columns`: names with commas, roles given twice, options quoted for a shell."""
 
 import shlex
 from collections.abc import Callable

@@ -58,7 +58,7 @@ def test_a_label_is_stripped_text_or_a_number(label: object, text: str) -> None:
         ({"q": "?", "a": {"x": 1}}, ("a", "an object, expected text")),
         ({"q": {"x": 1}, "a": "b"}, ("q", "an object, expected text")),
         ({"q": "?", "a": b"raw"}, ("a", "bytes, expected text")),
-        ({"q": "?", "a": "x\0y"}, ("a", "holds a NUL character")),
+        ({"q": "?", "a": "x\0y"}, ("a", "contains a NUL character")),
         ({"q": "\ud83d", "a": "b"}, ("q", "half a character (a lone surrogate)")),
     ],
 )
@@ -143,7 +143,7 @@ def test_an_unfit_conversation_names_the_turn(values: dict[str, object], reason:
 def test_calls_beside_an_answer_are_refused(column: str, value: object) -> None:
     named, reason = bad({"q": "x", "a": "y", column: value}, PAIR)
     assert named == column
-    assert "tool calls can't be learned" in reason
+    assert "tool calls are not supported" in reason
 
 
 @pytest.mark.parametrize("nothing", ["[]", "{}", "", [], None])

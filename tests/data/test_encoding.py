@@ -1,4 +1,4 @@
-"""Texts that are not UTF-8: found out, shown as they read, and read as the user says."""
+"""Texts that are not UTF-8 are detected, shown in messages, and read with the encoding that the user gives."""
 
 import re
 import shlex
@@ -144,7 +144,7 @@ def test_an_encoding_of_one_byte_does_not_garble_utf8_with_a_bad_line(
     lines = [f"été {n},là-bas\n".encode() for n in range(30)]
     lines[10] = "été,là\n".encode("latin-1")
     path = write("a.csv", b"input,output\n" + b"".join(lines))
-    with pytest.raises(DataError, match=r"a\.csv:12 is not UTF-8, which the rest"):
+    with pytest.raises(DataError, match=r"a\.csv:12 is not UTF-8, but the rest"):
         read_rows(path, encoding=given)
 
 
@@ -159,17 +159,17 @@ def test_a_file_in_another_encoding_than_the_given_one_names_its_own(write: Writ
     [
         (
             "é,a\n".encode() * 3 + b"\xe9,a\n",
-            "a.csv:5 is not UTF-8, which the rest of the file is in",
+            "a.csv:5 is not UTF-8, but the rest of the file is",
         ),
         ("é,a\n".encode() * 3 + b"\xc3", "a.csv:5 is cut off in the middle of a character"),
         (
             "我的包裹,谢谢\n".encode("gbk") * 9 + b"\xff,a",
-            "a.csv:11 is not gb18030, which the rest",
+            "a.csv:11 is not gb18030, but the rest",
         ),
-        ("소포가,감사\n".encode("cp949") * 9 + b"\xff,a", "a.csv:11 is not cp949, which the rest"),
-        ("在哪裡,配送\n".encode("big5") * 9 + b"\xff,a", "a.csv:11 is not big5, which the rest"),
-        (b"\x81\xff,\x90\x00", "nor is the file in any other encoding"),
-        (b"a\0b,c", "a.csv:2 holds a NUL byte"),
+        ("소포가,감사\n".encode("cp949") * 9 + b"\xff,a", "a.csv:11 is not cp949, but the rest"),
+        ("在哪裡,配送\n".encode("big5") * 9 + b"\xff,a", "a.csv:11 is not big5, but the rest"),
+        (b"\x81\xff,\x90\x00", "no other encoding fits the whole file"),
+        (b"a\0b,c", "a.csv:2 contains a NUL byte"),
     ],
 )
 def test_what_no_encoding_reads_as_a_whole_is_said(write: Write, data: bytes, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Every column and every field of turns is read, or named as not read."""
+"""Every column and every field of turns is read or reported as unread."""
 
 import re
 from collections.abc import Callable

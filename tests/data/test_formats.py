@@ -165,7 +165,7 @@ def test_a_file_of_bad_rows_alone_can_t_be_skipped(write: Write) -> None:
     dataset = load_dataset(write("a.jsonl", "{\n[\n"))
     assert dataset.format == "unknown"
     assert len(dataset.bad) == 2
-    with pytest.raises(DataError, match=r"a\.jsonl has no row to learn from\. Bad rows: 2"):
+    with pytest.raises(DataError, match=r"a\.jsonl has no row to train on\. Bad rows: 2"):
         require_good(dataset, skip_bad=True)
 
 

@@ -16,12 +16,12 @@ def test_the_training_split_of_one_kind_is_chosen() -> None:
 
 
 def test_several_parts_are_not_mixed() -> None:
-    with pytest.raises(DataError, match=r"several parts: main, socratic\. Fetch one with"):
+    with pytest.raises(DataError, match=r"several parts: main, socratic\. Download one with"):
         choose("openai/gsm8k", ["main/train.parquet", "socratic/train.parquet"])
 
 
 def test_a_repository_without_data_is_refused() -> None:
-    with pytest.raises(DataError, match="'a/b' holds no file that can be read"):
+    with pytest.raises(DataError, match="'a/b' has no readable file"):
         choose("a/b", ["README.md", "loader.py"])
 
 
@@ -29,7 +29,7 @@ def test_offline_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError) as error:
         read_rows("no-such-owner/no-such-set")
-    assert "'no-such-owner/no-such-set' can't be fetched" in error.value.message
+    assert "'no-such-owner/no-such-set' can't be downloaded" in error.value.message
     assert "offline" in error.value.message
     assert "HF_ENDPOINT" in error.value.remedy
 

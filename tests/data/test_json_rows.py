@@ -1,4 +1,4 @@
-"""JSON that people bring: keys that stand twice, and mistakes that are named with their remedy."""
+"""JSON with repeated keys and common mistakes: each error names the mistake and its remedy."""
 
 import json
 import shlex
@@ -47,7 +47,7 @@ def test_a_line_that_breaks_off_behind_a_double_key_blames_no_other(write: Write
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"a": "1"},', "a comma behind the row"),
+        ('{"a": "1"},', "a comma after the row"),
         ('{"a": "1", }', "a comma before '}'"),
         ('{"a": ["1", ]}', "a comma before ']'"),
         ('{"a": "1"}{"a": "2"}', "two rows on one line"),
@@ -57,12 +57,12 @@ def test_a_line_that_breaks_off_behind_a_double_key_blames_no_other(write: Write
         (r'{"a": "\uZZZZ"}', "a single backslash"),
         ("{'a': '1'}", "json.dumps"),
         ("{“a”: 1}", "json.dumps"),
-        ('{"a": None}', "JSON writes null"),
-        ('{"a": True}', "JSON writes true"),
+        ('{"a": None}', "write null in JSON"),
+        ('{"a": True}', "write true in JSON"),
         ('{"a": "1"} // note', "not JSON: "),
         ('{"a": // note', "a comment"),
         ('{"a": "one\ttwo"}', "a line break or a tab"),
-        ('\ufeff{"a": "1"}', "two files were joined"),
+        ('\ufeff{"a": "1"}', "a byte order mark from joined files"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(write: Write, line: str, words: str) -> None:
@@ -78,7 +78,7 @@ def test_a_mistake_is_named_with_its_remedy(write: Write, line: str, words: str)
         ('[\n{"a": "1"},\n]', "a.json:3 is not JSON: .*a comma before ']'"),
         ('[\n{"a": "1"},\n{"a": "C:\\Users"}]', "a.json:3 is not JSON: .*a single backslash"),
         ("[\n{'a': 1}]", "a.json:2 is not JSON: .*json.dumps"),
-        ('{"a": "1",}', "holds no JSON: .*a comma before '}'"),
+        ('{"a": "1",}', "is not JSON: .*a comma before '}'"),
         ('{"a": 1, "rows": [{"b": 2}]}', "they may be in 'rows'"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_mistake_in_an_array_is_named_too(write: Write, text: str, words: str)
 def test_objects_without_an_array_are_named_with_a_command_that_works(write: Write) -> None:
     rows = [{"input": f"q{n}", "output": "a"} for n in range(3)]
     path = write("a b.json", "\n".join(json.dumps(row, indent=1) for row in rows))
-    with pytest.raises(DataError, match="one after another") as refused:
+    with pytest.raises(DataError, match="not in an array") as refused:
         read_rows(path)
     command = refused.value.remedy.split("`")[1]
     assert shlex.split(command)[-3:] == ["a b.json", ">", "NEW_FILE.jsonl"]
@@ -163,5 +163,5 @@ def test_a_file_of_blanks_has_no_rows(write: Write, name: str, text: str) -> Non
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize("marks", ["\ufeff\ufeff", "\ufeff\n\ufeff", "\ufeff \ufeff"])
 def test_an_array_behind_two_marks_is_refused_for_them(write: Write, name: str, marks: str) -> None:
-    with pytest.raises(DataError, match="two files were joined"):
+    with pytest.raises(DataError, match="a byte order mark from joined files"):
         read_rows(write(name, f'{marks}[\n{{"a": "1"}},\n{{"a": "2"}}\n]'))

@@ -1,4 +1,4 @@
-"""Good files, changed by a seeded generator: what they hold is read, or refused, or named.
+"""Good files, mutated by a seeded generator: their content is read, refused or reported as unread.
 
 A case is a form of rows, changes to its rows, a kind of file, and changes to that file. Every text in
 its rows is unique. Whatever the model neither reads nor learns must stand in a row that is refused, in
@@ -418,7 +418,7 @@ def table_of(draw: random.Random, case: Case) -> str:
         if draw.random() < 0.05:
             cells.append(f"extra#{draw.randrange(10**9)}")
             row["column without a name"] = cells[-1]
-            case.changed.add("fields where the header has")
+            case.changed.add("fields, but the header has")
         writer.writerow(cells)
         case.lines.append((first, physical_line(out.getvalue()) - 1))
     return out.getvalue()
@@ -660,7 +660,7 @@ BREAKS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "keys that stand twice": (("json_rows._Objects.__call__",), lambda self, pairs: dict(pairs)),
     "joined headers": (("table_rows._is_header",), lambda fields, names: False),
     "encodings": (("rows._bytes",), lambda file: file.read_bytes().decode("latin-1").encode()),
-    "system and history": (("conversion.preceded",), lambda row, columns, turns: tuple(turns)),
+    "system and history": (("conversion.with_history",), lambda row, columns, turns: tuple(turns)),
     "the last row": (("rows.line_rows",), lambda file, text: [*line_rows(file, text)][:-1]),
 }
 

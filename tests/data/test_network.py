@@ -1,4 +1,4 @@
-"""What keeps the Hub from being asked is named, by its variable."""
+"""Faults that stop requests to the Hub are reported with the environment variable."""
 
 from pathlib import Path
 

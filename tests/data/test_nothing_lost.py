@@ -1,4 +1,4 @@
-"""Good rows with one more column or field: it is read, or the row is refused, or it is named."""
+"""Good rows with an extra column or field: it is read, refused with its row, or reported as unread."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the check of a preference file finds, counted by hand."""
+"""The report on a preference file, against values counted by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_ratings(write: Write, chatml: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("rows", "warning"),
     [
-        (PAIRS[:3], "Very few rows: 3"),
+        (PAIRS[:3], "Very few rows (3)"),
         ([pair(n, "yes, gladly", "no") for n in range(9)], "longer in 100% of the pairs"),
         ([pair(n, "no", "yes, gladly") for n in range(9)], "shorter in 100% of the pairs"),
         ([{"text": f"{n}", "rating": 2} for n in range(9)], "the same rating, 2"),
@@ -87,7 +87,7 @@ def test_ratings(write: Write, chatml: Tokenizer) -> None:
         ),
         (
             [*PAIRS, pair(11, "a <|im_start|> b", "b")],
-            "'<|im_start|>' stands in the content of line 11",
+            "The content of line 11 contains the special token '<|im_start|>'",
         ),
     ],
 )
@@ -104,7 +104,7 @@ LONG = "no " * 40
     [
         (
             pair(11, LONG + "yes", LONG + "never"),
-            "cut to max_tokens (32), both answers are the same",
+            "truncated to max_tokens (32), both answers are the same",
         ),
         (
             {**pair(11, "yes", "no"), "system": LONG},
@@ -112,7 +112,7 @@ LONG = "no " * 40
         ),
         (
             {"prompt": "q", "chosen": LONG + "a", "rejected": LONG},
-            "cut to max_tokens (32), both answers are the same",
+            "truncated to max_tokens (32), both answers are the same",
         ),
     ],
 )

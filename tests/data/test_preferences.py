@@ -1,4 +1,4 @@
-"""Preference files: their kinds, what is wrong with a row, and how they are split."""
+"""Preference files: kinds, bad rows, and the split into training and held-out rows."""
 
 import json
 from pathlib import Path
@@ -100,7 +100,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 def test_pairs(row: Any, asked: list[str], answers: tuple[str, str], tmp_path: Path) -> None:
     data = load_preferences(write(tmp_path, row, {**row, "rejected": row["chosen"]}))
     assert data.kind == "pairs"
-    assert [turn.content for turn in data.rows[0].asked] == asked
+    assert [turn.content for turn in data.rows[0].prompt] == asked
     assert data.rows[0].answers == answers
     assert data.rows[0].example(1).turns[-1] == Turn("assistant", answers[1])
     (bad,) = data.bad
@@ -117,7 +117,7 @@ def test_ratings_of_answers_and_of_bare_texts(tmp_path: Path) -> None:
         write(tmp_path, {"text": "fine", "rating": -3}, {"text": "", "rating": 1})
     )
     assert bare.bare
-    assert bare.rows[0].asked == (Turn("user", ""),)
+    assert bare.rows[0].prompt == (Turn("user", ""),)
     assert bare.rows[0].answers == ("fine",)
     assert [bad.column for bad in bare.bad] == ["text"]
 
@@ -138,9 +138,9 @@ def test_judged_answers(value: Any, good: float, tmp_path: Path) -> None:
         ({"prompt": "q", "completion": "a", "label": "so-so"}, "label", "neither good nor bad"),
         ({"prompt": "q", "completion": "a", "label": 0.5}, "label", "neither good nor bad"),
         ({"prompt": ["q"], "completion": "a", "label": 1}, "prompt", "a list, expected text"),
-        ({"text": "t", "rating": "many"}, "rating", "no number"),
-        ({"text": "t", "rating": True}, "rating", "no number"),
-        ({"text": "t", "rating": "inf"}, "rating", "no number"),
+        ({"text": "t", "rating": "many"}, "rating", "not a number"),
+        ({"text": "t", "rating": True}, "rating", "not a number"),
+        ({"text": "t", "rating": "inf"}, "rating", "not a number"),
         ({"text": "t", "rating": None}, "rating", "null"),
         ({"prompt": 5, "chosen": "a", "rejected": "b"}, "prompt", "a number"),
     ],
@@ -176,7 +176,7 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 5}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(20)]
     data = load_preferences(write(tmp_path, *rows))
     train, held = data.split(0.3, 1)
-    assert {row.asked for row in train.rows} & {row.asked for row in held.rows} == set()
+    assert {row.prompt for row in train.rows} & {row.prompt for row in held.rows} == set()
     assert len(train.rows) + len(held.rows) == 20
     assert held.rows
     assert data.split(0.3, 1) == (train, held)
@@ -207,7 +207,7 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
         (
             {"prompt": "q", "chosen": [{**turns("q", "a")[1], "weight": 0}], "rejected": "b"},
             "chosen",
-            "not to be learned",
+            "masked from the loss",
         ),
         ({"prompt": "q", "chosen": {"role": "user", "content": "a"}, "rejected": "b"}, "chosen",
          "does not end"),
@@ -233,7 +233,7 @@ def test_where_every_row_is_bad_none_can_be_skipped(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ('{"prompt": "q", "chosen": "a", "rejected": "b", "rejected": "c"}', "twice"),
-        ('{"prompt": "q", "chosen": "a", "rejected": "b"},', "a comma behind the row"),
+        ('{"prompt": "q", "chosen": "a", "rejected": "b"},', "a comma after the row"),
         ('{"prompt": "C:\\Users", "chosen": "a"', "a single backslash"),
     ],
 )
@@ -242,7 +242,7 @@ def test_where_no_row_can_be_read_the_reasons_are_named(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(f"{text}\n" * 3, encoding="utf-8")
-    with pytest.raises(DataError, match="no row that can be read") as refused:
+    with pytest.raises(DataError, match="can be read") as refused:
         load_preferences(file)
     assert reason in refused.value.message
 

@@ -1,4 +1,4 @@
-"""What a row asks: system texts, histories and contexts are read in every form."""
+"""Prompts of rows: system texts, histories and contexts are read in every form."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_preferences_read_what_stands_beside_the_question(
 ) -> None:
     beside = {"input": "i", "system": "s", "history": [["q0", "a0"]]}
     (row,) = load_preferences(write("a.jsonl", [asked | answered | beside])).rows
-    assert [turn.content for turn in row.asked] == ["s", "q0", "a0", "q\n\ni"]
+    assert [turn.content for turn in row.prompt] == ["s", "q0", "a0", "q\n\ni"]
     assert row.answers[0] == "a"
 
 

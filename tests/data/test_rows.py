@@ -76,8 +76,8 @@ def test_a_byte_order_mark_is_tolerated(write: Write, name: str) -> None:
         ("12", "12, not a JSON object"),
         ("null", "null, not a JSON object"),
         ('{"a": "\t"}', "not JSON: Invalid control character at at character 8"),
-        ("[" * 100_000, "not JSON that can be read: "),
-        ('{"a": ' + "9" * 5000 + "}", "not JSON that can be read: "),
+        ("[" * 100_000, "unreadable JSON: "),
+        ('{"a": ' + "9" * 5000 + "}", "unreadable JSON: "),
     ],
 )
 def test_a_bad_line_is_a_bad_row(write: Write, line: str, reason: str) -> None:
@@ -91,8 +91,8 @@ def test_a_bad_line_is_a_bad_row(write: Write, line: str, reason: str) -> None:
 def test_ragged_rows_are_bad_rows(write: Write) -> None:
     table = read_rows(write("a.csv", "x,y\n1,2\n3\n4,5,6\n"))
     assert [str(row) for row in table.bad] == [
-        "a.csv:3: 1 fields where the header has 2",
-        "a.csv:4: 3 fields where the header has 2",
+        "a.csv:3: 1 fields, but the header has 2",
+        "a.csv:4: 3 fields, but the header has 2",
     ]
     assert len(table.rows) == 1
 
@@ -102,29 +102,29 @@ BROKEN = [
     ("blank.csv", "\ufeff \n\n", "blank.csv is empty", "Give a file"),
     ("gbk.jsonl", '{"a": "1"}\n{"a": "你好"}'.encode("gbk"), "gbk.jsonl:2 is not UTF-8", "gb18030"),
     ("wide.csv", "x,y\n1,2".encode("utf-16-le"), "wide.csv:1 is not UTF-8", "utf-16-le"),
-    ("nul.jsonl", b'{"a": "1"}\n{"a": "\x00"}', "nul.jsonl:2 holds a NUL byte", "UTF-8"),
+    ("nul.jsonl", b'{"a": "1"}\n{"a": "\x00"}', "nul.jsonl:2 contains a NUL byte", "UTF-8"),
     ("cut.json", '[{"a": "1"},\n {"a": "2', "cut.json is cut off", "again"),
     ("cut.json", '[{"a": "1"},\n {"a": "2"}', "does not end by line 2", "again"),
     ("cut.json", '[{"a": "1"},\n', "cut.json is cut off", "again"),
-    ("syntax.json", '[{"a": "1"}\n {"a": "2"}]', "syntax.json:2 is not JSON", "Mend that line"),
-    ("syntax.json", '[{"a": "1"},\n {a: "2"}]', "syntax.json:2 is not JSON", "Mend that line"),
-    ("deep.json", "[\n" + "[" * 100_000, "deep.json:2 is not JSON", "Mend that line"),
-    ("two.json", '[{"a": "1"}]\n[]', "text after the array's end", "Mend that line"),
+    ("syntax.json", '[{"a": "1"}\n {"a": "2"}]', "syntax.json:2 is not JSON", "Correct that line"),
+    ("syntax.json", '[{"a": "1"},\n {a: "2"}]', "syntax.json:2 is not JSON", "Correct that line"),
+    ("deep.json", "[\n" + "[" * 100_000, "deep.json:2 is not JSON", "Correct that line"),
+    ("two.json", '[{"a": "1"}]\n[]', "text after the end of the array", "Correct that line"),
     ("object.json", '{"a": 1, "data": []}', "an object, not an array", "may be in 'data'"),
-    ("number.json", "3", "a number, not an array", "one JSON array"),
-    ("prose.json", "hello", "prose.json holds no JSON", "JSON array"),
+    ("number.json", "3", "a number, not an array", "a JSON array"),
+    ("prose.json", "hello", "prose.json is not JSON", "JSON array"),
     ("none.json", "[]", "none.json has no rows", "few examples"),
     ("header.csv", "x,y\n", "header.csv has no rows", "few examples"),
     ("noheader.csv", "\nx,y\n1,2\n", "no name for column 1", "first line"),
     ("index.csv", ",x,y\n0,1,2\n", "no name for column 1", "index=False"),
-    ("twice.tsv", "x\ty\tx\n1\t2\t3", "names a column twice: x", "a name of its own"),
+    ("twice.tsv", "x\ty\tx\n1\t2\t3", "has repeated column names: x", "a different name"),
     ("open.csv", 'x,y\n1,2\n3,"4\n5,6\n', "open.csv:3 can't be read as a table", "quoted field"),
-    ("json.csv", '{"a": 1}\n', "json.csv holds JSON", ".jsonl"),
-    ("notes.txt", "hello", "notes.txt is of an unknown kind", ".jsonl"),
-    ("book.csv", b"PK\x03\x04...", "it holds zip/xlsx", "rename"),
-    ("packed.jsonl", b"\x1f\x8b...", "it holds gzip", "Unpack"),
-    ("real.jsonl", b"PAR1...", "it holds Parquet", "rename"),
-    ("false.parquet", "x,y\n1,2", "it holds something else", "rename"),
+    ("json.csv", '{"a": 1}\n', "json.csv contains JSON", ".jsonl"),
+    ("notes.txt", "hello", "notes.txt has an unknown file type", ".jsonl"),
+    ("book.csv", b"PK\x03\x04...", "it is zip/xlsx", "extension"),
+    ("packed.jsonl", b"\x1f\x8b...", "it is gzip", "Unpack"),
+    ("real.jsonl", b"PAR1...", "it is Parquet", "extension"),
+    ("false.parquet", "x,y\n1,2", "it is something else", "extension"),
     ("broken.parquet", b"PAR1....PAR1", "broken.parquet can't be read as Parquet", "again"),
 ]
 
@@ -160,7 +160,7 @@ def test_a_table_may_not_repeat_a_parquet_column(write: Write) -> None:
     path = write("a.parquet", b"")
     column = pyarrow.array(["1"])
     parquet.write_table(pyarrow.Table.from_arrays([column, column], names=["x", "x"]), path)
-    with pytest.raises(DataError, match="names a column twice: x"):
+    with pytest.raises(DataError, match="has repeated column names: x"):
         read_rows(path)
 
 

@@ -1,4 +1,4 @@
-"""Tables as spreadsheets write them: other delimiters, blank ends, joined files, long fields."""
+"""Tables written by spreadsheets: other delimiters, trailing blanks, joined files, long fields."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_header_again_is_a_bad_row(write: Write, text: str, line: int) -> No
     assert len(table.rows) == 2
     (bad,) = table.bad
     assert bad.line == line
-    assert "the header line again" in bad.reason
+    assert "a repeated header line" in bad.reason
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -96,7 +96,7 @@ def test_a_field_of_any_length_is_read(write: Write, name: str, length: int) -> 
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ('x,y\n"say \\"hi\\"","ok"\n', "It writes a quote inside a field as"),
+        ('x,y\n"say \\"hi\\"","ok"\n', "Quotes inside fields are written as"),
         ('x,y\n"a"b,c\n', "Close every quoted field"),
         ('x,y\n1,2\n3,"4\n', "Close every quoted field"),
     ],

@@ -174,10 +174,10 @@ def test_custom_layout(base: Tokenizer) -> None:
     [
         ({"kind": "chat"}, "no chat template"),
         ({"kind": "chta"}, r"Unknown template: 'chta'\. Did you mean 'chat'\?"),
-        ({"kind": "{inptu}"}, r"'\{inptu\}' can't be filled in\. It needs \{input\}"),
+        ({"kind": "{inptu}"}, r"'\{inptu\}' is not valid\. It must contain \{input\}"),
         ({"kind": "{input} {context}"}, "no other braces"),
-        ({"kind": "{instruction}"}, r"needs \{input\}"),
-        ({"max_tokens": 1}, "max_tokens is 1"),
+        ({"kind": "{instruction}"}, r"must contain \{input\}"),
+        ({"max_tokens": 1}, "max_tokens=1 is too small"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -209,7 +209,7 @@ def test_turns_that_the_template_refuses(no_system: Tokenizer) -> None:
 
 @pytest.mark.parametrize("said", [[], [Turn("user", "q"), Turn("assistant", "a")]])
 def test_a_prompt_ends_with_a_user_turn(chatml: Tokenizer, said: list[Turn]) -> None:
-    with pytest.raises(UsageError, match="do not end with a user's"):
+    with pytest.raises(UsageError, match="The last turn is not the user's"):
         Template(chatml).prompt(said)
 
 

@@ -1,4 +1,4 @@
-"""Turns of conversations: both dialects, marks that make an answer context, content in parts."""
+"""Turns of conversations: both dialects, fields that mask an answer from the loss, content in parts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -146,12 +146,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
         ({"instruction": "q", "output": "a", "videos": ["a.mp4"]}, "videos", "a video"),
         ({"input": "q", "output": "a", "tool_calls": CALL}, "tool_calls", "tool calls"),
         ({"messages": '[{"role": "user"}]'}, "messages", "write the list itself"),
-        ({"messages": talk({"value": "b"})}, "messages[1].value", "otherwise"),
-        ({"messages": talk({"from": "human"})}, "messages[1].from", "otherwise"),
+        ({"messages": talk({"value": "b"})}, "messages[1].value", "contradicts"),
+        ({"messages": talk({"from": "human"})}, "messages[1].from", "contradicts"),
         (
             {"conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
             "conversations[0].content",
-            "otherwise",
+            "contradicts",
         ),
     ],
 )
@@ -174,10 +174,10 @@ def test_an_empty_field_refuses_nothing(write: Write, field: str, nothing: objec
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("images", [{"path": "x.png"}], "holds an image"),
-        ("audio", {"path": "x.wav"}, "holds audio"),
-        ("tool_calls", [{"name": "w"}], "tool calls can't be learned"),
-        ("function_call", "w()", "tool calls can't be learned"),
+        ("images", [{"path": "x.png"}], "contains an image"),
+        ("audio", {"path": "x.wav"}, "contains audio"),
+        ("tool_calls", [{"name": "w"}], "tool calls are not supported"),
+        ("function_call", "w()", "tool calls are not supported"),
     ],
 )
 def test_a_part_of_text_with_more_than_text_is_refused(

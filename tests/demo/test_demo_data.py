@@ -1,4 +1,4 @@
-"""The demo's data: enough rows, none bad, none shared, every answer in its task's form."""
+"""The demo's data: enough rows, no bad or shared rows, every answer in its task's format."""
 
 import re
 from pathlib import Path

@@ -21,7 +21,7 @@ from onebase.engine.request import Request
 from onebase.engine.rows import TokenRow
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
-from onebase.model.ends import end_tokens
+from onebase.model.eos import end_tokens
 
 # The prefixes and prompts are shorter and longer than Gemma's sliding window of 8.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -73,7 +73,7 @@ def test_virtual_tokens_are_a_part_of_the_text(
     assert adapter.before_text == 4
     own = {"a": adapter.contribution()}
     losses(base, [row(BORDER - 4, 0, "a")], own)
-    with pytest.raises(UsageError, match="41 tokens, virtual tokens among them"):
+    with pytest.raises(UsageError, match="41 tokens, including virtual tokens"):
         losses(base, [row(BORDER - 3, 0, "a")], own)
 
 

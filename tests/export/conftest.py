@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers of every family that GGUF is written for, and stored adapters."""
+"""Tiny models and tokenizers of every family supported for GGUF, and stored adapters."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
 from onebase.engine.forward import run_pack
 from onebase.engine.pack import Pack
-from onebase.export.ends import AnswerEnds, answer_ends
+from onebase.export.eos import AnswerEnds, answer_ends
 from onebase.export.gguf_files import write_model
 from onebase.model.base import Base
 

@@ -1,4 +1,4 @@
-"""A folder for the user appears whole or not at all, and nothing of theirs is touched."""
+"""Output folders are created atomically and never change the user's files."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What of a tokenizer stands in a GGUF's header; test_llama_cpp.py shows that it is enough."""
+"""The tokenizer in a GGUF header; test_llama_cpp.py tests that llama.cpp tokenizes the same way."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An adapter copied out is PEFT's, and PEFT answers with it as the engine does."""
+"""An exported adapter is in PEFT's format, and PEFT answers like the engine with it."""
 
 import json
 from collections.abc import Callable
@@ -128,7 +128,7 @@ def test_a_prefix_on_some_layers_has_no_file_of_pefts(
 ) -> None:
     base = make_family("llama")
     stored = keep(base, make_lora(base, "p-tuning-v2", layers="top:1"))
-    with pytest.raises(UsageError, match=r"support@1 has its prefix on some layers") as caught:
+    with pytest.raises(UsageError, match=r"support@1 has a prefix on some layers only") as caught:
         export(store, "support", "peft", tmp_path / "out")
     assert str(stored.path) in caught.value.remedy
     assert "layers=all" in caught.value.remedy

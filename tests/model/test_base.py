@@ -1,4 +1,4 @@
-"""A folder becomes a frozen base; a damaged one becomes an error, never another model."""
+"""Loading a folder as a frozen base; a damaged one raises an error instead of giving another model."""
 
 import json
 import shutil
@@ -131,7 +131,9 @@ def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], None
 
 def test_the_missing_weight_is_named(folder: Path) -> None:
     drop_one_weight(folder)
-    with pytest.raises(CorruptFileError, match=r"lacks 1 weights, model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(
+        CorruptFileError, match=r"1 weights are missing, such as model\.layers\.1\.mlp\.up_proj"
+    ):
         Base.load(str(folder))
 
 

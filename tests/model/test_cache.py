@@ -1,4 +1,4 @@
-"""A model appears in the cache whole or not at all."""
+"""Models are added to the cache atomically."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
+from onebase.model.cache import add_to_cache, cached_models, is_model_folder, models_folder
 
 LeftIn = Callable[[], list[str]]
 
@@ -36,18 +36,18 @@ def test_a_target_appears_at_the_end(cache: Path) -> None:
         assert not target.exists()
         assert cached_models() == []
 
-    assert appear(target, make) == target
+    assert add_to_cache(target, make) == target
     assert is_model_folder(target)
     assert cached_models() == [target]
 
 
 def test_a_complete_target_is_not_made_again(cache: Path) -> None:
-    appear(cache / "tiny", fill)
+    add_to_cache(cache / "tiny", fill)
 
     def never(_: Path) -> None:
         pytest.fail("made twice")
 
-    assert appear(cache / "tiny", never) == cache / "tiny"
+    assert add_to_cache(cache / "tiny", never) == cache / "tiny"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
@@ -59,17 +59,17 @@ def test_an_interruption_leaves_nothing(
         raise error
 
     with pytest.raises(error):
-        appear(cache / "tiny", interrupted)
+        add_to_cache(cache / "tiny", interrupted)
     assert left_in() == []
-    appear(cache / "tiny", fill)  # and the way is free
+    add_to_cache(cache / "tiny", fill)  # and the way is free
     assert cached_models() == [cache / "tiny"]
 
 
 def test_what_a_killed_process_left_is_cleared(cache: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from onebase.model.cache import appear\n"
+        "import os, sys; from pathlib import Path; from onebase.model.cache import add_to_cache\n"
         "def make(folder): (folder / 'config.json').touch(); os._exit(9)\n"
-        "appear(Path(sys.argv[1]), make)"
+        "add_to_cache(Path(sys.argv[1]), make)"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(cache / "tiny")], check=False)
     assert killed.returncode == 9
@@ -80,14 +80,14 @@ def test_what_a_killed_process_left_is_cleared(cache: Path) -> None:
         assert list(folder.iterdir()) == []
         fill(folder)
 
-    appear(cache / "tiny", make)
+    add_to_cache(cache / "tiny", make)
     assert [file.name for file in cache.iterdir() if file.is_dir()] == ["tiny"]
 
 
 def test_an_incomplete_target_is_replaced(cache: Path) -> None:
     (cache / "tiny").mkdir(parents=True)
     (cache / "tiny" / "stale").touch()
-    appear(cache / "tiny", fill)
+    add_to_cache(cache / "tiny", fill)
     assert [file.name for file in (cache / "tiny").iterdir()] == ["config.json"]
 
 
@@ -99,7 +99,7 @@ def test_whoever_waits_takes_what_the_other_made(cache: Path) -> None:
         time.sleep(0.1)
         fill(folder)
 
-    threads = [threading.Thread(target=appear, args=(cache / "tiny", make)) for _ in range(3)]
+    threads = [threading.Thread(target=add_to_cache, args=(cache / "tiny", make)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -120,13 +120,13 @@ def test_after_a_failure_the_next_in_line_tries(cache: Path) -> None:
 
     def first() -> None:
         with pytest.raises(OSError):  # noqa: PT011
-            appear(cache / "tiny", make)
+            add_to_cache(cache / "tiny", make)
 
     other = threading.Thread(target=first)
     other.start()
     while not tries:
         time.sleep(0.01)
-    appear(cache / "tiny", make)
+    add_to_cache(cache / "tiny", make)
     other.join()
     assert len(tries) == 2
     assert cached_models() == [cache / "tiny"]
@@ -134,10 +134,10 @@ def test_after_a_failure_the_next_in_line_tries(cache: Path) -> None:
 
 def test_other_models_do_not_wait(cache: Path) -> None:
     def make(folder: Path) -> None:
-        appear(cache / "two", fill)
+        add_to_cache(cache / "two", fill)
         fill(folder)
 
-    appear(cache / "one", make)
+    add_to_cache(cache / "one", make)
     assert cached_models() == [cache / "one", cache / "two"]
 
 

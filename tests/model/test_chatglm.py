@@ -1,4 +1,4 @@
-"""ChatGLM2 and ChatGLM3 from their original files against the architecture written out here."""
+"""ChatGLM2 and ChatGLM3 from their original files, against an implementation of the architecture here."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from onebase.engine.sampling import Sampling
 from onebase.errors import CorruptFileError
 from onebase.model.base import Base
 from onebase.model.chatglm_config import generation
-from onebase.model.ends import end_tokens
+from onebase.model.eos import end_tokens
 from onebase.model.fetch import resolve
 from onebase.model.weights import read_model
 
@@ -298,7 +298,7 @@ def test_a_pickle_that_runs_something_is_refused_and_runs_nothing(
         file.write_bytes(pickle.dumps(held))
     else:
         torch.save(held, file, _use_new_zipfile_serialization=packed != "older")
-    with pytest.raises(CorruptFileError, match="something else than weights") as caught:
+    with pytest.raises(CorruptFileError, match="something other than weights") as caught:
         Base.load(str(folder))
     assert LAST in caught.value.message
     assert not sprung.exists()
@@ -397,8 +397,8 @@ HEAD = "transformer.output_layer.weight"
 @pytest.mark.parametrize(
     ("edit", "fact"),
     [
-        (lambda held: held.pop(HEAD), f"it lacks 1 weights, {HEAD} among them"),
-        (lambda held: held.update(extra=torch.ones(1)), "extra, which has no place"),
+        (lambda held: held.pop(HEAD), f"1 weights are missing, such as {HEAD}"),
+        (lambda held: held.update(extra=torch.ones(1)), "extra, which this model does not have"),
         (
             lambda held: held.update({HEAD: held[HEAD][1:]}),
             f"the weight {HEAD} in {LAST} is [447, 48] float16, not [448, 48]",
@@ -413,7 +413,7 @@ HEAD = "transformer.output_layer.weight"
             ),
             "a second weight transformer.embedding",
         ),
-        (lambda held: held.update({HEAD: [1.0]}), "is no table of weights"),
+        (lambda held: held.update({HEAD: [1.0]}), "is not a dictionary of weights"),
     ],
 )
 def test_a_weight_that_doesnt_fit(
@@ -427,7 +427,7 @@ def test_a_weight_that_doesnt_fit(
 def test_a_missing_shard(write_chatglm: Write) -> None:
     folder = write_chatglm()
     (folder / LAST).unlink()
-    refused(folder, f"{INDEX} names {LAST}, which is not there")
+    refused(folder, f"{INDEX} names {LAST}, which does not exist")
 
 
 def test_no_weights_at_all(write_chatglm: Write) -> None:
@@ -492,11 +492,11 @@ def test_another_kind_of_tokenizer(write_chatglm: Write) -> None:
     """GLM-4's, lines of base64, under the same name."""
     folder = write_chatglm()
     (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n", encoding="utf-8")
-    refused(folder, "tokenizer.model is no SentencePiece model")
+    refused(folder, "tokenizer.model is not a SentencePiece model")
 
 
 def test_a_tokenizer_larger_than_the_model(write_chatglm: Write) -> None:
-    refused(write_chatglm(padded_vocab_size=424), "has 425 tokens, the model only 424")
+    refused(write_chatglm(padded_vocab_size=424), "has 425 tokens, but the model only 424")
 
 
 def test_a_hub_model_without_safetensors_is_fetched_as_pickles(

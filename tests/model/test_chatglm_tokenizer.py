@@ -1,4 +1,4 @@
-"""ChatGLM's tokenizer against SentencePiece itself, its control tokens and its two layouts."""
+"""ChatGLM's tokenizer against SentencePiece, its control tokens, and its two chat layouts."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Names become folders, or errors that say what to do; what is fetched is checked."""
+"""Base names resolve to folders, or to errors with a remedy; downloads are verified."""
 
 import zipfile
 from collections.abc import Callable
@@ -199,7 +199,7 @@ def test_a_replaced_download_is_refused(
     }
     replaced, actual = expected[part]
     monkeypatch.setitem(EMBEDDED, DEFAULT_BASE, replaced)
-    with pytest.raises(CorruptFileError, match="not 0000") as caught:
+    with pytest.raises(CorruptFileError, match="expected 0000") as caught:
         resolve(DEFAULT_BASE)
     assert actual in caught.value.message
     assert "pip cache purge" in caught.value.remedy

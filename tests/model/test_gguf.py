@@ -1,4 +1,4 @@
-"""A GGUF file becomes the folder it was made from, or an error that leaves nothing."""
+"""A GGUF file converts to the folder it was made from, or raises an error and leaves no folder."""
 
 import json
 import random

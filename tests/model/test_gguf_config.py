@@ -1,4 +1,4 @@
-"""Every field of a GGUF's family is read, or the file is refused by the field that is not."""
+"""Every field of a GGUF file's family is read, or the file is refused with the field's name."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a base is held in: what changes, what stays, what is refused."""
+"""Precisions of a base: what they change, what they leave, and what is refused."""
 
 import re
 from collections.abc import Callable
@@ -144,7 +144,7 @@ def test_a_precision_reads_back_as_written(text: str) -> None:
         ("int4", "int4.*int8"),
         ("nf4:fp8", "fp8.*fp16"),
         ("int8:single", "single.*bf16"),
-        ("bf16:fp32", "nothing goes behind bf16"),
+        ("bf16:fp32", "bf16 takes no options"),
         ("", "Unknown precision"),
     ],
 )

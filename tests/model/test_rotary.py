@@ -1,4 +1,4 @@
-"""Rotary embeddings that depend on the longest text: held, within a border, and exact below it."""
+"""Rotary embeddings that depend on the longest text: fixed, limited, and exact within the limit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from onebase.errors import UsageError
 from onebase.model.base import Base
-from onebase.model.rotary import RotaryLimit, hold_rotary
+from onebase.model.rotary import RotaryLimit, fix_rotary
 
 BORDER = 40
 
@@ -31,7 +31,7 @@ def test_the_border_is_where_transformers_changes_the_frequencies(
     assert torch.equal(rotary.inv_freq, short)
     model(ids(BORDER + 1))
     assert not torch.equal(rotary.inv_freq, short)
-    limit = hold_rotary(model)
+    limit = fix_rotary(model)
     assert limit == RotaryLimit(kind, BORDER)
 
 
@@ -70,7 +70,7 @@ def test_each_kind_of_layer_has_a_border(length_bound_model: Callable[..., Any])
     ).eval()
     expected = model(ids(BORDER)).logits
     model(ids(BORDER + 8))
-    assert hold_rotary(model) == RotaryLimit("dynamic", BORDER)
+    assert fix_rotary(model) == RotaryLimit("dynamic", BORDER)
     model(ids(BORDER + 16))
     assert torch.equal(model(ids(BORDER)).logits, expected)
     assert model.config.rope_parameters["full_attention"]["rope_type"] == "dynamic"
@@ -82,7 +82,7 @@ def test_other_rotary_embeddings_have_no_border(make_base: Callable[..., Base]) 
     assert base.context == base.model.config.max_position_embeddings
     base.require_room(base.context)
     with pytest.raises(
-        UsageError, match="tokens, virtual tokens among them, more than tiny-llama's"
+        UsageError, match="tokens, including virtual tokens, more than tiny-llama's"
     ):
         base.require_room(base.context + 1)
 

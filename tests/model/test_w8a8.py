@@ -1,4 +1,4 @@
-"""A base in w8a8: what is rounded, what is kept on disk, and what a damaged file does."""
+"""A base in w8a8: the rounded weights, their cache file, and damaged cache files."""
 
 from collections.abc import Callable
 from pathlib import Path

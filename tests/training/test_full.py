@@ -131,7 +131,7 @@ def test_what_it_does_not_go_with_is_refused(
 ) -> None:
     base = make_base()
     file = write_rows(tmp_path, "a", 8)
-    with pytest.raises(UsageError, match="full and lora don't go together"):
+    with pytest.raises(UsageError, match="full and lora can't be combined"):
         Learner(Job("a", file, "full+lora"), base)
     base.hold_in(choose("int8", device="cpu", stored=torch.float32), "cpu")
     with pytest.raises(UsageError, match=r"full trains every weight.*int8"):

@@ -414,7 +414,7 @@ def test_answers_that_the_template_rewrites_are_told_before_training(
     watcher = Noting()
     workspace = onebase.Workspace(tmp_path / "w")
     onebase.train([job(data)], base=base, workspace=workspace, watcher=watcher)
-    assert any("Earlier answers are not learned" in note for note in watcher.notes)
+    assert any("Earlier answers are not trained on" in note for note in watcher.notes)
 
 
 def test_rows_that_leave_nothing_to_learn(

@@ -1,1 +1,1 @@
-"""What training makes: adapters of every method, their files, versions and runs."""
+"""Adapters: the training methods, PEFT's file format, and the versioned store."""

@@ -1,4 +1,4 @@
-"""An adapter: what one task learns on the frozen base, by whatever method."""
+"""An adapter: the parameters that one task trains on the frozen base, with any method."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from onebase.adapters.contribution import Contribution
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding, PromptEncoder
+from onebase.adapters.scalar_head import ScalarHead
 
 PARTS = ("lora", "ia3", "prompt", "prefix", "full")
 
 
 class Adapter(nn.Module):
-    """Trainable parts, one or several: low-rank deltas, vectors, virtual tokens, a KV prefix; or
-    a whole model of its own (`full`), which contributes nothing to a pass over another.
+    """One or several trainable parts: low-rank deltas, scaling vectors, virtual tokens, a KV prefix;
+    or a whole model (`full`), which contributes nothing to a pass over another model.
 
-    `method` is the name of the method that built it (`lora+p-tuning` for two of them), `options`
-    its settings as plain values. The last `placed` of the virtual tokens stand at marked places in
-    the text, the others before it. A reward or value model has a `head` beside them.
+    `method` is the method that built it (`lora+p-tuning` for two methods), `options` its settings
+    as plain values. The last `placed` virtual tokens stand at marked places in the text, the others
+    before it. A reward or value model also has a `head`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Adapter(nn.Module):
         self.head = head
 
     def contribution(self) -> Contribution:
-        """What this adapter brings to one pass; gradients flow back through it."""
+        """What this adapter adds to a forward pass; gradients flow back through it."""
         virtual: Tensor | None = None if self.prompt is None else self.prompt()
         placed: Tensor | None = None
         if virtual is not None and self.placed:
@@ -67,15 +67,15 @@ class Adapter(nn.Module):
 
     @property
     def before_text(self) -> int:
-        """How many positions its virtual tokens and its prefix take before a text."""
+        """The number of positions that virtual tokens and prefix take before a text."""
         with torch.no_grad():
             virtual = 0 if self.prompt is None else len(self.prompt()) - self.placed
         return virtual + (0 if self.prefix is None else self.prefix.embedding.num_embeddings)
 
     def trainable(self) -> int:
-        """How many parameters training changes."""
+        """The number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def parts(self) -> dict[str, Tensor]:
-        """A copy of everything this adapter holds, encoders included."""
+        """A copy of all tensors by name, including prompt encoders."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}

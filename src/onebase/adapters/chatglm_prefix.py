@@ -1,12 +1,12 @@
-"""The checkpoint that ChatGLM2's own P-tuning v2 scripts leave, read into an adapter.
+"""Reading a checkpoint of ChatGLM2's own P-tuning v2 scripts into an adapter.
 
-Beside config.json with `pre_seq_len`, its weights file holds `transformer.prefix_encoder`: one row a
-token, [tokens, layers * 2 * groups * channels], the order of DeepPrefix; with `prefix_projection` these
-rows are what an MLP makes of the embedding (modeling_chatglm.py: PrefixEncoder, get_prompt).
+Its config.json has `pre_seq_len`, its weights file `transformer.prefix_encoder`: one row per token,
+[tokens, layers * 2 * groups * channels], in the order of DeepPrefix. With `prefix_projection` an MLP
+computes these rows from the embedding (modeling_chatglm.py: PrefixEncoder, get_prompt).
 
-ChatGLM counts the positions of a text from 0, prefix or not. Here a text stands behind its prefix. A
-query p tokens into a text is therefore turned by p + tokens, not by p; turning each key of the prefix by
-`tokens` keeps every product of the two.
+ChatGLM counts the positions of a text from 0, with or without a prefix. Here a text follows its
+prefix, so a query at position p of the text is rotated by p + tokens instead of p. Rotating each key
+of the prefix by `tokens` keeps all their products the same.
 """
 
 import json
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.peft_config import AdapterFolder
+from onebase.adapters.adapter_folder import AdapterFolder, not_floating_point, shape_mismatch
 from onebase.adapters.prefix import DeepPrefix, flatten
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
@@ -31,9 +31,9 @@ from onebase.model.base import Base
 _CONFIG = "config.json"
 _BIN, _SAFETENSORS = "pytorch_model.bin", "model.safetensors"
 _ENCODER = "transformer.prefix_encoder."
-_LARGEST_PICKLE = 64 << 20  # bytes, of what is not mapped from the file
-_LARGEST_UNMAPPED = 1 << 30  # bytes of a file in torch's older form, which can't be mapped
-# What reading a damaged pickle raises: the unpickler follows it into any operation.
+_LARGEST_PICKLE = 64 << 20  # bytes; pickled data is not mapped from the file
+_LARGEST_UNMAPPED = 1 << 30  # bytes of a file in torch's old format, which can't be mapped
+# The errors that reading a damaged pickle raises; the unpickler may run into any operation.
 _PICKLE_ERRORS = (
     *(pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError),
     *(AttributeError, OSError, OverflowError, MemoryError, AssertionError, struct.error),
@@ -51,19 +51,19 @@ def is_chatglm_prefix(folder: Path) -> bool:
 
 
 def load_chatglm_prefix(folder: AdapterFolder, base: Base) -> tuple[Adapter, int]:
-    """The adapter in `folder`, and how many weights beside the prefix are not read.
+    """The adapter in `folder`, and the number of weights besides the prefix, which are not read.
 
-    Raises UsageError for a base that is no ChatGLM, CorruptFileError for a file that holds anything but
-    tensors, or sizes other than the configuration's and the base's.
+    Raises UsageError for a base that is no ChatGLM, and CorruptFileError for a file that holds anything
+    but tensors, or tensors whose sizes do not fit the configuration and the base.
     """
     if getattr(base.model.config, "model_type", None) != "glm":
         raise UsageError(
             say(
-                f"{folder.path} holds a prefix for ChatGLM, and {base.name} is no ChatGLM.",
+                f"{folder.path} holds a prefix for ChatGLM, but {base.name} is no ChatGLM.",
                 f"{folder.path} 中是 ChatGLM 的前缀，而 {base.name} 不是 ChatGLM。",
             ),
             say(
-                "Name the ChatGLM that it was trained on with --base.",
+                "Give the ChatGLM that it was trained on with --base.",
                 "请用 --base 指明训练时的 ChatGLM。",
             ),
         )
@@ -78,34 +78,34 @@ def load_chatglm_prefix(folder: AdapterFolder, base: Base) -> tuple[Adapter, int
             "trans.2.weight": (width, shape.hidden),
             "trans.2.bias": (width,),
         }
-    file, stored = _stored(folder)
-    own = {key[len(_ENCODER) :]: stored[key] for key in stored if key.startswith(_ENCODER)}
-    if not own:
+    file, stored = _read_tensors(folder)
+    encoder = {key[len(_ENCODER) :]: stored[key] for key in stored if key.startswith(_ENCODER)}
+    if not encoder:
         reason = say(
             f"it has no {_ENCODER}embedding.weight", f"其中没有 {_ENCODER}embedding.weight"
         )
         raise folder.damaged(file, reason)
-    parts = {key: _checked(folder, file, own, key, size) for key, size in sizes.items()}
-    if extra := set(own) - set(sizes):
+    parts = {key: _checked(folder, file, encoder, key, size) for key, size in sizes.items()}
+    if extra := set(encoder) - set(sizes):
         reason = say(
-            f"it has {_ENCODER}{min(extra)}, and prefix_projection is {projection} in {_CONFIG}",
+            f"it has {_ENCODER}{min(extra)}, but prefix_projection is {projection} in {_CONFIG}",
             f"其中有 {_ENCODER}{min(extra)}，而 {_CONFIG} 中 prefix_projection 为 {projection}",
         )
         raise folder.damaged(file, reason)
     rows = parts["embedding.weight"]
     if projection:
-        inside = torch.tanh(rows @ parts["trans.0.weight"].T + parts["trans.0.bias"])
-        rows = inside @ parts["trans.2.weight"].T + parts["trans.2.bias"]
-    turned = _behind_the_prefix(rows, base)
-    if not bool(torch.isfinite(turned).all()):
+        hidden = torch.tanh(rows @ parts["trans.0.weight"].T + parts["trans.0.bias"])
+        rows = hidden @ parts["trans.2.weight"].T + parts["trans.2.bias"]
+    rotated = _rotated_by_prefix(rows, base)
+    if not bool(torch.isfinite(rotated).all()):
         raise folder.damaged(file, say("the prefix is not finite", "前缀含有非有限值"))
-    prefix = DeepPrefix(shape, tokens, projection=None, start=turned)
+    prefix = DeepPrefix(shape, tokens, projection=None, start=rotated)
     adapter = Adapter("p-tuning-v2", {"virtual_tokens": tokens}, prefix=prefix)
-    return adapter.to(base.device), len(stored) - len(own)
+    return adapter.to(base.device), len(stored) - len(encoder)
 
 
 def _settings(folder: AdapterFolder, base: Base) -> tuple[int, bool]:
-    """`pre_seq_len` and `prefix_projection`; the sizes beside them are the base's."""
+    """`pre_seq_len` and `prefix_projection`; checks the sizes beside them against the base's."""
     try:
         config: dict[str, Any] = json.loads((folder.path / _CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -140,15 +140,15 @@ def _settings(folder: AdapterFolder, base: Base) -> tuple[int, bool]:
             continue
         if config.get(field, size) != size:
             reason = say(
-                f"{field} is {config[field]!r:.100}, and {base.name} has {size}",
+                f"{field} is {config[field]!r:.100}, but {base.name} has {size}",
                 f"{field} 为 {config[field]!r:.100}，而 {base.name} 为 {size}",
             )
             raise folder.damaged(_CONFIG, reason)
     return tokens, projection
 
 
-def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
-    """The name of the weights file and its tensors, mapped rather than read where that can be."""
+def _read_tensors(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
+    """The name of the weights file and its tensors, mapped from the file where possible."""
     file = next((n for n in (_BIN, _SAFETENSORS) if (folder.path / n).is_file()), None)
     if file is None:
         reason = say(
@@ -170,16 +170,15 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
         elif path.stat().st_size > _LARGEST_UNMAPPED:
             raise _too_large(folder)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of a pickle in another protocol, which is refused anyway
-            # Tensors only: a pickle that asks for anything else is refused before it is given any.
+            # About a pickle in another protocol, which is refused anyway.
+            warnings.simplefilter("ignore")
+            # Tensors only: a pickle that asks for anything else is refused before it gets it.
             content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipped)
     except CorruptFileError:
         raise
     except _PICKLE_ERRORS as error:
         reason = say(
-            "it holds something else than tensors, or is damaged", "其中有张量以外的内容，或已损坏"
+            "it holds something other than tensors, or is damaged", "其中有张量以外的内容，或已损坏"
         )
         raise folder.damaged(file, reason) from error
     if not isinstance(content, dict) or not all(
@@ -191,7 +190,7 @@ def _stored(folder: AdapterFolder) -> tuple[str, dict[str, Tensor]]:
 
 
 def _check_members(folder: AdapterFolder, path: Path) -> None:
-    """Raise CorruptFileError for an archive that unpacks to more than its file holds."""
+    """Raise CorruptFileError for a compressed archive, and for one with a huge pickle."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             pickled = member.filename.endswith(".pkl")
@@ -205,7 +204,7 @@ def _too_large(folder: AdapterFolder) -> CorruptFileError:
     return folder.damaged(
         _BIN,
         say(
-            "it would take more memory to read than a prefix does",
+            "reading it would take more memory than a prefix needs",
             "读取它所需的内存超出前缀应有的大小",
         ),
     )
@@ -218,29 +217,23 @@ def _checked(
     key: str,
     size: tuple[int, ...],
 ) -> Tensor:
-    """A tensor of the prefix encoder in fp32, of exactly this size."""
+    """A tensor of the prefix encoder in fp32. Raises CorruptFileError for another size or dtype."""
     name = f"{_ENCODER}{key}"
     if key not in tensors:
         raise folder.damaged(file, say(f"{name} is missing", f"缺少 {name}"))
     tensor = tensors[key]
     if tuple(tensor.shape) != size:
-        found = tuple(tensor.shape)
-        reason = say(
-            f"{name} is {found}, this base needs {size}", f"{name} 为 {found}，应为 {size}"
-        )
-        raise folder.damaged(file, reason)
+        raise folder.damaged(file, shape_mismatch(name, tuple(tensor.shape), size))
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not tensor.is_floating_point() or not plain:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        reason = say(f"{name} holds {kind}, not floating point", f"{name} 为 {kind}，而非浮点数")
-        raise folder.damaged(file, reason)
+        raise folder.damaged(file, not_floating_point(name, tensor.dtype))
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        raise _too_large(folder)  # a few numbers that claim to be many
+        raise _too_large(folder)  # an expanded view of a few numbers
     return tensor.detach().float()
 
 
-def _behind_the_prefix(rows: Tensor, base: Base) -> Tensor:
-    """`rows` with their keys turned to the position that follows the prefix, [tokens, width]."""
+def _rotated_by_prefix(rows: Tensor, base: Base) -> Tensor:
+    """`rows` with their keys rotated by the length of the prefix, [tokens, width]."""
     shape, tokens = base.shape, len(rows)
     stacked = rows.to(base.device).view(tokens, shape.layers, 2, shape.kv_heads, shape.head_dim)
     keys, values = stacked.permute(2, 1, 3, 0, 4)  # each [layers, kv_heads, tokens, head_dim]
@@ -250,6 +243,6 @@ def _behind_the_prefix(rows: Tensor, base: Base) -> Tensor:
     pairs = len(cosine) // 2
     cosine, sine = cosine[:pairs], sine[:pairs]
     first, second = keys[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
-    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], -1)
-    keys = torch.cat([turned.flatten(-2), keys[..., 2 * pairs :]], dim=-1)
+    rotated = torch.stack([first * cosine - second * sine, second * cosine + first * sine], -1)
+    keys = torch.cat([rotated.flatten(-2), keys[..., 2 * pairs :]], dim=-1)
     return flatten(keys, values).cpu()

@@ -1,4 +1,4 @@
-"""What an adapter, of whatever method, brings to the forward pass."""
+"""What an adapter of any method adds to the forward pass."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from onebase.language import say
 class LowRank:
     """A delta on one linear layer: `scale * b @ a` (Hu et al. 2021, LoRA, section 4.1).
 
-    `a` is [rank, inputs], `b` [outputs, rank]. `dropout` is the probability with which an input
-    of `a` is dropped while training, drawn from `draw`. With a `factor`, [outputs], the layer's weight and the delta
-    are multiplied by it, row by row (DoRA).
+    `a` is [rank, inputs], `b` is [outputs, rank]. `dropout` is the probability that an input of `a`
+    is dropped in training; `draw` seeds the mask. With a `factor`, [outputs], each row of the
+    layer's weight and of the delta is multiplied by it (DoRA).
     """
 
     a: Tensor
@@ -30,7 +30,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A vector that multiplies what a linear layer takes in (`on_inputs`) or its product (IA3)."""
+    """A vector that multiplies the inputs of a linear layer (`on_inputs`) or its outputs (IA3)."""
 
     vector: Tensor
     on_inputs: bool
@@ -38,14 +38,14 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Contribution:
-    """Several things at once, each of which an adapter may have or not.
+    """The parts of an adapter that change a pass; each may be missing.
 
-    `deltas` maps full names of linear layers to low-rank deltas, `scalings` to vectors; `virtual`
-    holds the embeddings of tokens placed before the text, `placed` of tokens at marked places in
-    it, both [tokens, hidden]; `prefix` the keys and values that every layer attends to besides
-    its own, each [layers, kv_heads, tokens, head_dim]. `masked_prefix` says for each layer how many of
-    the prefix's first tokens it does not attend to; empty, all layers attend to all of them. They
-    have their positions all the same.
+    `deltas` maps full names of linear layers to low-rank deltas, `scalings` to vectors. `virtual`
+    holds the embeddings of tokens before the text, `placed` those of tokens at marked places in
+    it, both [tokens, hidden]. `prefix` holds the keys and values that every layer attends to besides
+    its own, each [layers, kv_heads, tokens, head_dim]. `masked_prefix` is, for each layer, the number
+    of the prefix's first tokens that it does not attend to; when empty, all layers attend to all of
+    them. Masked tokens keep their positions.
     """
 
     deltas: Mapping[str, LowRank] = field(default_factory=dict)
@@ -57,17 +57,17 @@ class Contribution:
 
     @property
     def prefix_tokens(self) -> int:
-        """How many positions the KV prefix takes."""
+        """The number of positions that the KV prefix takes."""
         return 0 if self.prefix is None else self.prefix[0].shape[2]
 
     @property
     def virtual_tokens(self) -> int:
-        """How many virtual tokens stand before the text."""
+        """The number of virtual tokens before the text."""
         return 0 if self.virtual is None else self.virtual.shape[0]
 
     @property
     def bytes(self) -> int:
-        """The memory that its tensors take."""
+        """The size of its tensors in bytes."""
         tensors = [self.virtual, self.placed, *(self.prefix or ())]
         for delta in self.deltas.values():
             tensors += [delta.a, delta.b, delta.factor]
@@ -75,7 +75,7 @@ class Contribution:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def digest(self) -> str:
-        """A hash of all of its content, in hexadecimal digits."""
+        """The SHA-256 of its content, in hexadecimal."""
         digest = hashlib.sha256()
 
         def add(what: object, *tensors: Tensor | None) -> None:
@@ -84,9 +84,9 @@ class Contribution:
                 if tensor is None:
                     digest.update(b"-")
                     continue
-                whole = tensor.detach().cpu().contiguous()
-                digest.update(f"{whole.dtype}{tuple(whole.shape)}".encode())
-                digest.update(whole.view(-1).view(torch.uint8).numpy().data)
+                contiguous = tensor.detach().cpu().contiguous()
+                digest.update(f"{contiguous.dtype}{tuple(contiguous.shape)}".encode())
+                digest.update(contiguous.view(-1).view(torch.uint8).numpy().data)
 
         for name, delta in sorted(self.deltas.items()):
             add((name, delta.scale), delta.a, delta.b, delta.factor)
@@ -100,85 +100,112 @@ NOTHING = Contribution()
 
 
 def merged(contributions: Sequence[Contribution]) -> Contribution:
-    """Several contributions as one: their prefixes one behind the other, each as it was made alone;
-    low-rank deltas of a layer added up; scalings of a layer multiplied.
+    """Several contributions as one: prefixes are concatenated, each as computed alone; low-rank
+    deltas of a layer are added, scalings of a layer multiplied.
 
-    Virtual tokens before the text have to be compiled first. Raises UsageError for contributions
-    that can't be combined.
+    Virtual tokens before the text must be compiled into a prefix first. Raises UsageError for
+    contributions that can't be combined.
     """
     if len(contributions) == 1:
         return contributions[0]
     require_combinable(contributions)
     scalings: dict[str, Scaling] = {}
-    for own in contributions:
-        for name, scaling in own.scalings.items():
+    for contribution in contributions:
+        for name, scaling in contribution.scalings.items():
             if name in scalings:
                 product = scalings[name].vector * scaling.vector
                 scalings[name] = replace(scaling, vector=product)
             else:
                 scalings[name] = scaling
-    prefixes = [own.prefix for own in contributions if own.prefix is not None]
+    prefixes = [
+        contribution.prefix for contribution in contributions if contribution.prefix is not None
+    ]
     return Contribution(
         deltas={
-            name: _added([own.deltas[name] for own in contributions if name in own.deltas])
-            for name in dict.fromkeys(name for own in contributions for name in own.deltas)
+            name: _added(
+                [
+                    contribution.deltas[name]
+                    for contribution in contributions
+                    if name in contribution.deltas
+                ]
+            )
+            for name in dict.fromkeys(
+                name for contribution in contributions for name in contribution.deltas
+            )
         },
         scalings=scalings,
-        placed=next((own.placed for own in contributions if own.placed is not None), None),
+        placed=next(
+            (
+                contribution.placed
+                for contribution in contributions
+                if contribution.placed is not None
+            ),
+            None,
+        ),
         prefix=(
             torch.cat([keys for keys, _ in prefixes], 2),
             torch.cat([values for _, values in prefixes], 2),
         )
         if prefixes
         else None,
-        masked_prefix=_unseen(contributions) or (),
+        masked_prefix=_masked_prefix(contributions) or (),
     )
 
 
 def require_combinable(contributions: Sequence[Contribution]) -> None:
-    """Raise UsageError where `merged` can't make one of these contributions."""
+    """Raise UsageError unless `merged` can combine these contributions."""
     reasons = {
         say(
             "both place virtual tokens inside the text",
             "两者都在文本中放置虚拟词元",
-        ): sum(own.placed is not None for own in contributions) > 1,
+        ): sum(contribution.placed is not None for contribution in contributions) > 1,
         say(
-            "both change a layer, and one of them by DoRA, which scales the other's change too",
-            "两者改动同一层，且其中之一为 DoRA，会把另一方的改动一并缩放",
+            "both change the same layer, and one uses DoRA, which would scale the other's delta",
+            "两者改动同一层，且其中之一为 DoRA，会连同另一方的增量一起缩放",
         ): any(
             len(deltas) > 1 and any(delta.factor is not None for delta in deltas)
             for deltas in _deltas_by_layer(contributions)
         ),
         say(
-            "both scale a layer, one its inputs and one its outputs",
+            "both scale the same layer, one its inputs and the other its outputs",
             "两者缩放同一层，一个作用于输入，一个作用于输出",
         ): any(
-            len({own.scalings[name].on_inputs for own in contributions if name in own.scalings}) > 1
-            for name in {name for own in contributions for name in own.scalings}
+            len(
+                {
+                    contribution.scalings[name].on_inputs
+                    for contribution in contributions
+                    if name in contribution.scalings
+                }
+            )
+            > 1
+            for name in {name for contribution in contributions for name in contribution.scalings}
         ),
         say(
-            "the second has a prefix on some layers alone",
+            "the second has a prefix on some layers only",
             "后者的前缀只作用于部分层",
-        ): _unseen(contributions) is None,
+        ): _masked_prefix(contributions) is None,
     }
     for reason, holds in reasons.items():
         if holds:
             raise UsageError(
                 say(
-                    f"These adapters can't answer together: {reason}.",
-                    f"这些适配器不能同时作答：{reason}。",
+                    f"These adapters can't be combined: {reason}.",
+                    f"这些适配器不能组合使用：{reason}。",
                 ),
-                say("Ask one of them alone.", "请只使用其中一个。"),
+                say("Use only one of them.", "请只使用其中一个。"),
             )
 
 
 def _deltas_by_layer(contributions: Sequence[Contribution]) -> list[list[LowRank]]:
-    names = {name for own in contributions for name in own.deltas}
-    return [[own.deltas[name] for own in contributions if name in own.deltas] for name in names]
+    names = {name for contribution in contributions for name in contribution.deltas}
+    return [
+        [contribution.deltas[name] for contribution in contributions if name in contribution.deltas]
+        for name in names
+    ]
 
 
 def _added(deltas: Sequence[LowRank]) -> LowRank:
-    """The sum of some deltas of one layer: their ranks side by side."""
+    """The sum of a layer's deltas as one delta, their matrices concatenated along the rank."""
     if len(deltas) == 1:
         return deltas[0]
     return LowRank(
@@ -188,16 +215,17 @@ def _added(deltas: Sequence[LowRank]) -> LowRank:
     )
 
 
-def _unseen(contributions: Sequence[Contribution]) -> tuple[int, ...] | None:
-    """How many of all prefixes' first tokens each layer does not attend to; None where these are
-    not the first: it attends to some of a prefix that stands before them.
+def _masked_prefix(contributions: Sequence[Contribution]) -> tuple[int, ...] | None:
+    """For each layer, how many of the first tokens of the joined prefix it does not attend to.
+
+    None where the masked tokens would not be the first: the layer attends to tokens before them.
     """
-    layers = max(len(own.masked_prefix) for own in contributions)
+    layers = max(len(contribution.masked_prefix) for contribution in contributions)
     masked_prefix, before = [0] * layers, 0
-    for own in contributions:
-        for layer, count in enumerate(own.masked_prefix):
+    for contribution in contributions:
+        for layer, count in enumerate(contribution.masked_prefix):
             if count and masked_prefix[layer] < before:
                 return None
             masked_prefix[layer] += count
-        before += own.prefix_tokens
+        before += contribution.prefix_tokens
     return tuple(masked_prefix)

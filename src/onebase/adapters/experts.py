@@ -1,4 +1,4 @@
-"""The experts of a mixture, which are no linear layers: lora leaves them as they are."""
+"""Experts of a mixture-of-experts model, which LoRA does not change: they are no linear layers."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from onebase.model.base import Base
 
 
 def unchanged_experts(base: Base, methods: Iterable[str]) -> list[str]:
-    """A note, before one of these methods learns on a mixture of experts, that no expert gets a delta."""
+    """A note that no expert gets a delta, if one of `methods` is LoRA and `base` has experts."""
     parts = {part for method in methods for part in parts_of(method)}
     experts = _experts(base) if parts & {"lora", "qlora"} else {}
     if not experts:
@@ -19,16 +19,17 @@ def unchanged_experts(base: Base, methods: Iterable[str]) -> list[str]:
     kinds = ", ".join(dict.fromkeys(name.partition(".")[2] for name in experts))
     return [
         say(
-            f"lora changes linear layers alone: the experts of this mixture ({kinds}; {share:.0%} of the "
-            "weights in its layers) stay as they are.",
+            f"lora only changes linear layers: the experts of this mixture ({kinds}; {share:.0%} of the "
+            "weights in its layers) stay unchanged.",
             f"lora 只改变线性层：该混合专家模型的专家（{kinds}，占各层权重的 {share:.0%}）保持不变。",
         )
     ]
 
 
 def _experts(base: Base) -> dict[str, int]:
-    """The weights of experts, all of a layer's in one tensor, by name (`0.mlp.experts.down_proj`), and
-    how many numbers each has.
+    """The number of weights of each expert tensor, by name (`0.mlp.experts.down_proj`).
+
+    One tensor holds all experts of a layer.
     """
     return {
         f"{name}.{weight}": tensor.numel()

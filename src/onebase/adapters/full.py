@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of a copy of the base. The result is a base of its own."""
+"""Full fine-tuning: trains every weight of a copy of the base. The result is a base itself."""
 
 from pathlib import Path
 
@@ -26,18 +26,18 @@ class FullOptions(BaseModel):
 
 
 def trainable_copy(base: Base) -> Base:
-    """A copy of `base` in float32 whose every weight takes a gradient.
+    """A copy of `base` in float32 with gradients for every weight.
 
-    Raises UsageError for a quantized base: what was rounded away can't be learned.
+    Raises UsageError for a quantized base, whose weights are already rounded.
     """
     if base.precision.quantized:
         raise UsageError(
             say(
-                f"full trains every weight, and {base.name} is held in {base.precision}.",
-                f"full 训练全部权重，而 {base.name} 的精度为 {base.precision}。",
+                f"full trains every weight, but {base.name} is quantized to {base.precision}.",
+                f"full 训练全部权重，但 {base.name} 已量化为 {base.precision}。",
             ),
             say(
-                "Load the base in floating point, or use qlora on it.",
+                "Load the base in floating point, or use qlora.",
                 "请以浮点精度加载基座，或使用 qlora。",
             ),
         )
@@ -52,6 +52,6 @@ def trainable_copy(base: Base) -> Base:
 
 
 def save_full(base: Base, folder: Path) -> None:
-    """Write a trained copy into the existing `folder` as a base: one safetensors file."""
+    """Write a trained copy into the existing `folder` as a base with one safetensors file."""
     base.model.save_pretrained(folder, max_shard_size="1000GB")
     base.tokenizer.save_pretrained(folder)

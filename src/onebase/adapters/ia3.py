@@ -1,4 +1,4 @@
-"""IA3 (Liu et al. 2022): trained vectors that rescale keys, values and the feed-forward's inside."""
+"""IA3 (Liu et al. 2022): learned vectors that rescale keys, values and feed-forward activations."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import ModelShape
 
-# The layers by the last part of their names: outputs of the first are rescaled, inputs of the
+# Last parts of layer names: IA3 rescales the outputs of the first group and the inputs of the
 # second (section 3.3: l_k, l_v and l_ff).
 _OUTPUTS = ("k_proj", "v_proj")
 _INPUTS = ("down_proj",)
@@ -32,7 +32,7 @@ class Ia3Options(BaseModel):
 
 
 class Ia3(nn.Module):
-    """A vector for each site, all ones at first; `sites` maps names to (size, on inputs?)."""
+    """One vector per site, initially ones; `sites` maps layer names to (size, on inputs)."""
 
     def __init__(self, sites: dict[str, tuple[int, bool]]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Ia3(nn.Module):
         )
 
     def scalings(self) -> dict[str, Scaling]:
-        """The vectors by the full name of their linear layer."""
+        """The vectors by full name of their linear layer."""
         return {
             name: Scaling(vector, on_inputs)
             for vector, (name, (_, on_inputs)) in zip(self.vectors, self.sites.items(), strict=True)
@@ -50,9 +50,9 @@ class Ia3(nn.Module):
 
 
 def ia3_sites(shape: ModelShape, layers: str) -> dict[str, tuple[int, bool]]:
-    """The layers that get a vector: its size, and whether it is for their inputs.
+    """The layers that get a vector, with its size and whether it scales the inputs.
 
-    Raises UsageError where the base has no keys, values or feed-forward of their own.
+    Raises UsageError for a base without separate layers for keys, values or feed-forward.
     """
     chosen = set(chosen_layers(layers, shape.layers))
     sites: dict[str, tuple[int, bool]] = {}
@@ -60,13 +60,13 @@ def ia3_sites(shape: ModelShape, layers: str) -> dict[str, tuple[int, bool]]:
         last = name.rsplit(".", 1)[-1]
         if layer_of(name) in chosen and last in _OUTPUTS + _INPUTS:
             sites[name] = (inputs, True) if last in _INPUTS else (outputs, False)
-    there = {name.rsplit(".", 1)[-1] for name in sites}
-    if missing := set(_OUTPUTS + _INPUTS) - there:
+    covered = {name.rsplit(".", 1)[-1] for name in sites}
+    if missing := set(_OUTPUTS + _INPUTS) - covered:
         raise UsageError(
             say(
                 f"IA3 rescales k_proj, v_proj and down_proj; this base has no {min(missing)}.",
                 f"IA3 缩放 k_proj、v_proj 和 down_proj，而该基座没有 {min(missing)}。",
             ),
-            say("Use lora on this base.", "请在该基座上使用 lora。"),
+            say("Use lora with this base.", "请在该基座上使用 lora。"),
         )
     return sites

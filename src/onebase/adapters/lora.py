@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021) and its family: trainable low-rank deltas on frozen linear layers.
+"""LoRA (Hu et al. 2021) and its variants: trainable low-rank deltas on frozen linear layers.
 
-rsLoRA (Kalajdzievski 2023) divides by the root of the rank; DoRA (Liu et al. 2024) learns the
-length of each row of the weight apart from its direction; LoRA+ (Hayou et al. 2024) learns `b`
-faster than `a`.
+rsLoRA (Kalajdzievski 2023) divides by the square root of the rank; DoRA (Liu et al. 2024) learns
+the length of each row of the weight apart from its direction; LoRA+ (Hayou et al. 2024) gives `b` a
+higher learning rate than `a`.
 """
 
 import math
@@ -97,7 +97,7 @@ class LoraOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Site:
-    """Where a delta goes: a linear layer of `inputs` and `outputs`, with its own rank and scale."""
+    """A linear layer that gets a delta: its `inputs` and `outputs`, the delta's rank and scale."""
 
     inputs: int
     outputs: int
@@ -106,11 +106,11 @@ class Site:
 
 
 class Lora(nn.Module):
-    """One pair of matrices for each site: `a` starts uniform as in the paper's code, `b` zero.
+    """One pair of matrices per site: `a` starts uniform as in the paper's code, `b` zero.
 
-    `weight_of` gives the frozen weight of a layer by its name, [outputs, inputs]; with it every
-    site learns a magnitude too (DoRA), [outputs], which starts as the length of the weight's rows.
-    Without `start` the matrices are to be filled.
+    `weight_of` returns the frozen weight of a layer by its name, [outputs, inputs]. With it every
+    site also learns a magnitude (DoRA), [outputs], which starts as the length of the weight's rows.
+    Without `start` the matrices are left uninitialized.
     """
 
     def __init__(
@@ -124,13 +124,12 @@ class Lora(nn.Module):
         super().__init__()
         self.sites = dict(sites)
         self.dropout = dropout
-        # Dropout draws from seeds of its own, so that a run repeats whatever else draws numbers.
+        # Dropout has its own seeds, so that a run is repeatable whatever else draws random numbers.
         self._seed = int(torch.randint(1 << 40, ()))
         self._draws = 0
         self._weight_of = weight_of
-        every = self.sites.values()
-        a = [torch.empty(site.rank, site.inputs) for site in every]
-        b = [torch.empty(site.outputs, site.rank) for site in every]
+        a = [torch.empty(site.rank, site.inputs) for site in self.sites.values()]
+        b = [torch.empty(site.outputs, site.rank) for site in self.sites.values()]
         if start:
             for matrix in a:
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
@@ -153,7 +152,7 @@ class Lora(nn.Module):
 
     @property
     def drawn(self) -> tuple[int, int]:
-        """Where dropout stands: the seed it draws from, and how often it has drawn."""
+        """The state of dropout: its seed and the number of draws."""
         return self._seed, self._draws
 
     @drawn.setter
@@ -161,7 +160,7 @@ class Lora(nn.Module):
         self._seed, self._draws = value
 
     def deltas(self) -> dict[str, LowRank]:
-        """The deltas by the full name of their linear layer."""
+        """The deltas by full name of their linear layer."""
         dropout = self.dropout if self.training else 0.0
         self._draws += bool(dropout)
         first = self._seed + self._draws * len(self.sites)
@@ -173,69 +172,71 @@ class Lora(nn.Module):
         }
 
     def _factor(self, at: int, name: str) -> Tensor | None:
-        """What DoRA multiplies each output with: m / |W + s b a| (eq. 5), the length taken as a
-        constant (section 4.3).
+        """DoRA's factor for each output, m / |W + s b a| (eq. 5); None without DoRA.
+
+        The norm is treated as a constant in the backward pass (section 4.3).
         """
         if self._weight_of is None:
             return None
         a, b = self.a[at].detach(), self.b[at].detach()
         weight = self._weight_of(name).to(a.device, a.dtype)
-        whole = torch.addmm(weight, b, a, alpha=self.sites[name].scale)
-        factor: Tensor = self.magnitude[at] / whole.norm(dim=1)
+        merged = torch.addmm(weight, b, a, alpha=self.sites[name].scale)
+        factor: Tensor = self.magnitude[at] / merged.norm(dim=1)
         return factor
 
 
 def sites(shape: ModelShape, options: LoraOptions) -> dict[str, Site]:
-    """The linear layers that get a delta. Raises UsageError when there is none, or a pattern is
-    no regular expression or matches nothing.
+    """The linear layers that get a delta.
+
+    Raises UsageError if there are none, or if a pattern is no regular expression or matches no layer.
     """
-    found = targets(shape, options.target, options.layers)
-    ranks = _matched("rank_pattern", options.rank_pattern or {}, found)
-    alphas = _matched("alpha_pattern", options.alpha_pattern or {}, found)
-    result = {}
-    for name, (inputs, outputs) in found.items():
+    selected = targets(shape, options.target, options.layers)
+    ranks = _matched("rank_pattern", options.rank_pattern or {}, selected)
+    alphas = _matched("alpha_pattern", options.alpha_pattern or {}, selected)
+    site_of = {}
+    for name, (inputs, outputs) in selected.items():
         rank = int(ranks.get(name, options.rank))
-        result[name] = Site(
+        site_of[name] = Site(
             inputs,
             outputs,
             rank,
             scale_of(alphas.get(name, options.alpha), rank, rslora=options.use_rslora),
         )
-    return result
+    return site_of
 
 
 def scale_of(alpha: float, rank: int, *, rslora: bool) -> float:
-    """What a delta is multiplied with: alpha / rank, or alpha / sqrt(rank) (rsLoRA, eq. 9)."""
+    """The scale of a delta: alpha / rank, or alpha / sqrt(rank) (rsLoRA, eq. 9)."""
     return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether `pattern`, a regular expression, matches the layer's full name or the end of it
-    behind a dot (as PEFT reads its patterns).
+    """Whether the regular expression `pattern` matches a layer's full name, or the end of it after a
+    dot (as PEFT's patterns do).
     """
     return re.fullmatch(name_pattern(pattern), name) is not None
 
 
 def name_pattern(pattern: str) -> str:
-    """The regular expression that `matches` makes of a pattern."""
+    """The regular expression for full names that `matches` uses for a pattern."""
     return rf"(.*\.)?({pattern})"
 
 
 def _matched(
     option: str, patterns: Mapping[str, float], names: Mapping[str, object]
 ) -> dict[str, float]:
-    """For each name the value of the first pattern that matches it."""
+    """The value of the first pattern that matches, for each name that one matches."""
     values: dict[str, float] = {}
     for pattern, value in patterns.items():
         try:
-            own = [name for name in names if matches(pattern, name)]
+            matching = [name for name in names if matches(pattern, name)]
         except re.error as error:
             raise _bad_pattern(option, pattern, str(error)) from error
-        if not own:
+        if not matching:
             raise _bad_pattern(option, pattern, say("it matches no layer", "没有匹配任何层"))
         if value < 1 and option == "rank_pattern":
             raise _bad_pattern(option, pattern, say(f"its rank is {value}", f"秩为 {value}"))
-        values = dict.fromkeys(own, value) | values
+        values = dict.fromkeys(matching, value) | values
     return values
 
 
@@ -243,21 +244,21 @@ def _bad_pattern(option: str, pattern: str, reason: str) -> UsageError:
     return UsageError(
         say(f"{option} {pattern!r}: {reason}.", f"{option} {pattern!r}：{reason}。"),
         say(
-            "Give the end of a layer's name, such as q_proj, or a regular expression for it.",
+            "Give the end of a layer's name, such as q_proj, or a regular expression.",
             "请给出层名的结尾（如 q_proj）或匹配它的正则表达式。",
         ),
     )
 
 
 def targets(shape: ModelShape, target: str, layers: str = "all") -> dict[str, tuple[int, int]]:
-    """The linear layers that `target` and `layers` name, with (inputs, outputs).
+    """The linear layers that `target` and `layers` select, with (inputs, outputs).
 
-    Raises UsageError when they name none.
+    Raises UsageError if they select none.
     """
     if target == "all-linear":
-        found = shape.linears
+        selected = shape.linears
     elif target == "attention":
-        found = {
+        selected = {
             name: size
             for name, size in shape.linears.items()
             if "attn" in name or "attention" in name
@@ -267,55 +268,55 @@ def targets(shape: ModelShape, target: str, layers: str = "all") -> dict[str, tu
             expression = re.compile(target.removeprefix("re:"))
         except re.error as error:
             raise _bad_pattern("target", target, str(error)) from error
-        found = {n: size for n, size in shape.linears.items() if expression.fullmatch(n)}
+        selected = {n: size for n, size in shape.linears.items() if expression.fullmatch(n)}
     else:
-        wanted = {part.strip() for part in target.split(",")}
-        known = {name.rsplit(".", 1)[-1] for name in shape.linears}
-        if missing := wanted - known:
+        requested = {part.strip() for part in target.split(",")}
+        valid = {name.rsplit(".", 1)[-1] for name in shape.linears}
+        if missing := requested - valid:
             raise UsageError(
                 say(
-                    f"No linear layer is called {', '.join(sorted(missing))!r}.",
+                    f"No linear layer is named {', '.join(sorted(missing))!r}.",
                     f"没有名为 {', '.join(sorted(missing))!r} 的线性层。",
                 ),
                 say(
-                    f"Valid targets: attention, all-linear, {', '.join(sorted(known))}, or re: "
-                    "and a regular expression for full names.",
-                    f"可用：attention、all-linear、{'、'.join(sorted(known))}，"
+                    f"Valid targets: attention, all-linear, {', '.join(sorted(valid))}, or re: "
+                    "followed by a regular expression for full names.",
+                    f"可用：attention、all-linear、{'、'.join(sorted(valid))}，"
                     "或 re: 加匹配完整层名的正则表达式。",
                 ),
             )
-        found = {n: s for n, s in shape.linears.items() if n.rsplit(".", 1)[-1] in wanted}
-    chosen = set(chosen_layers(layers, shape.layers))
-    found = {name: size for name, size in found.items() if layer_of(name) in chosen}
-    if not found:
+        selected = {n: s for n, s in shape.linears.items() if n.rsplit(".", 1)[-1] in requested}
+    indices = set(chosen_layers(layers, shape.layers))
+    selected = {name: size for name, size in selected.items() if layer_of(name) in indices}
+    if not selected:
         raise UsageError(
             say(
-                f"target={target} with layers={layers} names no linear layer of this base.",
-                f"target={target}、layers={layers} 在该基座中不对应任何线性层。",
+                f"target={target} with layers={layers} selects no linear layer of this base.",
+                f"target={target}、layers={layers} 没有选中该基座的任何线性层。",
             ),
             say("Choose another target, or another method.", "请选择其他 target 或其他方法。"),
         )
-    return found
+    return selected
 
 
 def layer_of(name: str) -> int:
-    """The index of the decoder layer that a linear layer's full name says it is in."""
+    """The index of the decoder layer that a linear layer belongs to, from its full name."""
     number = re.search(r"\.(\d+)\.", name)
     assert number is not None
     return int(number[1])
 
 
 def chosen_layers(layers: str, count: int) -> list[int]:
-    """The decoder layers that `all`, `top:K`, `bottom:K` or `0,2,5-9` name, of `count`, in order.
+    """The decoder layers that `all`, `top:K`, `bottom:K` or `0,2,5-9` select of `count`, in order.
 
-    Raises UsageError for anything else, and for layers that are not there.
+    Raises UsageError for anything else, and for layers that do not exist.
     """
-    every = list(range(count))
+    indices = list(range(count))
     if layers == "all":
-        return every
+        return indices
     side = re.fullmatch(r"(top|bottom):([1-9][0-9]{0,5})", layers)
     if side and int(side[2]) <= count:
-        return every[-int(side[2]) :] if side[1] == "top" else every[: int(side[2])]
+        return indices[-int(side[2]) :] if side[1] == "top" else indices[: int(side[2])]
     ranges = re.fullmatch(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", layers.replace(" ", ""))
     if ranges and not side:
         picked: set[int] = set()
@@ -326,7 +327,7 @@ def chosen_layers(layers: str, count: int) -> list[int]:
             return sorted(picked)
     raise UsageError(
         say(
-            f"layers={layers} names no decoder layers of this base, which has {count}.",
+            f"layers={layers} is not valid for this base, which has {count} decoder layers.",
             f"layers={layers} 无效：该基座有 {count} 层解码层。",
         ),
         say(

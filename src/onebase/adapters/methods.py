@@ -65,81 +65,82 @@ def build_adapter(
     leading: int = 0,
     placed: int = 0,
 ) -> Adapter:
-    """A fresh adapter for `base`; the same `seed` gives the same start.
+    """A new adapter for `base`; the same `seed` gives the same initial weights.
 
     `method` is one method, or several joined by `+`. Where a template marks virtual tokens,
     `leading` of them stand before the text and `placed` inside it. Raises UsageError for an
-    unknown method, a wrong setting, methods that don't go together, marks that don't fit, or a base
-    that is held for answering alone.
+    unknown method, an invalid setting, methods that can't be combined, marks that don't match the
+    virtual tokens, or a base in w8a8, which can't be trained.
     """
-    names = parts_of(method)
+    methods = parts_of(method)
     if base.precision.name == "w8a8":
         raise UsageError(
             say(
-                f"{base.name} is held in w8a8, which answers and does not learn.",
+                f"{base.name} is in precision w8a8, which can answer but not be trained.",
                 f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
             ),
             say("Train with --precision fp32 or int8.", "请用 --precision fp32 或 int8 训练。"),
         )
-    own, rest = own_settings(method, settings)
-    for key in rest:
-        known = {field for name in names for field in METHODS[name].options.model_fields}
+    settings_of, unused = settings_by_method(method, settings)
+    for key in unused:
+        known = {field for name in methods for field in METHODS[name].options.model_fields}
         raise unknown("setting", "设置项", key, known)
     if leading + placed:
-        _mark(method, own, leading + placed)
-    built: dict[str, Any] = {}
+        _mark(method, settings_of, leading + placed)
+    parts: dict[str, Any] = {}
     options = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name in names:
-            chosen = METHODS[name]
-            parsed = parse_options(chosen.options, own[name])
-            built[chosen.part] = chosen.build(base, parsed, init_text)
+        for name in methods:
+            selected = METHODS[name]
+            parsed = parse_options(selected.options, settings_of[name])
+            parts[selected.part] = selected.build(base, parsed, init_text)
             options[name] = parsed.model_dump()
     adapter = Adapter(
-        "+".join(names),
-        options[names[0]] if len(names) == 1 else options,
+        "+".join(methods),
+        options[methods[0]] if len(methods) == 1 else options,
         placed=placed,
-        **built,
+        **parts,
     )
     return adapter.to(base.device)
 
 
-def _mark(method: str, own: dict[str, dict[str, Any]], marked: int) -> None:
-    """Give the method with virtual tokens the number that the template marks."""
-    for name, settings in own.items():
+def _mark(method: str, settings_of: dict[str, dict[str, Any]], marked_tokens: int) -> None:
+    """Set `virtual_tokens` to the number that the template marks, or check it against that."""
+    for name, settings in settings_of.items():
         if METHODS[name].part == "prompt":
-            chosen = settings.setdefault("virtual_tokens", marked)
-            if chosen == marked:
+            virtual_tokens = settings.setdefault("virtual_tokens", marked_tokens)
+            if virtual_tokens == marked_tokens:
                 return
             raise UsageError(
                 say(
-                    f"virtual_tokens={chosen!r}, but the template marks {marked} of them.",
-                    f"virtual_tokens={chosen!r}，但模板中标记了 {marked} 个虚拟词元。",
+                    f"virtual_tokens={virtual_tokens!r}, but the template marks {marked_tokens}.",
+                    f"virtual_tokens={virtual_tokens!r}，但模板中标记了 {marked_tokens} 个虚拟词元。",
                 ),
-                say("Leave one of the two out.", "请去掉其中之一。"),
+                say("Give only one of the two.", "请只保留其中之一。"),
             )
     raise UsageError(
         say(
-            f"The template marks virtual tokens, and {method} has none.",
-            f"模板中标记了虚拟词元，而 {method} 没有虚拟词元。",
+            f"The template marks virtual tokens, but {method} has none.",
+            f"模板中标记了虚拟词元，但 {method} 没有虚拟词元。",
         ),
         say(
-            "Use prompt-tuning or p-tuning (lora+p-tuning, say), or take {v:…} out.",
-            "请使用 prompt-tuning 或 p-tuning（例如 lora+p-tuning），或去掉 {v:…}。",
+            "Use prompt-tuning or p-tuning (for example lora+p-tuning), or remove {v:…} from the "
+            "template.",
+            "请使用 prompt-tuning 或 p-tuning（例如 lora+p-tuning），或从模板中去掉 {v:…}。",
         ),
     )
 
 
 def canonical_method(name: str) -> str:
-    """The method's own name for `name` or its alias, parts in a fixed order. Raises UsageError."""
+    """`name` without aliases, its methods in the order of METHODS. Raises UsageError."""
     return "+".join(parts_of(name))
 
 
 def parts_of(name: str) -> tuple[str, ...]:
     """The methods that `name` joins by `+`, in the order of METHODS.
 
-    Raises UsageError for an unknown one, and for two that would be the same part of an adapter.
+    Raises UsageError for an unknown method, and for two that build the same part of an adapter.
     """
     names = [ALIASES.get(part.strip(), part.strip()) for part in name.split("+")]
     for part in names:
@@ -150,60 +151,61 @@ def parts_of(name: str) -> tuple[str, ...]:
             if METHODS[part].part == METHODS[other].part or FULL in (part, other):
                 raise UsageError(
                     say(
-                        f"{name}: {other} and {part} don't go together, an adapter has one of them.",
-                        f"{name}：{other} 与 {part} 不能同时使用，一个适配器只能有其中之一。",
+                        f"{name}: {other} and {part} can't be combined; an adapter has only one of them.",
+                        f"{name}：{other} 与 {part} 不能组合，一个适配器只能使用其中之一。",
                     ),
                     say(
-                        "Join methods of different kinds, such as lora+p-tuning+p-tuning-v2.",
+                        "Combine methods of different kinds, such as lora+p-tuning+p-tuning-v2.",
                         "请组合不同类型的方法，例如 lora+p-tuning+p-tuning-v2。",
                     ),
                 )
     return tuple(sorted(names, key=list(METHODS).index))
 
 
-def own_settings(
+def settings_by_method(
     method: str, settings: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The settings of each method in `method`, and those that are none of theirs.
+    """The settings by method, and the settings that belong to no method.
 
-    A key goes to every method that knows it; `p-tuning.virtual_tokens` to that one alone.
-    Raises UsageError for a method that isn't there, or a setting that it does not have.
+    A key goes to every method that has such an option; `p-tuning.virtual_tokens` goes to p-tuning
+    only. Raises UsageError for a prefix that is none of the methods, or an option that the method
+    does not have.
     """
     names = parts_of(method)
-    own: dict[str, dict[str, Any]] = {name: {} for name in names}
-    rest = {}
+    by_method: dict[str, dict[str, Any]] = {name: {} for name in names}
+    unused = {}
     for key, value in settings.items():
-        owner, dot, field = key.rpartition(".")
+        prefix, dot, field = key.rpartition(".")
         if dot:
-            owner = ALIASES.get(owner, owner)
-            if owner not in own:
+            prefix = ALIASES.get(prefix, prefix)
+            if prefix not in by_method:
                 raise unknown("method in a setting", "设置项中的方法", key, names)
-            if field not in METHODS[owner].options.model_fields:
-                raise unknown("setting", "设置项", key, METHODS[owner].options.model_fields)
-            own[owner][field] = value
+            if field not in METHODS[prefix].options.model_fields:
+                raise unknown("setting", "设置项", key, METHODS[prefix].options.model_fields)
+            by_method[prefix][field] = value
             continue
-        knowing = [name for name in names if key in METHODS[name].options.model_fields]
-        for name in knowing:
-            own[name].setdefault(key, value)
-        if not knowing:
-            rest[key] = value
-    return own, rest
+        methods = [name for name in names if key in METHODS[name].options.model_fields]
+        for name in methods:
+            by_method[name].setdefault(key, value)
+        if not methods:
+            unused[key] = value
+    return by_method, unused
 
 
 def parse_options(kind: type[Options], settings: Mapping[str, Any]) -> Options:
-    """`settings` as `kind`. Raises UsageError that names the setting, its value and the fix."""
+    """`settings` as options of type `kind`. Raises UsageError for an unknown or invalid one."""
     for key in settings:
         if key not in kind.model_fields:
             raise unknown("setting", "设置项", key, kind.model_fields)
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:1])
+        details = error.errors()[0]
+        key = ".".join(str(part) for part in details["loc"][:1])
         value = settings.get(key)
         raise UsageError(
             say(f"{key}={value!r} is not valid.", f"{key}={value!r} 无效。"),
-            say(f"{first['msg']}.", f"要求：{first['msg']}。"),
+            say(f"{details['msg']}.", f"要求：{details['msg']}。"),
         ) from error
 
 

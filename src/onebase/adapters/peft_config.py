@@ -1,15 +1,16 @@
-"""PEFT's configurations: reading one, and which of its fields are honoured. A field of a wrong type or
-out of range, and a field that is not honoured, is refused by its name.
+"""Reading and checking PEFT configurations.
+
+A field of a wrong type, out of range or not supported is refused by its name.
 """
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
+from onebase.adapters.adapter_folder import AdapterFolder
 from onebase.adapters.lora import name_pattern
 from onebase.errors import CorruptFileError, OnebaseError
 from onebase.language import say
@@ -17,46 +18,18 @@ from onebase.language import say
 CONFIG = "adapter_config.json"
 # The one layer that may be saved whole: the scalar head of a sequence classifier with one label.
 HEAD = "score"
-_HEADS = {HEAD, "classifier"}  # PEFT names both of them, whatever the model has
-# Initialisations that change the base's weights too: the file alone is not the adapter.
+_HEADS = {HEAD, "classifier"}  # PEFT lists both, whichever the model has
+# Initializations that also change the base's weights, so that the file alone is not the adapter.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LARGEST_CONFIG = 16 << 20  # bytes
 _LARGEST_ALPHA = 1e6
-_SHORT = Repr()  # of a value, however long or deep
+_SHORT = Repr()  # shortens long or deep values
 _SHORT.maxstring = _SHORT.maxother = 100
 
 
 @dataclass(frozen=True)
-class AdapterFolder:
-    """The folder that an adapter is read from; `foreign` if it is being imported."""
-
-    path: Path
-    foreign: bool = False
-
-    def damaged(self, file: str, reason: str, remedy: str | None = None) -> CorruptFileError:
-        """The error for a file of the adapter that can't be used, with `remedy` or the general one."""
-        if remedy is None and self.foreign:
-            remedy = say(
-                "Get the files again from where the adapter was trained: the folder that "
-                "save_pretrained of PEFT wrote.",
-                "请从训练该适配器的地方重新获取文件，即 PEFT 的 save_pretrained 写出的目录。",
-            )
-        return CorruptFileError(
-            say(
-                f"{self.path / file} can't be used: {reason}.",
-                f"无法使用 {self.path / file}：{reason}。",
-            ),
-            remedy
-            or say(
-                "Train the task again, roll back to an earlier version, or import the adapter anew.",
-                "请重新训练该任务、回退到更早的版本，或重新导入适配器。",
-            ),
-        )
-
-
-@dataclass(frozen=True)
 class _Kind:
-    """What a field may hold, in words, and the test of it."""
+    """The values that a field may have, in words, and a check for them."""
 
     en: str
     zh: str
@@ -106,7 +79,8 @@ def _are_names(value: object) -> bool:
 def _are_patterns(value: object) -> bool:
     patterns = [value] if isinstance(value, str) else value
     return isinstance(patterns, list) and all(
-        isinstance(pattern, str) and _is_pattern(_numbered(pattern)) for pattern in patterns
+        isinstance(pattern, str) and _is_pattern(_layer_number_regex(pattern))
+        for pattern in patterns
     )
 
 
@@ -116,8 +90,8 @@ def _is_table(value: object, holds: Callable[[Any], bool]) -> bool:
     )
 
 
-def _numbered(pattern: str) -> str:
-    """What finds the number of a layer in a full name by one of layers_pattern."""
+def _layer_number_regex(pattern: str) -> str:
+    """The regular expression that finds a layer's number by an entry of layers_pattern."""
     return rf"(?:^|.*?\.){pattern}\.(?P<onebase_layer>\d+)\."
 
 
@@ -162,8 +136,8 @@ _ALPHAS = _Kind(
     f"以正则表达式为键、值为大于 0 且不超过 {_LARGEST_ALPHA:g} 的数值的表",
     lambda value: _is_table(value, _is_alpha),
 )
-# PEFT's fields by type: those that this reader honours or that say nothing about the answers. Any
-# other field must be empty, or the adapter would be another than the one that was saved.
+# PEFT's fields by type: those that this reader supports, and those without effect on the answers.
+# Any other field must be empty, or the adapter would answer differently than when it was saved.
 _COMMON = {
     **dict.fromkeys(("peft_type", "task_type", "peft_version"), _TEXT),
     **dict.fromkeys(("base_model_name_or_path", "revision"), _TEXT),
@@ -207,11 +181,11 @@ _FIELDS: dict[str, dict[str, _Kind]] = {
         **dict.fromkeys(("encoder_hidden_size", "encoder_num_layers"), _COUNT),
         "encoder_dropout": _NUMBER,
     },
-    # `layers` is not PEFT's: files of this toolkit have it, of a type that PEFT refuses.
+    # `layers` is not PEFT's: only files of this toolkit have it, under a type that PEFT refuses.
     "PREFIX_TUNING": _PROMPT_FIELDS
     | {"encoder_hidden_size": _COUNT, "prefix_projection": _FLAG, "layers": _NUMBERS},
 }
-# Of fields with several values, those that are supported.
+# The supported values of fields that PEFT gives more values.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "task_type": (None, "CAUSAL_LM", "SEQ_CLS"),
     "num_transformer_submodules": (None, 1),
@@ -220,14 +194,17 @@ _REQUIRED = {"LORA": ("r", "lora_alpha"), "IA3": ()}
 
 
 def check_fields(folder: AdapterFolder, config: dict[str, Any]) -> None:
-    """Raise CorruptFileError for a field whose value can't be one, and OnebaseError for a field that
-    can't be honoured.
+    """Raise CorruptFileError for a field with an invalid value, and OnebaseError for a field that is
+    not supported.
     """
     kind = str(config.get("peft_type"))
     if kind not in _FIELDS:
         raise OnebaseError(
-            say(f"{folder.path} holds a {kind} adapter.", f"{folder.path} 中是 {kind} 适配器。"),
-            say(f"Supported: {', '.join(_FIELDS)}.", f"支持：{'、'.join(_FIELDS)}。"),
+            say(
+                f"{folder.path} holds an adapter of type {kind}, which is not supported.",
+                f"{folder.path} 中是不支持的 {kind} 适配器。",
+            ),
+            say(f"Supported types: {', '.join(_FIELDS)}.", f"支持的类型：{'、'.join(_FIELDS)}。"),
         )
     known = _COMMON | _FIELDS[kind]
     required = _REQUIRED.get(kind, ("num_virtual_tokens",))
@@ -240,22 +217,22 @@ def check_fields(folder: AdapterFolder, config: dict[str, Any]) -> None:
                     f"{folder.path} 中的 {kind} 适配器使用了不支持的 {field}={_SHORT.repr(value)}。",
                 ),
                 say(
-                    f"Merge it into its base with PEFT, or train it without {field}.",
+                    f"Merge it into its base with PEFT, or train it again without {field}.",
                     f"请用 PEFT 合并到基座，或不使用 {field} 重新训练。",
                 ),
             )
         if field in known and value is not None and not known[field].holds(value):
-            raise _wrong(folder, field, value, known[field])
+            raise _invalid_value(folder, field, value, known[field])
     for field in required:
         if config.get(field) is None:
-            raise _wrong(folder, field, config.get(field), known[field])
+            raise _invalid_value(folder, field, config.get(field), known[field])
 
 
 def _refused(field: str, value: Any, known: dict[str, _Kind], config: dict[str, Any]) -> bool:
-    """Whether a field asks for something that is not supported."""
+    """Whether a field requests something that is not supported."""
     if field not in known:
-        heads = field == "modules_to_save" and _are_texts(value) and set(value) <= _HEADS
-        return not heads and value not in (None, False, "none", {}, [])
+        only_heads = field == "modules_to_save" and _are_texts(value) and set(value) <= _HEADS
+        return not only_heads and value not in (None, False, "none", {}, [])
     if field == "init_lora_weights":
         return str(value).lower().startswith(_CHANGES_THE_BASE)
     if field == "loftq_config":
@@ -263,7 +240,9 @@ def _refused(field: str, value: Any, known: dict[str, _Kind], config: dict[str, 
     return field in _SUPPORTED and value not in _SUPPORTED[field]
 
 
-def _wrong(folder: AdapterFolder, field: str, value: object, kind: _Kind) -> CorruptFileError:
+def _invalid_value(
+    folder: AdapterFolder, field: str, value: object, kind: _Kind
+) -> CorruptFileError:
     return folder.damaged(
         CONFIG,
         say(
@@ -271,8 +250,7 @@ def _wrong(folder: AdapterFolder, field: str, value: object, kind: _Kind) -> Cor
             f"{field} 为 {_SHORT.repr(value)}，应为{kind.zh}",
         ),
         say(
-            f"Set {field} to the value that the adapter was trained with, or save the adapter "
-            "again with PEFT.",
+            f"Set {field} to the value used in training, or save the adapter again with PEFT.",
             f"请将 {field} 改为训练时的值，或用 PEFT 重新保存该适配器。",
         )
         if folder.foreign
@@ -281,33 +259,35 @@ def _wrong(folder: AdapterFolder, field: str, value: object, kind: _Kind) -> Cor
 
 
 def targeted(config: dict[str, Any], name: str) -> bool:
-    """Whether PEFT gives the linear layer of this full name a delta: by target_modules,
-    exclude_modules and, for a list of names, layers_to_transform and layers_pattern.
+    """Whether PEFT gives the linear layer with this full name a delta.
+
+    Decided by target_modules, exclude_modules and, for a list of names, layers_to_transform and
+    layers_pattern.
     """
-    excluded, wanted = config.get("exclude_modules"), config.get("target_modules")
+    excluded, targets = config.get("exclude_modules"), config.get("target_modules")
     if excluded and named(excluded, name):
         return False
-    if wanted is None or wanted == "all-linear":
+    if targets is None or targets == "all-linear":
         return True
-    if not named(wanted, name):
+    if not named(targets, name):
         return False
     numbers = config.get("layers_to_transform")
-    if isinstance(wanted, str) or name in wanted or numbers is None or numbers == []:
+    if isinstance(targets, str) or name in targets or numbers is None or numbers == []:
         return True
     patterns = config.get("layers_pattern") or r"[^.]*"
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = re.match(_numbered(pattern), name)
-        if found is not None:
-            layer = int(found["onebase_layer"])
+        match = re.match(_layer_number_regex(pattern), name)
+        if match is not None:
+            layer = int(match["onebase_layer"])
             return layer == numbers if isinstance(numbers, int) else layer in numbers
     return False
 
 
-def named(wanted: str | list[str], name: str) -> bool:
-    """Whether a regular expression, or a list of names or their ends, names a layer."""
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return any(name == item or name.endswith(f".{item}") for item in wanted)
+def named(patterns: str | list[str], name: str) -> bool:
+    """Whether a regular expression, or a list of names or ends of names, matches a layer's name."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == item or name.endswith(f".{item}") for item in patterns)
 
 
 def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
@@ -317,18 +297,21 @@ def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
         if file.stat().st_size > _LARGEST_CONFIG:
             raise folder.damaged(
                 CONFIG,
-                say(f"it has {file.stat().st_size} bytes", f"它有 {file.stat().st_size} 字节"),
+                say(
+                    f"it is too large ({file.stat().st_size} bytes)",
+                    f"文件过大（{file.stat().st_size} 字节）",
+                ),
             )
         text = file.read_text(encoding="utf-8-sig")
-        config = json.loads(text, object_pairs_hook=_without_repeats)
-        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate could not be shown
+        config = json.loads(text, object_pairs_hook=_unique_keys)
+        json.dumps(config, ensure_ascii=False).encode()  # a lone surrogate can't be printed
     except OSError as error:
         raise folder.damaged(CONFIG, error.strerror or str(error)) from error
     except RecursionError as error:
         reason = say("its JSON is nested too deeply", "JSON 嵌套过深")
         raise folder.damaged(CONFIG, reason) from error
     except _RepeatedKey as error:
-        reason = say(f"the key {error} stands twice in it", f"键 {error} 出现了两次")
+        reason = say(f"the key {error} appears twice", f"键 {error} 出现了两次")
         raise folder.damaged(
             CONFIG,
             reason,
@@ -337,18 +320,18 @@ def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
     except ValueError as error:
         raise folder.damaged(CONFIG, str(error)) from error
     if not isinstance(config, dict):
-        raise folder.damaged(CONFIG, say("not a JSON object", "不是 JSON 对象"))
+        raise folder.damaged(CONFIG, say("it is not a JSON object", "它不是 JSON 对象"))
     return config
 
 
 class _RepeatedKey(Exception):
-    """A key that an object of JSON has twice."""
+    """A key that appears twice in a JSON object."""
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    object_: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in object_:
             raise _RepeatedKey(repr(key))
-        found[key] = value
-    return found
+        object_[key] = value
+    return object_

@@ -1,15 +1,15 @@
 """Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT keeps only the output of a prompt encoder or of a prefix projection; so does this file. The
-encoder itself lives in training checkpoints.
+As in PEFT, only the output of a prompt encoder or of a prefix projection is saved. The encoder
+itself is in the training checkpoints.
 
-PEFT has no file for an adapter of several methods, nor for virtual tokens placed inside the text,
-nor for a prefix on some layers. Theirs has `peft_type` ONEBASE, which PEFT refuses rather than
-misreads: under `parts`, each method's configuration as PEFT would write it (and the prefix's
-`layers`, where those are not all), and in the weights file each method's tensors behind its name
-and a colon.
+PEFT has no format for an adapter of several methods, for virtual tokens inside the text, or for a
+prefix on some layers. Such an adapter is saved with `peft_type` ONEBASE, which PEFT refuses instead
+of misreading it: `parts` holds each method's configuration as PEFT would write it (and the `layers`
+of a prefix that is not on all layers), and the weights file names each tensor by its method, a colon
+and PEFT's name.
 
-A scalar head is PEFT's `score`, saved whole, of a sequence classifier with one label.
+A scalar head is saved as PEFT saves the `score` layer of a sequence classifier with one label.
 """
 
 import json
@@ -21,15 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.adapter_folder import AdapterFolder
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora
-from onebase.adapters.peft_config import (
-    CONFIG,
-    HEAD,
-    AdapterFolder,
-    check_fields,
-    read_peft_config,
-)
+from onebase.adapters.peft_config import CONFIG, HEAD, check_fields, read_peft_config
 from onebase.adapters.peft_tensors import (
     LAYER_PREFIX,
     READERS,
@@ -38,7 +33,7 @@ from onebase.adapters.peft_tensors import (
     read_tensors,
     refuse_unread,
 )
-from onebase.adapters.text_part import (
+from onebase.adapters.vlm_names import (
     has_outer_names,
     inner_config,
     inner_tensors,
@@ -48,8 +43,8 @@ from onebase.language import say
 from onebase.model.base import Base
 
 __all__ = ["WEIGHTS", "load_adapter", "save_adapter"]
-_SEVERAL = "ONEBASE"
-# The parts that a file of several methods has, and the type of PEFT's that each is.
+_COMBINED = "ONEBASE"
+# The methods in a file of several methods, with their PEFT types.
 _PARTS = {
     "lora": "LORA",
     "qlora": "LORA",
@@ -68,29 +63,30 @@ def save_adapter(adapter: Adapter, folder: Path, base: Base) -> None:
         ((config, tensors),) = parts.values()
     else:
         config = {
-            "peft_type": _SEVERAL,
+            "peft_type": _COMBINED,
             "base_model_name_or_path": str(base.path or base.name),
             "placed": adapter.placed,
             "parts": {name: part for name, (part, _) in parts.items()},
         }
         tensors = {
             f"{name}:{key}": tensor
-            for name, (_, own) in parts.items()
-            for key, tensor in own.items()
+            for name, (_, part_tensors) in parts.items()
+            for key, tensor in part_tensors.items()
         }
     if adapter.head is not None:
         config |= {"task_type": "SEQ_CLS", "modules_to_save": [HEAD]}
-        within = adapter.lora is not None or adapter.ia3 is not None  # PEFT's wrappers nest so
-        before = LAYER_PREFIX if within else "base_model."
-        tensors = {**tensors, f"{before}{HEAD}.weight": adapter.head.weight.detach()}
+        # PEFT wraps the model once more for LoRA and IA3.
+        wrapped = adapter.lora is not None or adapter.ia3 is not None
+        prefix = LAYER_PREFIX if wrapped else "base_model."
+        tensors = {**tensors, f"{prefix}{HEAD}.weight": adapter.head.weight.detach()}
     save_file({name: t.cpu().float().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _parts(adapter: Adapter, base: Base) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
-    """PEFT's configuration and tensors of each method in `adapter`, by the method's name."""
-    import peft  # late: it takes seconds, and only writing needs it
+    """The PEFT configuration and tensors of each method in `adapter`, by the method's name."""
+    import peft  # late: the import takes seconds, and only writing needs it
 
     shape = base.shape
     common = {
@@ -140,13 +136,13 @@ def _parts(adapter: Adapter, base: Base) -> dict[str, tuple[dict[str, Any], dict
             num_attention_heads=shape.kv_heads,
             **sizes,
         )
-        some = {} if adapter.prefix.everywhere else {"layers": list(adapter.prefix.layers)}
-        parts["p-tuning-v2"] = (_plain(config) | some, {"prompt_embeddings": rows})
+        layers = {} if adapter.prefix.everywhere else {"layers": list(adapter.prefix.layers)}
+        parts["p-tuning-v2"] = (_plain(config) | layers, {"prompt_embeddings": rows})
     return parts
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A PEFT configuration as JSON holds it."""
+    """A PEFT configuration as plain JSON values."""
 
     def simple(value: Any) -> Any:
         return sorted(value) if isinstance(value, set) else str(value)
@@ -156,20 +152,21 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _shortest(names: list[str], base: Base) -> list[str]:
-    """`names` by their last parts where those mean no other layer, else in full. The layers that read
-    images may have the same last parts.
+    """The last parts of `names` if those match no other layer, else the full names.
+
+    In a vision-language model the layers for images may have the same last parts.
     """
-    last = {name.rsplit(".", 1)[-1] for name in names}
-    meant = {name for name in base.shape.linears if name.rsplit(".", 1)[-1] in last}
-    if meant == set(names) and not base.is_text_part:
-        return sorted(last)
+    last_parts = {name.rsplit(".", 1)[-1] for name in names}
+    matching = {name for name in base.shape.linears if name.rsplit(".", 1)[-1] in last_parts}
+    if matching == set(names) and not base.is_text_part:
+        return sorted(last_parts)
     return sorted(name_for_peft(base, name) for name in names)
 
 
 def _lora_settings(lora: Lora, base: Base) -> dict[str, Any]:
     sites = {name_for_peft(base, name): site for name, site in lora.sites.items()}
     ranks = {name: site.rank for name, site in sites.items()}
-    alphas = {name: _whole(site.scale * site.rank) for name, site in sites.items()}
+    alphas = {name: _int_if_whole(site.scale * site.rank) for name, site in sites.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
@@ -182,7 +179,7 @@ def _lora_settings(lora: Lora, base: Base) -> dict[str, Any]:
     }
 
 
-def _whole(value: float) -> float:
+def _int_if_whole(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
@@ -207,11 +204,10 @@ def _ia3_tensors(ia3: Ia3, base: Base) -> dict[str, Tensor]:
 
 
 def load_adapter(folder: Path | AdapterFolder, base: Base) -> Adapter:
-    """Read an adapter that this toolkit or PEFT saved; an AdapterFolder says if it is being imported.
+    """Read an adapter that this toolkit or PEFT saved; an AdapterFolder says whether it is imported.
 
-    Raises CorruptFileError when a file is missing, damaged, at odds with the other or of another
-    base's sizes, and OnebaseError when it uses a feature that would change its answers and is not
-    supported.
+    Raises CorruptFileError if a file is missing, damaged, inconsistent with the other or made for a
+    base of other sizes, and OnebaseError if it uses an unsupported feature that changes its answers.
     """
     source = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder)
     config = read_peft_config(source)
@@ -231,17 +227,17 @@ def load_adapter(folder: Path | AdapterFolder, base: Base) -> Adapter:
     if "" in parts:
         adapter = READERS[config["peft_type"]](source, config, tensors, base)
     else:
-        adapter = _together(source, config, parts, tensors, base)
+        adapter = _combined(source, config, parts, tensors, base)
     adapter.head = head
-    # On the CPU it is there, and asking each of its matrices takes a tenth of the time.
+    # On the CPU nothing needs to move, and `to` would visit each matrix: a tenth of the loading time.
     return adapter if base.device.type == "cpu" else adapter.to(base.device)
 
 
 def parts_of_config(folder: AdapterFolder, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configuration of each method by its name, or of the one method by no name, their fields
-    checked. Raises as load_adapter.
+    """The configuration of each method by its name, or of a single method under "", with its fields
+    checked. Raises the errors of load_adapter.
     """
-    if config.get("peft_type") != _SEVERAL:
+    if config.get("peft_type") != _COMBINED:
         check_fields(folder, config)
         return {"": config}
     parts = config.get("parts")
@@ -256,48 +252,48 @@ def parts_of_config(folder: AdapterFolder, config: dict[str, Any]) -> dict[str, 
     for name, part in parts.items():
         if part.get("peft_type") != _PARTS.get(name, ""):
             reason = say(
-                f"the part {name!r} is of the type {part.get('peft_type')!r}",
-                f"部分 {name!r} 的类型为 {part.get('peft_type')!r}",
+                f"the part {name!r} has the type {part.get('peft_type')!r}",
+                f"parts 中 {name!r} 的类型为 {part.get('peft_type')!r}",
             )
             raise folder.damaged(CONFIG, reason)
         check_fields(folder, part)
     return parts
 
 
-def _together(
+def _combined(
     folder: AdapterFolder,
     config: dict[str, Any],
     parts: dict[str, dict[str, Any]],
     tensors: dict[str, Tensor],
     base: Base,
 ) -> Adapter:
-    """One adapter of several methods, or of one whose file PEFT does not have."""
-    read: dict[str, Adapter] = {}
-    held: dict[str, Any] = {}
+    """An adapter from a file with `parts`: of several methods, or of one that PEFT has no format for."""
+    adapters: dict[str, Adapter] = {}
+    modules: dict[str, Any] = {}
     for name, part in parts.items():
-        before = f"{name}:"
-        own = {
-            key.removeprefix(before): tensors.pop(key)
+        prefix = f"{name}:"
+        part_tensors = {
+            key.removeprefix(prefix): tensors.pop(key)
             for key in list(tensors)
-            if key.startswith(before)
+            if key.startswith(prefix)
         }
-        read[name] = READERS[part["peft_type"]](folder, part, own, base)
+        adapters[name] = READERS[part["peft_type"]](folder, part, part_tensors, base)
         for kind in ("lora", "ia3", "prompt", "prefix"):
-            if (module := getattr(read[name], kind)) is not None:
-                if kind in held:
-                    raise folder.damaged(
-                        CONFIG, say(f"two parts are a {kind}", f"有两个部分都是 {kind}")
-                    )
-                held[kind] = module
+            if (module := getattr(adapters[name], kind)) is not None:
+                if kind in modules:
+                    reason = say(f"two parts are of the kind {kind}", f"有两个部分都是 {kind}")
+                    raise folder.damaged(CONFIG, reason)
+                modules[kind] = module
     refuse_unread(folder, set(tensors))
     placed = config.get("placed", 0)
-    tokens = len(held["prompt"]()) if "prompt" in held else 0
+    tokens = len(modules["prompt"]()) if "prompt" in modules else 0
     if not isinstance(placed, int) or not 0 <= placed <= tokens:
         reason = say(
-            f"placed is {placed!r} of {tokens} virtual tokens",
-            f"placed 为 {placed!r}，共有 {tokens} 个虚拟词元",
+            f"placed is {placed!r}, but there are {tokens} virtual tokens",
+            f"placed 为 {placed!r}，但共有 {tokens} 个虚拟词元",
         )
         raise folder.damaged(CONFIG, reason)
-    options = {name: adapter.options for name, adapter in read.items()}
-    method = "+".join(read)
-    return Adapter(method, options[method] if len(read) == 1 else options, placed=placed, **held)
+    options = {name: adapter.options for name, adapter in adapters.items()}
+    method = "+".join(adapters)
+    single = len(adapters) == 1
+    return Adapter(method, options[method] if single else options, placed=placed, **modules)

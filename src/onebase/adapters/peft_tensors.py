@@ -1,8 +1,8 @@
-"""An adapter's tensors as PEFT names them, read into each method's module, each checked first against
-the configuration and the base.
+"""Reading an adapter's tensors by PEFT's names into each method's module.
 
-A tensor is read by the names that PEFT reads it by (0.21): with the name of the adapter, `.default`, or
-without. PEFT passes over any other name without a word; here it is refused.
+Each tensor is first checked against the configuration and the base. A name is accepted if PEFT 0.21
+accepts it: with the name of the adapter, `.default`, or without. PEFT silently ignores any other
+name; here it is refused.
 """
 
 import math
@@ -17,12 +17,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
-from onebase.adapters.head import ScalarHead
+from onebase.adapters.adapter_folder import AdapterFolder, not_floating_point, shape_mismatch
 from onebase.adapters.ia3 import Ia3
 from onebase.adapters.lora import Lora, Site, matches, scale_of
-from onebase.adapters.peft_config import CONFIG, HEAD, AdapterFolder, named, targeted
+from onebase.adapters.peft_config import CONFIG, HEAD, named, targeted
 from onebase.adapters.prefix import DeepPrefix
 from onebase.adapters.prompt import PromptEmbedding
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
@@ -32,8 +33,8 @@ WEIGHTS = "adapter_model.safetensors"
 LAYER_PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE, _IA3 = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".ia3_l"
 _PROMPT = "prompt_embeddings"
-# The other names that PEFT reads, and the name that stands for them here.
-_ALSO_READ = (
+# Other names that PEFT accepts, and the name used here.
+_NAME_VARIANTS = (
     (re.compile(r"\.(lora_[AB])\.default\.weight$"), r".\1.weight"),
     (re.compile(r"\.lora_magnitude_vector(\.default)?\.weight$"), _MAGNITUDE),
     (re.compile(r"\.ia3_l\.default$"), _IA3),
@@ -42,49 +43,47 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_tensors(folder: AdapterFolder) -> dict[str, Tensor]:
-    """Every tensor of the weights file by its name without `.default`, in fp32.
+    """Every tensor of the weights file in fp32, by its name without `.default`.
 
-    Raises CorruptFileError for a file that can't be read, a tensor that holds anything but finite
-    numbers in floating point, and a tensor under two names.
+    Raises CorruptFileError for a file that can't be read, a tensor that is not of finite floating
+    point numbers, and a tensor under two names.
     """
     try:
-        # From its bytes: several times as quick as `load_file`, for many small tensors.
+        # From bytes: several times as fast as `load_file` for many small tensors.
         stored = load((folder.path / WEIGHTS).read_bytes())
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise folder.damaged(WEIGHTS, reason) from error
-    except KeyError as error:  # a kind of number that safetensors knows and torch does not
+    except KeyError as error:  # a dtype that safetensors has and torch does not
         kind = error.args[0]
         reason = say(f"it holds {kind}, not floating point", f"其中有 {kind}，而非浮点数")
         raise folder.damaged(WEIGHTS, reason) from error
     tensors: dict[str, Tensor] = {}
     for key, tensor in sorted(stored.items()):
         name = key
-        for pattern, replacement in _ALSO_READ:
+        for pattern, replacement in _NAME_VARIANTS:
             name = pattern.sub(replacement, name)
         if name in tensors:
             reason = say(f"it has {name} twice, once as {key}", f"{name} 出现两次，其一为 {key}")
             raise folder.damaged(WEIGHTS, reason)
         if tensor.dtype not in _FLOATS:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            reason = say(f"{key} holds {kind}, not floating point", f"{key} 为 {kind}，而非浮点数")
-            raise folder.damaged(WEIGHTS, reason)
+            raise folder.damaged(WEIGHTS, not_floating_point(key, tensor.dtype))
         tensors[name] = tensor.float()
-    for name, own in tensors.items():
-        if not _finite(own):
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
             raise folder.damaged(WEIGHTS, say(f"{name} is not finite", f"{name} 含有非有限值"))
     return tensors
 
 
 def _finite(tensor: Tensor) -> bool:
-    # The sum, which is quicker, is finite only where all numbers are.
+    # The sum is faster, and finite only if all numbers are.
     return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> ScalarHead:
-    """The scalar head of a sequence classifier, which is taken out of `tensors`.
+    """The scalar head of a sequence classifier; removes its tensor from `tensors`.
 
-    Raises CorruptFileError where there is none, and OnebaseError for one with several labels.
+    Raises CorruptFileError if there is none, and OnebaseError for a head with several labels.
     """
     for key in (f"{LAYER_PREFIX}{HEAD}.weight", f"base_model.{HEAD}.weight"):
         if key not in tensors:
@@ -93,15 +92,15 @@ def read_head(folder: AdapterFolder, tensors: dict[str, Tensor], base: Base) -> 
         if labels > 1:
             raise OnebaseError(
                 say(
-                    f"The adapter in {folder.path} is a classifier whose {HEAD} layer has {labels} "
-                    "labels. Only one label, the score of a reward model, is supported.",
+                    f"The adapter in {folder.path} is a classifier with {labels} labels in its {HEAD} "
+                    "layer. Only one label, the score of a reward model, is supported.",
                     f"{folder.path} 中的适配器是分类器，其 {HEAD} 层有 {labels} 个标签。"
                     "仅支持单标签，即奖励模型的分数。",
                 ),
                 say(
-                    "Train a classification task on its data (rows with text and label): onebase "
+                    "Train a classification task on its data (rows with text and label). onebase "
                     "classifies by the likelihood of each label's text.",
-                    "请用其数据（含 text 与 label 的行）训练分类任务：onebase 按各标签文本的似然进行分类。",
+                    "请用其数据（含 text 与 label 的行）训练分类任务，onebase 按各标签文本的似然分类。",
                 ),
             )
         head = ScalarHead(base.shape.hidden)
@@ -122,7 +121,7 @@ def _read_lora(
 ) -> Adapter:
     dora = bool(config.get("use_dora"))
     ends = (_A, _B, _MAGNITUDE) if dora else (_A, _B)
-    names = _layers(folder, config, tensors, base, ends)
+    names = _layers_with_tensors(folder, config, tensors, base, ends)
     sites = {name: _site(folder, config, tensors, base, name) for name in names}
 
     def frozen(name: str) -> Tensor:
@@ -137,8 +136,8 @@ def _read_lora(
             read.add(key)
             _fill(folder, tensors, key, parameter)
     refuse_unread(folder, set(tensors) - read)
-    wanted = config.get("target_modules") or []
-    target = wanted if isinstance(wanted, str) else ",".join(wanted)
+    target_modules = config.get("target_modules") or []
+    target = target_modules if isinstance(target_modules, str) else ",".join(target_modules)
     rank = Counter(site.rank for site in sites.values()).most_common(1)[0][0]
     options = {"rank": rank, "alpha": config["lora_alpha"], "target": target}
     return Adapter("lora", options, lora=lora)
@@ -151,7 +150,7 @@ def _site(
     base: Base,
     name: str,
 ) -> Site:
-    """Where a layer's delta goes, its rank the same in the configuration and in the tensors."""
+    """The site of a layer's delta; its rank must agree between configuration and tensors."""
     inputs, outputs = base.shape.linears[name]
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     pattern = next((pattern for pattern in ranks if matches(pattern, name)), None)
@@ -166,15 +165,18 @@ def _site(
                 f"{field} 为 {rank}，而 {key} 的秩为 {len(tensors[key])}",
             ),
             say(
-                f"Set {field} to the rank that the adapter was trained with: lora_alpha is divided "
-                "by it.",
-                f"请将 {field} 改为训练时的秩：lora_alpha 要除以它。",
+                f"Set {field} to the rank used in training: the deltas are scaled by lora_alpha / "
+                "rank.",
+                f"请将 {field} 改为训练时的秩：增量按 lora_alpha / 秩 缩放。",
             )
             if folder.foreign
             else None,
         )
     _require(folder, tensors, key, (rank, inputs))
-    alpha = next((a for known, a in alphas.items() if matches(known, name)), config["lora_alpha"])
+    alpha = next(
+        (a for layer_pattern, a in alphas.items() if matches(layer_pattern, name)),
+        config["lora_alpha"],
+    )
     rslora = bool(config.get("use_rslora"))
     return Site(inputs, outputs, rank, scale_of(alpha, rank, rslora=rslora))
 
@@ -184,7 +186,7 @@ def _read_ia3(
 ) -> Adapter:
     sites = {}
     inner = config.get("feedforward_modules")
-    for name in _layers(folder, config, tensors, base, (_IA3,)):
+    for name in _layers_with_tensors(folder, config, tensors, base, (_IA3,)):
         inputs, outputs = base.shape.linears[name]
         key = f"{LAYER_PREFIX}{name}{_IA3}"
         on_inputs = tensors[key].shape[:1] == (1,) if inner is None else named(inner, name)
@@ -197,71 +199,73 @@ def _read_ia3(
     return Adapter("ia3", {}, ia3=ia3)
 
 
-def _layers(
+def _layers_with_tensors(
     folder: AdapterFolder,
     config: dict[str, Any],
     tensors: dict[str, Tensor],
     base: Base,
     ends: tuple[str, ...],
 ) -> list[str]:
-    """The base's linear layers that have tensors whose names end so, and that PEFT would give them to.
+    """The base's linear layers with tensors whose names have one of these `ends`.
 
-    Raises CorruptFileError where there is none, and for a name of no such layer.
+    Raises CorruptFileError if there are none, and for a tensor of a layer that the base does not have
+    or that the configuration leaves out.
     """
-    found: dict[str, None] = {}
+    layers: dict[str, None] = {}
     for key in tensors:
         end = next((end for end in ends if key.endswith(end)), None)
         if end is None:
             continue
         name = _layer(folder, base, key, end)
-        if name not in found and not targeted(config, name):
+        if name not in layers and not targeted(config, name):
             raise folder.damaged(
                 WEIGHTS,
                 say(
-                    f"it has {key}, and adapter_config.json (target_modules, exclude_modules, "
-                    "layers_to_transform) leaves that layer out: PEFT would not read it",
-                    f"其中有 {key}，而 adapter_config.json（target_modules、exclude_modules、"
-                    "layers_to_transform）不包含该层：PEFT 不会读取它",
+                    f"it has {key}, but adapter_config.json (target_modules, exclude_modules, "
+                    "layers_to_transform) excludes that layer, so PEFT would not read it",
+                    f"其中有 {key}，但 adapter_config.json（target_modules、exclude_modules、"
+                    "layers_to_transform）不包含该层，PEFT 不会读取它",
                 ),
             )
-        found[name] = None
-    if not found:
-        raise folder.damaged(WEIGHTS, _found_instead(f"…{ends[0]}", tensors))
-    return list(found)
+        layers[name] = None
+    if not layers:
+        raise folder.damaged(WEIGHTS, _missing(f"…{ends[0]}", tensors))
+    return list(layers)
 
 
 def _layer(folder: AdapterFolder, base: Base, key: str, end: str) -> str:
-    """The base's linear layer that a tensor's name speaks of."""
+    """The base's linear layer that a tensor belongs to, by its name. Raises CorruptFileError."""
     stem = key.removesuffix(end)
     name = stem.removeprefix(LAYER_PREFIX)
     if stem != name and name in base.shape.linears:
         return name
-    meant = [known for known in base.shape.linears if _tail(known) == _tail(stem)]
-    if len(meant) != 1:
+    candidates = [layer for layer in base.shape.linears if _tail(layer) == _tail(stem)]
+    if len(candidates) != 1:
         raise folder.damaged(
             WEIGHTS,
             say(
-                f"it has {key}, and the base has no linear layer {name} in its "
+                f"it has {key}, but the base has no linear layer {name} in its "
                 f"{base.shape.layers} decoder layers",
-                f"其中有 {key}，而基座的 {base.shape.layers} 层解码层中没有线性层 {name}",
+                f"其中有 {key}，但基座的 {base.shape.layers} 层解码层中没有线性层 {name}",
             ),
             say(
-                "Import it with the base that it was trained on (--base), or train it on the linear "
-                "layers of the decoder alone.",
+                "Import it with the base that it was trained on (--base), or train it only on linear "
+                "layers of the decoder.",
                 "请用训练时的基座导入（--base），或只在解码层的线性层上训练。",
             )
             if folder.foreign
             else None,
         )
-    expected = f"{LAYER_PREFIX}{meant[0]}{end}"
+    expected = f"{LAYER_PREFIX}{candidates[0]}{end}"
     raise folder.damaged(
         WEIGHTS,
         say(
-            f"it has {key} where {expected} is expected: PEFT would pass over it, without effect",
-            f"其中的 {key} 应命名为 {expected}：PEFT 会略过它，使适配器不起作用",
+            f"it has {key} instead of {expected}; PEFT would ignore it, and the adapter would have no "
+            "effect",
+            f"其中的 {key} 应命名为 {expected}：PEFT 会忽略它，使适配器不起作用",
         ),
         say(
-            "Rename all tensors so, or save the adapter again with save_pretrained of PEFT.",
+            "Rename all tensors accordingly, or save the adapter again with PEFT's save_pretrained.",
             "请照此重命名所有张量，或用 PEFT 的 save_pretrained 重新保存该适配器。",
         )
         if folder.foreign
@@ -270,9 +274,9 @@ def _layer(folder: AdapterFolder, base: Base, key: str, end: str) -> str:
 
 
 def _tail(name: str) -> str:
-    """A layer's name from the list that numbers it on: `layers.0.self_attn.q_proj`."""
-    found = re.search(r"[^.]+\.\d+\..*", name)
-    return name if found is None else found[0]
+    """A layer's name from the numbered module list on: `layers.0.self_attn.q_proj`."""
+    match = re.search(r"[^.]+\.\d+\..*", name)
+    return name if match is None else match[0]
 
 
 def _read_prompt(
@@ -280,7 +284,7 @@ def _read_prompt(
 ) -> Adapter:
     tokens = config["num_virtual_tokens"]
     prompt = PromptEmbedding(_rows(folder, config, tensors, base.shape.hidden))
-    _agree(folder, config, {"token_dim": base.shape.hidden})
+    _check_sizes(folder, config, {"token_dim": base.shape.hidden})
     method = "p-tuning" if config["peft_type"] == "P_TUNING" else "prompt-tuning"
     return Adapter(method, {"virtual_tokens": tokens}, prompt=prompt)
 
@@ -291,12 +295,12 @@ def _read_prefix(
     tokens, shape = config["num_virtual_tokens"], base.shape
     options: dict[str, Any] = {"virtual_tokens": tokens}
     layers = None
-    if (wanted := config.get("layers")) is not None:
-        layers = [layer for layer in range(shape.layers) if layer in wanted]
-        if not layers or layers != wanted:
+    if (layer_indices := config.get("layers")) is not None:
+        layers = [layer for layer in range(shape.layers) if layer in layer_indices]
+        if not layers or layers != layer_indices:
             reason = say(
-                f"layers is {wanted!r} of {shape.layers}",
-                f"layers 为 {wanted!r}，共 {shape.layers} 层",
+                f"layers is {layer_indices!r}, but the base has {shape.layers} layers",
+                f"layers 为 {layer_indices!r}，但基座共 {shape.layers} 层",
             )
             raise folder.damaged(CONFIG, reason)
         options["layers"] = ",".join(map(str, layers))
@@ -305,7 +309,7 @@ def _read_prefix(
         folder, config, tensors, (shape.layers if layers is None else len(layers)) * 2 * width
     )
     sizes = {"num_layers": shape.layers, "num_attention_heads": shape.kv_heads, "token_dim": width}
-    _agree(folder, config, sizes)
+    _check_sizes(folder, config, sizes)
     prefix = DeepPrefix(shape, tokens, projection=None, start=rows, layers=layers)
     return Adapter("p-tuning-v2", options, prefix=prefix)
 
@@ -313,9 +317,9 @@ def _read_prefix(
 def _rows(
     folder: AdapterFolder, config: dict[str, Any], tensors: dict[str, Tensor], width: int
 ) -> Tensor:
-    """The one tensor of a method with virtual tokens, [num_virtual_tokens, width]."""
+    """The only tensor of a method with virtual tokens, [num_virtual_tokens, width]."""
     if _PROMPT not in tensors:
-        raise folder.damaged(WEIGHTS, _found_instead(_PROMPT, tensors))
+        raise folder.damaged(WEIGHTS, _missing(_PROMPT, tensors))
     refuse_unread(folder, set(tensors) - {_PROMPT})
     tokens, rows = config["num_virtual_tokens"], tensors[_PROMPT]
     if rows.dim() == 2 and rows.shape[1] == width and len(rows) != tokens:
@@ -330,38 +334,36 @@ def _rows(
     return rows
 
 
-def _agree(folder: AdapterFolder, config: dict[str, Any], sizes: dict[str, int]) -> None:
-    """Raise CorruptFileError for a size in the configuration that is not the base's."""
+def _check_sizes(folder: AdapterFolder, config: dict[str, Any], sizes: dict[str, int]) -> None:
+    """Raise CorruptFileError if a size in the configuration differs from the base's."""
     for field, size in sizes.items():
         if config.get(field) not in (None, size):
             reason = say(
-                f"{field} is {config[field]}, this base has {size}",
+                f"{field} is {config[field]}, but this base has {size}",
                 f"{field} 为 {config[field]}，而该基座为 {size}",
             )
             raise folder.damaged(CONFIG, reason)
 
 
-def _found_instead(expected: str, tensors: dict[str, Tensor]) -> str:
-    """What to say of tensors that none of is `expected`."""
+def _missing(expected: str, tensors: dict[str, Tensor]) -> str:
+    """The reason for a file without the tensor `expected`."""
     if not tensors:
-        return say(f"it is empty; {expected} is expected", f"文件为空，应有 {expected}")
+        return say(f"it is empty, but needs {expected}", f"文件为空，应有 {expected}")
     return say(
-        f"{expected} is missing; among its {len(tensors)} tensors is {min(tensors)}",
-        f"缺少 {expected}；其 {len(tensors)} 个张量中有 {min(tensors)}",
+        f"{expected} is missing; it has {len(tensors)} other tensors, such as {min(tensors)}",
+        f"缺少 {expected}；它有 {len(tensors)} 个其他张量，例如 {min(tensors)}",
     )
 
 
 def _require(
     folder: AdapterFolder, tensors: dict[str, Tensor], key: str, shape: tuple[int, ...]
 ) -> None:
+    """Raise CorruptFileError unless the tensor `key` exists and has this shape."""
     if key not in tensors:
         raise folder.damaged(WEIGHTS, say(f"{key} is missing", f"缺少 {key}"))
-    found = tuple(tensors[key].shape)
-    if found != shape:
-        reason = say(
-            f"{key} is {found}, this base needs {shape}", f"{key} 为 {found}，应为 {shape}"
-        )
-        raise folder.damaged(WEIGHTS, reason)
+    actual = tuple(tensors[key].shape)
+    if actual != shape:
+        raise folder.damaged(WEIGHTS, shape_mismatch(key, actual, shape))
 
 
 def _fill(folder: AdapterFolder, tensors: dict[str, Tensor], key: str, parameter: Tensor) -> None:
@@ -370,7 +372,7 @@ def _fill(folder: AdapterFolder, tensors: dict[str, Tensor], key: str, parameter
 
 
 def refuse_unread(folder: AdapterFolder, unread: set[str]) -> None:
-    """Raise OnebaseError where there are tensors that nothing reads, such as an embedding's delta."""
+    """Raise OnebaseError if tensors were not read, such as an embedding's delta."""
     if unread:
         raise OnebaseError(
             say(
@@ -378,7 +380,7 @@ def refuse_unread(folder: AdapterFolder, unread: set[str]) -> None:
                 f"{folder.path} 中的适配器还包含 {min(unread)}，不支持。",
             ),
             say(
-                "Merge it into its base with PEFT, or train it on the linear layers alone.",
+                "Merge it into its base with PEFT, or train it again on linear layers only.",
                 "请用 PEFT 合并到基座，或只在线性层上重新训练。",
             ),
         )

@@ -1,7 +1,7 @@
 """P-tuning v2 (Liu et al. 2022), also called prefix tuning (Li and Liang 2021).
 
-Every layer, or each of some chosen ones, attends to learned keys and values besides those of the
-text. They carry no rotary embedding of their own: what is learned is the key as attention sees it.
+Every decoder layer, or each chosen one, attends to learned keys and values besides those of the
+text. No rotary embedding is applied to the learned keys: they enter attention as they are.
 """
 
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ class PTuningV2Options(VirtualTokenOptions):
 
 
 class DeepPrefix(nn.Module):
-    """The prefix as one row a token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout),
-    of the given `layers` in their order, or of all.
+    """The prefix with one row per token, [tokens, layers * 2 * kv_heads * head_dim] (PEFT's layout),
+    for the given `layers` in their order, or for all.
 
     With a `projection` the rows are the output of an MLP over an embedding of size
-    kv_heads * head_dim, added to `start` where there is one.
+    kv_heads * head_dim, added to `start` if that is given.
     """
 
     start: Tensor | None
@@ -87,11 +87,11 @@ class DeepPrefix(nn.Module):
 
     @property
     def everywhere(self) -> bool:
-        """Whether every layer has the prefix."""
+        """Whether every layer attends to the prefix."""
         return len(self.layers) == self.shape.layers
 
     def keys_values(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [layers, kv_heads, tokens, head_dim]; zero in layers without."""
+        """Keys and values, each [layers, kv_heads, tokens, head_dim]; zeros in layers without a prefix."""
         shape = self.shape
         rows = self()
         stacked = rows.view(len(rows), len(self.layers), 2, shape.kv_heads, shape.head_dim)
@@ -99,12 +99,13 @@ class DeepPrefix(nn.Module):
         if self.everywhere:
             return keys, values
         chosen = torch.tensor(self.layers, device=rows.device)
-        nothing = rows.new_zeros(shape.layers, *keys.shape[1:])
-        return nothing.index_copy(0, chosen, keys), nothing.index_copy(0, chosen, values)
+        zeros = rows.new_zeros(shape.layers, *keys.shape[1:])
+        return zeros.index_copy(0, chosen, keys), zeros.index_copy(0, chosen, values)
 
     def masked_prefix(self) -> tuple[int, ...]:
-        """For each layer how many of the prefix's tokens it does not attend to: none or all.
-        Empty where every layer has the prefix.
+        """For each layer, how many of the prefix's tokens it does not attend to: none or all.
+
+        Empty if every layer attends to the prefix.
         """
         if self.everywhere:
             return ()
@@ -113,6 +114,6 @@ class DeepPrefix(nn.Module):
 
 
 def flatten(keys: Tensor, values: Tensor) -> Tensor:
-    """Keys and values, each [layers, kv_heads, tokens, head_dim], as DeepPrefix's rows."""
+    """Keys and values, each [layers, kv_heads, tokens, head_dim], as rows of DeepPrefix."""
     stacked = torch.stack([keys, values]).permute(3, 1, 0, 2, 4)
     return stacked.reshape(stacked.shape[0], -1)

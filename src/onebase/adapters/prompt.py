@@ -1,8 +1,8 @@
 """Virtual tokens: prompt tuning (Lester et al. 2021) and P-tuning (Liu et al. 2021).
 
-Both learn embeddings that stand before the text. Prompt tuning learns them directly; P-tuning
-learns a prompt encoder, an LSTM or an MLP, that produces them while training. The encoder is
-gone from the served adapter, which holds its output.
+Both learn embeddings that stand before the text. Prompt tuning learns them directly. P-tuning
+learns a prompt encoder, an LSTM or an MLP, that produces them in training; the saved adapter holds
+only the encoder's output.
 """
 
 from typing import Literal
@@ -76,7 +76,7 @@ class PTuningOptions(VirtualTokenOptions):
 
 
 class PromptEmbedding(nn.Module):
-    """The virtual tokens' embeddings themselves, [tokens, hidden]."""
+    """The embeddings of the virtual tokens, learned directly."""
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class PromptEmbedding(nn.Module):
 class PromptEncoder(nn.Module):
     """P-tuning's encoder: embeddings, then a BiLSTM and an MLP, or an MLP alone (eq. 5-6).
 
-    `start`, [tokens, hidden], is what the encoder's output is added to; None for the paper's
-    form, in which the output stands alone.
+    The encoder's output is added to `start`, [tokens, hidden]; with None it stands alone, as in the
+    paper.
     """
 
     start: Tensor | None

@@ -1,8 +1,8 @@
-"""The store of adapters: numbered versions of each task, one of them the current one.
+"""The adapter store: numbered versions of each task's adapter, one of them current.
 
 On disk, `adapters/<task>/` holds a folder for each version and three small text files:
 `current` (a version), `history` (the versions that were current before, oldest first) and
-`last` (the highest version ever given, so that none is given twice).
+`last` (the highest version number ever used, so that none is used twice).
 """
 
 import json
@@ -17,14 +17,21 @@ from typing import Any
 
 from filelock import FileLock
 
-from onebase.adapters.record import CONFIG, MODEL_CONFIG, RECORD, copied, damaged_file, read_object
+from onebase.adapters.onebase_json import (
+    CONFIG,
+    MODEL_CONFIG,
+    RECORD,
+    copied,
+    damaged_file,
+    read_object,
+)
 from onebase.adapters.workspace import Workspace, write_whole
 from onebase.errors import CorruptFileError, UsageError, unknown
 from onebase.language import say
 from onebase.model.fetch import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
-MODEL = "model.safetensors"  # in place of the two, with its config.json, of full fine-tuning
+MODEL = "model.safetensors"  # a whole model, from full fine-tuning, in place of WEIGHTS
 
 _TASK_NAME = re.compile(r"[\w-][\w.-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -32,7 +39,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """One version of a task's adapter; `record` is what its onebase.json says."""
+    """One version of a task's adapter; `record` is the content of its onebase.json."""
 
     task: str
     version: int
@@ -42,7 +49,7 @@ class StoredAdapter:
 
     @property
     def name(self) -> str:
-        """As users name it: `task@version`."""
+        """Its name, `task@version`."""
         return f"{self.task}@{self.version}"
 
     @property
@@ -57,29 +64,29 @@ class StoredAdapter:
 
     @property
     def created(self) -> str:
-        """When it was stored: ISO 8601, UTC."""
+        """When it was stored, ISO 8601 in UTC."""
         return str(self.record.get("created", ""))
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What was measured of it."""
-        found = self.record.get("metrics")
-        return dict(found) if isinstance(found, dict) else {}
+        """The metrics measured in training."""
+        metrics = self.record.get("metrics")
+        return dict(metrics) if isinstance(metrics, dict) else {}
 
     @property
     def bytes(self) -> int:
-        """The size of its files."""
+        """The size of its files in bytes."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
 def check_task_name(name: str) -> None:
-    """Raise `UsageError` unless `name` can be a task's."""
+    """Raise `UsageError` unless `name` is valid as a task's name."""
     if name == "base":
         raise UsageError(
             say("'base' can't be a task's name.", "'base' 不能用作任务名。"),
             say(
-                "It stands for the base model without an adapter: choose another name.",
-                "它指不带适配器的基座模型，请换一个名称。",
+                "It means the base model without an adapter. Choose another name.",
+                "它表示不带适配器的基座模型，请换一个名称。",
             ),
         )
     if not _TASK_NAME.fullmatch(name):
@@ -93,20 +100,20 @@ def check_task_name(name: str) -> None:
 
 
 class AdapterStore:
-    """The adapters of one workspace. Safe with other processes at work on the same folder."""
+    """The adapters of one workspace. Several processes may use the same folder."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
     def tasks(self) -> list[str]:
-        """The tasks that have a version, by name."""
+        """The names of the tasks that have a version, sorted."""
         root = self.workspace.adapters
         if not root.is_dir():
             return []
         return sorted(folder.name for folder in root.iterdir() if self._versions(folder.name))
 
     def get(self, name: str) -> StoredAdapter:
-        """The adapter that `task` (its current version) or `task@3` names.
+        """The adapter named `task` (its current version) or `task@3`.
 
         Raises `UsageError` for an unknown name, `CorruptFileError` for a damaged version.
         """
@@ -121,10 +128,10 @@ class AdapterStore:
         *,
         promote: bool = True,
     ) -> StoredAdapter:
-        """Store what `write` puts into the folder it is given, as the task's next version.
+        """Store what `write` writes into the folder that it gets, as the task's next version.
 
-        `write` makes adapter_config.json and adapter_model.safetensors; `record` goes into
-        onebase.json. An interruption at any moment leaves no version.
+        `write` creates adapter_config.json and adapter_model.safetensors; `record` goes into
+        onebase.json. After an interruption at any moment there is no partial version.
         """
         check_task_name(task)
         folder = self._folder(task)
@@ -154,16 +161,16 @@ class AdapterStore:
             return self._read(task, version)
 
     def promote(self, name: str) -> StoredAdapter:
-        """Make the version that `task@2` names the task's current one."""
+        """Make the version `task@2` the current one of its task."""
         task, _ = self._resolve(name, bare=False)
         with self._lock(task):
-            version = self._resolve(name, bare=False)[1]  # it may have gone in the meantime
+            version = self._resolve(name, bare=False)[1]  # it may have been removed meanwhile
             self._read(task, version)  # a damaged version is not promoted
             self._promote(task, version)
             return self._read(task, version)
 
     def rollback(self, task: str) -> StoredAdapter:
-        """Make the version current that was so before; again, the one before that."""
+        """Make the previously current version current; repeated, the one before that."""
         self._check_known(task)
         with self._lock(task):
             history = self._folder(task) / "history"
@@ -173,23 +180,23 @@ class AdapterStore:
                 version = earlier.pop()
                 if version != current and version in versions:
                     self._read(task, version)  # a damaged version is not promoted
-                    # `current` first: a repeat of it at the end of `history` does no harm.
+                    # `current` first: a repetition of it at the end of `history` does no harm.
                     self._write_current(task, version)
                     write_whole(history, "".join(f"{number}\n" for number in earlier))
                     return self._read(task, version)
         raise UsageError(
             say(
-                f"No version of {task!r} was current before this one.",
-                f"{task!r} 在当前版本之前没有其他版本被启用过。",
+                f"{task!r} has no earlier version to roll back to.",
+                f"{task!r} 没有可回退的更早版本。",
             ),
             self._promote_one(task),
         )
 
     def remove(self, name: str) -> list[StoredAdapter]:
-        """Delete one version (`task@2`) or all of them (`task`), damaged ones too.
+        """Delete one version (`task@2`) or all versions (`task`), including damaged ones.
 
-        Where the current version goes, the newest sound one that is left takes its place.
-        Returns what was there; the record of a damaged version is empty.
+        If the current version is deleted, the newest undamaged one left becomes current. Returns the
+        deleted adapters; the record of a damaged one is empty.
         """
         task, at, _ = name.partition("@")
         self._check_known(task)
@@ -201,12 +208,12 @@ class AdapterStore:
                 self._succeed(task, versions)
             for adapter in removed:
                 hidden = self._hidden(task, adapter.version)
-                adapter.path.rename(hidden)  # gone at once, whatever interrupts the deletion
+                adapter.path.rename(hidden)  # so that an interrupted deletion leaves no version
                 shutil.rmtree(hidden)
             return removed
 
     def verify(self, adapter: StoredAdapter) -> None:
-        """Raise `CorruptFileError` where a file is missing, unreadable or not what was stored."""
+        """Raise `CorruptFileError` if a file is missing, unreadable or has changed since it was stored."""
         config = CONFIG if _weights(adapter.path).name == WEIGHTS else MODEL_CONFIG
         read_object(adapter.path / config, adapter.name)
         expected = read_object(adapter.path / RECORD, adapter.name).get("sha256")
@@ -217,24 +224,24 @@ class AdapterStore:
             raise damaged_file(weights, adapter.name, error.strerror or str(error)) from error
         if actual != expected:
             reason = say(
-                f"its SHA-256 is {actual}, not {expected}",
-                f"其 SHA-256 为 {actual}，而应为 {expected}",
+                f"SHA-256 mismatch: {actual}, expected {expected}",
+                f"SHA-256 不符：为 {actual}，应为 {expected}",
             )
             raise damaged_file(weights, adapter.name, reason)
 
     def unlisted(self) -> dict[Path, CorruptFileError]:
-        """The folders of adapters that `list` leaves out, each with what is wrong and the way out."""
-        found = {}
+        """The adapter folders that `list` leaves out, each with the error and its remedy."""
+        errors = {}
         root = self.workspace.adapters
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             for version in self._versions(folder.name):
                 try:
                     self._read(folder.name, version)
                 except CorruptFileError as error:
-                    found[folder / str(version)] = error
+                    errors[folder / str(version)] = error
             if (folder / CONFIG).is_file():
-                found[folder] = copied(folder, folder.name)
-        return found
+                errors[folder] = copied(folder, folder.name)
+        return errors
 
     def _folder(self, task: str) -> Path:
         return self.workspace.adapters / task
@@ -246,7 +253,7 @@ class AdapterStore:
         return self._folder(task) / f".{version}.partial"
 
     def _sweep(self, task: str) -> None:
-        """Clear away what a killed process left half written or half deleted."""
+        """Delete what a killed process left half written or half deleted."""
         for path in self._folder(task).glob(".*.partial"):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -276,7 +283,7 @@ class AdapterStore:
         self._write_current(task, version)
 
     def _succeed(self, task: str, leaving: list[int]) -> None:
-        """Make the newest sound version that is not `leaving` the current one."""
+        """Make the newest undamaged version that is not in `leaving` the current one."""
         for version in reversed(self._versions(task)):
             if version not in leaving and self._read_or_blank(task, version).record:
                 self._write_current(task, version)
@@ -292,7 +299,7 @@ class AdapterStore:
             raise unknown("task", "任务", task, self.tasks())
 
     def _resolve(self, name: str, *, bare: bool = True) -> tuple[str, int]:
-        """The task and the version that `name` means; `bare`: a task alone will do."""
+        """The task and version that `name` means; with `bare`, a task without a version is allowed."""
         task, at, number = name.partition("@")
         self._check_known(task)
         versions = self._versions(task)
@@ -303,7 +310,7 @@ class AdapterStore:
             return task, int(number)
         if not bare:
             raise UsageError(
-                say(f"{name!r} names no version.", f"{name!r} 没有指明版本。"),
+                say(f"{name!r} names a task but no version.", f"{name!r} 没有指明版本。"),
                 self._promote_one(task),
             )
         current = self._current(task)
@@ -313,23 +320,23 @@ class AdapterStore:
         if file.exists():
             raise CorruptFileError(
                 say(
-                    f"{file} names no version of {task!r}.",
-                    f"{file} 没有指向 {task!r} 的任何版本。",
+                    f"{file} does not name a version of {task!r}.",
+                    f"{file} 的内容不是 {task!r} 的任何版本。",
                 ),
                 self._promote_one(task),
             )
         if not any((self._folder(task) / str(number) / RECORD).exists() for number in versions):
-            self._read(task, versions[-1])  # which says where it came from
+            self._read(task, versions[-1])  # its error says where the folder came from
         raise UsageError(
-            say(f"No version of {task!r} is current.", f"{task!r} 没有启用任何版本。"),
+            say(f"{task!r} has no current version.", f"{task!r} 没有当前版本。"),
             self._promote_one(task),
         )
 
     def _promote_one(self, task: str) -> str:
         names = ", ".join(f"{task}@{version}" for version in self._versions(task))
         return say(
-            f"Name one: {names} (`onebase adapters promote` makes it the current one).",
-            f"请指明一个版本：{names}（用 `onebase adapters promote` 将其设为当前版本）。",
+            f"Name a version, or make one current with `onebase adapters promote`: {names}.",
+            f"请指明一个版本，或用 `onebase adapters promote` 将其设为当前版本：{names}。",
         )
 
     def _read(self, task: str, version: int) -> StoredAdapter:
@@ -346,7 +353,7 @@ class AdapterStore:
 
     # Last in the class: below it, `list` in an annotation would mean this method.
     def list(self, task: str | None = None) -> list[StoredAdapter]:
-        """The versions of one task or of all, by task, then oldest first; no damaged ones."""
+        """The undamaged versions of one task or of all, by task, oldest first."""
         adapters = [
             self._read_or_blank(name, version)
             for name in (self.tasks() if task is None else [task])
@@ -356,13 +363,13 @@ class AdapterStore:
 
 
 def _weights(folder: Path) -> Path:
-    """The file of a version's weights: an adapter's, or a whole model's."""
+    """The weights file of a version: of an adapter or of a whole model."""
     model = folder / MODEL
     return model if model.exists() else folder / WEIGHTS
 
 
 def _numbers(file: Path) -> list[int]:
-    """The versions written in a small text file, passing over what is none."""
+    """The version numbers in a small text file; anything else in it is ignored."""
     try:
         words = file.read_bytes().decode("ascii", errors="replace").split()
     except FileNotFoundError:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onebase.adapters.experts import unchanged_experts
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.methods import METHODS, build_adapter, canonical_method
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.curves import draw_curves

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.align.rewards import Prompt
+from onebase.data.cells import InvalidValue
 from onebase.data.columns import require_columns, roles_of
 from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Field, Turn
 from onebase.data.fields import fields_of
 from onebase.data.formats import Format
-from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
+from onebase.data.question import BEFORE, BENEATH, question_of, with_history
 from onebase.data.rendering import refused
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template
 from onebase.data.turns import is_answer
-from onebase.data.values import Unfit
 from onebase.errors import DataError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -84,7 +84,7 @@ def load_prompts(
         try:
             asked = _asked(row, roles)
             ids = tuple(template.prompt(asked))
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
         except UsageError as refusal:
             bad.append(refused(row.file, row.line, refusal))
@@ -160,10 +160,10 @@ def require_room(base: Base, prompts: Sequence[Prompt], before: int, tokens: int
 
 
 def _columns(path: str | Path, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    given = roles_of(columns, {role for form in FORMATS for role in form.every})
+    given = roles_of(columns, {role for form in FORMATS for role in form.all_roles})
     require_columns(given, names)
     for form in FORMATS:
-        found = form.match(names, given) if set(given) <= form.every else None
+        found = form.match(names, given) if set(given) <= form.all_roles else None
         if found is not None:
             return found
     raise DataError(
@@ -185,4 +185,4 @@ def _asked(row: Row, columns: Mapping[str, str]) -> tuple[Turn, ...]:
     items = values.get(column)
     if isinstance(items, list) and items and is_answer(items[-1:]):
         values = {**values, column: items[:-1]}
-    return preceded(values, columns, asked_of(values, {**columns, "input": column}))
+    return with_history(values, columns, question_of(values, {**columns, "input": column}))

@@ -14,8 +14,8 @@ from typing import Any
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
-from onebase.adapters.head import ScalarHead
 from onebase.adapters.peft_format import load_adapter
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import Answered, answered

@@ -13,9 +13,9 @@ from onebase.adapters.full import FULL
 from onebase.adapters.methods import (
     METHODS,
     build_adapter,
-    own_settings,
     parse_options,
     parts_of,
+    settings_by_method,
 )
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.adapters.store import AdapterStore, StoredAdapter, check_task_name
@@ -23,10 +23,10 @@ from onebase.adapters.workspace import Workspace
 from onebase.align.recorded import other_precision, require_base
 from onebase.align.run import AlignRun, identified
 from onebase.data.encoding import codec_of
-from onebase.data.places import without_marks
 from onebase.data.preferences import BARE
 from onebase.data.rows import read_rows
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import without_marks
 from onebase.engine.generic_runner import GenericRunner
 from onebase.engine.prompt_kv import with_prompt_kv
 from onebase.errors import UsageError, unknown
@@ -61,7 +61,7 @@ class AlignJob:
 
     def options(self, method: str, kind: type[Chosen]) -> Chosen:
         """The job's settings of one `kind`; the others' and the method's are passed over."""
-        _, rest = own_settings(method, self.set)
+        _, rest = settings_by_method(method, self.set)
         own = {key: value for key, value in rest.items() if key in kind.model_fields}
         return parse_options(kind, own)
 
@@ -69,7 +69,7 @@ class AlignJob:
         """Raise UsageError for a setting that is neither the method's nor of one of the `kinds`, or
         a wrong value.
         """
-        own, rest = own_settings(method, self.set)
+        own, rest = settings_by_method(method, self.set)
         known = [name for kind in kinds for name in kind.model_fields]
         for key in rest:
             if key not in known:
@@ -189,7 +189,7 @@ def written(job: AlignJob, base: Base, *, max_tokens: int, bare: bool) -> Templa
 
 def _own(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are the method's."""
-    _, rest = own_settings(method, settings)
+    _, rest = settings_by_method(method, settings)
     return {key: value for key, value in settings.items() if key not in rest}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
-from onebase.adapters.head import ScalarHead
+from onebase.adapters.scalar_head import ScalarHead
 from onebase.align.run import require_finite
 from onebase.model.base import Base
 from onebase.training.job import Job

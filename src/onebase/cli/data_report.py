@@ -15,7 +15,7 @@ from onebase.data.preferences import BARE, PreferenceSet, load_preferences
 from onebase.data.template import Template
 from onebase.errors import CorruptFileError, DataError, OnebaseError, UsageError
 from onebase.language import say
-from onebase.model.ends import named_ends
+from onebase.model.eos import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
 

@@ -11,7 +11,7 @@ from onebase.cli.session import Session, begin
 from onebase.cli.units import listed, plural, size
 from onebase.errors import FolderError, OnebaseError
 from onebase.language import say
-from onebase.model.cache import cached_models, models_folder, require_keepable
+from onebase.model.cache import cached_models, models_folder, require_writable_cache
 from onebase.model.fetch import DEFAULT_BASE
 
 
@@ -69,7 +69,7 @@ def _problems(session: Session) -> list[OnebaseError]:
     read.
     """
     problems: list[OnebaseError] = []
-    for require in (require_keepable, session.workspace.require_writable):
+    for require in (require_writable_cache, session.workspace.require_writable):
         try:
             require()
         except FolderError as error:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from onebase.cli.session import note
 from onebase.data import rows as data_rows
+from onebase.data.cells import InvalidValue, is_empty, text_of
 from onebase.data.conversion import require_supported
 from onebase.data.example import Field
 from onebase.data.fields import UNREAD, fields_of, unread
 from onebase.data.formats import Format
-from onebase.data.question import BEFORE, BENEATH, asked_of, preceded
+from onebase.data.question import BEFORE, BENEATH, question_of, with_history
 from onebase.data.row import Row
 from onebase.data.turns import chat_of
-from onebase.data.values import Unfit, is_empty, text_of
 from onebase.engine.pool import BASE_TASK
 from onebase.engine.prompt import Prompt, require_text
 from onebase.errors import DataError, UsageError
@@ -58,7 +58,7 @@ def read_requests(
     for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
         try:
             requests.append((_task(row, task), _prompt(row, columns)))
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
     return requests
 
@@ -98,7 +98,7 @@ def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, 
                 "" if is_empty(row.values.get(input_column)) else text_of(row.values, input_column)
             )
             pairs.append((question, text_of(row.values, columns["output"])))
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
     return pairs
 
@@ -114,7 +114,7 @@ def _matched(
             (match for form in formats if (match := form.match(row.values, {})) is not None), None
         )
         if columns is None:
-            raise _bad_row(row, Unfit(needed, say("missing", "缺失")), remedy)
+            raise _bad_row(row, InvalidValue(needed, say("missing", "缺失")), remedy)
         matched.append((row, columns))
         unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
     for warning in unread(list(unused.values())):
@@ -132,12 +132,12 @@ def _prompt(row: Row, columns: Mapping[str, str]) -> Prompt:
     values = row.values
     require_supported(values)
     if "messages" in columns:
-        return preceded(values, columns, chat_of(values, columns["messages"], last="user"))
-    turns = preceded(values, columns, asked_of(values, columns))
+        return with_history(values, columns, chat_of(values, columns["messages"], last="user"))
+    turns = with_history(values, columns, question_of(values, columns))
     return turns if len(turns) > 1 else turns[0].content
 
 
-def _bad_row(row: Row, unfit: Unfit, remedy: str) -> DataError:
+def _bad_row(row: Row, unfit: InvalidValue, remedy: str) -> DataError:
     return DataError(
         say(
             f"{row.file}:{row.line}, {unfit.column!r}: {unfit.reason}.",

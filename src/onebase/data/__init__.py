@@ -1,1 +1,1 @@
-"""What a user has: files read into examples, laid out as text, tokenised, checked and split."""
+"""Data files: reading, formats, templates, preferences, checks and splits."""

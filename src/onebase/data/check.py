@@ -1,4 +1,4 @@
-"""What a user wants to know of a data file before training on it."""
+"""The report on a data file before training: bad rows, duplicates, token counts, warnings."""
 
 import re
 from collections import Counter
@@ -9,19 +9,19 @@ from typing import Any
 
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
-from onebase.data.lookalikes import alike
 from onebase.data.rendering import rendered_examples
+from onebase.data.similar_labels import similar_labels_warning
 from onebase.data.template import Rendered, Template
 from onebase.language import say
 
 _FEW_ROWS = 8
-_IMBALANCE = 10
-_NAMED_LINES = 5
+_IMBALANCE = 10  # of the largest class to the smallest
+_SHOWN_LINES = 5
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two lines with one input; `conflicting` where their outputs differ."""
+    """Two lines with the same input; `conflicting` if their outputs differ."""
 
     first: int
     second: int
@@ -30,7 +30,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Spread:
-    """The least, the middle and the most of a count, and all of it together."""
+    """The minimum, median, maximum and total of a count."""
 
     min: int
     median: float
@@ -39,7 +39,7 @@ class Spread:
 
     @classmethod
     def of(cls, counts: Sequence[int]) -> "Spread":
-        """Of these counts; all 0 where there is none."""
+        """The spread of these counts; all 0 if there are none."""
         if not counts:
             return cls(0, 0.0, 0, 0)
         return cls(min(counts), float(median(counts)), max(counts), sum(counts))
@@ -47,13 +47,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """The result of `check`.
 
-    `fields` says of every column, and of every field of turns (`messages[].weight`), which role it is
-    read for, or that it is unread, refused or empty. `rows` counts good and bad rows; those of the
-    held-out file that are `bad` stand behind the file's own. `duplicates` pair the first line of an input with each later
-    one; `overlap` pairs a line with a line of the held-out file that has its input. Token counts
-    are per example, after truncation; `truncated` examples lose a part of their text.
+    `fields` gives, for every column and every field of turns (`messages[].weight`), the role that it is
+    read for, or that it is unread, refused or empty. `rows` counts good and bad rows. `bad` lists the
+    file's bad rows, then those of the held-out file. `duplicates` pair the first line of an input with
+    each later one; `overlap` pairs a line with a line of the held-out file that has the same input.
+    Token counts are per example after truncation; `truncated` examples lose a part of their text.
     """
 
     file: str
@@ -84,8 +84,8 @@ def check(
     held_out: Dataset | None = None,
     ends: Collection[int] = (),
 ) -> CheckReport:
-    """Look a data set over as `template` will render it. A row that it refuses is a bad row, also of
-    the held-out file. `ends` are the tokens at which the base itself ends an answer.
+    """Check a data set as `template` renders it. A row that the template refuses is a bad row, also in
+    the held-out file. `ends` are the base's own end tokens.
     """
     dataset, rendered = rendered_examples(dataset, template)
     good = dataset.examples
@@ -112,7 +112,7 @@ def check(
         warnings=(
             *unread(dataset.fields),
             *(unread(held_out.fields, held_out.path) if held_out else ()),
-            *alike(labels + _labels(held_out)),
+            *similar_labels_warning(labels + _labels(held_out)),
             *_warnings(good, labels, template, nothing_learned, ends),
             *rewritten(good, rendered),
         ),
@@ -121,20 +121,20 @@ def check(
 
 
 def _labels(dataset: Dataset | None) -> Counter[str]:
-    """The classes of a data set, and how many rows have each."""
+    """The number of rows of each class."""
     if dataset is None or not dataset.labels:
         return Counter()
     return Counter(example.answer for example in dataset.examples)
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[Duplicate, ...]:
-    first: dict[object, Example] = {}
-    found: list[Duplicate] = []
+    first_of: dict[object, Example] = {}
+    duplicates: list[Duplicate] = []
     for example in examples:
-        earlier = first.setdefault(example.input_key, example)
-        if earlier is not example:
-            found.append(Duplicate(earlier.line, example.line, earlier.answer != example.answer))
-    return tuple(found)
+        first = first_of.setdefault(example.input_key, example)
+        if first is not example:
+            duplicates.append(Duplicate(first.line, example.line, first.answer != example.answer))
+    return tuple(duplicates)
 
 
 def _overlap(
@@ -157,28 +157,28 @@ def _warnings(
     nothing_learned: Sequence[Example],
     ends: Collection[int],
 ) -> list[str]:
-    found = few_rows(len(examples)) + no_end(template) + lost_characters(examples)
-    found += control_tokens(examples, template, ends) + ends_inside(examples, template)
+    warnings = few_rows(len(examples)) + no_end(template) + lost_characters(examples)
+    warnings += control_tokens(examples, template, ends) + ends_inside(examples, template)
     if labels and max(labels.values()) > _IMBALANCE * min(labels.values()):
         (most, many), *_, (least, few) = labels.most_common()
-        found.append(
+        warnings.append(
             say(
-                f"The labels are unbalanced: {many} of {most!r}, {few} of {least!r}.",
-                f"标签不均衡：{most!r} 有 {many} 个，{least!r} 有 {few} 个。",
+                f"The labels are imbalanced: {many} rows of {most!r}, {few} of {least!r}.",
+                f"标签不均衡：{most!r} 有 {many} 行，{least!r} 有 {few} 行。",
             )
         )
     if copies := [example for example in examples if example.answer == example.input]:
-        found.append(
+        warnings.append(
             say(
                 f"The answer only repeats the input in {named_lines(copies)}.",
                 f"{named_lines(copies)}的回答只是重复了输入。",
             )
         )
-    return found + no_room(nothing_learned, template)
+    return warnings + no_room(nothing_learned, template)
 
 
 def left_out(bad: Sequence[BadRow]) -> list[str]:
-    """What a training says of the rows that it leaves out."""
+    """A training's note on skipped rows; none without bad rows."""
     if not bad:
         return []
     return [
@@ -191,45 +191,45 @@ def left_out(bad: Sequence[BadRow]) -> list[str]:
 
 
 def few_rows(count: int) -> list[str]:
-    """A warning where so many rows say little."""
+    """A warning if `count` rows are too few for reliable results."""
     if count >= _FEW_ROWS:
         return []
     return [
         say(
-            f"Very few rows: {count}; results will vary by chance.",
-            f"数据行很少：{count} 行，结果会有较大偶然性。",
+            f"Very few rows ({count}): results will depend on chance.",
+            f"数据行很少（{count} 行），结果会有较大偶然性。",
         )
     ]
 
 
 def no_end(template: Template) -> list[str]:
-    """A warning where an answer has no end that could be learned."""
+    """A warning if nothing marks the end of an answer."""
     if template.ends or template.stops:
         return []
     return [
         say(
             "Nothing marks the end of an answer: the template writes nothing after it, and the "
-            "tokenizer has no end token. Where to stop is not learned: answers go on to max_tokens, "
-            "or to a stop text that is given with a request. (A tokenizer's end token is eos_token in "
+            "tokenizer has no end token. The model can't learn where to stop, so answers run on to "
+            "max_tokens, or to a stop string in the request. (The end token is eos_token in "
             "tokenizer_config.json.)",
-            "没有任何标记表示回答结束：模板在回答之后不写任何内容，分词器也没有结束标记。模型学不到在何处停止："
-            "回答会一直生成到 max_tokens，或遇到请求中给出的停止文本为止。（分词器的结束标记即 "
+            "没有任何标记表示回答结束：模板在回答之后不写任何内容，分词器也没有结束标记。模型学不到在何处停止，"
+            "回答会一直生成到 max_tokens，或遇到请求中的停止字符串为止。（结束标记即 "
             "tokenizer_config.json 中的 eos_token。）",
         )
     ]
 
 
 def lost_characters(examples: Sequence[Example]) -> list[str]:
-    """A warning where an earlier conversion put U+FFFD for what it could not read."""
-    found = [
+    """A warning if texts contain U+FFFD, which an earlier conversion wrote for unreadable bytes."""
+    damaged = [
         example for example in examples if any("\ufffd" in turn.content for turn in example.turns)
     ]
-    if not found:
+    if not damaged:
         return []
-    lines = named_lines(found)
+    lines = named_lines(damaged)
     return [
         say(
-            f"U+FFFD (\ufffd) stands in {lines}: characters were lost when the file was converted.",
+            f"U+FFFD (\ufffd) in {lines}: characters were lost when the file was converted.",
             f"{lines}含有 U+FFFD（\ufffd）：文件在转换编码时丢失了字符。",
         )
     ]
@@ -238,38 +238,38 @@ def lost_characters(examples: Sequence[Example]) -> list[str]:
 def control_tokens(
     examples: Sequence[Example], template: Template, ends: Collection[int] = ()
 ) -> list[str]:
-    """A warning for each special token that stands in a text, and what becomes of it in answers, which
-    also end at the base's own `ends`.
+    """A warning for each special token in a text, with its effect in answers. Answers also end at the
+    base's own `ends`.
     """
     tokens = sorted(template.special_tokens, key=len, reverse=True)
     special = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-    odd: dict[str, list[Example]] = {}
+    examples_with: dict[str, list[Example]] = {}
     for example in examples:
         for token in {token for turn in example.turns for token in special.findall(turn.content)}:
-            odd.setdefault(token, []).append(example)
+            examples_with.setdefault(token, []).append(example)
     return [
         say(
-            f"The special token {token!r} stands in the content of {named_lines(where)}; "
-            "the model will read it as a control token. ",
+            f"The content of {named_lines(where)} contains the special token {token!r}, which the model "
+            "reads as a control token. ",
             f"{named_lines(where)}的内容含有特殊标记 {token!r}，模型会将其视为控制标记。",
         )
         + _in_answers(template.special_tokens[token], template, ends)
-        for token, where in sorted(odd.items())
+        for token, where in sorted(examples_with.items())
     ]
 
 
 def _in_answers(token: int, template: Template, ends: Collection[int]) -> str:
-    """What becomes of a special token that the model writes."""
+    """The effect of a special token that the model writes."""
     if token in template.ends or token in ends:
-        return say("An answer ends where it writes this token.", "模型写出该标记时，回答即结束。")
+        return say("An answer ends at this token.", "回答到该标记即结束。")
     if token in template.hidden:
         return say("Answers are shown without it.", "回答中不显示该标记。")
-    return say("In answers it is shown as text.", "回答中会原样显示该标记。")
+    return say("Answers show it as text.", "回答中会原样显示该标记。")
 
 
 def ends_inside(examples: Sequence[Example], template: Template) -> list[str]:
-    """A warning where an answer contains a text that ends answers."""
-    found = []
+    """A warning if an answer contains a stop string of the template."""
+    warnings = []
     for stop in template.stops:
         answers = [
             example
@@ -277,25 +277,25 @@ def ends_inside(examples: Sequence[Example], template: Template) -> list[str]:
             if any(stop in turn.content for turn in example.turns if turn.role == "assistant")
         ]
         if answers:
-            found.append(
+            warnings.append(
                 say(
-                    f"The template ends answers with {stop!r}, which also stands inside the answer of "
-                    f"{named_lines(answers)}: such an answer will stop there.",
+                    f"The template ends answers with {stop!r}, but the answer of {named_lines(answers)} "
+                    "contains it too: such an answer will stop there.",
                     f"模板以 {stop!r} 结束回答，而{named_lines(answers)}的回答内部也含有它："
                     "这样的回答会在该处停止。",
                 )
             )
-    return found
+    return warnings
 
 
 def no_room(examples: Sequence[Example], template: Template) -> list[str]:
-    """A warning where these examples have no token of their answers left."""
+    """A warning for examples whose answers are truncated away."""
     if not examples:
         return []
     lines = named_lines(examples)
     return [
         say(
-            f"Nothing can be learned from {lines}: the prompt alone fills "
+            f"No answer is left to train on in {lines}: the prompt alone fills "
             f"max_tokens ({template.max_tokens}).",
             f"{lines}没有可学习的内容：提示已占满 max_tokens（{template.max_tokens}）。",
         )
@@ -303,26 +303,26 @@ def no_room(examples: Sequence[Example], template: Template) -> list[str]:
 
 
 def rewritten(examples: Sequence[Example], rendered: Sequence[Rendered]) -> list[str]:
-    """A warning where earlier answers are not learned, because the template rewrites them."""
-    found = [example for example, row in zip(examples, rendered, strict=True) if row.rewritten]
-    if not found:
+    """A warning if earlier answers are not in the loss because the template rewrites them."""
+    affected = [example for example, row in zip(examples, rendered, strict=True) if row.rewritten]
+    if not affected:
         return []
-    count, lines = sum(row.rewritten for row in rendered), named_lines(found)
+    count, lines = sum(row.rewritten for row in rendered), named_lines(affected)
     return [
         say(
-            f"Earlier answers are not learned in {lines} ({count} answers): the chat template rewrites "
-            "them, as templates do that drop earlier reasoning. The last answer of each is learned.",
-            f"{lines}中较早的回答（共 {count} 个）不会被学习：对话模板会改写它们（例如去掉较早的思考过程）。"
-            "每行最后一个回答会被学习。",
+            f"Earlier answers are not trained on in {lines} ({count} answers): the chat template rewrites "
+            "them, for example to drop earlier reasoning. The last answer of each row is trained on.",
+            f"{lines}中较早的回答（共 {count} 个）不参与训练：对话模板会改写它们（例如去掉较早的思考过程）。"
+            "每行最后一个回答参与训练。",
         )
     ]
 
 
 def named_lines(examples: Sequence[Example]) -> str:
-    """The lines that examples stand on, as a sentence names them."""
+    """The lines of examples as part of a sentence."""
     lines = list(dict.fromkeys(example.line for example in examples))
-    named = ", ".join(map(str, lines[:_NAMED_LINES]))
-    more = len(lines) - _NAMED_LINES
+    named = ", ".join(map(str, lines[:_SHOWN_LINES]))
+    more = len(lines) - _SHOWN_LINES
     if len(lines) == 1:
         return say(f"line {named}", f"第 {named} 行")
     rest = say(f" and {more} more", f" 等 {len(lines)} 行") if more > 0 else ""

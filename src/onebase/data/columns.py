@@ -1,4 +1,4 @@
-"""Which column of a file stands for which role: as `--columns` names them, and as messages print it."""
+"""The columns of a file by role: parsing `--columns`, and printing it in messages."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 
-# What else a role may be called.
+# Other names of roles.
 ALIASES = {
     "content": "input",
     "prompt": "input",
@@ -24,18 +24,18 @@ _ROLES = (
     *("input", "output", "label", "instruction", "messages", "conversations", "chosen", "rejected"),
     *("rating", "good", "system", "history", "detail", "context", "mask"),
 )
-# A comma splits where a role follows it, so that a column's name may contain commas.
+# Split only at commas before a role, so that a column's name may contain commas.
 _SPLIT = re.compile(rf",(?=\s*(?:{'|'.join(_ROLES)})\s*=|\s*$)")
 _STRAY = re.compile(r",\s*([\w-]+)\s*=")
 _PLAIN = re.compile(r"[\w.-]+")
 
 
 def columns_of(options: Sequence[str]) -> dict[str, str]:
-    """`role=column` texts, several of them in one with commas between, as a mapping.
+    """`role=column` options as a mapping; an option may hold several, separated by commas.
 
-    Raises UsageError for a text of another form, and for a role that is named twice.
+    Raises UsageError for another form, and for a role that is given twice.
     """
-    found: dict[str, str] = {}
+    column_of: dict[str, str] = {}
     for item in (part for option in options for part in _SPLIT.split(option) if part.strip()):
         role, equals, column = (part.strip() for part in item.partition("="))
         if not (role and equals and column):
@@ -44,21 +44,21 @@ def columns_of(options: Sequence[str]) -> dict[str, str]:
                     f"{item.strip()!r} is not key=value.", f"{item.strip()!r} 不是 key=value 形式。"
                 ),
                 say(
-                    "Write --columns input=a,output=b; a name that contains a comma in an option of "
-                    "its own: --columns 'input=a, b' --columns output=c.",
+                    "Write --columns input=a,output=b. Give a name with a comma its own option: "
+                    "--columns 'input=a, b' --columns output=c.",
                     "请写成 --columns input=a,output=b；列名含有逗号时，请各用一个选项："
                     "--columns 'input=a, b' --columns output=c。",
                 ),
             )
-        if role in found:
-            raise named_twice(role, column)
-        found[role] = column
-    return found
+        if role in column_of:
+            raise given_twice(role, column)
+        column_of[role] = column
+    return column_of
 
 
 def roles_of(columns: Mapping[str, str], valid: Collection[str]) -> dict[str, str]:
-    """What `--columns` gives, by role. Raises UsageError for a role that is not `valid`, and for a
-    role or a column that is named twice.
+    """The columns of `--columns` by role, without aliases. Raises UsageError for a role that is not
+    `valid`, and for a role or a column that is given twice.
     """
     given: dict[str, str] = {}
     for name, column in columns.items():
@@ -66,13 +66,13 @@ def roles_of(columns: Mapping[str, str], valid: Collection[str]) -> dict[str, st
         if role not in valid:
             raise unknown("column role", "列角色", name, valid)
         if role in given or column in given.values():
-            raise named_twice(role, column)
+            raise given_twice(role, column)
         given[role] = column
     return given
 
 
 def require_columns(given: Mapping[str, str], names: Collection[str]) -> None:
-    """Raise UsageError for a given column that is none of `names`."""
+    """Raise UsageError for a given column that is not in `names`."""
     for column in given.values():
         if column in names:
             continue
@@ -82,7 +82,7 @@ def require_columns(given: Mapping[str, str], names: Collection[str]) -> None:
 
 
 def columns_option(columns: Mapping[str, str]) -> str:
-    """`--columns` as it can be pasted into a shell."""
+    """`--columns` quoted for a shell."""
     pairs = [f"{role}={column}" for role, column in columns.items()]
     if all(_PLAIN.fullmatch(column) for column in columns.values()):
         return f"--columns {','.join(pairs)}"
@@ -90,17 +90,17 @@ def columns_option(columns: Mapping[str, str]) -> str:
 
 
 def read_options(columns: Mapping[str, str], encoding: str | None) -> str:
-    """The options that a file was read with, behind a space each, for a command that reads it again."""
+    """The options that a file was read with, each after a space, for a command that reads it again."""
     options = f" {columns_option(columns)}" if columns else ""
     return options + (f" --encoding {shlex.quote(encoding)}" if encoding else "")
 
 
-def named_twice(role: str, column: str) -> UsageError:
-    """The error for a role or a column that `--columns` names twice."""
+def given_twice(role: str, column: str) -> UsageError:
+    """The error for a role or a column that `--columns` gives twice."""
     return UsageError(
         say(
-            f"--columns names the role {role!r} or the column {column!r} twice.",
+            f"--columns gives the role {role!r} or the column {column!r} twice.",
             f"--columns 中角色 {role!r} 或列 {column!r} 出现了两次。",
         ),
-        say("Give each role one column of its own.", "请为每个角色指定各自的一列。"),
+        say("Give each role a different column.", "请为每个角色指定不同的列。"),
     )

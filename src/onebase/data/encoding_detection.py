@@ -1,6 +1,6 @@
-"""Which encodings a text may be in that is not UTF-8: chardet's guesses, and what each of them reads.
+"""Likely encodings of a text that is not UTF-8: chardet's guesses, each with the decoded text.
 
-Only a reader can tell cp1252 from cp1250, so a guess comes with a sample.
+Only a person can tell cp1252 from cp1250, so messages show a sample of each.
 """
 
 import codecs
@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from itertools import takewhile
 
-# What data files are found in beside UTF-8, the commonest first, and what iconv calls it.
+# Encodings of data files besides UTF-8, the most common first, with iconv's names.
 ICONV = {
     "cp1252": "CP1252",
     "gb18030": "GB18030",
@@ -39,61 +39,61 @@ ICONV = {
     "utf-32-le": "UTF-32LE",
     "utf-32-be": "UTF-32BE",
 }
-# Microsoft's and Hong Kong's Big5 have more characters.
+# Supersets of Big5, by Microsoft and Hong Kong.
 _WIDER = {"big5": ("big5", "cp950", "big5hkscs")}
 _BY_CODEC = {codecs.lookup(name).name: name for name in ICONV}
 _UNICODE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-# Japanese and Korean mail: every byte is ASCII, and escapes switch between alphabets.
+# ISO-2022-JP and -KR: every byte is ASCII, and escapes switch the character set.
 ESCAPES = re.compile(rb"\x1b(?:\$[@B]|\$\)C|\([JI])")
 _SEVERAL_BYTES = ("gb18030", "big5", "cp932", "cp949", "euc-jp")
-_CERTAIN = 0.2  # of chardet's confidence: far above what it has in texts of one byte a letter
-_SAMPLE = 1 << 16  # bytes that tell the encoding
-_MOST = 5  # candidates that are shown
+_CERTAIN = 0.2  # chardet's confidence; far above its values for single-byte encodings
+_SAMPLE = 1 << 16  # bytes given to chardet
+_MOST = 5  # candidates in a message
 _SHOWN = 30  # characters of each
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An encoding, and the text of a file as it reads it."""
+    """An encoding, and the text of a file decoded with it."""
 
     name: str
     text: str
 
 
 def likely(data: bytes) -> list[Candidate]:
-    """The encodings that a file may be in, the likeliest first; of those that read it alike one."""
-    found: dict[str, str] = {}
+    """The possible encodings of a file, the likeliest first; one of those that give the same text."""
+    name_of: dict[str, str] = {}
     for name in _guesses(data):
         for wider in _WIDER.get(name, (name,)):
             try:
                 text = data.decode(wider)
             except UnicodeDecodeError:
                 continue
-            found.setdefault(text, wider)
+            name_of.setdefault(text, wider)
             break
-    return [Candidate(name, text) for text, name in found.items()][:_MOST]
+    return [Candidate(name, text) for text, name in name_of.items()][:_MOST]
 
 
 def mostly(data: bytes, codec: str) -> bool:
-    """Whether more than half of the lines beyond ASCII are in an encoding."""
+    """Whether more than half of the non-ASCII lines are valid in an encoding."""
     lines = _beyond_ascii(data)
     return 2 * sum(_decodes(line, codec) for line in lines) > len(lines)
 
 
 def nearly(data: bytes) -> tuple[str, int] | None:
-    """The encoding that all but a few lines are in, and the number of the first that is not."""
+    """The encoding of all but a few lines, and the number of the first other line; None if there is none."""
     lines = _beyond_ascii(data)
     for name in ("utf-8", *_SEVERAL_BYTES):
-        sound = [line for line in lines if _decodes(line, name)]
+        valid = [line for line in lines if _decodes(line, name)]
         if name == "utf-8":
-            found = 2 * len(sound) > len(lines)
+            fits = 2 * len(valid) > len(lines)
         else:
-            sure = _sure(b"\n".join(sound)) if 10 * len(sound) >= 9 * len(lines) - 9 else {}
-            found = max(sure, key=lambda guess: sure[guess], default="") == name
-            found = found and sure[name] > _CERTAIN / 2
-        if found and len(sound) < len(lines):
-            every = data.split(b"\n")
-            first = next(at for at, line in enumerate(every, 1) if not _decodes(line, name))
+            sure = _confidence(b"\n".join(valid)) if 10 * len(valid) >= 9 * len(lines) - 9 else {}
+            fits = max(sure, key=lambda guess: sure[guess], default="") == name
+            fits = fits and sure[name] > _CERTAIN / 2
+        if fits and len(valid) < len(lines):
+            all_lines = data.split(b"\n")
+            first = next(at for at, line in enumerate(all_lines, 1) if not _decodes(line, name))
             return name.replace("utf-8", "UTF-8"), first
     return None
 
@@ -111,32 +111,32 @@ def _decodes(text: bytes, codec: str) -> bool:
 
 
 def _guesses(data: bytes) -> list[str]:
-    """The names of encodings, the likeliest first."""
+    """The names of possible encodings, the likeliest first."""
     if b"\0" in data:
         return [name for name in _UNICODE if _reads_as(data, name)]
-    sure = _sure(b"\n".join(_beyond_ascii(data)))
+    sure = _confidence(b"\n".join(_beyond_ascii(data)))
     best = max(sure.values(), default=0.0)
-    # A few words say little: then more of the guesses are worth a look.
+    # Few words say little, so keep more of the guesses then.
     near = [name for name in sure if sure[name] >= best * (0.5 if best > _CERTAIN else 0.2)]
     order = list(ICONV)
-    # Guesses that are about as likely are put in the order of how common they are.
+    # About equally likely guesses are sorted by how common they are.
     return sorted(near, key=lambda name: (sure[name] < 0.6 * best, order.index(name)))
 
 
-def _sure(text: bytes) -> dict[str, float]:
-    """How sure chardet is of each encoding."""
+def _confidence(text: bytes) -> dict[str, float]:
+    """chardet's confidence in each encoding."""
     import chardet  # late: nearly every file is UTF-8
 
     if not text:
         return {}
-    found = chardet.detect_all(
+    guesses = chardet.detect_all(
         text[:_SAMPLE],
         ignore_threshold=True,
         include_encodings=[name for name in ICONV if name not in (*_UNICODE, *_WIDER["big5"][1:])],
     )
     sure = {
         _BY_CODEC.get(codecs.lookup(guess["encoding"]).name, ""): guess["confidence"]
-        for guess in found
+        for guess in guesses
         if guess["encoding"] is not None
     }
     sure.pop("", None)
@@ -144,7 +144,7 @@ def _sure(text: bytes) -> dict[str, float]:
 
 
 def _reads_as(data: bytes, name: str) -> bool:
-    """Whether UTF-16 or UTF-32 reads a text: the other byte order reads no ASCII, not even lines."""
+    """Whether a text is in this variant of UTF-16 or UTF-32; the wrong byte order gives no ASCII."""
     try:
         text = codecs.getincrementaldecoder(name)().decode(data[:_SAMPLE])
     except UnicodeDecodeError:
@@ -154,18 +154,18 @@ def _reads_as(data: bytes, name: str) -> bool:
 
 
 def samples(candidates: list[Candidate]) -> list[str]:
-    """What each candidate reads where they differ the most; where there is one, at its first letter
-    beyond ASCII.
+    """A sample of each candidate's text where they differ the most; of a single candidate, at its first
+    non-ASCII letter.
     """
     texts = [item.text.split("\n") for item in candidates]
     rows = list(zip(*texts, strict=False))
-    odd = [row for row in rows if not all(map(str.isascii, row))]
-    row = max(odd[:200] or rows[:1], key=lambda row: len(set(row)))
-    alone = len(row) == 1
+    non_ascii = [row for row in rows if not all(map(str.isascii, row))]
+    row = max(non_ascii[:200] or rows[:1], key=lambda row: len(set(row)))
+    single = len(row) == 1
 
-    def says_nothing(letters: tuple[str, ...]) -> bool:
-        return letters[0].isascii() if alone else len(set(letters)) == 1
+    def is_uninformative(letters: tuple[str, ...]) -> bool:
+        return letters[0].isascii() if single else len(set(letters)) == 1
 
-    telling = sum(1 for _ in takewhile(says_nothing, zip(*row, strict=False)))
-    start = max(0, telling - 10) if telling < len(row[0]) else 0
+    informative = sum(1 for _ in takewhile(is_uninformative, zip(*row, strict=False)))
+    start = max(0, informative - 10) if informative < len(row[0]) else 0
     return [text[start : start + _SHOWN].strip() for text in row]

@@ -1,4 +1,4 @@
-"""What a data file holds once it is read: examples to learn from, and the rows that are no good."""
+"""The content of a data file: examples to train on, and bad rows with their reasons."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,19 +10,19 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation. An answer that is not `learned` is context alone."""
+    """One message of a conversation. An answer that is not `in_loss` is only context."""
 
     role: Role
     content: str
-    learned: bool = True
+    in_loss: bool = True
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with the assistant turn to learn.
+    """A conversation that ends with the assistant turn to train on.
 
-    `line` counts from 1. In JSONL, CSV and TSV it is the line on which the row begins, in a JSON
-    array the line on which the row's object begins, in Parquet the row's number.
+    `line` counts from 1. In JSONL, CSV and TSV it is the line where the row begins, in a JSON array
+    the line where the row's object begins, in Parquet the row's number.
     """
 
     turns: tuple[Turn, ...]
@@ -31,23 +31,23 @@ class Example:
 
     @property
     def input(self) -> str:
-        """What the last user turn asks."""
+        """The text of the last user turn."""
         return next(turn.content for turn in reversed(self.turns) if turn.role == "user")
 
     @property
     def answer(self) -> str:
-        """What the last turn answers."""
+        """The text of the last turn."""
         return self.turns[-1].content
 
     @property
     def input_key(self) -> tuple[Turn, ...]:
-        """All that the answer is given to; two examples with one key are duplicates."""
+        """All turns before the answer; examples with the same key are duplicates."""
         return self.turns[:-1]
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that can't be learned from, where it is and why."""
+    """A row that can't be trained on: its place and the reason."""
 
     file: str
     line: int
@@ -69,7 +69,7 @@ class BadRow:
 class Field:
     """A column of a file, or a field of its turns (`messages[].weight`).
 
-    `use` is the role that it is read for; `unread`, or `empty` where no row holds anything there.
+    `use` is the role that it is read for, `unread`, `refused`, or `empty` if it is empty in all rows.
     """
 
     name: str
@@ -78,13 +78,12 @@ class Field:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data file, read: its good rows as examples, its bad rows with their reasons.
+    """A data file as read: its good rows as examples, its bad rows with their reasons.
 
     `columns` maps each role of the format (`input`, `output`, `label`, ...) to the file's column;
-    `fields` says of every column, and of every field of turns, what became of it.
-    `labels` are the classes of a classification set, sorted; empty for every other format.
-    `sha256` is over the file's bytes, or over all of its files' bytes in order. `options` are those of
-    the command that reads the file so.
+    `fields` gives the use of every column and of every field of turns. `labels` are the sorted classes
+    of a classification set, empty for other formats. `sha256` is over the bytes of the file, or of all
+    its files in order. `options` are the command-line options to read it again.
     """
 
     path: str

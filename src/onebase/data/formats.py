@@ -1,4 +1,4 @@
-"""Which format a file has, told by its columns, and the file read as a `Dataset` of examples."""
+"""Detecting a file's format by its columns, and reading the file as a `Dataset` of examples."""
 
 import shlex
 from collections import Counter
@@ -6,29 +6,29 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onebase.data.bad_rows import bad_rows_error, in_order, listed
 from onebase.data.columns import columns_option, read_options, require_columns, roles_of
 from onebase.data.conversion import convert
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import fields_of
 from onebase.data.question import BEFORE, BENEATH
+from onebase.data.ratings import rating_column
 from onebase.data.row import Row
 from onebase.data.rows import read_rows
 from onebase.data.turns import MASKS, mask_of
-from onebase.data.verdicts import judging_column
 from onebase.errors import DataError, UsageError
 from onebase.language import say
 
-_NAMED_BAD_ROWS = 5
-# What a row may hold beside its format's own columns.
+# Columns that a row may have besides those of its format.
 _BESIDE = {**BEFORE, "mask": MASKS}
 _BESIDE_TEXT = {**_BESIDE, **BENEATH}
 
 
 @dataclass(frozen=True)
 class Format:
-    """Roles and, for each, the column names that stand for it, the first found winning.
+    """The roles of a format, each with its possible column names; the first one present is used.
 
-    A role in `optional` may lack its column; those in `beside` always may.
+    A role in `optional` may be without a column, and so may every role in `beside`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Format:
         return set(self.roles) - self.optional
 
     @property
-    def every(self) -> set[str]:
+    def all_roles(self) -> set[str]:
         """The roles that may have a column."""
         return {*self.roles, *self.beside}
 
@@ -52,21 +52,21 @@ class Format:
         given: Mapping[str, str],
         present: Collection[str] | None = None,
     ) -> dict[str, str] | None:
-        """Role to column, `given` roles first; None where a role has no column. Roles that may lack
-        theirs are looked for in all the columns `present`.
+        """Role to column, `given` roles first; None if a required role has no column. Optional roles
+        are looked up in all the columns `present`.
         """
-        found: dict[str, str] = {}
+        column_of: dict[str, str] = {}
         for role, names in {**self.roles, **self.beside}.items():
-            lacking = role in self.optional or role in self.beside
-            pool = columns if present is None or not lacking else present
-            taken = {*found.values(), *given.values()}
-            free = (name for name in names if name in pool and name not in taken)
+            optional = role in self.optional or role in self.beside
+            candidates = columns if present is None or not optional else present
+            used = {*column_of.values(), *given.values()}
+            free = (name for name in names if name in candidates and name not in used)
             column = given.get(role) or next(free, None)
             if column is not None:
-                found[role] = column
-            elif not lacking:
+                column_of[role] = column
+            elif not optional:
                 return None
-        return found
+        return column_of
 
     def __str__(self) -> str:
         return ",".join("|".join(names) for names in self.roles.values())
@@ -74,7 +74,7 @@ class Format:
 
 _PROMPT = {"prompt": ("prompt",)}
 # In the order of detection. A preference set's `conversations` end with the question, so its
-# three columns are asked for before ShareGPT's one.
+# three columns are tried before ShareGPT's single one.
 FORMATS = (
     Format("adgen", {"input": ("content",), "output": ("summary",)}, beside=_BESIDE_TEXT),
     Format("messages", {"messages": ("messages",)}, beside={**_BESIDE, **_PROMPT}),
@@ -104,7 +104,7 @@ FORMATS = (
     ),
     Format("question-answer", {"input": ("question",), "output": ("answer",)}, beside=_BESIDE_TEXT),
 )
-UNKNOWN_FORMAT = "unknown"  # of a file with no row that can be read
+UNKNOWN_FORMAT = "unknown"  # of a file without a readable row
 
 
 def load_dataset(
@@ -113,32 +113,32 @@ def load_dataset(
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
 ) -> Dataset:
-    """Read every row of a file (or Hub data set); what is wrong with a row stands in `.bad`.
+    """Read every row of a file (or Hub data set); rows that can't be used are in `.bad`.
 
-    `columns` names the file's column for a role (`{"input": "mr", "output": "ref"}`), over what
-    detection would find. `encoding` is the one of a text that is not UTF-8. Raises `UsageError` for a
-    role, column or encoding that does not exist, and `DataError` for a file that can't be read, has no
-    known format, or holds preferences: pairs of answers, and answers that a column rates or judges.
+    `columns` sets the file's column for a role (`{"input": "mr", "output": "ref"}`) and overrides
+    detection. `encoding` is for text that is not UTF-8. Raises `UsageError` for a role, column or
+    encoding that does not exist, and `DataError` for a file that can't be read, has no known format, or
+    holds preferences: pairs of answers, or answers with a rating or a label.
     """
     table = read_rows(path, encoding=encoding)
-    given = roles_of(columns or {}, {role for form in FORMATS for role in form.every})
-    form, found = _format(path, table.rows, given, encoding)
+    given = roles_of(columns or {}, {role for form in FORMATS for role in form.all_roles})
+    format_name, column_of = _format(path, table.rows, given, encoding)
     good: list[Example] = []
     bad: list[BadRow] = list(table.bad)
     for row in table.rows:
-        result = convert(row, found)
+        result = convert(row, column_of)
         if isinstance(result, BadRow):
             bad.append(result)
         else:
             good.append(result)
-    labels = sorted({example.answer for example in good}) if "label" in found else []
+    labels = sorted({example.answer for example in good}) if "label" in column_of else []
     return Dataset(
         path=str(path),
-        format=form,
-        columns=found,
-        fields=fields_of(table.rows, found),
+        format=format_name,
+        columns=column_of,
+        fields=fields_of(table.rows, column_of),
         examples=tuple(good),
-        bad=tuple(sorted(bad, key=lambda row: (row.file, row.line))),
+        bad=in_order(bad),
         labels=tuple(labels),
         sha256=table.sha256,
         options=read_options(given, encoding),
@@ -148,47 +148,40 @@ def load_dataset(
 def with_mask(
     rows: Sequence[Row], columns: Mapping[str, str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """`columns` with the column that says which rows are learned, where one holds 0 and 1 alone."""
-    found = {role: name for role, name in columns.items() if role != "mask" or role in given}
-    if "mask" not in found:
+    """`columns` with the column that masks rows from the loss, if one has only the values 0 and 1."""
+    column_of = {role: name for role, name in columns.items() if role != "mask" or role in given}
+    if "mask" not in column_of:
         for name in MASKS:
-            # A row without the column says nothing: it is learned.
+            # A row without the column is in the loss.
             marks = [mask_of(row.values[name]) for row in rows if name in row.values]
-            if marks and None not in marks and name not in found.values():
-                return {**found, "mask": name}
-    return found
+            if marks and None not in marks and name not in column_of.values():
+                return {**column_of, "mask": name}
+    return column_of
 
 
 def require_good(dataset: Dataset, *, skip_bad: bool = False) -> None:
-    """Raise `DataError` unless the data set can be trained on.
-
-    It can't while it holds bad rows, unless `skip_bad`, and never without a good one.
-    """
+    """Raise `DataError` for a data set without a good row, or with bad rows unless `skip_bad`."""
     path, count = dataset.path, len(dataset.bad)
     command = f"onebase data check {shlex.quote(path)}{dataset.options}"
-    shown = "; ".join(str(row) for row in dataset.bad[:_NAMED_BAD_ROWS])
-    more = count - _NAMED_BAD_ROWS
-    if more > 0:
-        shown += say(f"; and {more} more", f"；另有 {more} 行")
     if not dataset.examples:
+        shown = listed(dataset.bad)
         raise DataError(
             say(
-                f"{path} has no row to learn from. Bad rows: {count}: {shown}.",
-                f"{path} 中没有可供学习的数据行。坏行 {count} 行：{shown}。",
+                f"{path} has no row to train on. Bad rows: {count}: {shown}.",
+                f"{path} 中没有可用于训练的数据行。坏行 {count} 行：{shown}。",
             ),
             say(
-                f"See `{command}`, mend the rows or name the columns with `--columns`.",
+                f"Run `{command}`, then correct the rows or name the columns with `--columns`.",
                 f"请运行 `{command}`，修正数据行，或用 `--columns` 指定列。",
             ),
         )
     if count and not skip_bad:
-        raise DataError(
+        raise bad_rows_error(
+            path,
+            dataset.bad,
             say(
-                f"{path} has bad rows: {count}: {shown}.", f"{path} 有 {count} 行坏数据：{shown}。"
-            ),
-            say(
-                f"See them all with `{command}` and mend them, or train on the "
-                "others with `--skip-bad`.",
+                f"List them all with `{command}` and correct them, or train on the others with "
+                "`--skip-bad`.",
                 f"请用 `{command}` 查看全部并修正，或用 `--skip-bad` 跳过它们。",
             ),
         )
@@ -201,63 +194,66 @@ def _format(
     if not counts:
         return UNKNOWN_FORMAT, dict(given)
     require_columns(given, counts)
-    usual = {column for column, count in counts.items() if 2 * count >= len(rows)}
-    match = _detect(usual, given, counts) or _detect(counts, given, counts)
+    common = {column for column, count in counts.items() if 2 * count >= len(rows)}
+    match = _detect(common, given, counts) or _detect(counts, given, counts)
     if match is None:
         if not given and {"chosen", "rejected"} <= counts.keys():
-            raise _is_preference(path, {}, read_options({}, encoding))
+            raise _holds_pairs(path, {}, read_options({}, encoding))
         raise _no_format(path, list(counts), given)
-    form, found = match
-    if "chosen" in found:
-        raise _is_preference(path, found, read_options({}, encoding))
-    found = with_mask(rows, found, given)
-    # Who names the answers means to learn them all.
-    if not ({"output", "messages", "conversations"} & given.keys() or "label" in found):
-        judging = judging_column(rows, counts.keys() - set(found.values()))
-        if judging:
-            raise _is_judged(path, found, *judging, read_options({}, encoding))
-    return form.name, found
+    form, column_of = match
+    if "chosen" in column_of:
+        raise _holds_pairs(path, column_of, read_options({}, encoding))
+    column_of = with_mask(rows, column_of, given)
+    # A user who names the column of the answers wants to train on all of them.
+    if not ({"output", "messages", "conversations"} & given.keys() or "label" in column_of):
+        rating = rating_column(rows, counts.keys() - set(column_of.values()))
+        if rating:
+            raise _holds_ratings(path, column_of, *rating, read_options({}, encoding))
+    return form.name, column_of
 
 
-def _is_judged(
-    path: str | Path, found: Mapping[str, str], column: str, command: str, options: str
+def _holds_ratings(
+    path: str | Path, column_of: Mapping[str, str], column: str, command: str, options: str
 ) -> DataError:
-    names = {role: name for role, name in found.items() if role not in _BESIDE_TEXT}
-    learn = _learning(command, path, options)
+    names = {role: name for role, name in column_of.items() if role not in _BESIDE_TEXT}
+    align = _align_command(command, path, options)
     return DataError(
         say(
-            f"{path} holds judged answers: the column {column!r} says how good each one is. Training "
-            "would learn the bad ones like the good ones.",
-            f"{path} 是带评判的回答：列 {column!r} 表示每个回答的好坏。直接训练会把差的回答也当作好的来学。",
+            f"{path} holds rated answers: the column {column!r} says how good each answer is. Training "
+            "would treat bad answers like good ones.",
+            f"{path} 中的回答带有评价：列 {column!r} 表示每个回答的好坏。直接训练会把差的回答当作好的回答。",
         ),
         say(
-            f"Learn from both with {learn}. To learn all answers alike: `{columns_option(names)}`.",
-            f"请用 {learn} 学习其好坏。若确要一律学习：`{columns_option(names)}`。",
+            f"Use both kinds with {align}. To train on all answers alike: `{columns_option(names)}`.",
+            f"请用 {align} 利用这些评价。若确要把所有回答都用于训练：`{columns_option(names)}`。",
         ),
     )
 
 
-def _learning(command: str, path: str | Path, options: str) -> str:
-    """The command that learns a new task from a file. A reward model needs no method, it has its own."""
+def _align_command(command: str, path: str | Path, options: str) -> str:
+    """The `align` command that trains a new task on a file. A reward model has a default method."""
     method = "" if command == "align reward" else " --method lora"
     return f"`onebase {command} --task TASK --data {shlex.quote(str(path))}{options}{method}`"
 
 
-def _is_preference(path: str | Path, found: Mapping[str, str], options: str) -> DataError:
-    dpo, reward = (_learning(command, path, options) for command in ("align dpo", "align reward"))
-    remedy = say(
-        f"Learn from them with {dpo}, or a reward model with {reward}.",
-        f"请用 {dpo} 学习，或用 {reward} 训练奖励模型。",
+def _holds_pairs(path: str | Path, column_of: Mapping[str, str], options: str) -> DataError:
+    dpo, reward = (
+        _align_command(command, path, options) for command in ("align dpo", "align reward")
     )
-    if "input" in found:
-        names = columns_option({"input": found["input"], "output": found["chosen"]})
+    remedy = say(
+        f"Train on them with {dpo}, or train a reward model with {reward}.",
+        f"请用 {dpo} 训练，或用 {reward} 训练奖励模型。",
+    )
+    if "input" in column_of:
+        names = columns_option({"input": column_of["input"], "output": column_of["chosen"]})
         remedy += say(
-            f" To learn the chosen answers: `{names}`.", f"若要学习被选中的回答：`{names}`。"
+            f" To train on the chosen answers only: `{names}`.",
+            f"若只用被选中的回答训练：`{names}`。",
         )
     return DataError(
         say(
-            f"{path} holds preference pairs (chosen, rejected), not answers to learn.",
-            f"{path} 是偏好数据（chosen、rejected），不是可供学习的回答。",
+            f"{path} holds preference pairs (chosen, rejected) instead of answers to train on.",
+            f"{path} 是偏好数据（chosen、rejected），不是用于训练的回答。",
         ),
         remedy,
     )
@@ -267,15 +263,15 @@ def _detect(
     columns: Collection[str], given: Mapping[str, str], present: Collection[str]
 ) -> tuple[Format, dict[str, str]] | None:
     def rank(form: Format) -> tuple[bool, bool]:
-        """First the format of just the given roles, by its general name; else in order."""
+        """A format with exactly the given roles first, input-output before others; else in order."""
         exact = form.required == set(given)
         return not exact, exact and form.name != "input-output"
 
-    forms = [form for form in FORMATS if set(given) <= form.every]
+    forms = [form for form in FORMATS if set(given) <= form.all_roles]
     for form in sorted(forms, key=rank):
-        found = form.match(columns, given, present)
-        if found is not None:
-            return form, found
+        column_of = form.match(columns, given, present)
+        if column_of is not None:
+            return form, column_of
     return None
 
 
@@ -296,23 +292,24 @@ def _no_format(path: str | Path, columns: list[str], given: Mapping[str, str]) -
     if len(columns) == 1:
         return DataError(
             say(
-                f"{path} has the column {columns[0]!r} alone: there are no answers to learn.",
-                f"{path} 只有一列 {columns[0]!r}：没有可供学习的回答。",
+                f"{path} has only the column {columns[0]!r}, so there are no answers to train on.",
+                f"{path} 只有一列 {columns[0]!r}，没有可用于训练的回答。",
             ),
             say(
-                f"Add answers; use one of: {known}. Prompts alone are for `onebase align ppo`.",
-                f"请加入回答；可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
+                f"Add answers in one of these formats: {known}. A file of prompts only is for "
+                "`onebase align ppo`.",
+                f"请加入回答，可用格式：{known}。只有提示的文件用于 `onebase align ppo`。",
             ),
         )
     first, second = columns if len(columns) == 2 else ("A", "B")
     option = columns_option({"input": first, "output": second})
     return DataError(
         say(
-            f"{path} has the columns {', '.join(columns)}, which are no known format.",
+            f"{path} has the columns {', '.join(columns)}, which match no known format.",
             f"{path} 的列为 {', '.join(columns)}，不属于已知格式。",
         ),
         say(
-            f"Name them: `{option}`; or use one of: {known}.",
+            f"Name them with `{option}`, or use one of these formats: {known}.",
             f"请指定列：`{option}`；或使用以下格式之一：{known}。",
         ),
     )

@@ -1,4 +1,4 @@
-"""Why a text is no JSON, in words that name the mistake and its remedy."""
+"""Explaining why a text is not valid JSON: the likely mistake and its remedy."""
 
 import json
 import re
@@ -9,10 +9,10 @@ _WORD = re.compile(r"\w+")
 _LITERALS = {"None": "null", "True": "true", "False": "false", "undefined": "null"}
 
 
-def named(text: str, problem: Exception) -> str:
-    """What is wrong with `text`, which raised `problem` when it was read as JSON."""
+def explained(text: str, problem: Exception) -> str:
+    """The reason why parsing `text` as JSON raised `problem`."""
     if isinstance(problem, RecursionError):
-        return say("nested too deep", "嵌套层数过多")
+        return say("nested too deeply", "嵌套层数过多")
     if not isinstance(problem, json.JSONDecodeError):
         return str(problem)
     number = problem.pos - text.rfind("\n", 0, problem.pos)
@@ -22,43 +22,45 @@ def named(text: str, problem: Exception) -> str:
 
 
 def _mistake(text: str, problem: json.JSONDecodeError) -> str | None:
-    """The mistake that people make where a reader stumbles so; None for one that is not known."""
+    """The common mistake that causes this error; None if it is none of those known."""
     at = problem.pos
     here = text[at:].lstrip()
     if "\ufeff" in text[max(at - 1, 0) : at + 2]:
         return say(
-            "a byte order mark: two files were joined; take it out",
-            "字节顺序标记：由两个文件拼接而成；请删去该标记",
+            "a byte order mark from joined files: remove it",
+            "字节顺序标记，由文件拼接产生：请删去该标记",
         )
     if problem.msg.startswith("Extra data"):
-        return _extra(here)
+        return _mistake_after_value(here)
     if problem.msg.startswith("Invalid"):
-        return _inside_text(problem.msg)
+        return _mistake_in_string(problem.msg)
     if here[:1] in ("]", "}") and text[:at].rstrip().endswith(","):
         return say(
-            f"a comma before {here[0]!r}: take it out", f"{here[0]!r} 之前多了一个逗号：请删去"
+            f"a comma before {here[0]!r}: remove it", f"{here[0]!r} 之前多了一个逗号：请删去"
         )
-    return _not_a_value(here)
+    return _mistake_for_value(here)
 
 
-def _not_a_value(here: str) -> str | None:
-    """What stands where a value, or a key in quotes, should stand."""
+def _mistake_for_value(here: str) -> str | None:
+    """The mistake in place of a value or a quoted key; None if it is none of those known."""
     if here[:1] in ("'", "\u201c", "\u201d", "\u2018", "\u2019"):
         return say(
-            'other quotes than ": write the file with json.dumps',
+            'quotes other than ": write the file with json.dumps',
             '引号不是 "：请用 json.dumps 写出文件',
         )
     if here.startswith(("//", "/*", "#")):
-        return say("a comment: JSON has none, take it out", "注释：JSON 不支持注释，请删去")
+        return say(
+            "a comment, which JSON does not allow: remove it", "注释：JSON 不支持注释，请删去"
+        )
     word = _WORD.match(here)
     if word and word[0] in _LITERALS:
         right = _LITERALS[word[0]]
-        return say(f"{word[0]}: JSON writes {right}", f"{word[0]}：在 JSON 中应写成 {right}")
+        return say(f"{word[0]}: write {right} in JSON", f"{word[0]}：在 JSON 中应写成 {right}")
     return None
 
 
-def _inside_text(message: str) -> str | None:
-    """What a text between quotes may not hold."""
+def _mistake_in_string(message: str) -> str | None:
+    """The mistake inside a quoted string."""
     if "escape" in message:
         return say(
             r"a single backslash, as in a Windows path: write it twice, C:\\Users",
@@ -70,16 +72,16 @@ def _inside_text(message: str) -> str | None:
     )
 
 
-def _extra(here: str) -> str | None:
-    """What stands behind a value that is whole."""
+def _mistake_after_value(here: str) -> str | None:
+    """The mistake after a complete value; None if it is none of those known."""
     if here.startswith(","):
         return say(
-            "a comma behind the row: JSON lines have none between rows; take it out",
+            "a comma after the row: JSON lines have no commas between rows, remove it",
             "行末多了逗号：JSON 行之间不用逗号，请删去",
         )
     if here.startswith(("{", "[")):
         return say(
-            "two rows on one line: put each on a line of its own",
+            "two rows on one line: write each on its own line",
             "同一行中有两条数据：请每行只写一条",
         )
     return None

@@ -1,7 +1,7 @@
-"""How a conversation is laid out as text: by the tokenizer's chat template, or by a plain one.
+"""Conversation layouts: the tokenizer's chat template, or a plain text template.
 
-A layout gives text in pieces. A piece is either context or an assistant's answer to learn, and
-every piece is tokenised by itself, so the context is the same tokens in training as in generation.
+A layout yields text in pieces. A piece is either context or an assistant's answer in the loss. Every
+piece is tokenized by itself, so the context has the same tokens in training as in generation.
 """
 
 import re
@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from onebase.data.dates import PARTS, date_parts, of_moment, writes_date
-from onebase.data.ends import ending_token, special_tokens
+from onebase.data.eos import ending_token, special_tokens
 from onebase.data.example import Turn
+from onebase.data.template_date import PARTS, date_parts, of_moment, writes_date
 from onebase.errors import UsageError
 from onebase.language import say
 
-# Neutral between tasks (not every input is a question), and read by base models of either language.
+# Suits any task (not every input is a question) and base models of either language.
 PLAIN = "{instruction}\n\nInput: {input}\nOutput:"
-_PLACE = re.compile(r"\{(instruction|input)\}")
+_PLACEHOLDER = re.compile(r"\{(instruction|input)\}")
 _NO_INSTRUCTION = re.compile(r"\{instruction\}\s*")
 _PROBE = "0nebase"
 _PROBED = [Turn("user", _PROBE), Turn("assistant", _PROBE), Turn("user", _PROBE)]
@@ -28,43 +28,43 @@ _PROBED = [Turn("user", _PROBE), Turn("assistant", _PROBE), Turn("user", _PROBE)
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text to tokenise by itself."""
+    """A text to tokenize by itself; `in_loss` if it is trained on."""
 
     text: str
-    learned: bool
+    in_loss: bool
 
 
 class Layout(Protocol):
-    """A way to lay out conversations."""
+    """A way to write conversations as text."""
 
     end: str
-    """The text that is learned as the end of an answer; empty if nothing ends it."""
+    """The text that ends an answer in training; empty if nothing ends it."""
     ending: str
-    """What the layout itself writes after an answer, without the token that is added to it."""
+    """The text that the layout itself writes after an answer, without an added end token."""
     written: str
-    """A conversation as it lays one out: its own text around the turns."""
+    """A sample conversation in this layout, with the layout's own text around the turns."""
     dated: bool
-    """Whether it writes the date or the time, of its own moment."""
+    """Whether it writes the date or time of its own moment."""
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
-        """What stands before the next assistant turn; `turns` ends with a user turn.
+        """The text before the next assistant turn; `turns` ends with a user turn.
 
-        Raises `jinja2.TemplateError` where a chat template refuses these turns.
+        Raises `jinja2.TemplateError` if a chat template refuses these turns.
         """
         ...
 
     def answer(self, turns: Sequence[Turn], answer: str) -> str:
-        """What `answer` adds to the context of `turns`, its end token with it."""
+        """The text that `answer` adds to the context of `turns`, including its end token."""
         ...
 
 
 class ChatLayout:
-    """Laid out by the tokenizer's own chat template.
+    """The layout of the tokenizer's own chat template.
 
-    An assistant turn is what the template adds to the generation prompt, up to its end token. The
-    instruction is the system turn unless a conversation brings its own; where the template takes
-    no system turn, that text goes before the first user turn, after which comes a blank line. Where
-    the template writes the date, it is that of `moment` (None: of the rendering).
+    An assistant turn is the text that the template adds to the generation prompt, up to its end token.
+    The instruction is the system turn unless a conversation has its own. If the template accepts no
+    system turn, that text and a blank line go before the first user turn. If the template writes the
+    date, it is that of `moment` (None: of the rendering).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ChatLayout:
         if moment is not None and self.dated:
             written = of_moment(tokenizer.get_chat_template())
             self._date = {"chat_template": written, PARTS: date_parts(moment)}
-        self._instruction: str | None = None  # nothing of the user's is in what is written
+        self._instruction: str | None = None  # the probes below are written without it
         self._eos: str = tokenizer.eos_token or ""
         self._takes_system = self._probe_system()
         self._written_after = _after_probe(self._render(_PROBED[:2], prompt=False))
@@ -90,46 +90,47 @@ class ChatLayout:
         self._instruction = instruction
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
-        """Earlier assistant turns are pieces, to learn where the template leaves them as they were and
-        they are not context alone."""
-        whole = self._render(turns, prompt=True)
+        """Earlier assistant turns are pieces of their own, in the loss if their turn is and if the template
+        writes them unchanged.
+        """
+        conversation = self._render(turns, prompt=True)
         pieces: list[Piece] = []
-        at = 0
-        asked = False
+        end = 0  # of the last piece
+        after_user = False
         for index, turn in enumerate(turns):
-            asked = asked or turn.role == "user"
-            if turn.role != "assistant" or not asked:  # a greeting answers nothing
+            after_user = after_user or turn.role == "user"
+            if turn.role != "assistant" or not after_user:  # a greeting is no answer
                 continue
             before = self._render(turns[:index], prompt=True)
             after = self._render(turns[: index + 1], prompt=False)
             answer = self._ended(after[len(before) :].rstrip())
-            if not after.startswith(before) or not whole.startswith(before + answer):
-                return [Piece(whole, learned=False)]
-            pieces += [Piece(before[at:], learned=False), Piece(answer, turn.learned)]
-            at = len(before) + len(answer)
-        return [*pieces, Piece(whole[at:], learned=False)]
+            if not after.startswith(before) or not conversation.startswith(before + answer):
+                return [Piece(conversation, in_loss=False)]
+            pieces += [Piece(before[end:], in_loss=False), Piece(answer, turn.in_loss)]
+            end = len(before) + len(answer)
+        return [*pieces, Piece(conversation[end:], in_loss=False)]
 
     def answer(self, turns: Sequence[Turn], answer: str) -> str:
-        """What the template adds for `answer`; the answer and its end if it rewrites the prompt."""
+        """The text that the template adds for `answer`, or the answer and its end if it rewrites the prompt."""
         before = self._render(turns, prompt=True)
         after = self._render([*turns, Turn("assistant", answer)], prompt=False)
-        kept = after.startswith(before)
-        added = self._ended(after[len(before) :].rstrip()) if kept else answer + self.ending
+        unchanged = after.startswith(before)
+        added = self._ended(after[len(before) :].rstrip()) if unchanged else answer + self.ending
         return self._closed(added)
 
     def _ended(self, added: str) -> str:
-        """`added` up to the end: what a template writes after its end token (a new line as a rule, and
-        Phi-3's a second token at the end of a conversation) is not learned.
+        """`added` up to its end token. Text after that is not in the loss: usually a new line, in
+        Phi-3's template a second token at the end of a conversation.
         """
         after = self._written_after
         return added.removesuffix(after) + self.ending if added.endswith(after) else added
 
     def _closed(self, added: str) -> str:
-        """`added` with the tokenizer's end token, unless the template has ended it already."""
+        """`added` with the tokenizer's end token, unless the template has already ended it."""
         return added if added.endswith(self._closing) else added + self._eos
 
     def _probe(self) -> str:
-        """A conversation as the template writes it, an answer last and an answer before a question."""
+        """Sample conversations in the template: one that ends with an answer, one with an earlier answer."""
         system = [Turn("system", _PROBE)] if self._takes_system else []
         last = self._render(_PROBED[:2], prompt=False)
         try:
@@ -158,7 +159,7 @@ class ChatLayout:
         return rest
 
     def _probe_system(self) -> bool:
-        """Whether a system turn is accepted, and not quietly left out."""
+        """Whether a system turn is accepted and not silently dropped."""
         self._takes_system = True
         try:
             return _PROBE in self._render([Turn("system", _PROBE), Turn("user", "?")], prompt=True)
@@ -167,25 +168,25 @@ class ChatLayout:
 
 
 class PlainLayout:
-    """Laid out by a text with the place `{input}`, and `{instruction}` where there may be one.
+    """The layout of a text with the placeholder `{input}` and, optionally, `{instruction}`.
 
-    Every user turn fills the text anew. `lead` stands before an answer, `between` after it.
-    A row's own system turn takes the instruction's place. An instruction that the text has no
-    place for goes before it, with a blank line.
+    The text is filled in for every user turn; `lead` stands before an answer. A conversation's own
+    system turn replaces the instruction. If the text has no `{instruction}`, the instruction and a
+    blank line go before it.
     """
 
     def __init__(
         self, tokenizer: Any, instruction: str | None, text: str = PLAIN, *, lead: str = " "
     ) -> None:
-        rest = _PLACE.sub("", text)
+        rest = _PLACEHOLDER.sub("", text)
         if "{input}" not in text or "{" in rest or "}" in rest:
             raise UsageError(
                 say(
-                    f"The template {text!r} can't be filled in.",
-                    f"模板 {text!r} 无法填写。",
+                    f"The template {text!r} is not valid.",
+                    f"模板 {text!r} 无效。",
                 ),
                 say(
-                    "It needs {input}, may have {instruction}, and no other braces.",
+                    "It must contain {input}, may contain {instruction}, and no other braces.",
                     "它必须含有 {input}，可以含有 {instruction}，不能有其他花括号。",
                 ),
             )
@@ -198,11 +199,12 @@ class PlainLayout:
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         adds_bos = tokenizer.bos_token is not None and first == [tokenizer.bos_token_id]
         self._start: str = tokenizer.bos_token if adds_bos else ""
-        self.written = self._start + _PLACE.sub("", text)
+        self.written = self._start + _PLACEHOLDER.sub("", text)
 
     def context(self, turns: Sequence[Turn]) -> list[Piece]:
-        """Each user turn in its place in the text, each earlier answer as a piece, to learn unless it is
-        context alone."""
+        """The text filled in for each user turn, with each earlier answer as a piece of its own, in the
+        loss if its turn is.
+        """
         instruction = self._instruction
         pieces: list[Piece] = []
         text = self._start
@@ -211,15 +213,15 @@ class PlainLayout:
                 instruction = turn.content
             elif turn.role == "user":
                 text += self._filled(instruction, turn.content)
-                instruction = ""  # said once
+                instruction = ""  # only once
             else:
                 answer = self.answer((), turn.content)
-                pieces += [Piece(text, learned=False), Piece(answer, turn.learned)]
+                pieces += [Piece(text, in_loss=False), Piece(answer, turn.in_loss)]
                 text = "\n"
-        return [*pieces, Piece(text, learned=False)]
+        return [*pieces, Piece(text, in_loss=False)]
 
     def answer(self, turns: Sequence[Turn], answer: str) -> str:
-        """The answer and the end token, whatever the turns before."""
+        """The answer and the end token; the turns before do not matter."""
         return self._lead + answer + self.end
 
     def _filled(self, instruction: str, user: str) -> str:
@@ -229,9 +231,9 @@ class PlainLayout:
         elif not instruction:
             text = _NO_INSTRUCTION.sub("", text)
         values = {"instruction": instruction, "input": user}
-        return _PLACE.sub(lambda place: values[place[1]], text)
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], text)
 
 
 def _after_probe(text: str) -> str:
-    """What stands after the last probe, without white space at its end."""
+    """The text after the last probe, without trailing white space."""
     return text.rpartition(_PROBE)[2].rstrip() if _PROBE in text else ""

@@ -1,4 +1,4 @@
-"""What a user wants to know of a file of preferences before learning from it."""
+"""The report on a file of preferences before training: bad rows, repeats, token counts, warnings."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +20,14 @@ from onebase.data.rendering import rendered_preferences
 from onebase.data.template import Rendered, Template
 from onebase.language import say
 
-_MOSTLY = 0.8  # of the pairs: then length alone tells the better answer
-_RARE = 0.1
+_MOSTLY = 0.8  # of the pairs; length alone then tells the better answer
+_RARE = 0.1  # of the answers
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """A line that says again what an earlier one says; `contradicting` where it says the opposite: a
-    pair turned round, or another rating of the same answer.
+    """A line that repeats an earlier one; `contradicting` if it says the opposite: a reversed pair, or
+    another rating of the same answer.
     """
 
     first: int
@@ -37,7 +37,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Ratings:
-    """The lowest, the mean and the highest rating, and how many different ones there are."""
+    """The lowest, mean and highest rating, and the number of different ratings."""
 
     lowest: float
     mean: float
@@ -47,12 +47,12 @@ class Ratings:
 
 @dataclass(frozen=True)
 class PreferenceReport:
-    """What `check_preferences` found.
+    """The result of `check_preferences`.
 
-    `read_by` are the commands that learn from this kind; `fields` as in CheckReport. `rows` counts good
-    and bad rows. `overlap` pairs a line with a line of the held-out file that has its
-    question. Token counts are per answer, after truncation; `longer_chosen` is the share of pairs
-    whose chosen answer has more tokens than the other (None without pairs).
+    `read_by` lists the commands that train on this kind; `fields` as in CheckReport. `rows` counts good
+    and bad rows. `overlap` pairs a line with a line of the held-out file that has the same prompt.
+    Token counts are per answer after truncation; `longer_chosen` is the share of pairs whose chosen
+    answer has more tokens than the rejected one (None without pairs).
     """
 
     file: str
@@ -80,8 +80,8 @@ class PreferenceReport:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A row, its answers as examples, and each of them as tokens."""
+class _RenderedRow:
+    """A row with its answers as examples and as tokens."""
 
     row: Preference
     examples: tuple[Example, ...]
@@ -89,7 +89,7 @@ class _Read:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The tokens of each answer."""
+        """The number of tokens of each answer."""
         return tuple(sum(tokens.loss_mask) for tokens in self.rendered)
 
 
@@ -100,20 +100,20 @@ def check_preferences(
     held_out: PreferenceSet | None = None,
     ends: Collection[int] = (),
 ) -> PreferenceReport:
-    """Look preferences over as `template` will render them. A row that it refuses is a bad row, and so
-    is one that its limit leaves nothing to learn of, also of the held-out file. `ends` as in `check`.
+    """Check preferences as `template` renders them. A row that the template refuses is a bad row, and so
+    is one that truncation leaves without an answer, also in the held-out file. `ends` as in `check`.
     """
     data, rendered = rendered_preferences(data, template, alone=data.bare)
     if held_out:
         held_out, _ = rendered_preferences(held_out, template, alone=held_out.bare)
     good = [
-        _Read(row, tuple(row.example(index) for index in range(len(row.answers))), tokens)
+        _RenderedRow(row, tuple(row.example(index) for index in range(len(row.answers))), tokens)
         for row, tokens in zip(data.rows, rendered, strict=True)
     ]
-    answers = [length for read in good for length in read.lengths]
-    totals = [len(tokens.ids) for read in good for tokens in read.rendered]
-    longer = [read.lengths[0] > read.lengths[-1] for read in good if data.kind == "pairs"]
-    rated = [read.row.rating for read in good] if data.kind != "pairs" else []
+    answers = [length for item in good for length in item.lengths]
+    totals = [len(tokens.ids) for item in good for tokens in item.rendered]
+    longer = [item.lengths[0] > item.lengths[-1] for item in good if data.kind == "pairs"]
+    rated = [item.row.rating for item in good] if data.kind != "pairs" else []
     lines = {row.key: row.line for row in reversed(held_out.rows)} if held_out else {}
     return PreferenceReport(
         file=data.path,
@@ -124,14 +124,14 @@ def check_preferences(
         fields={field.name: field.use for field in data.fields},
         rows=len(data.rows) + len(data.bad),
         bad=data.bad + (held_out.bad if held_out else ()),
-        repeats=_repeats([read.row for read in good]),
+        repeats=_repeats([item.row for item in good]),
         overlap=tuple(
-            (read.row.line, lines[read.row.key]) for read in good if read.row.key in lines
+            (item.row.line, lines[item.row.key]) for item in good if item.row.key in lines
         ),
         prompt_tokens=Spread.of([a - b for a, b in zip(totals, answers, strict=True)]),
         answer_tokens=Spread.of(answers),
         total_tokens=sum(totals),
-        truncated=sum(tokens.truncated for read in good for tokens in read.rendered),
+        truncated=sum(tokens.truncated for item in good for tokens in item.rendered),
         ratings=Ratings(min(rated), mean(rated), max(rated), len(set(rated))) if rated else None,
         longer_chosen=mean(longer) if longer else None,
         warnings=(
@@ -144,56 +144,56 @@ def check_preferences(
 
 
 def _repeats(rows: Sequence[Preference]) -> tuple[Repeat, ...]:
-    first: dict[object, Preference] = {}
-    found = []
+    first_of: dict[object, Preference] = {}
+    repeats = []
     for row in rows:
-        earlier = first.setdefault((row.asked, frozenset(row.answers)), row)
-        if earlier is not row:
-            same = (earlier.answers, earlier.rating) == (row.answers, row.rating)
-            found.append(Repeat(earlier.line, row.line, not same))
-    return tuple(found)
+        first = first_of.setdefault((row.prompt, frozenset(row.answers)), row)
+        if first is not row:
+            same = (first.answers, first.rating) == (row.answers, row.rating)
+            repeats.append(Repeat(first.line, row.line, not same))
+    return tuple(repeats)
 
 
 def _shown(answers: Sequence[Example], template: Template) -> str:
-    """The first row's answers; of a pair, the chosen one and below it the rejected one."""
-    between = say("\n--- rejected ---\n", "\n--- 被拒绝 ---\n")
-    return between.join(template.marked_answers(answers))
+    """The text of a row's answers; of a pair, the chosen one with the rejected one below."""
+    separator = say("\n--- rejected ---\n", "\n--- 被拒绝 ---\n")
+    return separator.join(template.marked_answers(answers))
 
 
 def _warnings(
-    kind: Kind, good: Sequence[_Read], template: Template, ends: Collection[int]
+    kind: Kind, good: Sequence[_RenderedRow], template: Template, ends: Collection[int]
 ) -> list[str]:
-    examples = [example for read in good for example in read.examples]
-    found = few_rows(len(good)) + no_end(template) + lost_characters(examples)
-    found += control_tokens(examples, template, ends)
-    found += ends_inside(examples, template)
-    ratings = [read.row.rating for read in good]
+    examples = [example for item in good for example in item.examples]
+    warnings = few_rows(len(good)) + no_end(template) + lost_characters(examples)
+    warnings += control_tokens(examples, template, ends)
+    warnings += ends_inside(examples, template)
+    ratings = [item.row.rating for item in good]
     if kind == "pairs" and good:
-        longer = mean(read.lengths[0] > read.lengths[1] for read in good)
-        shorter = mean(read.lengths[0] < read.lengths[1] for read in good)
+        longer = mean(item.lengths[0] > item.lengths[1] for item in good)
+        shorter = mean(item.lengths[0] < item.lengths[1] for item in good)
         if max(longer, shorter) >= _MOSTLY:
             which = say("longer", "更长") if longer > shorter else say("shorter", "更短")
             share = max(longer, shorter)
-            found.append(
+            warnings.append(
                 say(
-                    f"The chosen answer is {which} in {share:.0%} of the pairs: length alone may be "
-                    "what is learned.",
-                    f"{share:.0%} 的回答对中，被选中的回答{which}：学到的可能只是长度。",
+                    f"The chosen answer is {which} in {share:.0%} of the pairs: the model may learn "
+                    "only the length.",
+                    f"{share:.0%} 的回答对中，被选中的回答{which}：模型学到的可能只是长度。",
                 )
             )
     elif good and len(set(ratings)) == 1:
-        found.append(
+        warnings.append(
             say(
                 f"Every answer has the same rating, {ratings[0]:g}: there is nothing to learn.",
                 f"所有回答的评分都是 {ratings[0]:g}：没有可学习的内容。",
             )
         )
     elif good and kind == "judged" and min(mean(ratings), 1 - mean(ratings)) < _RARE:
-        found.append(
+        warnings.append(
             say(
-                f"{mean(ratings):.0%} of the answers are good: weigh the rarer kind more "
-                "(the settings desirable and undesirable).",
-                f"{mean(ratings):.0%} 的回答为好：请提高较少一类的权重（设置 desirable 与 undesirable）。",
+                f"{mean(ratings):.0%} of the answers are good: give the rarer kind more weight with "
+                "the settings desirable and undesirable.",
+                f"{mean(ratings):.0%} 的回答为好：请用设置 desirable 与 undesirable 提高较少一类的权重。",
             )
         )
-    return found
+    return warnings

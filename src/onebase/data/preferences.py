@@ -1,4 +1,4 @@
-"""Preferences in a file: pairs of answers, rated answers, or answers judged good or bad."""
+"""Reading preferences from a file: pairs of answers, rated answers, or answers labeled good or bad."""
 
 import random
 import shlex
@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from onebase.data.bad_rows import bad_rows_error, in_order
+from onebase.data.cells import InvalidValue, text_of, value_of
 from onebase.data.columns import read_options, require_columns, roles_of
 from onebase.data.conversion import require_supported
 from onebase.data.example import BadRow, Example, Field, Turn
 from onebase.data.fields import fields_of
 from onebase.data.formats import Format
-from onebase.data.question import BEFORE, BENEATH, asked_of, contains, preceded
+from onebase.data.question import BEFORE, BENEATH, contains, question_of, with_history
+from onebase.data.ratings import RATINGS, VERDICTS, rating_of, verdict_of
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
 from onebase.data.turns import (
@@ -24,20 +27,18 @@ from onebase.data.turns import (
     turn_of,
     turns_of,
 )
-from onebase.data.values import Unfit, text_of, value_of
-from onebase.data.verdicts import RATINGS, VERDICTS, rating_of, verdict_of
 from onebase.errors import DataError
 from onebase.language import say
 
 Kind = Literal["pairs", "ratings", "judged"]
-# The commands that learn from each kind.
+# The commands that train on each kind.
 COMMANDS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("align reward", "align dpo"),
     "ratings": ("align reward",),
     "judged": ("align kto",),
 }
-_ASKED = ("prompt", "question", "instruction", "input")
-_ANSWERED = ("completion", "answer", "response", "output")
+_PROMPT_COLUMNS = ("prompt", "question", "instruction", "input")
+_ANSWER_COLUMNS = ("completion", "answer", "response", "output")
 _BESIDE = {**BEFORE, **BENEATH}
 _CHATS = {"messages": ("messages", "conversations")}
 _PAIR = {"chosen": ("chosen",), "rejected": ("rejected",)}
@@ -51,14 +52,14 @@ FORMATS: tuple[tuple[Kind, Format], ...] = (
             beside=BEFORE,
         ),
     ),
-    ("pairs", Format("preference-prompt", {"input": _ASKED, **_PAIR}, beside=_BESIDE)),
+    ("pairs", Format("preference-prompt", {"input": _PROMPT_COLUMNS, **_PAIR}, beside=_BESIDE)),
     ("pairs", Format("preference-messages", _PAIR, beside=BEFORE)),
     ("ratings", Format("rated-chat", {**_CHATS, "rating": RATINGS}, beside=BEFORE)),
     (
         "ratings",
         Format(
             "rated-answer",
-            {"input": _ASKED, "output": _ANSWERED, "rating": RATINGS},
+            {"input": _PROMPT_COLUMNS, "output": _ANSWER_COLUMNS, "rating": RATINGS},
             beside=_BESIDE,
         ),
     ),
@@ -68,23 +69,23 @@ FORMATS: tuple[tuple[Kind, Format], ...] = (
         "judged",
         Format(
             "judged-answer",
-            {"input": _ASKED, "output": _ANSWERED, "good": VERDICTS},
+            {"input": _PROMPT_COLUMNS, "output": _ANSWER_COLUMNS, "good": VERDICTS},
             beside=_BESIDE,
         ),
     ),
 )
-BARE = "{input}"  # the template of texts that answer nothing
-_HH = ("Human:", "Assistant:")
+BARE = "{input}"  # the template of texts without a prompt
+_HH_SPEAKERS = ("Human:", "Assistant:")
 
 
 @dataclass(frozen=True)
 class Preference:
-    """One row. `asked` is what was answered: turns that end with a user's, an empty one for a bare
-    text. A pair has two `answers`, the chosen one first; the other kinds have one, and its `rating`
-    (1 for a good and 0 for a bad answer). `line` as in Example.
+    """One row. `prompt` holds the turns before the answer, the last one the user's; a text without a
+    prompt has one empty user turn. A pair has two `answers`, the chosen one first. The other kinds
+    have one answer and its `rating` (1 for good and 0 for bad). `line` as in Example.
     """
 
-    asked: tuple[Turn, ...]
+    prompt: tuple[Turn, ...]
     answers: tuple[str, ...]
     rating: float
     file: str
@@ -92,20 +93,19 @@ class Preference:
 
     def example(self, answer: int = 0) -> Example:
         """The conversation with one of its answers."""
-        turns = (*self.asked, Turn("assistant", self.answers[answer]))
+        turns = (*self.prompt, Turn("assistant", self.answers[answer]))
         return Example(turns, self.file, self.line)
 
     @property
     def key(self) -> object:
-        """What must not be both learned from and judged by: the question, or a bare text."""
-        return self.asked if self.asked[-1].content else self.answers
+        """The prompt, or the text if there is none; no key is both in training and held-out data."""
+        return self.prompt if self.prompt[-1].content else self.answers
 
 
 @dataclass(frozen=True)
 class PreferenceSet:
-    """A file of one kind of preferences, its good rows and its bad ones. `bare` says that it holds
-    texts that answer nothing. `columns`, `fields` and `options` as in Dataset. `sha256` is over the file's
-    bytes.
+    """A file of one kind of preferences, with its good and its bad rows. `columns`, `fields`,
+    `sha256` and `options` as in Dataset.
     """
 
     path: str
@@ -120,20 +120,21 @@ class PreferenceSet:
 
     @property
     def bare(self) -> bool:
-        """Whether its rows are texts alone."""
+        """Whether its rows are texts without prompts."""
         return self.format == "rated-text"
 
     def split(self, fraction: float, seed: int) -> tuple["PreferenceSet", "PreferenceSet"]:
-        """What to learn from and what to judge by, each in the file's order; no question in both.
-        At least one question is held out, and never all.
+        """Training rows and held-out rows, each in the file's order; no prompt is in both.
+
+        At least one prompt is held out, and never all; a `fraction` of 0 holds out none.
         """
         keys = list(dict.fromkeys(row.key for row in self.rows))
         random.Random(seed).shuffle(keys)
         count = min(max(round(fraction * len(keys)), 1 if fraction else 0), len(keys) - 1)
-        held = set(keys[:count])
+        held_out = set(keys[:count])
         return (
-            replace(self, rows=tuple(row for row in self.rows if row.key not in held)),
-            replace(self, rows=tuple(row for row in self.rows if row.key in held), bad=()),
+            replace(self, rows=tuple(row for row in self.rows if row.key not in held_out)),
+            replace(self, rows=tuple(row for row in self.rows if row.key in held_out), bad=()),
         )
 
 
@@ -144,38 +145,36 @@ def load_preferences(
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
 ) -> PreferenceSet:
-    """Read every row of a file (or Hub data set) of one of the `kinds`; what is wrong with a row
-    stands in `.bad`.
+    """Read every row of a file (or Hub data set) of one of the `kinds`; rows that can't be used are
+    in `.bad`.
 
-    `columns` names the file's column for a role (`{"output": "review", "rating": "stars"}`);
-    `encoding` is the one of a text that is not UTF-8.
-    Raises UsageError for a role or column that does not exist, and DataError for a file that
-    can't be read or holds no such preferences.
+    `columns` sets the file's column for a role (`{"output": "review", "rating": "stars"}`);
+    `encoding` is for text that is not UTF-8. Raises UsageError for a role or column that does not
+    exist, and DataError for a file that can't be read or holds no such preferences.
     """
     table = read_rows(path, encoding=encoding)
     require_readable(path, table)
-    given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.every})
+    given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.all_roles})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     require_columns(given, names)
     for kind, form in FORMATS:
-        found = form.match(names, given) if set(given) <= form.every else None
-        if found is None or kind not in kinds:
+        column_of = form.match(names, given) if set(given) <= form.all_roles else None
+        if column_of is None or kind not in kinds:
             continue
         rows, bad = [], list(table.bad)
         for row in table.rows:
             try:
-                rows.append(_preference(row, kind, found))
-            except Unfit as unfit:
-                bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
-        ordered = tuple(sorted(bad, key=lambda item: (item.file, item.line)))
+                rows.append(_preference(row, kind, column_of))
+            except InvalidValue as invalid:
+                bad.append(BadRow(row.file, row.line, invalid.column, invalid.reason))
         return PreferenceSet(
             path=str(path),
             kind=kind,
             format=form.name,
-            columns=found,
-            fields=fields_of(table.rows, found),
+            columns=column_of,
+            fields=fields_of(table.rows, column_of),
             rows=tuple(rows),
-            bad=ordered,
+            bad=in_order(bad),
             sha256=table.sha256,
             options=read_options(given, encoding),
         )
@@ -183,38 +182,28 @@ def load_preferences(
 
 
 def require_good_rows(data: PreferenceSet, *, skip_bad: bool = False) -> None:
-    """Raise DataError unless the set can be learned from: with bad rows only if `skip_bad`, and
-    with two good ones at least.
-    """
-    shown = "; ".join(str(row) for row in data.bad[:5])
-    if len(data.bad) > 5:
-        shown += say(f"; and {len(data.bad) - 5} more", f"；另有 {len(data.bad) - 5} 行")
+    """Raise DataError for bad rows unless `skip_bad`, and for fewer than two good rows."""
     if data.bad and not (skip_bad and data.rows):
-        raise DataError(
-            say(
-                f"{data.path} has bad rows: {len(data.bad)}: {shown}.",
-                f"{data.path} 有 {len(data.bad)} 行坏数据：{shown}。",
-            ),
-            _remedy(data),
-        )
+        raise bad_rows_error(data.path, data.bad, _remedy(data))
     if len(data.rows) < 2:
         raise DataError(
             say(
                 f"{data.path} has {len(data.rows)} good rows.",
                 f"{data.path} 只有 {len(data.rows)} 行可用数据。",
             ),
-            say("Add more: some are held out to judge by.", "请增加数据：其中一部分用于评估。"),
+            say("Add rows: some are held out for evaluation.", "请增加数据：其中一部分留作评估。"),
         )
 
 
 def _remedy(data: PreferenceSet) -> str:
-    """What to do about bad rows; leaving them out is no way where every row is one."""
+    """What to do about bad rows; skipping them is no remedy if every row is bad."""
     command = f"onebase data check --as preferences {shlex.quote(data.path)}{data.options}"
     if not data.rows:
         return say(
-            f"See them all with `{command}` and mend them.", f"请用 `{command}` 查看全部并修正。"
+            f"List them all with `{command}` and correct them.",
+            f"请用 `{command}` 查看全部并修正。",
         )
-    return say("Mend them, or leave them out with --skip-bad.", "请修正，或用 --skip-bad 跳过。")
+    return say("Correct them, or skip them with --skip-bad.", "请修正，或用 --skip-bad 跳过。")
 
 
 def _preference(row: Row, kind: Kind, columns: Mapping[str, str]) -> Preference:
@@ -222,44 +211,44 @@ def _preference(row: Row, kind: Kind, columns: Mapping[str, str]) -> Preference:
     require_supported(values)
     question = _question(values, columns)
     if kind == "pairs":
-        asked, chosen = _answered(values, columns["chosen"], question)
-        also_asked, rejected = _answered(values, columns["rejected"], question)
+        prompt, chosen = _prompt_and_answer(values, columns["chosen"], question)
+        other_prompt, rejected = _prompt_and_answer(values, columns["rejected"], question)
         if chosen == rejected:
-            raise Unfit(
+            raise InvalidValue(
                 columns["rejected"],
                 say("the same as the chosen answer", "与被选中的回答相同"),
             )
-        if asked and also_asked and asked != also_asked:
-            raise Unfit(
+        if prompt and other_prompt and prompt != other_prompt:
+            raise InvalidValue(
                 columns["rejected"],
                 say(
                     "answers another question than the chosen answer",
-                    "与被选中的回答所答的问题不同",
+                    "与被选中的回答所回答的问题不同",
                 ),
             )
-        asked = asked or also_asked or question
-        if not asked:
-            raise Unfit(columns["chosen"], _no_question(chosen))
-        asked = as_context(preceded(values, columns, asked))
-        return Preference(asked, (chosen, rejected), 1.0, row.file, row.line)
+        prompt = prompt or other_prompt or question
+        if not prompt:
+            raise InvalidValue(columns["chosen"], _no_question(chosen))
+        prompt = as_context(with_history(values, columns, prompt))
+        return Preference(prompt, (chosen, rejected), 1.0, row.file, row.line)
     column = columns["good" if kind == "judged" else "rating"]
     value = value_of(values, column)
     rating = verdict_of(value, column) if kind == "judged" else rating_of(value, column)
     answer_column = columns["messages" if "messages" in columns else "output"]
     if "messages" in columns and not holds_turns(values.get(answer_column)):
-        chat_of(values, answer_column)  # says what it is instead of turns
-    asked, answer = _answered(values, answer_column, question)
-    asked = asked or question
-    if asked:
-        asked = as_context(preceded(values, columns, asked))
-    return Preference(asked or (Turn("user", ""),), (answer,), rating, row.file, row.line)
+        chat_of(values, answer_column)  # raises with what it is instead of turns
+    prompt, answer = _prompt_and_answer(values, answer_column, question)
+    prompt = prompt or question
+    if prompt:
+        prompt = as_context(with_history(values, columns, prompt))
+    return Preference(prompt or (Turn("user", ""),), (answer,), rating, row.file, row.line)
 
 
 def _no_question(answer: str) -> str:
-    """Why an answer has no question: the HH pairs write both into one text."""
-    if all(name in answer for name in _HH):
+    """The reason for an answer without a question; pairs like HH-RLHF's have both in one text."""
+    if all(name in answer for name in _HH_SPEAKERS):
         return say(
-            "the question and the answers in one text ('Human: … Assistant: …'); write the columns "
+            "the question and the answers are in one text ('Human: … Assistant: …'); write the columns "
             "prompt, chosen and rejected, or each conversation as a list of role and content",
             "提问与回答写在同一段文本中（'Human: … Assistant: …'）；请写成 prompt、chosen、rejected "
             "三列，或写成由 role 与 content 组成的对话列表",
@@ -268,19 +257,19 @@ def _no_question(answer: str) -> str:
 
 
 def _question(values: Mapping[str, object], columns: Mapping[str, str]) -> tuple[Turn, ...]:
-    """What the columns beside the answers ask; empty where only the answers' own turns can say."""
+    """The question from columns other than the answers'; empty if only the answers' turns hold it."""
     if "conversations" in columns:
         return as_context(chat_of(values, columns["conversations"], last="user"))
-    return asked_of(values, columns) if "input" in columns else ()
+    return question_of(values, columns) if "input" in columns else ()
 
 
-def _answered(
+def _prompt_and_answer(
     values: Mapping[str, object], column: str, question: tuple[Turn, ...]
 ) -> tuple[tuple[Turn, ...], str]:
-    """The turns before an answer, where its column holds them, and the answer: a text, a turn, or the
-    last turn of a list. A list that begins with the answer goes on from the `question`.
+    """The turns before an answer, if its column holds them, and the answer: a text, a turn, or the
+    last turn of a list. A list that begins with an answer continues the `question`.
 
-    Raises Unfit for a list with the turns of another question.
+    Raises InvalidValue for a list with the turns of another question.
     """
     value = value_of(values, column)
     if isinstance(value, dict) and holds_turns(value):
@@ -292,14 +281,19 @@ def _answered(
         return (), text_of(values, column)
     turns = turns_of(value, column, question if is_answer(value) else ())
     require_last(turns, column, "assistant")
-    if not turns[-1].learned:
-        raise Unfit(column, say("its answer is marked as not to be learned", "其回答标记为不学习"))
-    asked = as_context(turns[:-1])
-    if asked == tuple(turn for turn in question if turn.role != "system"):
+    if not turns[-1].in_loss:
+        raise InvalidValue(
+            column,
+            say("its answer is masked from the loss (weight 0)", "其回答不计入损失（权重为 0）"),
+        )
+    prompt = as_context(turns[:-1])
+    if prompt == tuple(turn for turn in question if turn.role != "system"):
         return question, turns[-1].content
-    if question and not contains(asked, question):
-        raise Unfit(column, say("answers another question than the row's", "与该行的提问不符"))
-    return asked, turns[-1].content
+    if question and not contains(prompt, question):
+        raise InvalidValue(
+            column, say("answers another question than the row's", "与该行的提问不符")
+        )
+    return prompt, turns[-1].content
 
 
 def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) -> DataError:
@@ -307,17 +301,17 @@ def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) 
     names = {
         "pairs": say("pairs of answers", "回答对"),
         "ratings": say("rated answers", "带评分的回答"),
-        "judged": say("answers judged good or bad", "判为好或坏的回答"),
+        "judged": say("answers labeled good or bad", "标记为好或坏的回答"),
     }
-    wanted = say(" or ", "或").join(names[kind] for kind in kinds)
+    expected = say(" or ", "或").join(names[kind] for kind in kinds)
     listed = ", ".join(columns)
     return DataError(
         say(
-            f"{path} has the columns {listed}: these are not {wanted}.",
-            f"{path} 的列为 {listed}：不是{wanted}。",
+            f"{path} has the columns {listed}, which are not {expected}.",
+            f"{path} 的列为 {listed}，不是{expected}。",
         ),
         say(
-            f"Use columns such as: {known}; or name them with --columns role=column.",
-            f"请使用这样的列：{known}；或用 --columns 角色=列 指定。",
+            f"Use columns such as {known}, or name them with --columns role=column.",
+            f"请使用这样的列：{known}，或用 --columns 角色=列 指定。",
         ),
     )

@@ -1,11 +1,11 @@
-"""One row of a file, not yet understood."""
+"""One row of a file before its format is known."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """The values of a row by column, and the line (or the row number) where it stands."""
+    """The values of a row by column, and its line (or row number) in the file."""
 
     file: str
     line: int

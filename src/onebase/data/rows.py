@@ -1,6 +1,6 @@
-"""Rows as they stand in a file, each with its place: JSONL, JSON array, CSV, TSV, Parquet.
+"""Reading the rows of a file with their places: JSONL, JSON array, CSV, TSV, Parquet.
 
-What spoils one row becomes a `BadRow`; what spoils the file raises `DataError`.
+A row that can't be read becomes a `BadRow`; a file that can't be read raises `DataError`.
 """
 
 import hashlib
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from onebase.data.bad_rows import listed
 from onebase.data.encoding import decoded
 from onebase.data.example import BadRow
 from onebase.data.hub import READABLE, fetch
 from onebase.data.json_rows import array_rows, line_rows
-from onebase.data.paths import shown_if_not_utf8
 from onebase.data.row import Row
 from onebase.data.table_rows import delimited_rows, parquet_rows
+from onebase.data.utf8_paths import shown_if_not_utf8
 from onebase.errors import DataError
 from onebase.language import say
 
-_NAMED = 5  # bad rows in a message
-# Reads the bytes of the file of that name, in an encoding that may be given.
+# Reads a file from its name, its bytes and an encoding, if one is given.
 Reader = Callable[[str, bytes, str | None], Iterator[Row | BadRow]]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip/xlsx", b"%PDF": "PDF"}
@@ -37,17 +37,17 @@ class Rows:
 
 
 def read_rows(path: str | Path, *, encoding: str | None = None) -> Rows:
-    """Read a local file, or the Hub data set `owner/name` where no such file exists. `encoding` is the
-    one of a text that is not UTF-8.
+    """Read a local file, or the Hub data set `owner/name` if no such file exists. `encoding` is for
+    text that is not UTF-8.
 
     Raises `DataError` for a file that is missing, empty, in another encoding, cut off or of another
-    kind, and `UsageError` for an encoding that does not exist.
+    type, and `UsageError` for an encoding that does not exist.
     """
     return _read(path, _files(path), encoding)
 
 
 def read_requests(path: Path, *, encoding: str | None = None) -> Rows:
-    """Read a local file of requests: as its ending says, and as JSON lines where that says nothing.
+    """Read a local file of requests by its extension; an unknown one is read as JSON lines.
 
     Raises `DataError` as `read_rows` does, and for the first row that can't be read.
     """
@@ -58,36 +58,33 @@ def read_requests(path: Path, *, encoding: str | None = None) -> Rows:
     if table.bad:
         raise DataError(
             f"{table.bad[0]}{say('.', '。')}",
-            say("Mend that line.", "请修正该行。"),
+            say("Correct that line.", "请修正该行。"),
         )
     return table
 
 
 def require_readable(path: str | Path, table: Rows) -> None:
-    """Raise `DataError` with the reasons where not one row could be read."""
+    """Raise `DataError` with the reasons if no row could be read."""
     if table.rows:
         return
-    shown = "; ".join(map(str, table.bad[:_NAMED]))
-    more = len(table.bad) - _NAMED
-    if more > 0:
-        shown += say(f"; and {more} more", f"；另有 {more} 行")
+    shown = listed(table.bad)
     raise DataError(
-        say(f"{path} has no row that can be read: {shown}.", f"{path} 没有可读取的行：{shown}。"),
-        say("Mend them.", "请修正这些行。"),
+        say(f"No row of {path} can be read: {shown}.", f"{path} 没有可读取的行：{shown}。"),
+        say("Correct them.", "请修正这些行。"),
     )
 
 
 def _read(
     path: str | Path, files: list[Path], encoding: str | None, other: Reader | None = None
 ) -> Rows:
-    """The rows of these files in order; those of an unknown ending are read by `other`."""
+    """The rows of these files in order; files with an unknown extension are read by `other`."""
     read: list[Row | BadRow] = []
     digest = hashlib.sha256()
     for file in files:
         data = _bytes(file)
         digest.update(data)
-        named = file.suffix.lower() in READABLE
-        reader = other if other is not None and not named else _reader(file, data)
+        known = file.suffix.lower() in READABLE
+        reader = other if other is not None and not known else _reader(file, data)
         read += reader(str(file), data, encoding)
     if not read:
         raise DataError(
@@ -108,7 +105,7 @@ def _files(path: str | Path, *, hub: bool = True) -> list[Path]:
         raise DataError(
             say(f"{name} is a folder, not a file.", f"{name} 是文件夹，不是文件。"),
             say(
-                f"Name one file in it{_examples_in(file)}.",
+                f"Give one of its files{_examples_in(file)}.",
                 f"请指定其中一个文件{_examples_in(file)}。",
             ),
         )
@@ -122,7 +119,7 @@ def _files(path: str | Path, *, hub: bool = True) -> list[Path]:
 
 
 def _require_utf8_name(file: Path) -> None:
-    """Raise DataError for a path that no record of a training could name."""
+    """Raise DataError for a path that a run's record could not hold."""
     if shown := shown_if_not_utf8(file):
         raise DataError(
             say(
@@ -170,30 +167,30 @@ def _bytes(file: Path) -> bytes:
 
 
 def _reader(file: Path, data: bytes) -> Reader:
-    """The reader for a file, by its ending where its content agrees."""
-    ending = file.suffix.lower()
-    if ending not in READABLE:
+    """The reader for a file's extension. Raises DataError if the content is of another type."""
+    extension = file.suffix.lower()
+    if extension not in READABLE:
         raise DataError(
-            say(f"{file} is of an unknown kind.", f"{file} 的类型未知。"),
+            say(f"{file} has an unknown file type.", f"{file} 的类型未知。"),
             say(
                 f"Save it as one of {', '.join(READABLE)}.",
                 f"请另存为以下类型之一：{', '.join(READABLE)}。",
             ),
         )
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-    if (kind == "Parquet") != (ending == ".parquet") or kind not in (None, "Parquet"):
-        found = kind or say("something else", "其他内容")
+    if (kind == "Parquet") != (extension == ".parquet") or kind not in (None, "Parquet"):
+        actual = kind or say("something else", "其他内容")
         raise DataError(
             say(
-                f"{file} is not what its ending says: it holds {found}.",
-                f"{file} 的内容与扩展名不符：实际为 {found}。",
+                f"The content of {file} does not match its extension: it is {actual}.",
+                f"{file} 的内容与扩展名不符：实际为 {actual}。",
             ),
             say(
-                f"Unpack it or rename it to its true kind ({', '.join(READABLE)}).",
+                f"Unpack it, or give it the right extension ({', '.join(READABLE)}).",
                 f"请解压，或改为正确的扩展名（{', '.join(READABLE)}）。",
             ),
         )
-    return _READERS[ending]
+    return _READERS[extension]
 
 
 def _json_lines(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
@@ -204,7 +201,7 @@ def _json_lines(file: str, data: bytes, encoding: str | None) -> Iterator[Row | 
 
 def _json(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
     text = decoded(file, data, encoding)
-    # Many `.json` files hold JSON lines; an object that spans lines is one object, not rows.
+    # Many `.json` files hold JSON lines; a single object over several lines is not rows.
     is_lines = re.match(r"\s*\{.*\}[ \t\r]*\n\s*\{", text)
     return line_rows(file, text) if is_lines else array_rows(file, text)
 
@@ -218,7 +215,7 @@ def _tab(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]
 
 
 def _parquet(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
-    return parquet_rows(file, data)  # its texts are UTF-8 always
+    return parquet_rows(file, data)  # Parquet text is always UTF-8
 
 
 _READERS: dict[str, Reader] = {

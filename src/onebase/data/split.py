@@ -1,4 +1,4 @@
-"""Rows set aside to measure on: the same ones every time, none of their inputs trained on."""
+"""Splitting off held-out rows: the same rows every time, with no input in both parts."""
 
 import random
 from dataclasses import replace
@@ -9,30 +9,30 @@ from onebase.language import say
 
 
 def split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Training part and held-out part, each in the file's order.
+    """The training part and the held-out part, each in the file's order.
 
-    `fraction` is the share of distinct inputs held out: at least one input if there are two,
-    and never all; 0 holds out none. Examples of one input stay together. In a classification
-    set each label gives its share, and keeps its last input for training where it can.
+    `fraction` is the share of distinct inputs that is held out: at least one input if there are two,
+    and never all; 0 holds out none. Examples with the same input stay together. In a classification
+    set each label gives its share, and keeps its last input for training if possible.
 
     Raises `UsageError` unless 0 <= `fraction` < 1.
     """
     if not 0 <= fraction < 1:
         raise UsageError(
             say(
-                f"The held-out fraction is {fraction}.",
-                f"留出比例为 {fraction}。",
+                f"The held-out fraction {fraction} is not valid.",
+                f"留出比例 {fraction} 无效。",
             ),
             say("It must be at least 0 and below 1.", "它必须不小于 0 且小于 1。"),
         )
-    held = _held_inputs(dataset, fraction, seed)
-    train = tuple(example for example in dataset.examples if example.input_key not in held)
-    rest = tuple(example for example in dataset.examples if example.input_key in held)
-    return replace(dataset, examples=train), replace(dataset, examples=rest, bad=())
+    keys = _held_out_keys(dataset, fraction, seed)
+    train = tuple(example for example in dataset.examples if example.input_key not in keys)
+    held_out = tuple(example for example in dataset.examples if example.input_key in keys)
+    return replace(dataset, examples=train), replace(dataset, examples=held_out, bad=())
 
 
-def _held_inputs(dataset: Dataset, fraction: float, seed: int) -> set[object]:
-    # An input's label is that of its first example.
+def _held_out_keys(dataset: Dataset, fraction: float, seed: int) -> set[object]:
+    # The label of an input is that of its first example.
     inputs: dict[object, Example] = {}
     for example in dataset.examples:
         inputs.setdefault(example.input_key, example)
@@ -50,13 +50,13 @@ def _held_inputs(dataset: Dataset, fraction: float, seed: int) -> set[object]:
 
 
 def _quotas(sizes: dict[str, int], fraction: float, total: int) -> dict[str, int]:
-    """How many inputs each label gives up, `total` in all, by largest remainder."""
+    """The number of held-out inputs per label, `total` in all, by largest remainder."""
     quota = {label: min(int(fraction * size), size - 1) for label, size in sizes.items()}
     by_need = sorted(sizes, key=lambda label: (quota[label] - fraction * sizes[label], label))
     while sum(quota.values()) < total:
-        keeping = [label for label in by_need if quota[label] < sizes[label] - 1]
-        # Only where every label is down to one input does a label leave training altogether.
-        for label in keeping or [label for label in by_need if quota[label] < sizes[label]]:
+        able = [label for label in by_need if quota[label] < sizes[label] - 1]
+        # A label leaves training altogether only if every label is down to one input.
+        for label in able or [label for label in by_need if quota[label] < sizes[label]]:
             if sum(quota.values()) < total:
                 quota[label] += 1
     return quota

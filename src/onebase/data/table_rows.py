@@ -1,4 +1,4 @@
-"""Rows of a table: CSV and TSV, whose first line names the columns, and Parquet."""
+"""Rows from tables: CSV and TSV, with the column names in the first line, and Parquet."""
 
 import csv
 import io
@@ -13,22 +13,24 @@ from onebase.errors import DataError
 from onebase.language import say
 
 _DELIMITERS = (",", ";", "\t", "|")
-_BOM = "\ufeff"  # where files were joined, there is another one
-_SAMPLE = 20  # rows that tell the delimiter
+_BOM = "\ufeff"  # may occur again where files were joined
+_SAMPLE = 20  # rows to detect the delimiter from
 _SAMPLE_TEXT = 1 << 18
-# Excel reads the delimiter from such a first line.
+# A first line from which Excel reads the delimiter.
 _SEPARATOR = re.compile(r'"?sep=([,;|\t])"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
 
 
 def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRow]:
-    """Rows under a header line, split at the `delimiter` that the file is named for, or at another one
-    that all its first rows have. Blank rows are passed over, and blank fields behind a row's last
-    column. A row with other fields than the header is bad, and so is the header line again.
+    """Rows under a header line, split at the `delimiter` of the file's type, or at another one that fits
+    the first rows better.
+
+    Blank rows are ignored, and so are blank fields after a row's last column. A row with another number
+    of fields than the header is bad, and so is a repeated header line.
     """
     if text.lstrip().startswith(("{", "[")):
         raise DataError(
-            say(f"{file} holds JSON, not a table.", f"{file} 的内容是 JSON，不是表格。"),
-            say("Rename it to .jsonl or .json.", "请改名为 .jsonl 或 .json。"),
+            say(f"{file} contains JSON, not a table.", f"{file} 的内容是 JSON，不是表格。"),
+            say("Rename it to .jsonl or .json.", "请将扩展名改为 .jsonl 或 .json。"),
         )
     first, text = 1, text.lstrip(_BOM)
     if separator := _SEPARATOR.match(text):
@@ -36,7 +38,7 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
         text = text[separator.end() :]
     else:
         delimiter = _delimiter(text, delimiter)
-    # The limit is there for broken files; a field of any length is a sound one.
+    # The limit is meant for broken files; here a field may have any length.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] | None = None
@@ -44,7 +46,7 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
     try:
         for fields in reader:
             if names is None:
-                # A blank first line stays the header, and is refused as one.
+                # A blank first line counts as the header, and is refused as such.
                 names = _header(file, _without_blank_end([field.strip() for field in fields]))
             elif not any(map(str.strip, fields)):
                 pass
@@ -58,7 +60,7 @@ def delimited_rows(file: str, text: str, delimiter: str) -> Iterator[Row | BadRo
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """What splits the first rows into as many fields as the header has; `usual` where that does."""
+    """The delimiter that splits most of the first rows like the header; `usual` if several do."""
     counts = {}
     for delimiter in (usual, *_DELIMITERS):
         sizes = _sizes(text, delimiter)
@@ -68,7 +70,7 @@ def _delimiter(text: str, usual: str) -> str:
 
 
 def _sizes(text: str, delimiter: str) -> list[int]:
-    """How many fields the first rows have, blank ones left out, up to the first that can't be read."""
+    """The number of fields of the first rows that are not blank, up to the first unreadable one."""
     sizes = []
     reader = csv.reader(
         io.StringIO(text[:_SAMPLE_TEXT], newline=""), delimiter=delimiter, strict=True
@@ -82,38 +84,38 @@ def _sizes(text: str, delimiter: str) -> list[int]:
 
 
 def _without_blank_end(fields: list[str]) -> list[str]:
-    """`fields` without blank ones behind the last that is not."""
-    kept = len(fields)
-    while kept > 1 and not fields[kept - 1].strip():
-        kept -= 1
-    return fields[:kept]
+    """`fields` without trailing blank ones."""
+    end = len(fields)
+    while end > 1 and not fields[end - 1].strip():
+        end -= 1
+    return fields[:end]
 
 
 def _is_header(fields: list[str], names: list[str]) -> bool:
-    """Whether a row is the header once more, as where files were joined: in any order, several names
-    also in another case.
+    """Whether a row repeats the header, as in joined files: in any order and, if there are several
+    columns, in any case.
     """
-    first = fields[0].strip(f'{_BOM}" ')  # behind the mark a quote is a part of the field
+    first = fields[0].strip(f'{_BOM}" ')  # after the mark a quote is part of the field
     if first.casefold() not in map(str.casefold, names):
-        return False  # as nearly every row
-    found = [first, *(field.strip() for field in fields[1:])]
+        return False  # nearly every row
+    names_here = [first, *(field.strip() for field in fields[1:])]
     if len(names) == 1:
-        return found == names
-    return sorted(map(str.casefold, found)) == sorted(map(str.casefold, names))
+        return names_here == names
+    return sorted(map(str.casefold, names_here)) == sorted(map(str.casefold, names))
 
 
 def _odd_row(file: str, line: int, fields: list[str], names: list[str]) -> Row | BadRow:
-    """A row with other fields than the header, unless only blank ones are too many."""
+    """A bad row whose fields do not fit the header; a good one if it only has extra blank fields."""
     if _is_header(_without_blank_end(fields), names):
         reason = say(
-            "the header line again: files were joined; take it out",
-            "表头再次出现：由多个文件拼接而成；请删去该行",
+            "a repeated header line from joined files: remove it",
+            "重复的表头，由文件拼接产生：请删去该行",
         )
         return BadRow(file, line, None, reason)
     if len(fields) >= len(names) and not any(map(str.strip, fields[len(names) :])):
         return Row(file, line, dict(zip(names, fields, strict=False)))
     reason = say(
-        f"{len(fields)} fields where the header has {len(names)}",
+        f"{len(fields)} fields, but the header has {len(names)}",
         f"有 {len(fields)} 个字段，而表头有 {len(names)} 个",
     )
     return BadRow(file, line, None, reason)
@@ -122,13 +124,13 @@ def _odd_row(file: str, line: int, fields: list[str], names: list[str]) -> Row |
 def _no_table(file: str, line: int, problem: csv.Error, text: str) -> DataError:
     if '\\"' in text:
         remedy = say(
-            'It writes a quote inside a field as \\"; write it twice (""), as pandas does without '
+            'Quotes inside fields are written as \\"; write them twice (""), as pandas does without '
             "`escapechar`.",
             '该文件把字段内的引号写成 \\"；请改为写两次（""），即 pandas 不带 `escapechar` 的写法。',
         )
     else:
         remedy = say(
-            'Close every quoted field, and write a quote inside one twice ("").',
+            'Close every quoted field, and write quotes inside fields twice ("").',
             '请闭合每个带引号的字段，字段内的引号须写两次（""）。',
         )
     return DataError(
@@ -145,16 +147,16 @@ def _header(file: str, names: list[str]) -> list[str]:
     if twice:
         raise DataError(
             say(
-                f"{file} names a column twice: {', '.join(twice)}.",
+                f"{file} has repeated column names: {', '.join(twice)}.",
                 f"{file} 中有重复的列名：{'、'.join(twice)}。",
             ),
-            say("Give every column a name of its own.", "请为每一列取不同的名称。"),
+            say("Give every column a different name.", "请为每一列取不同的名称。"),
         )
     if not names or "" in names:
         column = names.index("") + 1 if names else 1
         raise DataError(
             say(
-                f"{file} has no name for column {column}: the first line must be a header.",
+                f"{file} has no name for column {column}; the first line must be a header.",
                 f"{file} 的第 {column} 列没有列名：首行必须是表头。",
             ),
             say(
@@ -166,8 +168,8 @@ def _header(file: str, names: list[str]) -> list[str]:
 
 
 def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
-    """Rows of a Parquet file; a row's `line` is its number. Dates and times are read as text: Python has
-    neither nanoseconds nor the year 10000.
+    """Rows of a Parquet file; a row's `line` is its number. Dates and times are read as text, since
+    Python's types have neither nanoseconds nor the year 10000.
     """
     import pyarrow
     from pyarrow import parquet
@@ -181,7 +183,7 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
             (_time_texts(column) if is_time else column).to_pylist()
             for column, is_time in zip(columns, temporal, strict=True)
         ]
-    # Damaged text is a ValueError, a time inside a list that Python can't hold an OverflowError.
+    # Damaged text raises ValueError, an unrepresentable time in a list OverflowError.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as problem:
         reason = (str(problem) or type(problem).__name__).splitlines()[0]
         raise DataError(
@@ -197,7 +199,7 @@ def parquet_rows(file: str, data: bytes) -> Iterator[Row | BadRow]:
 
 
 def _time_texts(column: Any) -> Any:
-    """Dates and times as text; in UTC where this machine does not know their zone."""
+    """Dates and times as text, in UTC if this machine does not know their time zone."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""How an example becomes tokens, and which of them are learned."""
+"""Templates: turning examples into tokens and a loss mask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,16 @@ from typing import Any, Self
 
 from jinja2 import TemplateError
 
-from onebase.data.ends import Ends, ends_of, hidden_tokens, special_tokens
+from onebase.data.eos import Ends, ends_of, hidden_tokens, special_tokens
 from onebase.data.example import Example, Turn
 from onebase.data.layout import ChatLayout, Layout, Piece, PlainLayout
-from onebase.data.places import PLACE, leading, shown, stretches, with_places
+from onebase.data.virtual_tokens import (
+    PLACEHOLDER,
+    leading,
+    shown,
+    split_at_placeholders,
+    with_placeholders,
+)
 from onebase.errors import DataError, UsageError, unknown
 from onebase.language import say
 
@@ -22,7 +28,7 @@ _SETTINGS = ("kind", "instruction", "max_tokens")
 
 @dataclass(frozen=True)
 class Rendered:
-    """An example as token ids; `loss_mask[i]` says whether `ids[i]` is to be predicted. `rewritten` counts
+    """An example as token ids; `loss_mask[i]` says whether `ids[i]` is in the loss. `rewritten` counts
     the earlier answers that are not trained on because the chat template rewrites them.
     """
 
@@ -33,7 +39,7 @@ class Rendered:
 
     @property
     def begin(self) -> int:
-        """Where the last answer begins; the number of tokens where nothing is left of it."""
+        """The index where the last answer begins; the number of tokens if it is truncated away."""
         begin = len(self.ids)
         while begin > 0 and self.loss_mask[begin - 1]:
             begin -= 1
@@ -44,29 +50,29 @@ class Rendered:
 class _Tokens:
     text: str
     ids: list[int]
-    learned: bool
+    in_loss: bool
 
 
 class Template:
-    """Turns inputs into prompts and examples into learned sequences, with one tokenizer.
+    """Turns inputs into prompts and examples into training sequences, with one tokenizer.
 
     `kind` is `chat` (the tokenizer's chat template), `plain` (a layout for base models), `auto`
-    (`chat` if the tokenizer has a chat template, else `plain`), or a text with `{input}` and, at
-    will, `{instruction}`, which the answer follows directly.
+    (`chat` if the tokenizer has a chat template, else `plain`), or a text with `{input}` and,
+    optionally, `{instruction}`, directly followed by the answer.
 
-    An example longer than `max_tokens` is shortened so: first the content of the last user turn
-    loses tokens at its end, so that the layout around it stays whole. Where even that content
-    left out would not make room for the answer, the answer is cut at its end too and loses its
-    end token; the content then keeps up to a quarter of `max_tokens`, for an answer to nothing
-    teaches nothing. A layout that alone is too long is cut at its end as well.
+    An example longer than `max_tokens` is truncated as follows. First the content of the last user
+    turn loses tokens at its end, so that the layout around it stays complete. If the answer would not
+    fit even without that content, the answer is also cut at its end and loses its end token; the
+    content then keeps up to a quarter of `max_tokens`, because an answer without a question teaches
+    nothing. A layout that alone is too long is cut at its end as well.
 
-    `{v:4}` in the text or the instruction marks places for virtual tokens. Those that a text
-    begins with stand before everything (`leading` of them), the others where they are marked
-    (`placed`); every repetition of the text, in a conversation, has the same ones.
+    `{v:4}` in the text or the instruction marks places for virtual tokens. Those at the beginning of
+    the text stand before everything (`leading`), the others where they are marked (`placed`). When
+    the text is repeated in a conversation, it has the same virtual tokens every time.
 
-    A chat template may write the date: that of `moment`, or of each rendering where there is none.
+    A chat template may write the date: that of `moment`, or without one that of each rendering.
 
-    Raises `UsageError` for a kind, a text or a size that can't be used.
+    Raises `UsageError` for an invalid kind, text or size.
     """
 
     def __init__(
@@ -80,8 +86,8 @@ class Template:
     ) -> None:
         if max_tokens < 2:
             raise UsageError(
-                say(f"max_tokens is {max_tokens}.", f"max_tokens 为 {max_tokens}。"),
-                say("It must be at least 2.", "它至少为 2。"),
+                say(f"max_tokens={max_tokens} is too small.", f"max_tokens={max_tokens} 过小。"),
+                say("It must be at least 2.", "它至少应为 2。"),
             )
         if kind == "auto":
             kind = "chat" if tokenizer.chat_template else "plain"
@@ -90,43 +96,43 @@ class Template:
         self.max_tokens = max_tokens
         self.moment = moment
         self._tokenizer = tokenizer
-        text, self._instruction = with_places(kind), with_places(instruction or "")
+        text, self._instruction = with_placeholders(kind), with_placeholders(instruction or "")
         self.leading = leading(text)
-        self.placed = (text + self._instruction).count(PLACE) - self.leading
+        self.placed = (text + self._instruction).count(PLACEHOLDER) - self.leading
         self._layout = _layout(tokenizer, text[self.leading :], self._instruction or None, moment)
 
     @property
     def dated(self) -> bool:
-        """Whether it writes the date of its `moment`."""
+        """Whether the layout writes the date of `moment`."""
         return self._layout.dated
 
     def at(self, moment: datetime) -> "Template":
-        """This template with another moment."""
+        """The same template with another `moment`."""
         return Template(self._tokenizer, **self.config(), moment=moment)
 
     @property
     def end(self) -> str:
-        """The text that is learned as the end of an answer; empty where nothing ends one."""
+        """The text that ends an answer in training; empty if nothing ends it."""
         return self._layout.end
 
     @property
     def ends(self) -> frozenset[int]:
-        """The tokens that end an answer: what is learned as its end, and the tokenizer's own."""
+        """The end tokens of an answer: the one in the loss, and the tokenizer's own."""
         return self._ends.tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer, where the layout writes more than one token after it.
+        """The stop strings, if the layout writes more than one token after an answer.
 
-        They are spelt with their control tokens, and are not part of the answer.
+        They contain their control tokens as text, and are not part of the answer.
         """
         return self._ends.texts
 
     @cached_property
     def hidden(self) -> frozenset[int]:
-        """The control tokens that an answer is shown without.
+        """The control tokens that are removed from a shown answer.
 
-        A special token that is only a word of the user's data is not among them.
+        A special token that occurs only in the user's data is not one of them.
         """
         return hidden_tokens(self._tokenizer, self._layout.written, self._ends)
 
@@ -136,13 +142,13 @@ class Template:
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The texts that the tokenizer reads as control tokens, wherever they stand, and their ids."""
+        """The ids of the tokenizer's special tokens by their text; it reads them anywhere in a text."""
         return special_tokens(self._tokenizer)
 
     def prompt(self, input: str | Sequence[Turn]) -> list[int]:
-        """The token ids that generation starts from: an example's context, to the token.
+        """The token ids that generation starts from, the same as an example's context in training.
 
-        `input` is a user's text, or turns that end with a user's. Never truncated.
+        `input` is a user's text, or turns that end with the user's. Never truncated.
         Raises `UsageError` for other turns, and for turns that the chat template refuses.
         """
         return self._counted([self._ids(piece.text) for piece in self._context(input)])
@@ -152,74 +158,74 @@ class Template:
         return shown("".join(piece.text for piece in self._context(input)))
 
     def example(self, example: Example) -> Rendered:
-        """The tokens of an example, at most `max_tokens`, and which of them are learned.
+        """The tokens of an example, at most `max_tokens`, with their loss mask.
 
         Raises `DataError` for turns that the chat template refuses.
         """
         return self.answers([example])[0]
 
     def answers(self, examples: Sequence[Example]) -> tuple[Rendered, ...]:
-        """The tokens of examples that differ in their last answer alone. Their prompt is the same to the
-        token: it is cut for the longest answer.
+        """The tokens of examples that differ only in their last answer. Their prompt tokens are the same,
+        truncated for the longest answer.
 
         Raises `DataError` for turns that the chat template refuses.
         """
-        every, truncated, rewritten = self._fit(examples)
+        fitted, truncated, rewritten = self._fit(examples)
         return tuple(
             Rendered(
                 tuple(self._counted([piece.ids for piece in tokens])),
-                tuple(piece.learned for piece in tokens for _ in piece.ids),
+                tuple(piece.in_loss for piece in tokens for _ in piece.ids),
                 truncated,
                 rewritten,
             )
-            for tokens in every
+            for tokens in fitted
         )
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The token ids that are learned for an answer (or a label), its end token among them."""
+        """The token ids of an answer (or a label) in the loss, including its end token."""
         return self._ids(self._layout.answer([Turn("user", "?")], answer))
 
     def marked(self, example: Example) -> str:
-        """The text of an example after truncation, what is learned between ⟦ and ⟧."""
+        """The text of an example after truncation, with the parts in the loss between ⟦ and ⟧."""
         return self.marked_answers([example])[0]
 
     def marked_answers(self, examples: Sequence[Example]) -> list[str]:
-        """The texts of examples as `answers` cuts them, what is learned between ⟦ and ⟧."""
-        every, _, _ = self._fit(examples)
+        """The texts of examples truncated as by `answers`, with the parts in the loss between ⟦ and ⟧."""
+        fitted, _, _ = self._fit(examples)
         return [
-            shown("".join(f"⟦{piece.text}⟧" if piece.learned else piece.text for piece in tokens))
-            for tokens in every
+            shown("".join(f"⟦{piece.text}⟧" if piece.in_loss else piece.text for piece in tokens))
+            for tokens in fitted
         ]
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build this template again."""
+        """The settings from which `from_config` builds this template again."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     @classmethod
     def from_config(cls, tokenizer: Any, config: Mapping[str, Any]) -> Self:
-        """The template that `config()` described. Raises `UsageError` for an unknown key."""
+        """The template for the settings of `config()`. Raises `UsageError` for an unknown key."""
         for key in config:
             if key not in _SETTINGS:
                 raise unknown("template setting", "模板设置", key, _SETTINGS)
         return cls(tokenizer, **config)
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a text; a place is -1."""
+        """The tokens of a text, -1 for each placeholder."""
         if not self.placed:
             return self._text_ids(text)
         ids: list[int] = []
-        for between, places in stretches(text):
+        for between, placeholders in split_at_placeholders(text):
             ids += self._text_ids(between) if between else []
-            ids += [-1] * places
+            ids += [-1] * placeholders
         return ids
 
     def _text_ids(self, text: str) -> list[int]:
-        # verbose: no warning for a text beyond the model's length, it is cut to fit later.
+        # verbose=False: no warning about texts longer than the model's limit, they are truncated later.
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def _counted(self, pieces: Sequence[list[int]]) -> list[int]:
-        """The pieces in one list, their places numbered: -1, -2, …"""
+        """The pieces in one list, with the placeholders numbered -1, -2, …"""
         ids = [token for piece in pieces for token in piece]
         if not self.placed:
             return ids
@@ -228,11 +234,11 @@ class Template:
 
     def _context(self, input: str | Sequence[Turn]) -> list[Piece]:
         turns = [Turn("user", input)] if isinstance(input, str) else list(input)
-        turns = self._without_places(turns)
+        turns = self._without_placeholders(turns)
         if not turns or turns[-1].role != "user":
             raise UsageError(
-                say("The turns do not end with a user's.", "对话的最后一轮不是用户消息。"),
-                say("Give what the user asks last.", "请在最后给出用户的提问。"),
+                say("The last turn is not the user's.", "对话的最后一轮不是用户消息。"),
+                say("End the conversation with a user turn.", "请以用户消息结束对话。"),
             )
         try:
             return self._layout.context(turns)
@@ -242,20 +248,20 @@ class Template:
                     f"The chat template refuses these turns: {refusal}.",
                     f"对话模板不接受这些消息：{refusal}。",
                 ),
-                say("Let user and assistant take turns.", "请让用户与助手轮流发言。"),
+                say("Alternate user and assistant turns.", "请让用户与助手轮流发言。"),
             ) from refusal
 
-    def _without_places(self, turns: Sequence[Turn]) -> list[Turn]:
-        """`turns` without the noncharacter that stands for a place."""
+    def _without_placeholders(self, turns: Sequence[Turn]) -> list[Turn]:
+        """`turns` without the placeholder character."""
         if not self.placed:
             return list(turns)
-        return [replace(turn, content=turn.content.replace(PLACE, "")) for turn in turns]
+        return [replace(turn, content=turn.content.replace(PLACEHOLDER, "")) for turn in turns]
 
     def _tokens(self, example: Example) -> list[_Tokens]:
-        context = self._without_places(example.turns[:-1])
+        context = self._without_placeholders(example.turns[:-1])
         try:
-            (said,) = self._without_places(example.turns[-1:])
-            answer = Piece(self._layout.answer(context, said.content), learned=True)
+            (last_turn,) = self._without_placeholders(example.turns[-1:])
+            answer = Piece(self._layout.answer(context, last_turn.content), in_loss=True)
             pieces = [*self._layout.context(context), answer]
         except TemplateError as refusal:
             raise DataError(
@@ -264,46 +270,48 @@ class Template:
                     f"{refusal}.",
                     f"{example.file}:{example.line}：对话模板不接受这些消息：{refusal}。",
                 ),
-                say("Mend the row, or use the plain template.", "请修正该行，或使用 plain 模板。"),
+                say(
+                    "Correct the row, or use the plain template.", "请修正该行，或使用 plain 模板。"
+                ),
             ) from refusal
-        return [_Tokens(piece.text, self._ids(piece.text), piece.learned) for piece in pieces]
+        return [_Tokens(piece.text, self._ids(piece.text), piece.in_loss) for piece in pieces]
 
     def _fit(self, examples: Sequence[Example]) -> tuple[list[list[_Tokens]], bool, int]:
-        """The examples within `max_tokens`, with one prompt; whether they were cut for it; and how many
-        earlier answers the template has rewritten.
+        """The examples within `max_tokens` and with the same prompt, whether they were truncated, and how
+        many earlier answers the template rewrites.
         """
-        every = [self._tokens(example) for example in examples]
-        rewritten = _rewritten(examples[0], every[0])
-        over = max(map(_length, every)) - self.max_tokens
+        fitted = [self._tokens(example) for example in examples]
+        rewritten = _rewritten(examples[0], fitted[0])
+        over = max(map(_length, fitted)) - self.max_tokens
         if over <= 0:
-            return every, False, rewritten
+            return fitted, False, rewritten
         content = _Content(self._tokenizer, examples[0].input)
         keep = len(content)
-        # The answer does not fit beside any content: it will be cut, so leave the question some.
+        # The answer does not fit even without content, so it is cut; keep a part of the content.
         floor = min(keep, self.max_tokens // 4) if over > keep else 0
         while over > 0 and keep > floor:
             keep = max(keep - over, floor)
-            asked = content.first(keep)
-            every = [self._tokens(_with_input(example, asked)) for example in examples]
-            over = max(map(_length, every)) - self.max_tokens
-        return [self._cut(tokens) for tokens in every], True, rewritten
+            shortened = content.first(keep)
+            fitted = [self._tokens(_with_input(example, shortened)) for example in examples]
+            over = max(map(_length, fitted)) - self.max_tokens
+        return [self._cut(tokens) for tokens in fitted], True, rewritten
 
     def _cut(self, tokens: list[_Tokens]) -> list[_Tokens]:
-        """`tokens` without what exceeds `max_tokens` at their end."""
-        room = self.max_tokens
+        """`tokens` cut at their end to `max_tokens`."""
+        left = self.max_tokens
         kept: list[_Tokens] = []
         for piece in tokens:
-            if len(piece.ids) > room:
-                ids = piece.ids[:room]
+            if len(piece.ids) > left:
+                ids = piece.ids[:left]
                 text = self._tokenizer.decode([token for token in ids if token >= 0])
                 piece = replace(piece, ids=ids, text=text)  # noqa: PLW2901
             kept.append(piece)
-            room -= len(piece.ids)
+            left -= len(piece.ids)
         return [piece for piece in kept if piece.ids]
 
 
 class _Content:
-    """A text that can be cut after about so many of its tokens."""
+    """A text that can be cut after a number of tokens, approximately."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._text = text
@@ -320,7 +328,7 @@ class _Content:
         return self._count
 
     def first(self, count: int) -> str:
-        """The text's beginning of about `count` tokens, never a part of a character."""
+        """The first `count` tokens of the text, approximately; never cuts a character."""
         if count <= 0:
             return ""
         if self._offsets is None:
@@ -348,16 +356,16 @@ def _length(tokens: Sequence[_Tokens]) -> int:
 
 
 def _rewritten(example: Example, tokens: Sequence[_Tokens]) -> int:
-    """How many answers before the last were to be learned and are context alone."""
+    """The number of answers before the last that should be in the loss but are not."""
     if len(example.turns) < 4:
         return 0
     first = next(at for at, turn in enumerate(example.turns) if turn.role == "user")
-    earlier = sum(turn.role == "assistant" and turn.learned for turn in example.turns[first:-1])
-    return max(0, earlier - sum(piece.learned for piece in tokens[:-1]))
+    earlier = sum(turn.role == "assistant" and turn.in_loss for turn in example.turns[first:-1])
+    return max(0, earlier - sum(piece.in_loss for piece in tokens[:-1]))
 
 
 def _with_input(example: Example, content: str) -> Example:
-    """`example` with another content in its last user turn."""
+    """`example` with `content` in its last user turn."""
     last = max(at for at, turn in enumerate(example.turns) if turn.role == "user")
     turns = list(example.turns)
     turns[last] = replace(turns[last], content=content)

@@ -1,11 +1,10 @@
-"""The turns of a conversation, as chats (`role`, `content`) and ShareGPT (`from`, `value`) write them."""
+"""Reading the turns of a conversation: chat messages (`role`, `content`) and ShareGPT (`from`, `value`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onebase.data.example import Role, Turn
-from onebase.data.values import (
-    Unfit,
+from onebase.data.cells import (
+    InvalidValue,
     checked,
     is_empty,
     kind_of,
@@ -13,12 +12,13 @@ from onebase.data.values import (
     turns_as_text,
     value_of,
 )
+from onebase.data.example import Role, Turn
 from onebase.language import say
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """The keys of a turn and its names of the roles."""
+    """The keys of a turn, and the names of its roles."""
 
     role: str
     content: str
@@ -41,7 +41,7 @@ SHAREGPT = Dialect(
         "assistant": "assistant",
     },
 )
-# Says of a turn, or of a whole row, whether it is learned: 0 or false makes it context.
+# Fields of a turn or columns of a row that mask it from the loss: 0 or false makes it context.
 MASKS = ("weight", "loss", "train")
 _MASK_VALUES: dict[object, bool] = {
     **dict.fromkeys((True, "1", "1.0", "true"), True),
@@ -49,28 +49,28 @@ _MASK_VALUES: dict[object, bool] = {
 }
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 _MEDIA = ("image", "audio", "video")
-CALLS = ("tool_calls", "function_call")  # columns or fields, also where they are written as text
+CALLS = ("tool_calls", "function_call")  # columns or fields, also as text
 _TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 
 
 def chat_of(
     values: Mapping[str, object], column: str, *, last: Role = "assistant"
 ) -> tuple[Turn, ...]:
-    """The conversation in a column, which ends with a turn of `last`; one that ends with the
-    assistant's ends with its last answer to learn. Raises Unfit.
+    """The conversation in a column, which must end with a turn of `last`. One that ends with the
+    assistant's is cut after its last answer in the loss. Raises InvalidValue.
     """
     turns = turns_of(value_of(values, column), column)
     require_last(turns, column, last)
-    return tuple(turns if last == "user" else to_learn(turns, column))
+    return tuple(turns if last == "user" else up_to_last_in_loss(turns, column))
 
 
 def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Turn]:
-    """The turns in a list, behind those `before` it. Raises Unfit for what can't be a turn, and for
-    an order that no conversation has.
+    """The turns in a list, after those in `before`. Raises InvalidValue for an item that is no turn,
+    and for an invalid order of roles.
     """
     if isinstance(items, str):
         as_text = items.lstrip().startswith("[")
-        raise Unfit(
+        raise InvalidValue(
             column,
             turns_as_text()
             if as_text
@@ -78,9 +78,11 @@ def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Tu
         )
     if not isinstance(items, list):
         kind = kind_of(items)
-        raise Unfit(column, say(f"{kind}, expected a list of turns", f"是{kind}，应为对话列表"))
+        raise InvalidValue(
+            column, say(f"{kind}, expected a list of turns", f"是{kind}，应为对话列表")
+        )
     if not items:
-        raise Unfit(column, say("empty", "为空"))
+        raise InvalidValue(column, say("empty", "为空"))
     usual = SHAREGPT if column == "conversations" else CHAT
     turns = list(before)
     for number, item in enumerate(items):
@@ -91,33 +93,33 @@ def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Tu
 
 
 def turn_of(item: object, place: str, usual: Dialect = CHAT) -> Turn:
-    """One turn, in either dialect. Raises Unfit."""
+    """One turn in either dialect. Raises InvalidValue."""
     if not isinstance(item, dict):
-        raise Unfit(place, say("not an object", "不是对象"))
-    dialect, learned = usual, True
+        raise InvalidValue(place, say("not an object", "不是对象"))
+    dialect, in_loss = usual, True
     if len(item) != 2 or usual.content not in item or usual.role not in item:
         dialect = _dialect(item, usual)
         _require_one_dialect(item, place, dialect)
-        learned = _learned(item, place)
+        in_loss = _in_loss(item, place)
     role = _role(item, place, dialect)
     content = item.get(dialect.content)
     where = f"{place}.{dialect.content}"
     if isinstance(content, list):
-        return Turn(role, checked(_joined(content, where), where), learned)
+        return Turn(role, checked(_joined(content, where), where), in_loss)
     if not isinstance(content, str):
         value_of({where: content} if dialect.content in item else {}, where)
-    return Turn(role, checked(content, where), learned)
+    return Turn(role, checked(content, where), in_loss)
 
 
 def holds_turns(value: object) -> bool:
-    """Whether a value is meant as a turn or a list of them, not as a text."""
+    """Whether a value is a turn or a list of turns rather than a text."""
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
     return isinstance(value, dict) and (CHAT.content in value or SHAREGPT.content in value)
 
 
 def is_answer(items: object) -> bool:
-    """Whether a list of turns begins with the assistant's: an answer without its question."""
+    """Whether a list of turns begins with the assistant's: an answer without a question."""
     if not isinstance(items, list) or not items or not isinstance(items[0], dict):
         return False
     role = items[0].get("role", items[0].get("from"))
@@ -125,44 +127,46 @@ def is_answer(items: object) -> bool:
 
 
 def require_last(turns: Sequence[Turn], column: str, last: Role) -> None:
-    """Raise Unfit unless a turn of `last` ends the conversation."""
+    """Raise InvalidValue unless the last turn has the role `last`."""
     if turns[-1].role == last:
         return
     article = "an" if last == "assistant" else "a"
-    wanted = "助手的回答" if last == "assistant" else "用户的消息"
-    raise Unfit(column, say(f"does not end with {article} {last} turn", f"最后一轮不是{wanted}"))
+    expected = "助手的回答" if last == "assistant" else "用户的消息"
+    raise InvalidValue(
+        column, say(f"does not end with {article} {last} turn", f"最后一轮不是{expected}")
+    )
 
 
-def to_learn(turns: Sequence[Turn], column: str) -> Sequence[Turn]:
-    """`turns` up to the last answer that is to be learned: nothing learned depends on the others.
+def up_to_last_in_loss(turns: Sequence[Turn], column: str) -> Sequence[Turn]:
+    """`turns` up to the last answer in the loss; later turns have no effect on the loss.
 
-    Raises Unfit where every answer is marked as not to be learned.
+    Raises InvalidValue if every answer is masked from the loss.
     """
-    if turns[-1].learned:
+    if turns[-1].in_loss:
         return turns
     kept = list(turns)
-    while kept and not (kept[-1].role == "assistant" and kept[-1].learned):
+    while kept and not (kept[-1].role == "assistant" and kept[-1].in_loss):
         kept.pop()
     if not kept:
-        raise Unfit(
+        raise InvalidValue(
             column,
             say(
-                "every answer is marked as not to be learned (weight 0)",
-                "所有回答都标记为不学习（权重为 0）",
+                "every answer is masked from the loss (weight 0)",
+                "所有回答都不计入损失（权重为 0）",
             ),
         )
     return kept
 
 
 def as_context(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """`turns`, none of them to be learned."""
+    """`turns`, all of them masked from the loss."""
     return tuple(
-        replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns
+        replace(turn, in_loss=False) if turn.role == "assistant" else turn for turn in turns
     )
 
 
 def mask_of(value: object) -> bool | None:
-    """What a mark says: whether to learn; None where it is neither 0 nor 1 (true nor false)."""
+    """Whether a mask value puts an answer in the loss; None if it is neither 0 nor 1 (true nor false)."""
     if is_empty(value):
         return True
     key = value.strip().lower() if isinstance(value, str) else value
@@ -170,7 +174,7 @@ def mask_of(value: object) -> bool | None:
 
 
 def unsupported(name: str, value: object) -> str | None:
-    """Why a row with this column, or this field of a turn, would teach something wrong."""
+    """Why a row with this column, or a turn with this field, can't be trained on; None if it can."""
     if is_empty(value):
         return None
     if name in CALLS:
@@ -188,15 +192,15 @@ def _role(item: Mapping[str, object], place: str, dialect: Dialect) -> Role:
     where = f"{place}.{dialect.role}"
     name = text_of({where: name} if dialect.role in item else {}, where)
     if name in _TOOL_ROLES:
-        raise Unfit(where, f"{name!r}: {_no_calls()}")
+        raise InvalidValue(where, f"{name!r}: {_no_calls()}")
     valid = ", ".join(dialect.roles)
-    raise Unfit(
+    raise InvalidValue(
         where, say(f"unknown role {name!r}; valid: {valid}", f"未知角色 {name!r}；可用：{valid}")
     )
 
 
 def _dialect(item: Mapping[str, object], usual: Dialect) -> Dialect:
-    """The dialect that a turn is in: the one that it has more of, `usual` where that says nothing."""
+    """The dialect that more of a turn's keys belong to; `usual` if both are equal."""
     other = _other(usual)
     keys = [(form.role in item) + (form.content in item) for form in (usual, other)]
     return usual if keys[0] >= keys[1] else other
@@ -207,41 +211,41 @@ def _other(dialect: Dialect) -> Dialect:
 
 
 def _require_one_dialect(item: Mapping[str, object], place: str, dialect: Dialect) -> None:
-    """Raise Unfit where a turn says its role or its content once more, and otherwise."""
+    """Raise InvalidValue if a turn has role or content in both dialects with different values."""
     other = _other(dialect)
     roles = [form.roles.get(str(item.get(form.role))) for form in (dialect, other)]
     contents = [item.get(form.content) for form in (dialect, other)]
-    for key, (own, again) in ((other.role, roles), (other.content, contents)):
-        if not is_empty(item.get(key)) and own != again:
-            raise Unfit(
+    for key, (value, other_value) in ((other.role, roles), (other.content, contents)):
+        if not is_empty(item.get(key)) and value != other_value:
+            raise InvalidValue(
                 f"{place}.{key}",
-                say("says otherwise than the turn's other fields", "与该轮的其他字段不一致"),
+                say("contradicts the turn's other fields", "与该轮的其他字段不一致"),
             )
 
 
-def _learned(item: Mapping[str, object], place: str) -> bool:
-    """What a turn's further fields say of it. Raises Unfit for one that can't be left out."""
-    learned = True
+def _in_loss(item: Mapping[str, object], place: str) -> bool:
+    """Whether a turn's mask fields put it in the loss. Raises InvalidValue for unsupported fields."""
+    in_loss = True
     for key, value in item.items():
         where = f"{place}.{key}"
         if reason := unsupported(key, value):
-            raise Unfit(where, reason)
+            raise InvalidValue(where, reason)
         if key in MASKS:
             mark = mask_of(value)
             if mark is None:
-                raise Unfit(
+                raise InvalidValue(
                     where,
                     say(
-                        f"{value!r}: only 1 (learned) and 0 (context) are supported",
-                        f"{value!r}：仅支持 1（学习）和 0（仅作上下文）",
+                        f"{value!r}: only 1 (in the loss) and 0 (context) are supported",
+                        f"{value!r}：仅支持 1（计入损失）和 0（仅作上下文）",
                     ),
                 )
-            learned = learned and mark
-    return learned
+            in_loss = in_loss and mark
+    return in_loss
 
 
 def _joined(parts: Sequence[object], place: str) -> str:
-    """The text of content that is given in parts. Raises Unfit for a part that is no text."""
+    """The text of content given in parts. Raises InvalidValue for a part that is not text."""
     texts = []
     for number, part in enumerate(parts):
         text = part.get("text") if isinstance(part, dict) else part
@@ -256,26 +260,26 @@ def _joined(parts: Sequence[object], place: str) -> str:
         elif "tool" in str(kind) or "function" in str(kind):
             reason = _no_calls()
         else:
-            found = repr(kind) if kind else kind_of(part)
+            shown = repr(kind) if kind else kind_of(part)
             reason = say(
-                f"{found}: a part of the content that is no text", f"{found}：不是文本的内容部分"
+                f"{shown}: a part of the content that is not text", f"{shown}：内容中有非文本部分"
             )
-        raise Unfit(f"{place}[{number}]", reason)
+        raise InvalidValue(f"{place}[{number}]", reason)
     return "".join(texts)
 
 
 def _require_text_alone(part: object, place: str) -> None:
-    """Raise Unfit for a text part with a field that can't be left out: images, tool calls."""
+    """Raise InvalidValue for a text part with a field that can't be ignored: images, tool calls."""
     if isinstance(part, dict) and len(part) > 2:
         for key, value in part.items():
             if reason := unsupported(key, value):
-                raise Unfit(f"{place}.{key}", reason)
+                raise InvalidValue(f"{place}.{key}", reason)
 
 
 def _no_calls() -> str:
     return say(
-        "tool calls can't be learned: leave the row out, or write the call into the text",
-        "不支持学习工具调用：请删去该行，或把调用写进文本",
+        "tool calls are not supported: remove the row, or write the call into the text",
+        "不支持工具调用：请删去该行，或把调用写进文本",
     )
 
 
@@ -284,20 +288,20 @@ def _no_media(kind: str) -> str:
         kind, ("a video", "视频")
     )
     return say(
-        f"holds {name}; only text can be learned: leave the row out, or describe it in the text",
-        f"含有{name_zh}；只能学习文本：请删去该行，或改用文字描述",
+        f"contains {name}, but only text is supported: remove the row, or describe it in the text",
+        f"含有{name_zh}，但只支持文本：请删去该行，或改用文字描述",
     )
 
 
 def _check_order(turns: list[Turn], place: str) -> None:
-    """Whether the last of `turns` may stand after those before it."""
-    before = [turn.role for turn in turns[:-1]]
+    """Raise InvalidValue if the last of `turns` can't follow those before it."""
+    earlier = [turn.role for turn in turns[:-1]]
     match turns[-1].role:
-        case "system" if before:
-            raise Unfit(place, say("a system turn that is not first", "系统消息不在首位"))
-        case "assistant" if "user" not in before:
-            raise Unfit(
+        case "system" if earlier:
+            raise InvalidValue(place, say("a system turn that is not first", "系统消息不在首位"))
+        case "assistant" if "user" not in earlier:
+            raise InvalidValue(
                 place, say("an assistant turn before any user turn", "助手的回答之前没有用户消息")
             )
-        case "assistant" if before[-1] == "assistant":
-            raise Unfit(place, say("two assistant turns in a row", "连续两轮都是助手的回答"))
+        case "assistant" if earlier[-1] == "assistant":
+            raise InvalidValue(place, say("two assistant turns in a row", "连续两轮都是助手的回答"))

@@ -1,1 +1,1 @@
-"""The demo's tasks: a content platform's four and a shop's support desk, English and Chinese."""
+"""The demo's data: four tasks of a content platform and a shop's support desk, English and Chinese."""

@@ -15,8 +15,8 @@ from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.full import FULL
 from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
-from onebase.data.places import without_marks
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import without_marks
 from onebase.engine.prompt_kv import Compiler, with_prompt_kv
 from onebase.errors import UsageError, unknown
 from onebase.language import say

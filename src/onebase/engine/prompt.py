@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import cast
 
 from onebase.adapters.contribution import require_combinable
+from onebase.data.cells import holds_surrogate
 from onebase.data.example import Turn
-from onebase.data.values import holds_surrogate
 from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Request
 from onebase.engine.sampling import Sampling
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.model.ends import end_tokens
+from onebase.model.eos import end_tokens
 
 Prompt = str | Sequence[Turn]
 Ids = tuple[int, ...]

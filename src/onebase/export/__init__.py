@@ -1,1 +1,1 @@
-"""Leaving with what is yours: an adapter in PEFT's format, merged into its base, or as GGUF."""
+"""Exporting tasks: to PEFT's format, merged into the base, or as GGUF."""

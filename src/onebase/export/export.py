@@ -1,10 +1,11 @@
-"""What a task learned, or the bare base, written into a folder in a form that others read."""
+"""Exporting a task's adapter, or the bare base, to a folder in a format that other programs read."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from onebase.adapters.base_match import require_trained_on
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.full import FULL
 from onebase.adapters.peft_format import load_adapter
@@ -12,7 +13,7 @@ from onebase.adapters.store import AdapterStore, StoredAdapter
 from onebase.data.template import Template
 from onebase.engine.pool import BASE_TASK
 from onebase.errors import MissingBaseError, UsageError, unknown
-from onebase.export.ends import answer_ends
+from onebase.export.eos import answer_ends
 from onebase.export.folder import check_new, new_folder
 from onebase.export.gguf_family import family_of
 from onebase.export.gguf_files import write_adapter, write_model
@@ -24,7 +25,7 @@ from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
 
 _TORCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What can be written, and the types of number its weights can have, the default first.
+# The export formats, and the dtypes of their weights, the default first.
 TARGETS: dict[str, tuple[str, ...]] = {
     "peft": (),
     "merged": tuple(_TORCH_TYPES),
@@ -34,7 +35,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the `files` in the folder `out`, and what the user should know of them.
+    """The written `files` in the folder `out`, with notes for the user.
 
     `version` is 0 for the bare base.
     """
@@ -58,28 +59,28 @@ def export(
 ) -> Exported:
     """Write `task` or `task@version` (or `base`, the bare base) into the new folder `out`.
 
-    `to` is one of TARGETS and `dtype` one of its types; `base` says where the adapter's base is,
-    if not where it was. Weights are merged in float32, whatever the adapter was trained on.
-    Raises UsageError, MissingBaseError, CorruptFileError or OnebaseError, and leaves no `out`.
+    `to` is one of TARGETS and `dtype` one of its types; `base` gives the adapter's base if it has been
+    moved. Weights are merged in float32, whatever the precision in training. Raises UsageError,
+    MissingBaseError, CorruptFileError or OnebaseError, and then leaves no `out`.
     """
     if to not in TARGETS:
         raise unknown("target", "导出目标", to, TARGETS)
     kind = _dtype(to, dtype)
-    stored = None if name == BASE_TASK else store.get(_known(store, name))
+    stored = None if name == BASE_TASK else store.get(_existing(store, name))
     check_new(out)
     notes: list[str] = []
     if stored is not None:
         store.verify(stored)
         notes += prompting_notes(stored)
     if to == "peft":
-        adapter = _adapter(stored)
+        adapter = _require_adapter(stored)
         new_folder(out, lambda folder: write_peft(adapter, folder))
         notes += [*_precision_notes(adapter, to), *onebase_notes(adapter)]
         return _exported(stored, to, out, notes)
     loaded = _base_of(stored, base)
     contribution = _contribution(stored, loaded)
     if to == "gguf":
-        family_of(loaded)  # refused before anything is merged
+        family_of(loaded)  # refuses other families before anything is merged
     ends = answer_ends(loaded, _template(stored, loaded))
     notes += ends.texts_note()
     plain_lora = _is_plain_lora(contribution)
@@ -111,67 +112,60 @@ def _dtype(to: str, dtype: str | None) -> str:
     if not types:
         raise UsageError(
             say(
-                f"--dtype {dtype} does not go with --to {to}, which copies the files as they are.",
-                f"--dtype {dtype} 不适用于 --to {to}，它原样复制文件。",
+                f"--dtype {dtype} can't be used with --to {to}, which copies the files unchanged.",
+                f"--dtype {dtype} 不适用于 --to {to}，后者原样复制文件。",
             ),
-            say("Leave it out.", "请去掉它。"),
+            say("Omit it.", "请去掉该选项。"),
         )
     if dtype not in types:
         raise unknown(f"type for --to {to}", f" --to {to} 数值类型", dtype, types)
     return dtype
 
 
-def _known(store: AdapterStore, name: str) -> str:
+def _existing(store: AdapterStore, name: str) -> str:
     if name.partition("@")[0] not in store.tasks():
         raise unknown("task", "任务", name, [*store.tasks(), BASE_TASK])
     return name
 
 
-def _adapter(stored: StoredAdapter | None) -> StoredAdapter:
-    """`stored`, if it is one that PEFT knows. Raises UsageError."""
+def _require_adapter(stored: StoredAdapter | None) -> StoredAdapter:
+    """`stored` if PEFT has a format for it. Raises UsageError."""
     if stored is None:
         raise UsageError(
             say("The bare base has no adapter.", "基座本身没有适配器。"),
-            say("Name a task, or use --to merged.", "请指定任务，或使用 --to merged。"),
+            say("Give a task, or use --to merged.", "请指定任务，或使用 --to merged。"),
         )
     check_known_to_peft(stored)
     return stored
 
 
-def _base_of(stored: StoredAdapter | None, named: str | None) -> Base:
-    """The base in float32; of an adapter, the one it was trained on, or what it is itself."""
+def _base_of(stored: StoredAdapter | None, given: str | None) -> Base:
+    """The base in float32: the one that an adapter was trained on, or a full fine-tuned model itself."""
     if stored is not None and stored.method == FULL:
         return Base.load(str(stored.path), device="cpu", precision="fp32")
-    name = named or (stored.base if stored is not None else "") or DEFAULT_BASE
+    name = given or (stored.base if stored is not None else "") or DEFAULT_BASE
     try:
         base = Base.load(name, device="cpu", precision="fp32")
     except MissingBaseError as error:
-        if stored is None or named is not None:
+        if stored is None or given is not None:
             raise
         raise MissingBaseError(
             say(
-                f"{stored.name} belongs to the base {name}, which was not found: {error.message}",
-                f"{stored.name} 属于基座 {name}，但找不到该基座：{error.message}",
+                f"{stored.name} was trained on the base {name}, which was not found: {error.message}",
+                f"{stored.name} 在基座 {name} 上训练，但找不到该基座：{error.message}",
             ),
             say(
-                "Put it back, or say with --base where it is now.",
-                "请恢复该基座，或用 --base 指明其现在的位置。",
+                "Restore it, or give its new location with --base.",
+                "请恢复该基座，或用 --base 指明其新位置。",
             ),
         ) from error
-    trained_on = None if stored is None else stored.record.get("base_fingerprint")
-    if stored is not None and trained_on and trained_on != base.fingerprint:
-        raise UsageError(
-            say(
-                f"{stored.name} was trained on {stored.base}, not on {name}.",
-                f"{stored.name} 是在 {stored.base} 上训练的，而不是 {name}。",
-            ),
-            say("Name that base with --base.", "请用 --base 指明那个基座。"),
-        )
+    if stored is not None:
+        require_trained_on(stored, base)
     return base
 
 
 def _template(stored: StoredAdapter | None, base: Base) -> Template:
-    """How the task is asked; the bare base, by its own chat template if it has one."""
+    """The template of the task; for the bare base its own chat template, if it has one."""
     settings = {} if stored is None else stored.record.get("template") or {}
     return Template.from_config(base.tokenizer, settings)
 
@@ -187,7 +181,7 @@ def _contribution(stored: StoredAdapter | None, base: Base) -> Contribution:
 
 
 def _is_plain_lora(contribution: Contribution) -> bool:
-    """Whether llama.cpp can apply it to the base by itself: low-rank deltas and nothing else."""
+    """Whether it has only low-rank deltas, which llama.cpp can apply to a base."""
     deltas = contribution.deltas.values()
     return (
         bool(deltas)
@@ -198,9 +192,9 @@ def _is_plain_lora(contribution: Contribution) -> bool:
 
 def _merged_only(stored: StoredAdapter) -> str:
     return say(
-        f"llama.cpp can't add what {stored.name} changes (DoRA, IA3) to a base, so there is only "
-        "the merged model.",
-        f"llama.cpp 无法在基座上叠加 {stored.name} 的改动（DoRA、IA3），因此只有合并后的模型。",
+        f"llama.cpp can't apply {stored.name} (DoRA, IA3) to a base, so only the merged model was "
+        "written.",
+        f"llama.cpp 无法在基座上叠加 {stored.name}（DoRA、IA3），因此只写出合并后的模型。",
     )
 
 
@@ -211,16 +205,16 @@ def _precision_notes(stored: StoredAdapter, to: str) -> list[str]:
     if to == "peft":
         return [
             say(
-                f"It was trained on its base in {precision}: over the base in floating point answers "
-                "can differ a little.",
-                f"它在 {precision} 精度的基座上训练：用于浮点基座时，回答可能略有不同。",
+                f"It was trained on its base in {precision}. On the base in floating point, answers can "
+                "differ slightly.",
+                f"它在 {precision} 精度的基座上训练，用于浮点基座时，回答可能略有不同。",
             )
         ]
     return [
         say(
-            f"It was trained on its base in {precision} and is merged into the base in floating "
-            "point: answers can differ a little.",
-            f"它在 {precision} 精度的基座上训练，现合并到浮点基座：回答可能略有不同。",
+            f"It was trained on its base in {precision} and merged into the base in floating point, so "
+            "answers can differ slightly.",
+            f"它在 {precision} 精度的基座上训练，而合并到浮点基座，回答可能略有不同。",
         )
     ]
 

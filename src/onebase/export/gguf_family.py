@@ -1,7 +1,7 @@
-"""What llama.cpp calls the parts of a model: its families, their settings and their tensors.
+"""llama.cpp's model families: their settings and the names of their tensors in GGUF.
 
-Sources: the GGUF specification (ggml's docs/gguf.md) and what llama.cpp computes for each
-architecture. A setting that llama.cpp would compute otherwise is refused, never left out.
+Sources: the GGUF specification (ggml's docs/gguf.md) and llama.cpp's computation for each architecture.
+A setting that llama.cpp would compute differently is refused, never dropped.
 """
 
 import math
@@ -24,10 +24,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 class Family:
     """One of llama.cpp's architectures.
 
-    `interleaved`: it rotates neighbouring numbers of a head where transformers rotates its two
-    halves, so the rows of queries and keys change places. `norms_from_zero`: transformers keeps
-    the norms' weights less one. `activation` is the only one it computes; `rope` the kinds of
-    rotary embedding that it and this file know.
+    `interleaved`: it rotates adjacent pairs of a head where transformers rotates its two halves, so
+    the rows of queries and keys are reordered. `norms_from_zero`: transformers stores the norms' weights
+    minus one. `activation` is the only activation that it supports, `rope` the supported rope types.
     """
 
     architecture: MODEL_ARCH
@@ -39,12 +38,12 @@ class Family:
 
     @property
     def name(self) -> str:
-        """As `general.architecture` has it."""
+        """The value of `general.architecture`."""
         return str(MODEL_ARCH_NAMES[self.architecture])
 
 
 def family_of(base: Base) -> Family:
-    """The family of `base`. Raises UsageError for another, or for a setting it does not have."""
+    """The family of `base`. Raises UsageError for another family or an unsupported setting."""
     config = base.model.config
     kind = str(config.model_type)
     if kind not in FAMILIES:
@@ -54,8 +53,8 @@ def family_of(base: Base) -> Family:
                 f"{base.name} 是 {kind} 模型，onebase 无法将其写为 GGUF。",
             ),
             say(
-                f"GGUF is written for {', '.join(FAMILIES)}; use --to merged or --to peft.",
-                f"可写为 GGUF 的有 {'、'.join(FAMILIES)}；请改用 --to merged 或 --to peft。",
+                f"GGUF is supported for {', '.join(FAMILIES)}. Use --to merged or --to peft.",
+                f"支持写为 GGUF 的有 {'、'.join(FAMILIES)}。请改用 --to merged 或 --to peft。",
             ),
         )
     family = FAMILIES[kind]
@@ -64,79 +63,80 @@ def family_of(base: Base) -> Family:
     settings: list[tuple[str, Any, bool]] = [
         ("hidden_act", activation, activation == family.activation),
         ("rope_type", rope["rope_type"], rope["rope_type"] in family.rope),
-        *_own_settings(config),
+        *_family_settings(config),
         *(_yarn_settings(rope) if rope["rope_type"] == "yarn" else ()),
     ]
-    for setting, value, known in settings:
-        if not known:
+    for setting, value, supported in settings:
+        if not supported:
             raise OnebaseError(
                 say(
-                    f"{base.name} has {setting}={value!r}, which llama.cpp's {family.name} lacks.",
-                    f"{base.name} 的 {setting}={value!r} 在 llama.cpp 的 {family.name} 中没有对应。",
+                    f"{base.name} has {setting}={value!r}, which llama.cpp's {family.name} does not "
+                    "support.",
+                    f"{base.name} 的 {setting}={value!r} 不受 llama.cpp 的 {family.name} 支持。",
                 ),
                 say("Use --to merged.", "请使用 --to merged。"),
             )
     return family
 
 
-def _own_settings(config: Any) -> list[tuple[str, Any, bool]]:
-    """Settings that one family or another may have, each with whether llama.cpp follows it."""
+def _family_settings(config: Any) -> list[tuple[str, Any, bool]]:
+    """Settings of single families, each with its value and whether llama.cpp supports it."""
     rotated = _rope(config).get("partial_rotary_factor", 1.0)
-    found: list[tuple[str, Any, bool]] = [("partial_rotary_factor", rotated, rotated == 1.0)]
+    settings: list[tuple[str, Any, bool]] = [("partial_rotary_factor", rotated, rotated == 1.0)]
     absent = ["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"]
     if config.model_type != "llama":
         absent.append("attention_bias")
     for name in absent:
         value = getattr(config, name, None)
-        found.append((name, value, not value))
+        settings.append((name, value, not value))
     layer_types: list[str] | None = getattr(config, "layer_types", None)
     if config.model_type == "gemma3_text":
         scale = config.query_pre_attn_scalar
         heads = config.hidden_size // config.num_attention_heads
         computed = heads if config.num_hidden_layers == 62 else config.head_dim  # 62 layers: 27B
         local = config.rope_parameters["sliding_attention"]["rope_type"]
-        found.append(("query_pre_attn_scalar", scale, scale == computed))
-        found.append(("layer_types", layer_types, bool(_period(layer_types or []))))
-        found.append(("rope_type", local, local == "default"))
+        settings.append(("query_pre_attn_scalar", scale, scale == computed))
+        settings.append(("layer_types", layer_types, bool(_period(layer_types or []))))
+        settings.append(("rope_type", local, local == "default"))
     elif layer_types is not None:
-        found.append(("layer_types", layer_types, set(layer_types) == {"full_attention"}))
-    return found
+        settings.append(("layer_types", layer_types, set(layer_types) == {"full_attention"}))
+    return settings
 
 
 def _yarn_settings(rope: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
-    """YaRN's settings, of which llama.cpp has the factor, the context it was trained with and a factor
-    of the logits. Older versions of it pass over the two betas.
+    """YaRN's settings. llama.cpp supports the factor, the original context and a factor of the logits;
+    older versions ignore the two betas.
     """
-    found: list[tuple[str, Any, bool]] = [
+    settings: list[tuple[str, Any, bool]] = [
         (name, rope.get(name), rope.get(name) in (None, default))
         for name, default in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True))
     ]
     scales = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
-    found.append(
+    settings.append(
         ("mscale", rope.get("mscale"), not scales or rope.get("attention_factor") is not None)
     )
-    return found
+    return settings
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """The rotary embedding's settings, of Gemma 3 those of its layers with full attention."""
+    """The rotary embedding's settings; of Gemma 3 those of its layers with full attention."""
     parameters: dict[str, Any] = config.rope_parameters
-    own: dict[str, Any] = parameters.get("full_attention", parameters)
-    return own
+    rope: dict[str, Any] = parameters.get("full_attention", parameters)
+    return rope
 
 
 def _period(layer_types: list[str]) -> int | None:
-    """Of how many layers one has full attention, the last of them; None for no such rule."""
+    """The period of the pattern in which every last layer has full attention; None for other patterns."""
     full = "full_attention"
     period = layer_types.index(full) + 1 if full in layer_types else max(6, len(layer_types) + 1)
-    rule = [
+    pattern = [
         full if at % period == period - 1 else "sliding_attention" for at in range(len(layer_types))
     ]
-    return period if rule == layer_types and period > 1 else None
+    return period if pattern == layer_types and period > 1 else None
 
 
 def write_settings(writer: GGUFWriter, family: Family, base: Base) -> None:
-    """The header's part on the model's sizes."""
+    """Write the model's sizes and settings into the header."""
     config, shape = base.model.config, base.shape
     writer.add_block_count(shape.layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -161,8 +161,8 @@ def write_settings(writer: GGUFWriter, family: Family, base: Base) -> None:
 
 
 def _write_yarn(writer: GGUFWriter, rope: Mapping[str, Any], context: int) -> None:
-    """YaRN (arXiv:2309.00071). llama.cpp scales the logits by `0.1 ln(factor) + 1` (the paper's
-    equation 22), times what the file says.
+    """Write YaRN's settings (arXiv:2309.00071). llama.cpp scales the logits by `0.1 ln(factor) + 1`
+    (equation 22 of the paper) times the factor in the file.
     """
     original = rope["original_max_position_embeddings"]
     factor = rope["factor"] or context / original
@@ -170,8 +170,8 @@ def _write_yarn(writer: GGUFWriter, rope: Mapping[str, Any], context: int) -> No
     writer.add_rope_scaling_factor(factor)
     writer.add_rope_scaling_orig_ctx_len(original)
     if (scale := rope.get("attention_factor")) is not None:
-        usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-        writer.add_rope_scaling_attn_factors(scale / usual)
+        default = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(scale / default)
 
 
 def _gemma3(writer: GGUFWriter, config: Any) -> None:
@@ -181,7 +181,7 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
 
 
 class Names:
-    """GGUF's names for the tensors of a base, and the form in which GGUF has them."""
+    """GGUF's names for the tensors of a base, and their layout in GGUF."""
 
     def __init__(self, family: Family, base: Base) -> None:
         self._family = family
@@ -194,19 +194,19 @@ class Names:
         Raises OnebaseError for a parameter that llama.cpp's family does not have.
         """
         module, _, part = parameter.rpartition(".")
-        found: str | None = self._map.get_name(module)
-        if found is None:
+        name: str | None = self._map.get_name(module)
+        if name is None:
             raise OnebaseError(
                 say(
-                    f"llama.cpp's {self._family.name} has no place for the weight {parameter}.",
-                    f"llama.cpp 的 {self._family.name} 没有权重 {parameter} 的位置。",
+                    f"llama.cpp's {self._family.name} does not have the weight {parameter}.",
+                    f"llama.cpp 的 {self._family.name} 没有权重 {parameter}。",
                 ),
                 say("Use --to merged.", "请使用 --to merged。"),
             )
-        return f"{found}.{part}"
+        return f"{name}.{part}"
 
     def rows(self, module: str, matrix: Tensor) -> Tensor:
-        """What the rows of a weight, a bias or a delta's `b` of `module` are in GGUF."""
+        """The rows of a weight, a bias or a delta's `b` of `module` in GGUF's order."""
         if not self._family.interleaved:
             return matrix
         shape = self._base.shape
@@ -218,7 +218,7 @@ class Names:
         return split.transpose(1, 2).reshape(matrix.shape)
 
     def weight(self, parameter: str, value: Tensor) -> Tensor:
-        """`value` of the base's `parameter` as GGUF has it, in float32."""
+        """The `value` of the base's `parameter` in GGUF's layout, in float32."""
         module = parameter.rpartition(".")[0]
         value = value.detach().float().cpu()
         if self._family.norms_from_zero and module.endswith("norm"):
@@ -227,7 +227,7 @@ class Names:
 
 
 def rope_factors(base: Base) -> Tensor | None:
-    """By how much each frequency of a Llama 3.1's rotary embedding is divided, [head_dim / 2]."""
+    """The divisors of the frequencies of Llama 3.1's rotary embedding, [head_dim / 2]; None for others."""
     rope = _rope(base.model.config)
     if rope["rope_type"] != "llama3":
         return None

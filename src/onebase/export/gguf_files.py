@@ -1,4 +1,4 @@
-"""The two files for llama.cpp: `model.gguf`, a whole model, and `adapter.gguf`, a LoRA for one."""
+"""Writing the two files for llama.cpp: `model.gguf`, a whole model, and `adapter.gguf`, a LoRA."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from gguf import (
 from torch import Tensor
 
 from onebase.adapters.contribution import LowRank
-from onebase.export.ends import AnswerEnds
+from onebase.export.eos import AnswerEnds
 from onebase.export.gguf_family import ROPE_FACTORS, Names, family_of, rope_factors, write_settings
 from onebase.export.gguf_tokenizer import write_tokenizer
 from onebase.export.merged import too_large
@@ -41,37 +41,37 @@ _FILE_TYPES = {
 def write_model(base: Base, file: Path, *, name: str, kind: str, ends: AnswerEnds) -> list[str]:
     """Write `base` with its matrices as `kind`: f32, f16 or q8_0; vectors stay float32.
 
-    Answers end at `ends`. Returns what the user should know of the tokenizer. Raises UsageError or OnebaseError for a
-    base that llama.cpp would compute differently, and for values too large for f16.
+    Answers end at `ends`. Returns notes on the tokenizer. Raises UsageError or OnebaseError for a base
+    that llama.cpp would compute differently, and for values too large for f16.
     """
     family = family_of(base)
     names = Names(family, base)
-    wanted, file_type = _FILE_TYPES[kind]
-    # Tied weights have one name here, and one tensor in GGUF.
+    matrix_type, file_type = _FILE_TYPES[kind]
+    # Tied weights have one name here and one tensor in GGUF.
     parameters = {names.name(key): (key, value) for key, value in base.model.named_parameters()}
     shapes = {name: tuple(value.shape) for name, (_, value) in parameters.items()}
-    made: Iterable[Tensor] = (names.weight(key, value) for key, value in parameters.values())
+    tensors: Iterable[Tensor] = (names.weight(key, value) for key, value in parameters.values())
     factors = rope_factors(base)
     if factors is not None:
         shapes = {ROPE_FACTORS: tuple(factors.shape), **shapes}
-        made = chain([factors], made)
+        tensors = chain([factors], tensors)
     with _writing(file, family.name) as writer:
         writer.add_type(GGUFType.MODEL)
         writer.add_name(name)
         writer.add_file_type(file_type)
-        if wanted is _Q8_0:
+        if matrix_type is _Q8_0:
             writer.add_quantization_version(GGML_QUANT_VERSION)
         write_settings(writer, family, base)
         notes = write_tokenizer(writer, base, ends)
-        _write_tensors(writer, shapes, made, wanted)
+        _write_tensors(writer, shapes, tensors, matrix_type)
     return notes
 
 
 def write_adapter(deltas: Mapping[str, LowRank], base: Base, file: Path, *, name: str) -> None:
     """Write low-rank deltas, without factors, as a LoRA for the base's GGUF, in float32.
 
-    llama.cpp scales every delta by alpha / rank with one alpha: where a delta has another scale,
-    the difference goes into its `b`.
+    llama.cpp scales every delta by alpha / rank with a single alpha; for a delta with another scale the
+    ratio goes into its `b`.
     """
     family = family_of(base)
     names = Names(family, base)
@@ -81,8 +81,8 @@ def write_adapter(deltas: Mapping[str, LowRank], base: Base, file: Path, *, name
     for module, delta in deltas.items():
         target = names.name(f"{module}.weight")
         tensors[f"{target}.lora_a"] = delta.a.float()
-        more = delta.scale * len(delta.a) / alpha
-        tensors[f"{target}.lora_b"] = names.rows(module, delta.b.float()) * more
+        ratio = delta.scale * len(delta.a) / alpha
+        tensors[f"{target}.lora_b"] = names.rows(module, delta.b.float()) * ratio
     with _writing(file, family.name) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_name(name)
@@ -106,10 +106,10 @@ def _write_tensors(
     writer: GGUFWriter,
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[Tensor],
-    wanted: GGMLQuantizationType,
+    matrix_type: GGMLQuantizationType,
 ) -> None:
-    """Write the header and then tensor by tensor, so that no more than one is held twice."""
-    kinds = {name: _kind(shape, wanted) for name, shape in shapes.items()}
+    """Write the header and then one tensor after another, so that only one is in memory twice."""
+    kinds = {name: _kind(shape, matrix_type) for name, shape in shapes.items()}
     for name, shape in shapes.items():
         block, size = GGML_QUANT_SIZES[kinds[name]]
         length = prod(shape) // block * size
@@ -121,13 +121,15 @@ def _write_tensors(
         writer.write_tensor_data(_encoded(name, tensor, kind))
 
 
-def _kind(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Vectors are float32; rows that don't fill q8_0's blocks are f16, as in llama.cpp's files."""
+def _kind(shape: tuple[int, ...], matrix_type: GGMLQuantizationType) -> GGMLQuantizationType:
+    """The type of a tensor: vectors are float32; rows that do not fill q8_0's blocks are f16, as in
+    llama.cpp's own files.
+    """
     if len(shape) == 1:
         return _F32
-    if shape[-1] % GGML_QUANT_SIZES[wanted][0]:
+    if shape[-1] % GGML_QUANT_SIZES[matrix_type][0]:
         return _F16
-    return wanted
+    return matrix_type
 
 
 def _encoded(name: str, tensor: Tensor, kind: GGMLQuantizationType) -> Any:

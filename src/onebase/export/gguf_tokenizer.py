@@ -1,8 +1,8 @@
-"""A tokenizer in GGUF's words, so that llama.cpp cuts a text into the same tokens.
+"""Writing a tokenizer into a GGUF header, so that llama.cpp tokenizes a text the same way.
 
-llama.cpp has two kinds that matter here. Byte-level BPE (`gpt2`) takes the merges and the name of
-a way to split text, which is compiled in. SentencePiece's BPE (`llama`) takes a score for each
-token instead of merges: of all neighbours that together are a token it joins those with the best.
+llama.cpp has two relevant types. Byte-level BPE (`gpt2`) uses the merges and the name of a compiled-in
+pre-tokenizer. SentencePiece's BPE (`llama`) uses a score for each token instead of merges: of all
+adjacent pairs that form a token it merges the one with the best score.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from gguf import GGUFWriter, TokenType
 
 from onebase.errors import OnebaseError, UsageError
-from onebase.export.ends import AnswerEnds
+from onebase.export.eos import AnswerEnds
 from onebase.language import say
 from onebase.model.base import Base
 
@@ -21,8 +21,8 @@ _QWEN2 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-# By the regular expression, or by what stands for it, and whether a word that is a token as a
-# whole is taken as it is (`ignore_merges`).
+# llama.cpp's names by the regular expression (or a description of it), and by whether a word that is
+# itself a token is not merged (`ignore_merges`).
 _PRE_TOKENIZERS = {
     ("byte-level", False): "gpt-2",
     ("digits, byte-level", False): "smollm",
@@ -33,9 +33,9 @@ _PRE_TOKENIZERS = {
 
 
 def write_tokenizer(writer: GGUFWriter, base: Base, ends: AnswerEnds) -> list[str]:
-    """The header's part on the tokenizer and where answers end; returns what the user should know.
+    """Write the tokenizer and the end tokens into the header; returns notes for the user.
 
-    Raises UsageError or OnebaseError for a tokenizer that llama.cpp does not have.
+    Raises UsageError or OnebaseError for a tokenizer that llama.cpp does not support.
     """
     backend = getattr(base.tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -55,42 +55,43 @@ def write_tokenizer(writer: GGUFWriter, base: Base, ends: AnswerEnds) -> list[st
     return notes + _write_ends(writer, base, ends, types)
 
 
-def _refuse(base: Base, what: str) -> NoReturn:
+def _refuse(base: Base, reason: str) -> NoReturn:
     raise UsageError(
         say(
-            f"llama.cpp has no tokenizer like that of {base.name}: {what}.",
-            f"llama.cpp 没有与 {base.name} 相同的分词器：{what}。",
+            f"llama.cpp does not support the tokenizer of {base.name}: {reason}.",
+            f"llama.cpp 不支持 {base.name} 的分词器：{reason}。",
         ),
         say("Use --to merged.", "请使用 --to merged。"),
     )
 
 
 def _vocabulary(base: Base, content: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Every token by its id, up to the size of the embedding, and what each is."""
+    """All tokens by id, up to the size of the embedding, and the type of each."""
     size = base.shape.vocabulary
     by_id: dict[int, tuple[str, int]] = {}
-    bytes_too = content["model"]["byte_fallback"]
+    byte_fallback = content["model"]["byte_fallback"]
     for token, index in content["model"]["vocab"].items():
-        is_byte = bytes_too and len(token) == 6 and token.startswith("<0x") and token[-1] == ">"
+        is_byte = byte_fallback and len(token) == 6 and token.startswith("<0x") and token[-1] == ">"
         by_id[index] = (token, TokenType.BYTE if is_byte else TokenType.NORMAL)
     for added in content["added_tokens"]:
         by_id[added["id"]] = (added["content"], _kind(added))
     if max(by_id) >= size:
         raise OnebaseError(
             say(
-                f"The tokenizer of {base.name} has a token {max(by_id)}, its embedding {size} rows.",
+                f"The tokenizer of {base.name} has a token {max(by_id)}, but its embedding only {size} "
+                "rows.",
                 f"{base.name} 的分词器含有词元 {max(by_id)}，而嵌入只有 {size} 行。",
             ),
-            say("Check that both belong together.", "请检查二者是否属于同一模型。"),
+            say("Check that both are of the same model.", "请检查二者是否属于同一模型。"),
         )
-    # Rows that no token uses, as in embeddings padded to a round size.
+    # Unused rows, as in embeddings padded to a round size.
     rows = [by_id.get(index, (f"[PAD{index}]", TokenType.UNUSED)) for index in range(size)]
     return [token for token, _ in rows], [int(kind) for _, kind in rows]
 
 
 def _kind(added: dict[str, Any]) -> TokenType:
-    """What an added token is. A run of spaces is joined from single ones, like other tokens:
-    llama.cpp would print a user-defined one as it is written.
+    """The type of an added token. A run of spaces is a normal token, merged from single ones, because
+    llama.cpp would print a user-defined one literally.
     """
     if added["special"]:
         return TokenType.CONTROL
@@ -113,19 +114,19 @@ def _write_byte_level(writer: GGUFWriter, base: Base, content: dict[str, Any]) -
 
 
 def _split(layout: dict[str, Any] | None) -> str:
-    """How text is cut before merging: a key's first part in _PRE_TOKENIZERS, or a description."""
+    """How text is split before merging: the first part of a key of _PRE_TOKENIZERS, or a description."""
     parts = [layout or {}]
     if layout is not None and layout["type"] == "Sequence":
         parts = layout["pretokenizers"]
-    *before, last = parts
+    *earlier, last = parts
     if last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
-        if not before and last["use_regex"]:
+        if not earlier and last["use_regex"]:
             return "byte-level"
-        if before == [{"type": "Digits", "individual_digits": True}] and last["use_regex"]:
+        if earlier == [{"type": "Digits", "individual_digits": True}] and last["use_regex"]:
             return "digits, byte-level"
-        if len(before) == 1 and before[0]["type"] == "Split" and not last["use_regex"]:
-            pattern = before[0]["pattern"].get("Regex")
-            if pattern and before[0]["behavior"] == "Isolated" and not before[0]["invert"]:
+        if len(earlier) == 1 and earlier[0]["type"] == "Split" and not last["use_regex"]:
+            pattern = earlier[0]["pattern"].get("Regex")
+            if pattern and earlier[0]["behavior"] == "Isolated" and not earlier[0]["invert"]:
                 return str(pattern)
     return json.dumps(layout, ensure_ascii=False)
 
@@ -142,8 +143,8 @@ def _write_sentencepiece(
 
 
 def _space_prefix(base: Base, content: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether a text begins with a space that is not its own, and a note where only the very
-    first does: llama.cpp begins again after every control token.
+    """Whether the tokenizer adds a space before a text, with a note if it does so only at the very
+    beginning: llama.cpp also adds one after every control token.
     """
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
@@ -157,8 +158,8 @@ def _space_prefix(base: Base, content: dict[str, Any]) -> tuple[bool, list[str]]
     elif normalizer is None and layout.get("type") == "Metaspace" and not layout["split"]:
         scheme = layout["prepend_scheme"]
         note = say(
-            "llama.cpp puts a space after every control token of this vocabulary; onebase puts one "
-            "at the start of the text only, so chats can be cut into other tokens.",
+            "llama.cpp puts a space after every control token of this vocabulary; onebase puts one only "
+            "at the start of the text, so chats may be tokenized differently.",
             "llama.cpp 会在该词表的每个控制词元后加空格，而 onebase 只在文本开头加，因此对话的分词可能不同。",
         )
         return scheme != "never", [note] if scheme == "first" else []
@@ -166,16 +167,16 @@ def _space_prefix(base: Base, content: dict[str, Any]) -> tuple[bool, list[str]]
 
 
 def _scores(merges: list[Any], tokens: list[str]) -> list[float]:
-    """For each token the place, counted downwards, of the first merge that makes it.
+    """The score of each token: minus the rank of the first merge that produces it.
 
-    The best score is then the merge that the tokenizer makes first. Tokens that no merge makes
-    are the last to be joined.
+    The best score then belongs to the merge that the tokenizer applies first. Tokens that no merge
+    produces get the lowest score.
     """
-    place: dict[str, int] = {}
+    rank_of: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         pair = merge.split(" ", 1) if isinstance(merge, str) else merge
-        place.setdefault("".join(pair), rank)
-    return [-float(place.get(token, len(merges))) for token in tokens]
+        rank_of.setdefault("".join(pair), rank)
+    return [-float(rank_of.get(token, len(merges))) for token in tokens]
 
 
 def _write_special(writer: GGUFWriter, base: Base) -> None:
@@ -183,7 +184,7 @@ def _write_special(writer: GGUFWriter, base: Base) -> None:
     ids: list[int] = tokenizer("a")["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is None and isinstance(config.bos_token_id, int):
-        bos = config.bos_token_id  # without one llama.cpp takes any
+        bos = config.bos_token_id  # without one llama.cpp uses any token
     for write, index in (
         (writer.add_bos_token_id, bos),
         (writer.add_unk_token_id, tokenizer.unk_token_id),
@@ -198,13 +199,13 @@ def _write_special(writer: GGUFWriter, base: Base) -> None:
 
 
 def _write_ends(writer: GGUFWriter, base: Base, ends: AnswerEnds, types: list[int]) -> list[str]:
-    """The ends of answers, for which GGUF has three places: end of text, of turn and of message."""
+    """Write the end tokens, for which GGUF has three fields: end of text, of turn and of message."""
     if ends.eos is None or ends.turn is None:
-        # Without a word llama.cpp takes token 11, or 2 in a SentencePiece vocabulary.
-        writer.add_eos_token_id(_never_said(base, types))
+        # By default llama.cpp uses token 11, or 2 in a SentencePiece vocabulary.
+        writer.add_eos_token_id(_never_generated(base, types))
         return [
             say(
-                "No token ends its answers, here or elsewhere: give a stop string or a limit.",
+                "Its answers have no end token, here or in other programs: set a stop string or a limit.",
                 "它的回答没有结束词元，在其他软件中也一样：请设置停止字符串或长度上限。",
             )
         ]
@@ -218,14 +219,14 @@ def _write_ends(writer: GGUFWriter, base: Base, ends: AnswerEnds, types: list[in
     names = ", ".join(repr(base.tokenizer.convert_ids_to_tokens(token)) for token in others[1:])
     return [
         say(
-            f"GGUF has no place for more than three ends: give {names} elsewhere as stop strings.",
+            f"GGUF can store only three end tokens: set {names} as stop strings in other programs.",
             f"GGUF 最多记录三个结束词元：在其他软件中请将 {names} 设为停止字符串（stop）。",
         )
     ]
 
 
-def _never_said(base: Base, types: list[int]) -> int:
-    """A token that no answer has: one that is not used, that fills rows, or that begins a text."""
+def _never_generated(base: Base, types: list[int]) -> int:
+    """A token that occurs in no answer: an unused one, the padding token, or the first of a text."""
     if TokenType.UNUSED in types:
         return types.index(TokenType.UNUSED)
     tokenizer = base.tokenizer

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a plain model that knows nothing of adapters."""
+"""Merging an adapter into its base, and saving the result as a plain Hugging Face model."""
 
 import json
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from onebase.model.chatglm_tokenizer import ChatGLMTokenizer
 
 
 def check_mergeable(contribution: Contribution, name: str) -> None:
-    """Raise UsageError where the adapter `name` has a part that is no weight of the base."""
+    """Raise UsageError if the adapter `name` has virtual tokens or a prefix, which can't be merged."""
     if contribution.prefix is not None:
-        what = say("a prefix of keys and values", "键值前缀")
+        part = say("a prefix of keys and values", "键值前缀")
     elif contribution.virtual is not None or contribution.placed is not None:
-        what = say("virtual tokens", "虚拟词元")
+        part = say("virtual tokens", "虚拟词元")
     else:
         return
     parts = [contribution.virtual, contribution.placed, contribution.prefix]
-    alone = sum(part is not None for part in parts) == 1 and contribution.placed is None
-    alone &= not contribution.masked_prefix
-    if alone and not contribution.deltas and not contribution.scalings:
+    known_to_peft = sum(tensors is not None for tensors in parts) == 1
+    known_to_peft &= contribution.placed is None and not contribution.masked_prefix
+    if known_to_peft and not contribution.deltas and not contribution.scalings:
         remedy = say(
-            "Use --to peft: the PEFT library loads them beside the base.",
-            "请使用 --to peft：PEFT 库可将其与基座一起加载。",
+            "Export it with --to peft; the PEFT library loads it together with the base.",
+            "请用 --to peft 导出，PEFT 库可将其与基座一起加载。",
         )
     else:
         remedy = say(
@@ -38,17 +38,17 @@ def check_mergeable(contribution: Contribution, name: str) -> None:
         )
     raise UsageError(
         say(
-            f"{name} can't be merged into the base: it has {what}, which are no weights of it.",
-            f"{name} 无法合并到基座：它含有{what}，而基座的权重中没有对应的位置。",
+            f"{name} has {part}, which can't be merged into the base.",
+            f"{name} 含有{part}，无法合并到基座。",
         ),
         remedy,
     )
 
 
 def merge(base: Base, contribution: Contribution) -> None:
-    """Change the weights of `base`, held in fp32, to what they are with an adapter's contribution.
+    """Merge an adapter's contribution into the weights of `base`, which must be in fp32.
 
-    The contribution is one that check_mergeable let pass. Only weights change, never biases.
+    check_mergeable must have accepted the contribution. Only weights change, never biases.
     """
     for name in contribution.deltas.keys() | contribution.scalings.keys():
         linear = base.model.get_submodule(name)
@@ -58,8 +58,8 @@ def merge(base: Base, contribution: Contribution) -> None:
 
 
 def merged(weight: Tensor, delta: LowRank | None, scaling: Scaling | None) -> Tensor:
-    """A linear layer's weight, [outputs, inputs], with the changes that the engine makes on the
-    fly: `factor * (out * W + scale * b @ a) * in`, each only where there is one.
+    """A linear layer's weight, [outputs, inputs], with the changes that the engine applies on the fly:
+    `factor * (out * W + scale * b @ a) * in`, each only if present.
     """
     if scaling is not None and not scaling.on_inputs:
         weight = scaling.vector[:, None] * weight
@@ -73,17 +73,16 @@ def merged(weight: Tensor, delta: LowRank | None, scaling: Scaling | None) -> Te
 
 
 def save(base: Base, folder: Path, kind: torch.dtype, ends: Sequence[int]) -> None:
-    """Write `base` as a Hugging Face folder with weights of type `kind`, which its own become too.
+    """Write `base` as a Hugging Face folder with weights of dtype `kind`; converts `base` itself too.
 
-    Its generation_config.json names `ends`, the token ids that end an answer.
-    Raises OnebaseError where a weight is too large for `kind`, UsageError for a base whose
-    tokenizer transformers has no class for.
+    Its generation_config.json gets the end tokens `ends`. Raises OnebaseError if a weight is too large
+    for `kind`, and UsageError for a base whose tokenizer has no class in transformers.
     """
     if isinstance(base.tokenizer, ChatGLMTokenizer):
         raise UsageError(
             say(
-                f"{base.name} has ChatGLM's own tokenizer, which a plain folder has no place for.",
-                f"{base.name} 使用 ChatGLM 自带的分词器，普通目录无法保存它。",
+                f"{base.name} has ChatGLM's own tokenizer, which transformers can't load from a folder.",
+                f"{base.name} 使用 ChatGLM 自带的分词器，transformers 无法从目录加载它。",
             ),
             say("Use --to peft.", "请使用 --to peft。"),
         )
@@ -92,13 +91,14 @@ def save(base: Base, folder: Path, kind: torch.dtype, ends: Sequence[int]) -> No
         if not bool(torch.isfinite(parameter).all()):
             raise too_large(name, str(kind).removeprefix("torch."))
     model.save_pretrained(folder)
-    _name_ends(folder / "generation_config.json", ends)
+    _write_ends(folder / "generation_config.json", ends)
     base.tokenizer.save_pretrained(folder)
 
 
-def _name_ends(file: Path, ends: Sequence[int]) -> None:
-    """Write `ends` into a generation config, in the file itself: transformers refuses to save one that
-    was changed and has settings which contradict each other, as published ones have.
+def _write_ends(file: Path, ends: Sequence[int]) -> None:
+    """Write `ends` into the file of a generation config.
+
+    transformers refuses to save a changed config with inconsistent settings, which published ones have.
     """
     settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     settings.pop("eos_token_id", None)
@@ -108,11 +108,11 @@ def _name_ends(file: Path, ends: Sequence[int]) -> None:
 
 
 def too_large(name: str, kind: str) -> OnebaseError:
-    """The error for a weight that a type of number can't hold."""
+    """The error for a weight with values too large for a dtype."""
     return OnebaseError(
         say(
-            f"The weight {name} has values that {kind} can't hold.",
+            f"The weight {name} has values too large for {kind}.",
             f"权重 {name} 含有 {kind} 无法表示的数值。",
         ),
-        say("Choose another --dtype.", "请选择其他 --dtype。"),
+        say("Use another --dtype.", "请使用其他 --dtype。"),
     )

@@ -1,1 +1,1 @@
-"""The frozen base model: finding, converting, loading."""
+"""The frozen base model: downloading, converting, loading and quantizing."""

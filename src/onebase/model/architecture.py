@@ -1,4 +1,4 @@
-"""Which kinds of model can be a base: causal language models with attention, known by their config."""
+"""The architectures that can be a base: causal language models with attention, by their config."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ _KINDS = "Llama, Qwen, Mistral, Gemma, GLM, Phi-3"
 
 
 def check_architecture(folder: Path) -> None:
-    """Raise UsageError where `folder` holds a model of a kind that can't be a base.
+    """Raise UsageError if the model in `folder` can't be a base.
 
-    Also raises one of `weights.READ_ERRORS` where its config.json is damaged.
+    Raises one of `weights.READ_ERRORS` if its config.json is damaged.
     """
     if is_chatglm(folder):
         return
@@ -24,24 +24,24 @@ def check_architecture(folder: Path) -> None:
     settings, _ = PreTrainedConfig.get_config_dict(folder)
     kind = settings.get("model_type")
     if kind is None:
-        raise ValueError(say("config.json names no model_type", "config.json 中没有 model_type"))
+        raise ValueError(say("config.json has no model_type", "config.json 中没有 model_type"))
     if kind not in CONFIG_MAPPING:
-        own_code = "auto_map" in settings
+        has_own_code = "auto_map" in settings
         raise _refused(
             folder,
             kind,
             say(
-                f"transformers {__version__} does not know that type"
-                + (", and code beside the weights is not run" if own_code else ""),
+                f"transformers {__version__} does not support this type"
+                + (", and code in the model's folder is not run" if has_own_code else ""),
                 f"transformers {__version__} 不支持该类型"
-                + ("，且不会运行权重目录中附带的代码" if own_code else ""),
+                + ("，且不会运行模型目录中附带的代码" if has_own_code else ""),
             ),
         )
     require_base(AutoConfig.from_pretrained(folder), folder)
 
 
 def require_base(config: Any, place: Path) -> None:
-    """Raise UsageError where a model of this configuration, at `place`, can't be a base."""
+    """Raise UsageError if the model with this configuration, at `place`, can't be a base."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     reason = _reason(config, type(config) in MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -50,51 +50,56 @@ def require_base(config: Any, place: Path) -> None:
 
 
 def _reason(config: Any, causal: bool) -> str:
-    """Why a model of this configuration can't be a base; empty where it can."""
+    """Why a model with this configuration can't be a base; empty if it can."""
     if config.is_encoder_decoder:
         return say(
-            "it has an encoder and a decoder, and a base continues one text",
-            "它由编码器和解码器组成，而基座需要续写同一段文本",
+            "it is an encoder-decoder model, and a base must be decoder-only",
+            "它是编码器-解码器模型，而基座必须是仅解码器模型",
         )
     if not causal:
-        beside = [part for part in ("vision", "audio") if hasattr(config, f"{part}_config")]
-        if beside:
+        media = [
+            name
+            for part, name in (("vision", "images"), ("audio", "sound"))
+            if hasattr(config, f"{part}_config")
+        ]
+        if media:
             return say(
-                f"it reads {' and '.join({'vision': 'images', 'audio': 'sound'}[b] for b in beside)} "
-                "beside text, and only Gemma 3's text part can be used by itself",
+                f"it also reads {' and '.join(media)}, and only Gemma 3's text part can be used by "
+                "itself",
                 "它除文本外还读取图像或声音，目前只有 Gemma 3 的文本部分可以单独使用",
             )
-        return say("it does not continue texts", "它不是续写文本的模型")
+        return say("it is not a causal language model", "它不是因果语言模型")
     text = config.get_text_config()
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     missing = [name for name in sizes if not isinstance(getattr(text, name, None), int)]
     if missing:
         return say(
-            f"it has no {missing[0]}, and adapters here need layers with attention",
+            f"it has no {missing[0]}, but adapters need layers with attention",
             f"它没有 {missing[0]}，而适配器需要带注意力的层",
         )
     keys, values = head_sizes(text)
     if keys != values:
         return say(
-            f"its heads keep {keys} numbers of a key and {values} of a value, and here both are "
-            "of one size",
-            f"其每个注意力头的键有 {keys} 个数、值有 {values} 个数，而这里要求二者相同",
+            f"its keys have head size {keys} and its values {values}, but both must be the same",
+            f"其注意力头的键维度为 {keys}，值维度为 {values}，而这里要求二者相同",
         )
     return ""
 
 
 def head_sizes(config: Any) -> tuple[int, int]:
-    """How many numbers a head keeps of a token: of its key, and of its value."""
+    """The head sizes of keys and of values."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if getattr(config, "kv_lora_rank", None):  # DeepSeek's latent attention: `head_dim` is rotated
+    if getattr(
+        config, "kv_lora_rank", None
+    ):  # DeepSeek's latent attention: `head_dim` is the rotated part
         return config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     return size, size
 
 
 def text_part(model: Any) -> Any:
-    """The causal language model inside one that also reads images; `model` itself where it is one.
+    """The causal language model inside a vision-language model; `model` itself if it already is one.
 
-    Raises ValueError where the text part is no model by itself.
+    Raises ValueError if the text part is not a model of its own.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -105,7 +110,7 @@ def text_part(model: Any) -> Any:
     if inner is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             say(
-                f"{type(model).__name__} has no text part that is a model by itself",
+                f"{type(model).__name__} has no text part that can be used by itself",
                 f"{type(model).__name__} 中没有可单独使用的文本部分",
             )
         )
@@ -122,7 +127,7 @@ def text_part(model: Any) -> Any:
 
 
 def has_text_part(folder: Path) -> bool:
-    """Whether `folder` holds a model of which `text_part` is a part."""
+    """Whether `folder` holds a model with a text part, such as a vision-language model."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):

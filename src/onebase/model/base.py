@@ -1,4 +1,4 @@
-"""The base: one frozen causal language model and its tokenizer, loaded once."""
+"""The base: a frozen causal language model with its tokenizer, loaded once."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from onebase.language import say
 from onebase.model.architecture import check_architecture, has_text_part, head_sizes, text_part
 from onebase.model.fetch import DEFAULT_BASE, lasting_name, resolve
 from onebase.model.precision import Precision, choose, hold, of_type, weight_of
-from onebase.model.rotary import hold_rotary
+from onebase.model.rotary import fix_rotary
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes an adapter is built from.
+    """The sizes that adapters are built from.
 
     `linears` maps each linear layer inside the decoder layers, by its full name
     (`model.layers.0.self_attn.q_proj`), to (inputs, outputs).
@@ -40,15 +40,15 @@ class ModelShape:
 class Base:
     """A frozen model that any number of adapters share.
 
-    `model` is the transformers model in evaluation mode, every parameter without gradient;
-    `tokenizer` its tokenizer; `name` what the user called it, a path as an absolute one, so that a task
-    finds it from any folder; `path` its folder; `precision` what its weights are held in; `rotary` how
-    long a text its rotary embedding takes, where that is limited.
+    `model` is the transformers model in evaluation mode, without gradients, and `tokenizer` its
+    tokenizer. `name` is the name that the user gave, a path as an absolute one so that a task finds it
+    from any folder. `path` is its folder, `precision` that of its weights. `rotary` is the limit of its
+    rotary embedding on the length of a text, if there is one.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, path: Path | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.rotary = hold_rotary(model)
+        self.rotary = fix_rotary(model)
         self.tokenizer = tokenizer
         self.name = name
         self.path = path
@@ -66,18 +66,20 @@ class Base:
     ) -> "Base":
         """Load the base `name`: `smollm2-135m`, `gemma3-270m`, a folder, a `.gguf` file or a Hub id.
 
-        `precision` is fp32, bf16, fp16, int8 or nf4, and how these compute (see
-        `precision.choose`); by default fp32 on a CPU and the files' own type on a GPU.
-        Raises MissingBaseError, CorruptFileError or UsageError (for a model of another kind, too).
+        `precision` is fp32, bf16, fp16, int8, nf4 or w8a8, with options (see `precision.choose`); by
+        default fp32 on a CPU and the files' own dtype on a GPU. Raises MissingBaseError,
+        CorruptFileError, or UsageError (also for an unsupported architecture).
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        choose(precision, device=device, stored=torch.float32)  # a wrong one, before any work
+        choose(
+            precision, device=device, stored=torch.float32
+        )  # refuses an invalid one before any work
         path = resolve(name)
         try:
             check_architecture(path)
             tokenizer = read_tokenizer(path)
             model = text_part(read_model(path, dtype="auto"))
-        except UsageError:  # a ValueError too
+        except UsageError:  # which is a ValueError too
             raise
         except READ_ERRORS as error:
             raise CorruptFileError(
@@ -86,55 +88,55 @@ class Base:
                     f"无法加载 {path} 中的基座模型：{_first_line(error)}",
                 ),
                 say(
-                    "Fetch it again, or check that the folder holds config.json, *.safetensors "
-                    "and the tokenizer of one causal language model.",
-                    "请重新获取，或检查目录中是否有同一因果语言模型的 config.json、*.safetensors 和分词器。",
+                    "Download it again, or check that the folder holds config.json, *.safetensors "
+                    "and the tokenizer of the same causal language model.",
+                    "请重新下载，或检查目录中是否有同一因果语言模型的 config.json、*.safetensors 和分词器。",
                 ),
             ) from error
         base = cls(model, tokenizer, name=lasting_name(name), path=path)
-        _ = base.content  # of the weights as their files hold them, whatever the precision
+        _ = base.content  # hash the weights as stored, before any change of precision
         stored = base.embedding.weight.dtype
         base.hold_in(choose(precision, device=device, stored=stored), device)
         return base
 
     def hold_in(self, precision: Precision, device: str) -> None:
-        """Change the weights to `precision`, on `device`. What is lost does not come back.
+        """Convert the weights to `precision` on `device`. The rounding can't be undone.
 
-        Raises OnebaseError where bitsandbytes is needed and missing.
+        Raises OnebaseError if bitsandbytes is needed and missing.
         """
-        _ = self.content  # of the weights as they were, whatever the precision
+        _ = self.content  # hash the weights before they change
         hold(self.model, list(self.shape.linears), precision, device)
         self.precision = precision
 
     @cached_property
     def is_text_part(self) -> bool:
-        """Whether its folder holds a model that also reads images, of which it is a part."""
+        """Whether it is the text part of a vision-language model in its folder."""
         return self.path is not None and has_text_part(self.path)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embedding.weight.device
 
     @property
     def bytes(self) -> int:
-        """What its weights take."""
-        held = {
+        """The size of its weights and buffers in bytes."""
+        sizes = {
             tensor.data_ptr(): tensor.numel() * tensor.element_size()
             for tensor in (*self.model.parameters(), *self.model.buffers())
         }
-        return sum(held.values())
+        return sum(sizes.values())
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The input embedding, as a module (Gemma 3 scales inside it)."""
+        """The input embedding as a module (Gemma 3 scales inside it)."""
         module: nn.Embedding = self.model.get_input_embeddings()
         return module
 
     @property
     def context(self) -> int | None:
-        """How many tokens a text may have, with prompt, answer and virtual tokens: as many as the base
-        was made for, where it says so, within what its rotary embedding takes.
+        """The maximum number of tokens of a text, including prompt, answer and virtual tokens: the base's
+        context length, within the limit of its rotary embedding. None if unknown.
         """
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         if self.rotary is None:
@@ -143,7 +145,7 @@ class Base:
 
     @property
     def context_text(self) -> str:
-        """The context as a message names it: with the rope type, where that limits it."""
+        """The context in the words of a message, with the rope type if that limits it."""
         kind = self.rotary.kind if self.rotary else ""
         return say(
             f"{self.name}'s context of {self.context}" + (f" (rope type {kind})" if kind else ""),
@@ -151,21 +153,21 @@ class Base:
         )
 
     def require_room(self, tokens: int) -> None:
-        """Raise UsageError for a text of so many tokens, virtual ones among them, beyond `context`."""
+        """Raise UsageError if `tokens`, including virtual tokens, exceed `context`."""
         context = self.context
         if context is None or tokens <= context:
             return
         if self.rotary is None:
             cause = say(
-                f"A text has {tokens} tokens, virtual tokens among them, more than "
+                f"A text has {tokens} tokens, including virtual tokens, more than "
                 f"{self.context_text}.",
                 f"一段文本有 {tokens} 个词元（含虚拟词元），超出 {self.context_text}。",
             )
         else:
             cause = say(
-                f"A text has {tokens} tokens, virtual tokens among them. {self.name} has a rotary "
-                f"embedding of type {self.rotary.kind}: beyond {context} tokens it depends "
-                "on the longest text in a batch, so longer texts are refused.",
+                f"A text has {tokens} tokens, including virtual tokens. {self.name} has a rotary "
+                f"embedding of type {self.rotary.kind}: beyond {context} tokens it depends on the "
+                "longest text in a batch, so longer texts are refused.",
                 f"一段文本有 {tokens} 个词元（含虚拟词元）。{self.name} 的旋转位置编码类型为 "
                 f"{self.rotary.kind}：超过 {context} 个词元后，结果取决于同一批中最长的文本，"
                 "因此不接受更长的文本。",
@@ -180,14 +182,14 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash that tells this base from another: its config and some of its weights.
+        """A short hash of the base's config and some of its weights, in 16 hexadecimal digits.
 
-        Two exports of the same weights have the same fingerprint. 16 hexadecimal digits.
+        Two exports of the same weights have the same fingerprint.
         """
         digest = hashlib.sha256()
         settings = self.model.config.to_dict()
-        kept = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-        digest.update(json.dumps({key: settings.get(key) for key in kept}).encode())
+        hashed = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        digest.update(json.dumps({key: settings.get(key) for key in hashed}).encode())
         for name, parameter in sorted(self.model.named_parameters()):
             if parameter.dim() == 1 or parameter is self.embedding.weight:
                 digest.update(name.encode())
@@ -196,8 +198,9 @@ class Base:
 
     @cached_property
     def content(self) -> str:
-        """A short hash of rows of every linear layer, beside what `fingerprint` has: it tells a base from
-        one with an adapter merged into it. 16 hexadecimal digits.
+        """A short hash of `fingerprint` and rows of every linear layer, in 16 hexadecimal digits.
+
+        Unlike `fingerprint` it changes when an adapter is merged into the base.
         """
         digest = hashlib.sha256(self.fingerprint.encode())
         for name in self.shape.linears:
@@ -206,9 +209,9 @@ class Base:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers, wherever this architecture keeps it.
+    """The list of decoder layers, wherever this architecture has it.
 
-    Raises CorruptFileError when there is no such list.
+    Raises CorruptFileError if there is no such list.
     """
     count = model.config.num_hidden_layers  # type: ignore[union-attr]
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Where base models are kept, and how one appears there: whole or not at all."""
+"""The cache of base models: where they are stored, and adding one atomically."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from onebase.language import say
 
 
 def cache_root() -> Path:
-    """`$ONEBASE_CACHE`, or else `~/.cache/onebase`. Raises FolderError where there is no home folder."""
+    """`$ONEBASE_CACHE`, by default `~/.cache/onebase`. Raises FolderError if there is no home folder."""
     root = os.environ.get("ONEBASE_CACHE")
     if root:
         return Path(root)
@@ -21,16 +21,16 @@ def cache_root() -> Path:
     except RuntimeError as error:
         raise FolderError(
             say(
-                "There is no home folder to keep base models in: HOME is not set.",
-                "没有用于保存基座模型的主目录：未设置 HOME。",
+                "There is no home folder for base models: HOME is not set.",
+                "没有可保存基座模型的主目录：未设置 HOME。",
             ),
             say("Set ONEBASE_CACHE to a folder.", "请将 ONEBASE_CACHE 设为一个目录。"),
         ) from error
 
 
 def results_root() -> Path:
-    """`cache_root` for what is only kept to save time. Without a home folder it is a path below a
-    device, where nothing is found and nothing can be written.
+    """`cache_root` for files that only save time. Without a home folder it is a path below a device,
+    where nothing exists and nothing can be written.
     """
     try:
         return cache_root()
@@ -39,7 +39,7 @@ def results_root() -> Path:
 
 
 def models_folder() -> Path:
-    """Where base models are kept."""
+    """The folder of base models."""
     return cache_root() / "models"
 
 
@@ -49,7 +49,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def cached_models() -> list[Path]:
-    """The complete models in the cache, by name."""
+    """The complete models in the cache, sorted by name."""
     folder = models_folder()
     if not folder.is_dir():
         return []
@@ -58,14 +58,14 @@ def cached_models() -> list[Path]:
     )
 
 
-def require_keepable() -> None:
-    """Raise FolderError unless base models can be kept where they should be; nothing is made."""
+def require_writable_cache() -> None:
+    """Raise FolderError unless base models can be stored in the cache; creates nothing."""
     folder = models_folder()
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise _not_kept(folder, say(f"{there} is a file", f"{there} 是文件"))
-    if not os.access(there, os.W_OK):
-        raise _not_kept(folder, say(f"{there} is read-only", f"{there} 只读"))
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise _not_writable(folder, say(f"{nearest} is a file", f"{nearest} 是文件"))
+    if not os.access(nearest, os.W_OK):
+        raise _not_writable(folder, say(f"{nearest} is read-only", f"{nearest} 只读"))
 
 
 def _require_writable(folder: Path) -> None:
@@ -77,29 +77,29 @@ def _require_writable(folder: Path) -> None:
             return
     except OSError as error:
         reason = error.strerror or str(error)
-    raise _not_kept(folder, reason)
+    raise _not_writable(folder, reason)
 
 
-def _not_kept(folder: Path, reason: str) -> FolderError:
+def _not_writable(folder: Path, reason: str) -> FolderError:
     return FolderError(
         say(
-            f"Base models can't be kept in {folder}: {reason}.",
+            f"Base models can't be stored in {folder}: {reason}.",
             f"无法将基座模型保存到 {folder}：{reason}。",
         ),
         say(
-            "Set ONEBASE_CACHE to a folder that can be written to.",
+            "Set ONEBASE_CACHE to a writable folder.",
             "请将 ONEBASE_CACHE 设为可写的目录。",
         ),
     )
 
 
-def appear(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, filled by `make(folder)` unless a complete model is there already.
+def add_to_cache(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, created by `make(folder)` unless it is already a complete model.
 
     `make` gets an empty folder on the same disk, which is renamed at the end, so an interruption
-    at any moment leaves no `target`. One process at a time, and one that had to wait takes what
-    the other has made; what a killed one left is cleared away. Raises FolderError where the cache
-    can't be written to.
+    at any moment leaves no `target`. Only one process makes it at a time; one that had to wait uses
+    the result. Files that a killed process left are deleted. Raises FolderError if the cache can't be
+    written to.
     """
     if is_model_folder(target):
         return target

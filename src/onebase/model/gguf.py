@@ -1,9 +1,8 @@
-"""GGUF files as bases: one conversion to a plain Hugging Face folder.
+"""Converting a GGUF file to a plain Hugging Face folder.
 
-transformers reads the weights. What it loses on the way is put back here: a clean config (a
-model read from GGUF is tagged as quantized and refuses to be saved) with all fields of its family
-(`gguf_config`), the ends of turns, the tokenizer's pre-tokenizer, and the rounding of float32 numbers
-in the header.
+transformers reads the weights. What it loses is restored here: a clean config (a model read from GGUF
+is marked as quantized and can't be saved) with all fields of its family (`gguf_config`), the end tokens
+of turns, the tokenizer's pre-tokenizer, and float32 numbers of the header as they were written.
 """
 
 import json
@@ -21,22 +20,22 @@ from onebase.model.gguf_rope import UnreadField
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
 
-# Byte-level vocabularies whose original tokenizer splits every digit before the byte-level
-# regular expression, by `tokenizer.ggml.pre`. transformers' GGUF reader drops that step, and
-# runs of spaces before a digit then come out as other tokens than the model was trained on.
+# Byte-level vocabularies, by `tokenizer.ggml.pre`, whose original tokenizer splits digits before the
+# byte-level regular expression. transformers' GGUF reader drops that step, and spaces before a digit
+# then become other tokens than in training.
 _DIGIT_SPLITTING = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# Llama 3's vocabulary and those made after it: a word that is a token as a whole is not merged.
+# Llama 3's vocabulary and those derived from it: a word that is itself a token is not merged.
 _WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken"}
 
-# What a field of a type that it should not have brings about.
+# The errors that a field of a wrong type causes.
 _HEADER_ERRORS = (TypeError, AttributeError, ArithmeticError)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write `file`'s model as float32 safetensors, config and tokenizer into `folder`.
+    """Write the model in `file` as float32 safetensors, config and tokenizer into `folder`.
 
-    Raises CorruptFileError when `file` is not a GGUF model that transformers can read, or has a
-    field that would be lost; UsageError for one of another kind.
+    Raises CorruptFileError if `file` is not a GGUF model that transformers can read, or has a field
+    that would be lost; UsageError for an unsupported architecture.
     """
     try:
         reader = GGUFReader(file)
@@ -49,16 +48,16 @@ def convert_gguf(file: Path, folder: Path) -> None:
         model = read_model(file.parent, dtype=torch.float32, gguf_file=file.name, config=config)
         for tensor in unread_tensors(model, header):
             raise UnreadField(tensor)
-    except UsageError:  # a ValueError too
+    except UsageError:  # which is a ValueError too
         raise
     except UnreadField as unread:
         raise CorruptFileError(
             say(
-                f"{file} has {unread.name}, which onebase can't read from GGUF: without it the model "
-                "would answer otherwise.",
-                f"{file} 含有 {unread.name}，onebase 无法从 GGUF 读取；忽略它会使模型的回答不同。",
+                f"{file} has {unread.name}, which onebase can't read from GGUF. Without it the model's "
+                "answers would differ.",
+                f"{file} 含有 {unread.name}，onebase 无法从 GGUF 读取，而忽略它会使模型的回答不同。",
             ),
-            _other_form(),
+            _use_folder(),
         ) from unread
     except (*READ_ERRORS, *_HEADER_ERRORS) as error:
         raise CorruptFileError(
@@ -66,14 +65,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
                 f"{file} can't be read as a GGUF model: {error}",
                 f"无法读取 GGUF 模型 {file}：{error}",
             ),
-            say("Check the download. ", "请检查文件是否完整。") + _other_form(),
+            say("Check that the file is complete. ", "请检查文件是否完整。") + _use_folder(),
         ) from error
     _write_weights(model, folder, _ends(reader, len(tokenizer)))
     tokenizer.save_pretrained(folder)
-    _restore_words(folder / "tokenizer.json", _field(reader, "tokenizer.ggml.pre"))
+    _restore_pre_tokenizer(folder / "tokenizer.json", _field(reader, "tokenizer.ggml.pre"))
 
 
-def _other_form() -> str:
+def _use_folder() -> str:
     return say(
         "Give a Hugging Face folder of the same model.",
         "请改用该模型的 Hugging Face 目录。",
@@ -81,7 +80,7 @@ def _other_form() -> str:
 
 
 def _require_model(reader: GGUFReader) -> None:
-    """Raise UnreadField for an adapter, and for one part of a model of several files."""
+    """Raise UnreadField for an adapter, and for one part of a model in several files."""
     kind = _field(reader, "general.type") or "model"
     if kind != "model":
         raise UnreadField("general.type", kind)
@@ -98,10 +97,10 @@ def _read_config(file: Path) -> Any:
 
 
 def _ends(reader: GGUFReader, vocabulary: int) -> list[int]:
-    """The tokens that end an answer: of a text, of a turn and of a message."""
-    named = [_field(reader, f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
-    known = [token for token in named if isinstance(token, int) and token < vocabulary]
-    return list(dict.fromkeys(known))
+    """The end tokens: of a text, of a turn and of a message."""
+    ids = [_field(reader, f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    valid = [token for token in ids if isinstance(token, int) and token < vocabulary]
+    return list(dict.fromkeys(valid))
 
 
 def _write_weights(model: Any, folder: Path, ends: list[int]) -> None:
@@ -119,14 +118,14 @@ def _write_weights(model: Any, folder: Path, ends: list[int]) -> None:
 
 
 def _shortest(value: Any) -> Any:
-    """`value` with each float32 that was read into a double (9.99999974e-06) as it was written."""
+    """`value` with each float32 that was read as a double (9.99999974e-06) as written (1e-05)."""
     if isinstance(value, dict):
         return {key: _shortest(item) for key, item in value.items()}
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _restore_words(tokenizer_json: Path, pre_tokenizer: str | None) -> None:
-    """How the original tokenizer takes digits, and words that are tokens as a whole."""
+def _restore_pre_tokenizer(tokenizer_json: Path, pre_tokenizer: str | None) -> None:
+    """Restore how the original tokenizer splits digits and treats words that are tokens."""
     if pre_tokenizer not in _DIGIT_SPLITTING | _WHOLE_WORDS:
         return
     content = json.loads(tokenizer_json.read_text(encoding="utf-8"))

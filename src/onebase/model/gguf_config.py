@@ -1,8 +1,8 @@
-"""A GGUF file's configuration: what transformers reads of it, and the fields that it leaves out.
+"""The configuration of a GGUF file, with the fields that transformers ignores.
 
-transformers maps some fields of a family and ignores the others, among them the scaling of the rotary
-embedding and the layers with a window. Here they are put into its configuration, or the file is
-refused by the field that nothing reads.
+transformers maps some fields of a family and ignores others, such as the scaling of the rotary
+embedding and the layers with a sliding window. Here they are added to its configuration; a file with a
+field that nothing reads is refused.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _KEY, _VALUE, _ROTATED = "attention.key_length", "attention.value_length", "rope
 _BASE, _LOCAL_BASE = "rope.freq_base", "rope.freq_base_swa"
 _SCALE = "attention.scale"
 _SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
-# Fields that change nothing, and the values with which others change nothing.
+# Fields without effect, and the values of other fields that have no effect.
 _WITHOUT_EFFECT = {
     "vocab_size",
     "context_length",
@@ -40,20 +40,19 @@ _NEUTRAL = {
     "residual_scale": 1,
     "embedding_scale": 1,
 }
-# Families whose layers have a window in turns, and how many layers one turn is without a field.
-_TURNS = {"gemma2": 2, "gemma3": 6}
-# Without a field llama.cpp scales queries by the size of a head, but in these by the hidden size: family,
-# layers (the 27B).
+# Families with a sliding window on some layers, and the default period of the pattern in layers.
+_SLIDING_PERIODS = {"gemma2": 2, "gemma3": 6}
+# Without a field llama.cpp scales queries by the head size, but in these models (family, layers: the
+# 27B) by the hidden size.
 _SCALED_BY_HIDDEN = {("gemma2", 46), ("gemma3", 62)}
-# Families whose every tensor transformers names as llama.cpp does.
+# Families for which transformers knows the names of all tensors.
 PLAIN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "stablelm"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """The `fields` of a file's `family`, without its prefix, and what its frequencies are divided by.
-
-    `tensors` are the names of all its tensors.
+    """The `fields` of a file's `family` without its prefix, the names of all `tensors`, and the
+    `divisors` of its rotary frequencies.
     """
 
     family: str
@@ -63,11 +62,11 @@ class Header:
 
 
 def read_header(reader: GGUFReader) -> Header:
-    """What of a file's header its configuration is made of. Raises ValueError without a family."""
-    named = reader.get_field("general.architecture")
-    if named is None:
+    """The parts of a file's header that its configuration needs. Raises ValueError without a family."""
+    architecture = reader.get_field("general.architecture")
+    if architecture is None:
         raise ValueError("general.architecture is missing")
-    family = str(named.contents())
+    family = str(architecture.contents())
     prefix = f"{family}."
     return Header(
         family,
@@ -86,14 +85,14 @@ def read_header(reader: GGUFReader) -> Header:
 
 
 def complete(config: Any, header: Header) -> None:
-    """Change `config`, which transformers has read from the file, by the fields that it left out.
+    """Add to `config`, as read by transformers, the fields that it ignores.
 
-    Raises UnreadField for a field of the family that neither reads.
+    Raises UnreadField for a field that is read neither there nor here.
     """
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
     fields = header.fields
-    if header.family in GGUF_CONFIG_ARCHS:  # transformers reads these families whole
+    if header.family in GGUF_CONFIG_ARCHS:  # transformers reads these families completely
         return
     mapped = _mapped(header.family)
     _heads(config, header, mapped)
@@ -112,7 +111,7 @@ def complete(config: Any, header: Header) -> None:
 
 
 def _mapped(family: str) -> dict[str, str | None]:
-    """The fields that transformers reads of a family, and what it calls them."""
+    """The fields of a family that transformers reads, with its names for them."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     plain = family.replace("-", "").replace("_", "")
@@ -129,7 +128,7 @@ def _set(config: Any, name: str, value: Any, field: str) -> None:
 
 
 def _heads(config: Any, header: Header, mapped: Mapping[str, str | None]) -> None:
-    """The size of a head's keys and values; without a field, the hidden size by the heads."""
+    """Set the head size of keys and values; without a field, hidden size / heads."""
     fields = header.fields
     if "attention.head_count" not in fields or mapped.get(_KEY, "head_dim") != "head_dim":
         return
@@ -144,16 +143,16 @@ def _heads(config: Any, header: Header, mapped: Mapping[str, str | None]) -> Non
     if _ROTATED not in fields:
         return
     rope = getattr(config, "rope_parameters", None) or {}
-    part = rope.get("partial_rotary_factor")
-    if int(size * (1.0 if part is None else part)) == fields[_ROTATED]:
+    fraction = rope.get("partial_rotary_factor")
+    if int(size * (1.0 if fraction is None else fraction)) == fields[_ROTATED]:
         return
-    if part is None:
+    if fraction is None:
         raise UnreadField(f"{header.family}.{_ROTATED}", fields[_ROTATED])
     rope["partial_rotary_factor"] = fields[_ROTATED] / size
 
 
 def _biases(config: Any, header: Header) -> None:
-    """Biases, which no field tells of."""
+    """Set the biases, for which there are no fields."""
     for name, tensors in (
         ("attention_bias", ("attn_q.bias", "attn_qkv.bias")),
         ("mlp_bias", ("ffn_gate.bias", "ffn_up.bias")),
@@ -170,7 +169,7 @@ def _rotary(config: Any, header: Header) -> None:
         if unread:
             raise UnreadField(f"{header.family}.{unread[0]}", fields[unread[0]])
         return
-    everywhere = rope.get(_FULL, rope)  # Gemma 3 scales its layers with full attention alone
+    everywhere = rope.get(_FULL, rope)  # Gemma 3 scales only its layers with full attention
     if _BASE in fields:
         everywhere["rope_theta"] = fields[_BASE]
     if _LOCAL_BASE in fields:
@@ -183,12 +182,12 @@ def _rotary(config: Any, header: Header) -> None:
     everywhere.update(scaling)
     if scaling.get("rope_type") == "longrope":
         original = "original_max_position_embeddings"
-        if hasattr(config, original):  # Phi-3 asks there
+        if hasattr(config, original):  # where Phi-3 reads it
             setattr(config, original, scaling[original])
 
 
 def _windows(config: Any, header: Header, mapped: Mapping[str, str | None]) -> None:
-    """The window of attention, and which layers have it."""
+    """Set the sliding window, and which layers have it."""
     fields, family = header.fields, header.family
     window = fields.get(_WINDOW)
     if window is not None and _WINDOW not in mapped:
@@ -196,11 +195,11 @@ def _windows(config: Any, header: Header, mapped: Mapping[str, str | None]) -> N
             config.sliding_window = window or None
         elif 0 < window < config.max_position_embeddings:
             raise UnreadField(f"{family}.{_WINDOW}", window)
-    if family not in _TURNS:
+    if family not in _SLIDING_PERIODS:
         if fields.get(_PATTERN):
             raise UnreadField(f"{family}.{_PATTERN}", fields[_PATTERN])
         return
-    pattern = fields.get(_PATTERN, _TURNS[family])
+    pattern = fields.get(_PATTERN, _SLIDING_PERIODS[family])
     layers = range(config.num_hidden_layers)
     if isinstance(pattern, list):
         if len(pattern) != len(layers):
@@ -212,28 +211,28 @@ def _windows(config: Any, header: Header, mapped: Mapping[str, str | None]) -> N
 
 
 def _attention_scale(config: Any, header: Header) -> None:
-    """By what queries are scaled, where a field or llama.cpp itself says so."""
+    """Set the scale of queries, from its field or llama.cpp's default."""
     scale, name = header.fields.get(_SCALE), "query_pre_attn_scalar"
     average = config.hidden_size // config.num_attention_heads
     size = getattr(config, "head_dim", None) or average
     if hasattr(config, name):
         by_hidden = (header.family, config.num_hidden_layers) in _SCALED_BY_HIDDEN
-        without = average if by_hidden else size
-        setattr(config, name, round(scale**-2) if scale else without)
+        default = average if by_hidden else size
+        setattr(config, name, round(scale**-2) if scale else default)
     elif scale and abs(scale * size**0.5 - 1) > 1e-4:
         raise UnreadField(f"{header.family}.{_SCALE}", scale)
 
 
 def unread_tensors(model: Any, header: Header) -> list[str]:
-    """The tensors of a file that have no place in `model`, of families whose places are known."""
+    """The tensors of a file that `model` does not have; only for families whose names are all known."""
     if header.family not in PLAIN_FAMILIES:
         return []
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
-    places = get_gguf_hf_weights_map(model, TensorProcessor(config={}))
-    return sorted(header.tensors - set(places) - set(TENSORS))
+    names = get_gguf_hf_weights_map(model, TensorProcessor(config={}))
+    return sorted(header.tensors - set(names) - set(TENSORS))
 
 
 def _shortest(value: Any) -> Any:
-    """A float32 read into a double (9.99999974e-06), as it was written (1e-05)."""
+    """A float32 that was read as a double (9.99999974e-06) as it was written (1e-05)."""
     return float(f"{value:.7g}") if isinstance(value, float) else value

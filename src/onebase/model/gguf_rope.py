@@ -1,7 +1,7 @@
-"""How a GGUF file scales its rotary embedding, as transformers' `rope_parameters` say it.
+"""The scaling of a GGUF file's rotary embedding as transformers' `rope_parameters`.
 
-llama.cpp keeps the scaling in fields (`rope.scaling.*`: linear and YaRN) or as one divisor a frequency
-in a tensor (`rope_freqs.weight` of Llama 3.1, `rope_factors_*.weight` of Phi-3).
+llama.cpp stores the scaling in fields (`rope.scaling.*`: linear and YaRN) or as a divisor for each
+frequency in a tensor (`rope_freqs.weight` of Llama 3.1, `rope_factors_*.weight` of Phi-3).
 """
 
 import math
@@ -23,13 +23,13 @@ _ORIGINAL = "rope.scaling.original_context_length"
 _YARN = {"rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow"}
 _EXTRAPOLATED = "rope.scaling.yarn_ext_factor"
 FIELDS = {_TYPE, _FACTOR, _OLD_FACTOR, *_ATTENTION, _ORIGINAL, *_YARN, _EXTRAPOLATED}
-_CLOSE = 1e-3  # of a divisor kept in 16 bits
+_CLOSE = 1e-3  # relative tolerance of a divisor stored in 16 bits
 
 Divisors = Mapping[str, NDArray[numpy.float32]]
 
 
 class UnreadField(ValueError):
-    """A field or tensor of the file that this model would compute without. `name` is its name."""
+    """A field or tensor `name` of the file that would be ignored."""
 
     def __init__(self, name: str, value: object = None) -> None:
         super().__init__(name)
@@ -39,13 +39,13 @@ class UnreadField(ValueError):
 def rope_scaling(
     fields: Mapping[str, Any], divisors: Divisors, *, theta: float, context: int
 ) -> dict[str, Any]:
-    """What `fields` and `divisors` of a file change in `rope_parameters`: nothing for no scaling.
+    """The `rope_parameters` for a file's `fields` and `divisors`; empty without scaling.
 
-    `fields` have no prefix of the family; `theta` is the base of the frequencies, `context` the
-    longest text in tokens. Raises UnreadField for what transformers can't compute.
+    `fields` are without the family's prefix; `theta` is the base of the frequencies, `context` the
+    context length in tokens. Raises UnreadField for a scaling that transformers does not support.
     """
     factor = float(fields.get(_FACTOR, 0.0) or fields.get(_OLD_FACTOR, 0.0))
-    kind = str(fields.get(_TYPE, "linear"))  # as llama.cpp supposes
+    kind = str(fields.get(_TYPE, "linear"))  # llama.cpp's default
     attention = math.prod(float(fields.get(name, 1.0)) for name in _ATTENTION)
     scales = kind not in ("none", "longrope") and factor not in (0.0, 1.0)
     if LONG in divisors or SHORT in divisors:
@@ -55,21 +55,21 @@ def rope_scaling(
     if FREQUENCIES in divisors:
         if scales:
             raise UnreadField(_TYPE, kind)
-        _plain_attention(fields, attention)
+        _require_unscaled_attention(fields, attention)
         return _llama3(divisors[FREQUENCIES], theta)
     if not scales:
-        _plain_attention(fields, attention)
+        _require_unscaled_attention(fields, attention)
         return {}
     if kind == "yarn":
         return _yarn(fields, factor, attention, context)
     if kind != "linear":
         raise UnreadField(_TYPE, kind)
-    _plain_attention(fields, attention)
+    _require_unscaled_attention(fields, attention)
     return {"rope_type": "linear", "factor": factor}
 
 
-def _plain_attention(fields: Mapping[str, Any], attention: float) -> None:
-    """Attention is scaled by YaRN and longrope alone."""
+def _require_unscaled_attention(fields: Mapping[str, Any], attention: float) -> None:
+    """Raise UnreadField for scaled attention, which only YaRN and longrope have."""
     if attention != 1.0:
         name = next(name for name in _ATTENTION if name in fields)
         raise UnreadField(name, fields[name])
@@ -78,19 +78,19 @@ def _plain_attention(fields: Mapping[str, Any], attention: float) -> None:
 def _yarn(
     fields: Mapping[str, Any], factor: float, attention: float, context: int
 ) -> dict[str, Any]:
-    """YaRN (arXiv:2309.00071), whose logits llama.cpp scales by `0.1 ln(factor) + 1` beside its own."""
+    """YaRN (arXiv:2309.00071); llama.cpp also scales its logits by `0.1 ln(factor) + 1`."""
     extrapolated = float(fields.get(_EXTRAPOLATED, 1.0))
     if extrapolated >= 0 and extrapolated != 1.0:
         raise UnreadField(_EXTRAPOLATED, extrapolated)
-    found: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": int(fields.get(_ORIGINAL, context)),
     }
-    found |= {name: float(fields[field]) for field, name in _YARN.items() if field in fields}
+    parameters |= {name: float(fields[field]) for field, name in _YARN.items() if field in fields}
     if attention != 1.0:
-        found["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
-    return found
+        parameters["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
+    return parameters
 
 
 def _longrope(
@@ -99,7 +99,7 @@ def _longrope(
     if LONG not in divisors or SHORT not in divisors or _ORIGINAL not in fields:
         raise UnreadField(LONG if LONG in divisors else SHORT)
     original = int(fields[_ORIGINAL])
-    found: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "rope_type": "longrope",
         "long_factor": [float(value) for value in divisors[LONG]],
         "short_factor": [float(value) for value in divisors[SHORT]],
@@ -107,43 +107,44 @@ def _longrope(
         "factor": context / original,
     }
     if any(name in fields for name in _ATTENTION):
-        found["attention_factor"] = attention
-    return found
+        parameters["attention_factor"] = attention
+    return parameters
 
 
 def _llama3(divisors: NDArray[numpy.float32], theta: float) -> dict[str, Any]:
-    """Llama 3.1's four numbers, found from what each frequency is divided by.
+    """Llama 3.1's four parameters, computed from the divisors of the frequencies.
 
-    A wavelength up to `original / high` is left as it is, one from `original / low` on is divided by
-    `factor`, and between them the inverse of the divisor goes linearly in `original / wavelength`.
-    Only `original / high` and `original / low` show, so `low` is 1 here.
+    The frequency of a wavelength up to `original / high` is unchanged, that of one from `original / low`
+    on is divided by `factor`; between them the inverse of the divisor is linear in
+    `original / wavelength`. Only `original / high` and `original / low` can be determined, so `low` is
+    set to 1.
     """
     factor = float(divisors.max())
     if abs(factor - 1) < _CLOSE and abs(float(divisors.min()) - 1) < _CLOSE:
         return {}
     size = len(divisors)
-    turns = 2 * math.pi * theta ** (numpy.arange(size, dtype=numpy.float64) / size)
-    kept = divisors < 1 + _CLOSE
-    whole = divisors > factor * (1 - _CLOSE)
-    between = numpy.flatnonzero(~kept & ~whole)
-    # How far each is from being divided: 0 at `original / low`, 1 at `original / high`.
-    smooth = (1 / divisors.astype(numpy.float64) - 1 / factor) / (1 - 1 / factor)
+    wavelengths = 2 * math.pi * theta ** (numpy.arange(size, dtype=numpy.float64) / size)
+    unchanged = divisors < 1 + _CLOSE
+    divided = divisors > factor * (1 - _CLOSE)
+    between = numpy.flatnonzero(~unchanged & ~divided)
+    # The interpolation weight of each: 0 at `original / low`, 1 at `original / high`.
+    weights = (1 / divisors.astype(numpy.float64) - 1 / factor) / (1 - 1 / factor)
     high = 4.0
     if len(between) > 1:
         first, last = between[0], between[-1]
-        slope = (smooth[first] - smooth[last]) / (1 / turns[first] - 1 / turns[last])
-        offset = smooth[first] - slope / turns[first]
+        slope = (weights[first] - weights[last]) / (1 / wavelengths[first] - 1 / wavelengths[last])
+        offset = weights[first] - slope / wavelengths[first]
         high = 1 - 1 / offset
         original = slope * (high - 1)
     elif len(between) == 1:
-        original = turns[between[0]] * (1 + 3 * smooth[between[0]])
+        original = wavelengths[between[0]] * (1 + 3 * weights[between[0]])
     else:
-        original = turns[whole].min()
-        high = original / turns[kept].max() if kept.any() else high
+        original = wavelengths[divided].min()
+        high = original / wavelengths[unchanged].max() if unchanged.any() else high
     original = round(original) if abs(original - round(original)) < _CLOSE * original else original
     if abs(high - round(high)) < 10 * _CLOSE:
         high = float(round(high))
-    expected = numpy.clip((original / turns - 1) / (high - 1), 0, 1)
+    expected = numpy.clip((original / wavelengths - 1) / (high - 1), 0, 1)
     expected = 1 / ((1 - expected) / factor + expected)
     if not numpy.allclose(expected, divisors, rtol=5 * _CLOSE):
         raise UnreadField(FREQUENCIES)

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a linear layer and an embedding that hold integers with a scale for each row."""
+"""8-bit weights: a linear layer and an embedding that hold int8 with a scale for each row."""
 
 import ctypes
 import mmap
@@ -12,7 +12,7 @@ _LINUX = sys.platform.startswith("linux")
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix as int8, and the scale of each row, [rows, 1]."""
+    """A matrix rounded to int8, and the scale of each row, [rows, 1]."""
     weight = weight.float()
     scale = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale).round().to(torch.int8), scale
@@ -21,8 +21,8 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Linear):
     """A frozen linear layer whose weight is int8, [outputs, inputs], with a scale for each row.
 
-    The weight is restored for each product and not kept, in the backward pass too. Scales are
-    fp32 whatever `compute`, the type it is restored in: 16 bits can't tell 127 steps apart.
+    The weight is dequantized to the dtype `compute` for each product, also in the backward pass, and
+    then dropped. Scales are always fp32: 16 bits can't represent 127 steps precisely enough.
     """
 
     scale: Tensor
@@ -39,11 +39,11 @@ class Int8Linear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, weight: Tensor, compute: torch.dtype) -> Self:
-        """A linear layer with its weight rounded, which is given where it may be moved first."""
+        """`linear` with `weight`, its own weight on any device, rounded to int8."""
         return cls(*rounded(weight), linear.bias, compute)
 
     def restored(self) -> Tensor:
-        """The weight in floating point."""
+        """The dequantized weight."""
         return (self.weight.data * self.scale).to(self._compute)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -53,13 +53,13 @@ class Int8Linear(nn.Linear):
 
 
 class Int8Embedding(nn.Embedding):
-    """A frozen embedding whose rows are int8 with a scale each; `factor` multiplies what is looked up."""
+    """A frozen embedding of int8 rows with a scale each; the output is multiplied by `factor`."""
 
     scale: Tensor
 
     def __init__(self, weight: nn.Parameter, scale: Tensor, factor: float) -> None:
         rows, width = weight.shape
-        # With its weight given, or torch would draw one, for which it imports its compiler.
+        # Without a given weight torch would draw one, for which it imports its compiler.
         super().__init__(rows, width, _weight=weight.data, _freeze=True)
         self.weight = weight
         self.factor = factor
@@ -83,10 +83,10 @@ class _Int8Product(torch.autograd.Function):
 
 
 def discard(weight: Tensor) -> None:
-    """Tell the system that a weight's memory won't be read again.
+    """Tell the system that a weight's memory will not be read again.
 
-    Checkpoints are mapped into memory, and the mapping lives as long as one of its tensors does.
-    Without this, everything that was read once would count as this process's memory.
+    Checkpoints are mapped into memory, and a mapping lives as long as one of its tensors. Without
+    this, every page read once would count as this process's memory.
     """
     if not _LINUX or weight.device.type != "cpu":
         return

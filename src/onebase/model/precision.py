@@ -1,13 +1,13 @@
-"""The precision a base is held in: floating point as it is, or its linear layers quantized.
+"""The precision of a base: floating point, or quantized linear layers.
 
 `nf4` is QLoRA's 4-bit NormalFloat (Dettmers et al. 2023, section 3), through bitsandbytes. `int8`
-quantizes the weights alone, a scale for each row. (LLM.int8() of Dettmers et al. 2022 quantizes
-inputs too, which costs small bases their language, and its outlier columns depend on the whole
-batch: a request's answer would too.) Only the linear layers inside the decoder layers are
-quantized; embeddings, norms and the head stay in floating point.
+quantizes only the weights, with a scale for each row. (LLM.int8() of Dettmers et al. 2022 also
+quantizes inputs, which ruins small bases; and its outlier columns depend on the whole batch, so a
+request's answer would too.) Only the linear layers inside the decoder layers are quantized;
+embeddings, norms and the head stay in floating point.
 
-`w8a8` is for answering on a CPU (engine/lean): the weights as in `int8`, the embedding and the head too,
-and integer products with activations that are rounded row by row.
+`w8a8` is for answering on a CPU (engine/lean): weights as in `int8`, also of the embedding and the
+head, and integer products with activations that are rounded row by row.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from onebase.model.int8 import Int8Embedding, Int8Linear, discard
 from onebase.model.w8a8 import hold_w8a8
 
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4", "w8a8"]
-# It warns of optional kernels on a hub, and at every product of casts that are meant.
+# It warns about optional kernels on a hub and, at every product, about intended casts.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 PRECISIONS: tuple[str, ...] = get_args(PrecisionName)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,9 +37,9 @@ _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 @dataclass(frozen=True)
 class Precision:
-    """`name` of the precision; `compute`, the type its products are made in and that everything
-    not quantized is held in; for nf4, whether the scales of the 4-bit blocks are quantized too
-    (`double_quantization`, QLoRA section 3: .37 bits a weight less).
+    """The `name` of a precision; `compute`, the dtype of its products and of everything that is not
+    quantized; for nf4, whether the scales of the 4-bit blocks are quantized too
+    (`double_quantization`, QLoRA section 3, which saves .37 bits per weight).
     """
 
     name: str
@@ -48,12 +48,12 @@ class Precision:
 
     @property
     def quantized(self) -> bool:
-        """Whether linear layers hold less than floating point."""
+        """Whether linear layers are quantized."""
         return self.name in _QUANTIZED
 
     @property
     def text(self) -> str:
-        """As `choose` reads it: `fp32`, `nf4:bf16`, `nf4:fp32:single`."""
+        """The text that `choose` reads: `fp32`, `nf4:bf16`, `nf4:fp32:single`."""
         if not self.quantized or self.name == "w8a8":
             return self.name
         single = self.name == "nf4" and not self.double_quantization
@@ -67,17 +67,17 @@ class Precision:
 
 
 def of_type(kind: torch.dtype) -> Precision:
-    """The floating-point precision of weights of type `kind`."""
+    """The floating-point precision for weights of dtype `kind`."""
     return Precision(_NAMES.get(kind, str(kind).removeprefix("torch.")), kind)
 
 
 def choose(text: str | None, *, device: str, stored: torch.dtype) -> Precision:
-    """The precision that `text` names on `device`, for weights that their files hold as `stored`.
+    """The precision named `text` on `device`, for weights stored with dtype `stored`.
 
-    `text` is one of PRECISIONS; a quantized one may be followed by the type it computes in, and
-    nf4 by `single` (nf4:bf16, nf4:single, nf4:bf16:single). None takes fp32 on a CPU, where
-    products in 16 bits are mostly emulated, and the files' own type on a GPU; quantized bases
-    compute in fp32 on a CPU and in bf16 on a GPU. Raises UsageError for any other text.
+    `text` is one of PRECISIONS; a quantized one may be followed by the dtype that it computes in, and
+    nf4 by `single` (nf4:bf16, nf4:single, nf4:bf16:single). None means fp32 on a CPU, where 16-bit
+    products are mostly emulated, and the stored dtype on a GPU. Quantized bases compute in fp32 on a
+    CPU and in bf16 on a GPU by default. Raises UsageError for any other text.
     """
     on_cpu = device.startswith("cpu")
     if text is None:
@@ -87,15 +87,15 @@ def choose(text: str | None, *, device: str, stored: torch.dtype) -> Precision:
         raise unknown("precision", "精度", name, PRECISIONS)
     if name in _TYPES:
         if rest:
-            raise _more(text, name, [])
+            raise _invalid_option(text, name, [])
         return Precision(name, _TYPES[name])
     if name == "w8a8":
         if rest:
-            raise _more(text, name, [])
+            raise _invalid_option(text, name, [])
         if not on_cpu:
             raise UsageError(
-                say("w8a8 is computed on a CPU.", "w8a8 只能在 CPU 上计算。"),
-                say("Choose bf16 or int8 on a GPU.", "在 GPU 上请选择 bf16 或 int8。"),
+                say("w8a8 runs on a CPU only.", "w8a8 只能在 CPU 上计算。"),
+                say("Use bf16 or int8 on a GPU.", "在 GPU 上请使用 bf16 或 int8。"),
             )
     compute = _TYPES["fp32" if on_cpu else "bf16"]
     double = True
@@ -105,27 +105,27 @@ def choose(text: str | None, *, device: str, stored: torch.dtype) -> Precision:
         elif word == "single" and name == "nf4":
             double = False
         else:
-            raise _more(text, word, [*_TYPES, *(["single"] if name == "nf4" else [])])
+            raise _invalid_option(text, word, [*_TYPES, *(["single"] if name == "nf4" else [])])
     return Precision(name, compute, double)
 
 
-def _more(text: str, word: str, valid: Sequence[str]) -> UsageError:
+def _invalid_option(text: str, word: str, valid: Sequence[str]) -> UsageError:
     if valid:
         return unknown("word in a precision", "精度中的词", word, valid)
     return UsageError(
         say(
-            f"precision {text!r}: nothing goes behind {word}.",
-            f"精度 {text!r}：{word} 之后不能再写。",
+            f"precision {text!r}: {word} takes no options.",
+            f"精度 {text!r}：{word} 之后不能带其他选项。",
         ),
-        say(f"Write {word} alone, or nf4:bf16.", f"请只写 {word}，或写成 nf4:bf16。"),
+        say(f"Write just {word}, or nf4:bf16.", f"请只写 {word}，或写成 nf4:bf16。"),
     )
 
 
 def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) -> None:
-    """Change `model` in place to `precision`, on `device`; `linears` names the layers that may be
+    """Convert `model` in place to `precision` on `device`; `linears` names the layers that may be
     quantized.
 
-    Raises OnebaseError where bitsandbytes is missing.
+    Raises OnebaseError if bitsandbytes is needed and missing.
     """
     if precision.name == "w8a8":
         hold_w8a8(model, linears)
@@ -135,7 +135,7 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _quantized(linear, precision, device))
             discard(linear.weight)
-    # Parameter by parameter: `model.to` would convert the quantized ones too.
+    # One parameter at a time: `model.to` would convert the quantized ones too.
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dtype != torch.int8 and not (_is_quantized(module) and key == "weight"):
@@ -146,17 +146,17 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
                     discard(before)
         for key, buffer in module.named_buffers(recurse=False):
             module._buffers[key] = buffer.to(device)
-    _give_back()
+    _trim_memory()
 
 
 def weight_of(linear: nn.Linear) -> Tensor:
-    """A linear layer's weight in floating point, [outputs, inputs], quantized or not."""
+    """A linear layer's weight in floating point, [outputs, inputs], dequantized if necessary."""
     if not _is_quantized(linear):
         return linear.weight.data
     if isinstance(linear, Int8Linear):
         return linear.restored()
     weight: Any = linear.weight
-    restored: Tensor = _library().functional.dequantize_4bit(weight.data, weight.quant_state)
+    restored: Tensor = _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
     return restored
 
 
@@ -168,7 +168,7 @@ def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linea
     if precision.name == "int8":
         return Int8Linear.of(linear, linear.weight.data.to(device), precision.compute)
     weight = linear.weight.data.to(device, precision.compute)
-    bnb = _library()
+    bnb = _bitsandbytes()
     module: Any = bnb.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -184,15 +184,15 @@ def _quantized(linear: nn.Linear, precision: Precision, device: str) -> nn.Linea
         module=module,
     ).to(device)
     module.bias = linear.bias
-    # Where the CPU has bfloat16 instructions the library would answer in bfloat16, whatever the
-    # compute type, but only outside training.
+    # On a CPU with bfloat16 instructions the library would compute in bfloat16 outside training,
+    # whatever the compute dtype.
     module.support_avx512bf16_for_cpu = False
     layer: nn.Linear = module.eval()
     return layer
 
 
-def _library() -> Any:
-    # Imported late: it takes seconds, and only quantized bases need it.
+def _bitsandbytes() -> Any:
+    # Late: the import takes seconds, and only quantized bases need it.
     try:
         import bitsandbytes
     except (ImportError, OSError) as error:
@@ -206,8 +206,8 @@ def _library() -> Any:
     return bitsandbytes
 
 
-def _give_back() -> None:
-    """Have the C library return what it keeps of freed memory: converting leaves hundreds of MB."""
+def _trim_memory() -> None:
+    """Make the C library return freed memory to the system; after a conversion that is hundreds of MB."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _LINUX else None
     if trim is not None:
         trim(0)

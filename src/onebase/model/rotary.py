@@ -1,9 +1,9 @@
-"""Rotary embeddings whose frequencies depend on the longest text of a pass, held at one value.
+"""Fixing rotary embeddings whose frequencies depend on the longest text of a pass.
 
-transformers chooses these frequencies by the largest position at hand: `longrope` (Phi-3) has a second
-set beyond `original_max_position_embeddings`, `dynamic` NTK grows with every token beyond
-`max_position_embeddings`, and a module keeps what it has grown to. A long text in a pack would change
-its neighbours. Up to that border the frequencies are constant, so texts are held within it.
+transformers chooses these frequencies by the largest position in a pass: `longrope` (Phi-3) has a
+second set beyond `original_max_position_embeddings`; `dynamic` NTK changes with every token beyond
+`max_position_embeddings`, and its module keeps the change. A long text in a pack would thus change the
+results of its neighbours. Up to that limit the frequencies are constant, so longer texts are refused.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class RotaryLimit:
-    """The rope type of a model, as transformers calls it, and the longest text in tokens for which its
-    frequencies are constant.
+    """The rope type of a model in transformers, and the number of tokens up to which its frequencies are
+    constant.
     """
 
     kind: str
     tokens: int
 
 
-def hold_rotary(model: nn.Module) -> RotaryLimit | None:
-    """Keep the frequencies of short texts, whatever the model is asked or has been asked; how long a
-    text they are right for, where there is a limit.
+def fix_rotary(model: nn.Module) -> RotaryLimit | None:
+    """Fix the frequencies at those of short texts. Returns the limit up to which they are valid, if
+    there is one.
     """
     limits = []
     module: Any
@@ -44,7 +44,7 @@ def hold_rotary(model: nn.Module) -> RotaryLimit | None:
 
 
 def _depends_on_length(kind: str) -> bool:
-    return kind == "longrope" or "dynamic" in kind  # transformers asks the same
+    return kind == "longrope" or "dynamic" in kind  # the same condition as in transformers
 
 
 def _limit(module: Any, kind: str, parameters: dict[str, Any]) -> RotaryLimit:
@@ -54,5 +54,5 @@ def _limit(module: Any, kind: str, parameters: dict[str, Any]) -> RotaryLimit:
 
 
 def _reset(module: Any, prefix: str) -> None:
-    """The frequencies as they were before any text."""
+    """Restore the initial frequencies."""
     getattr(module, f"{prefix}inv_freq").copy_(getattr(module, f"{prefix}original_inv_freq"))

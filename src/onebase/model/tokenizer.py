@@ -1,4 +1,4 @@
-"""A tokenizer read from its files."""
+"""Reading a tokenizer from its files."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
-    """The tokenizer in `folder`, or in the GGUF file of that name there.
+    """The tokenizer in `folder`, or in its file `gguf_file`.
 
-    Raises one of `weights.READ_ERRORS` when its files are damaged.
+    Raises one of `weights.READ_ERRORS` if the files are damaged.
     """
     # Late, as in read_model.
     from transformers import AutoTokenizer
@@ -22,20 +22,20 @@ def read_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
 
     if gguf_file is None and is_chatglm(folder):
         return ChatGLMTokenizer(folder / "tokenizer.model", generation=generation(folder) or 2)
-    if gguf_file is None and (own := _saved_chatglm(folder)) is not None:
-        return own
+    if gguf_file is None and (saved := _saved_chatglm(folder)) is not None:
+        return saved
     source = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         return AutoTokenizer.from_pretrained(folder, **source)
     except Exception as error:
-        # The tokenizers library raises Exception itself for a vocabulary that contradicts itself.
+        # The tokenizers library raises plain Exception for an inconsistent vocabulary.
         if type(error) is Exception:
             raise ValueError(str(error)) from error
         raise
 
 
 def _saved_chatglm(folder: Path) -> "ChatGLMTokenizer | None":
-    """ChatGLM's tokenizer beside a model that full fine-tuning saved in transformers' layout."""
+    """ChatGLM's tokenizer with a model that full fine-tuning saved in transformers' layout."""
     config, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.model"
     if not (config.is_file() and vocabulary.is_file()):
         return None

@@ -1,7 +1,7 @@
-"""A base in w8a8: every weight that a product reads as int8, the embedding too.
+"""A base in w8a8: the weights of all products, and of the embedding, as int8.
 
-The rounded weights are kept in the cache, one file for a base, and the next process maps that file: it
-neither reads the base's own weights whole nor rounds them again.
+The rounded weights are stored in the cache, one file per base. The next process maps that file instead
+of reading all of the base's own weights and rounding them again.
 """
 
 import hashlib
@@ -18,64 +18,68 @@ from torch import Tensor, nn
 from onebase.model.cache import results_root
 from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
 
-_FORM = "2"  # of the file; one of another form is not read
+_FORMAT_VERSION = "2"  # of the file; other versions are not read
 EMBEDDING, HEAD = "embedding", "head"
 
 
 def folder() -> Path:
-    """Where rounded weights and what was measured of them are kept."""
+    """The folder of rounded weights and of measurements on them."""
     return results_root() / "w8a8"
 
 
 def identity(model: Any, linears: Sequence[str]) -> str:
-    """A hash of all that is rounded of a model. 16 hexadecimal digits."""
+    """A hash of all weights of a model that are rounded, in 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
-    ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-    for weight in (*(model.get_submodule(name).weight for name in linears), *ends):
+    embeddings = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    for weight in (*(model.get_submodule(name).weight for name in linears), *embeddings):
         digest.update(f"{weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
-    """Change a model in place, layer by layer, so that never more than one weight is there twice."""
+    """Convert a model in place, one weight at a time, so that at most one weight is in memory twice."""
     weights = identity(model, linears)
-    kept = read_rounded(weights)
-    made: dict[str, Tensor] = {}
+    stored = read_rounded(weights)
+    new: dict[str, Tensor] = {}
 
-    def both(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        parts = (f"{name}.weight", f"{name}.scale")
-        if kept is not None and all(part in kept for part in parts):
-            return kept[parts[0]], kept[parts[1]]
-        made[parts[0]], made[parts[1]] = rounded(weight.data)
-        return made[parts[0]], made[parts[1]]
+    def weight_and_scale(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        keys = (f"{name}.weight", f"{name}.scale")
+        if stored is not None and all(key in stored for key in keys):
+            return stored[keys[0]], stored[keys[1]]
+        new[keys[0]], new[keys[1]] = rounded(weight.data)
+        return new[keys[0]], new[keys[1]]
 
     for name in linears:
         linear = model.get_submodule(name)
         parent = model.get_submodule(name.rpartition(".")[0])
-        own = Int8Linear(*both(name, linear.weight), linear.bias, torch.float32)
-        setattr(parent, name.rpartition(".")[2], own)
+        layer = Int8Linear(*weight_and_scale(name, linear.weight), linear.bias, torch.float32)
+        setattr(parent, name.rpartition(".")[2], layer)
         discard(linear.weight)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    last = Int8Linear(*both(HEAD, head.weight), head.bias, torch.float32)
+    int8_head = Int8Linear(*weight_and_scale(HEAD, head.weight), head.bias, torch.float32)
     tied = head.weight is embedding.weight
-    rows, scale = (last.weight.data, last.scale) if tied else both(EMBEDDING, embedding.weight)
+    rows, scale = (
+        (int8_head.weight.data, int8_head.scale)
+        if tied
+        else weight_and_scale(EMBEDDING, embedding.weight)
+    )
     weight = nn.Parameter(rows, requires_grad=False)
     factor = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma 3 scales inside
     model.set_input_embeddings(Int8Embedding(weight, scale, factor))
-    model.set_output_embeddings(last)
+    model.set_output_embeddings(int8_head)
     discard(head.weight)
     discard(embedding.weight)
-    if made:
-        keep_tensors(_file(weights), {**(kept or {}), **made}, {"form": _FORM})
+    if new:
+        store_tensors(_file(weights), {**(stored or {}), **new}, {"form": _FORMAT_VERSION})
 
 
 def _file(weights: str) -> Path:
     return folder() / f"{weights}.safetensors"
 
 
-def keep_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file of the cache, whole or not at all; a cache that can't be written to does without."""
+def store_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a cache file atomically; errors of a cache that can't be written to are ignored."""
     partial = file.with_name(f".{file.name}.partial")
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +90,11 @@ def keep_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def read_rounded(weights: str) -> dict[str, Tensor] | None:
-    """The rounded weights of that identity, by name; None where there is nothing sound."""
+    """The rounded weights of the identity `weights`, by name; None if there is no valid file."""
     file = _file(weights)
     try:
         with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("form") != _FORM:
+            if (opened.metadata() or {}).get("form") != _FORMAT_VERSION:
                 return None
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):

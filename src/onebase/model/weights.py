@@ -1,4 +1,4 @@
-"""A causal language model read from its files: all of it, or an error."""
+"""Reading a causal language model from its files, with an error for missing weights."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from onebase.language import say
 from onebase.model.chatglm_config import is_chatglm
 
-# What transformers and the readers under it raise for files that are damaged or don't belong.
+# The errors that transformers and its readers raise for damaged or unsuitable files.
 READ_ERRORS = (
     ValueError,
     KeyError,
@@ -18,7 +18,7 @@ READ_ERRORS = (
     OSError,
     RuntimeError,
     SafetensorError,
-    StrictDataclassError,  # a configuration that contradicts itself
+    StrictDataclassError,  # an inconsistent configuration
 )
 
 
@@ -29,12 +29,12 @@ def read_model(
     gguf_file: str | None = None,
     config: Any = None,
 ) -> Any:
-    """The model in `folder`, or in the GGUF file of that name there; `config` in place of its own.
+    """The model in `folder`, or in its file `gguf_file`; `config` replaces its own configuration.
 
-    transformers fills a weight that the files lack with random numbers; here that is a ValueError.
-    Raises one of READ_ERRORS for any other damage.
+    transformers fills missing weights with random numbers; here they raise ValueError. Raises one of
+    READ_ERRORS for any other damage.
     """
-    # Late: transformers' models take seconds to import, and much that knows of bases needs none.
+    # Late: transformers' models take seconds to import, and much of the code here needs none.
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -46,7 +46,7 @@ def read_model(
     if config is not None:
         source["config"] = config
     if logging.get_verbosity() >= logging.ERROR:
-        logging.disable_progress_bar()  # who wants errors alone wants no bar
+        logging.disable_progress_bar()  # no progress bar if only errors are wanted
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, output_loading_info=True, **source
     )
@@ -54,8 +54,8 @@ def read_model(
     if missing:
         raise ValueError(
             say(
-                f"it lacks {len(missing)} weights, {missing[0]} among them",
-                f"缺少 {len(missing)} 个权重，其中有 {missing[0]}",
+                f"{len(missing)} weights are missing, such as {missing[0]}",
+                f"缺少 {len(missing)} 个权重，例如 {missing[0]}",
             )
         )
     return model

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onebase.adapters.full import FULL
-from onebase.adapters.record import RECORD
+from onebase.adapters.onebase_json import RECORD
 from onebase.adapters.store import MODEL, WEIGHTS, AdapterStore, StoredAdapter
 from onebase.engine.pool import BASE_TASK
 from onebase.errors import UsageError

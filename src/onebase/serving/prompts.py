@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Sequence
 
 from onebase.data.example import Turn
-from onebase.data.places import with_places, without_marks
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import with_placeholders, without_marks
 from onebase.engine.pool import LoadedTask
 from onebase.language import say
 from onebase.serving.errors import bad_field
@@ -83,7 +83,7 @@ def _with_instruction(template: Template, turns: Sequence[Turn], param: str) -> 
         return rest
     if not instruction:
         return [Turn("system", own), *rest]
-    if with_places(instruction) != instruction:
+    if with_placeholders(instruction) != instruction:
         raise bad_field(
             param,
             say(

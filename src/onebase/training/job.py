@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from onebase.adapters.methods import METHODS, own_settings, parse_options, parts_of
+from onebase.adapters.methods import METHODS, parse_options, parts_of, settings_by_method
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.training.yaml_file import read_yaml
@@ -81,7 +81,7 @@ class Job:
 
     def options(self) -> tuple[TrainOptions, dict[str, Any]]:
         """The training options, and the methods' own settings. Raises UsageError."""
-        own, rest = own_settings(self.method, self.set)
+        own, rest = settings_by_method(self.method, self.set)
         for key in rest:
             if key not in TrainOptions.model_fields:
                 fields_of = [METHODS[name].options.model_fields for name in own]

@@ -14,15 +14,15 @@ from torch import Tensor
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL, trainable_copy
-from onebase.adapters.methods import METHODS, build_adapter, own_settings, parts_of
+from onebase.adapters.methods import METHODS, build_adapter, parts_of, settings_by_method
 from onebase.data.check import left_out, no_end, rewritten
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
 from onebase.data.formats import load_dataset, require_good
-from onebase.data.places import without_marks
 from onebase.data.rendering import rendered_examples, without_room
 from onebase.data.split import split
 from onebase.data.template import Template
+from onebase.data.virtual_tokens import without_marks
 from onebase.engine.rows import TokenRow
 from onebase.engine.trunk import depth
 from onebase.errors import DataError
@@ -366,7 +366,7 @@ class Learner:
 
 def parameter_groups(adapter: Adapter, job: Job) -> list[dict[str, Any]]:
     """An optimizer's parameter groups: each method's learning rate, and LoRA+'s for `b`."""
-    own, _ = own_settings(job.method, job.set)
+    own, _ = settings_by_method(job.method, job.set)
     rates, beta2s = job.rates(), job.beta2s()
     groups = []
     for name in parts_of(job.method):

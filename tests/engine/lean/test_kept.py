@@ -24,8 +24,8 @@ from onebase.engine.pool import LoadedTask
 from onebase.engine.request import Chunk, Request
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
-from onebase.model.ends import end_tokens
-from onebase.model.kept_tokenizer import KeptTokenizer, tokenizer_record
+from onebase.model.eos import end_tokens
+from onebase.model.standalone_tokenizer import StandaloneTokenizer, tokenizer_record
 from onebase.model.w8a8 import folder
 
 TURNS = [
@@ -177,7 +177,7 @@ def test_a_kept_tokenizer_is_the_same(make_base: Callable[..., Base]) -> None:
     plain = make_base().tokenizer
     record = tokenizer_record(plain)
     assert record is not None
-    own = KeptTokenizer(json.loads(json.dumps(record)))
+    own = StandaloneTokenizer(json.loads(json.dumps(record)))
     for text in ("", " the parcel<|im_end|> 你好", "hello\n" * 50):
         assert own(text)["input_ids"] == plain(text)["input_ids"]
     for prompt in (True, False):
@@ -216,4 +216,4 @@ def test_a_template_may_refuse_a_conversation(make_base: Callable[..., Base]) ->
     record = tokenizer_record(tokenizer)
     assert record is not None
     with pytest.raises(Exception, match="no system"):
-        KeptTokenizer(record).apply_chat_template(TURNS)
+        StandaloneTokenizer(record).apply_chat_template(TURNS)

@@ -24,10 +24,10 @@ from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
 from onebase.model.fetch import lasting_name
 from onebase.model.int8 import Int8Embedding, Int8Linear
-from onebase.model.kept_tokenizer import KeptTokenizer, tokenizer_record
 from onebase.model.precision import choose
 from onebase.model.rotary import RotaryLimit
-from onebase.model.w8a8 import EMBEDDING, HEAD, folder, keep_tensors, read_rounded
+from onebase.model.standalone_tokenizer import StandaloneTokenizer, tokenizer_record
+from onebase.model.w8a8 import EMBEDDING, HEAD, folder, read_rounded, store_tensors
 
 _FORM = "2"  # of the file; one of another form is not read
 _ATTRIBUTES = ("scaling", "sliding_window")  # of an attention module, where it has them
@@ -52,7 +52,9 @@ class KeptBase:
             model = KeptModel(record, {**rounded, **self._tensors})
         except KeyError:
             return None
-        base = Base(model, KeptTokenizer(record["tokenizer"]), name=lasting_name(name), path=path)
+        base = Base(
+            model, StandaloneTokenizer(record["tokenizer"]), name=lasting_name(name), path=path
+        )
         base.rotary = None if record["limit"] is None else RotaryLimit(**record["limit"])
         base.precision = choose("w8a8", device="cpu", stored=torch.float32)
         vars(base).update({key: record[key] for key in ("fingerprint", "content")})
@@ -142,7 +144,7 @@ def keep(base: Base, path: Path, file: Path, weights: str) -> None:
     if found is None or kept_file(path) != file:
         return
     record, tensors = found
-    keep_tensors(file, tensors, {"form": _FORM, "record": json.dumps(record)})
+    store_tensors(file, tensors, {"form": _FORM, "record": json.dumps(record)})
 
 
 def kept(file: Path) -> KeptBase | None:

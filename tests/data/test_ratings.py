@@ -1,4 +1,4 @@
-"""Answers that a column judges or rates are not learned as good ones."""
+"""Answers with a rating or a good-or-bad label are not trained on as good answers."""
 
 import shlex
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""What of an adapter's record goes with it to another workspace: a file that PEFT passes over, with what
-PEFT's own files have no place for (labels, the template, a reward model's scale).
+"""The part of an adapter's record that goes with it to another workspace.
+
+PEFT ignores this file. It holds what PEFT's own files have no place for: labels, the template, the
+scale of a reward model's scores.
 """
 
 import json
@@ -8,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onebase.adapters.peft_config import AdapterFolder
-from onebase.adapters.record import RECORD
+from onebase.adapters.adapter_folder import AdapterFolder
+from onebase.adapters.onebase_json import RECORD
 from onebase.language import say
 
 REWARD_HEAD = "reward"
@@ -31,7 +33,7 @@ def _is_template(value: object) -> bool:
 
 
 def _is_plain(value: object, depth: int = 3) -> bool:
-    """Whether a value holds only text and finite numbers, nested at most `depth` levels."""
+    """Whether a value holds only texts and finite numbers, nested at most `depth` levels."""
     if isinstance(value, dict):
         return depth > 0 and all(_is_plain(item, depth - 1) for item in value.values())
     if isinstance(value, list):
@@ -47,7 +49,7 @@ def _are_labels(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(label, str) and label for label in value)
 
 
-# The fields that go with an adapter, and the test of each.
+# The fields that go with an adapter, each with a check of its value.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         ("task", "base", "base_fingerprint", "method", "sha256"), lambda v: isinstance(v, str)
@@ -61,21 +63,22 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 def portable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a version's record that mean the same elsewhere: no paths, no run."""
+    """The fields of a version's record that are valid in another workspace: no paths, no run."""
     return {field: record[field] for field in _FIELDS if field in record}
 
 
 def read_portable(folder: AdapterFolder) -> dict[str, Any]:
-    """The fields that `portable` left in `folder`, or that a version's own record has; empty where there
-    is no such file. Raises CorruptFileError for a field that can't be used.
+    """The portable fields of the record in `folder`; empty if there is no such file.
+
+    Raises CorruptFileError for a field that can't be used.
     """
     file = folder.path / RECORD
     if not file.is_file():
         return {}
     remedy = say(
-        f"Put back a copy of {RECORD}, or delete it: the adapter is then imported without its labels "
-        "and template.",
-        f"请从备份恢复 {RECORD}，或将其删除：适配器将在没有标签和模板的情况下导入。",
+        f"Restore {RECORD} from a backup, or delete it to import the adapter without its labels and "
+        "template.",
+        f"请从备份恢复 {RECORD}，或将其删除，适配器将不带标签和模板导入。",
     )
     try:
         if file.stat().st_size > _LARGEST:
@@ -88,26 +91,26 @@ def read_portable(folder: AdapterFolder) -> dict[str, Any]:
         raise folder.damaged(RECORD, str(error), remedy) from error
     if not isinstance(content, dict):
         raise folder.damaged(RECORD, say("not a JSON object", "不是 JSON 对象"), remedy)
-    found = portable(content)
-    for field, value in found.items():
+    fields = portable(content)
+    for field, value in fields.items():
         if not _FIELDS[field](value):
             reason = say(f"{field} is {value!r:.100}", f"{field} 为 {value!r:.100}")
             raise folder.damaged(RECORD, reason, remedy)
-    return found
+    return fields
 
 
 def score_scale(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`score_mean` and `score_deviation` as a reward model's record has them: 0 and 1, a score as the
-    head gives it, where they are not known.
+    """`score_mean` and `score_deviation` of a reward model's record; 0 and 1, which leave the head's
+    scores unchanged, if they are unknown.
     """
-    mean, deviation = metrics.get("score_mean"), metrics.get("score_deviation")
-    known = [_finite(mean), _finite(deviation)]
-    if None in known or not known[1]:
+    mean, deviation = _finite(metrics.get("score_mean")), _finite(metrics.get("score_deviation"))
+    if mean is None or not deviation:
         return {"score_mean": 0.0, "score_deviation": 1.0}
-    return {"score_mean": float(known[0] or 0.0), "score_deviation": float(known[1])}
+    return {"score_mean": mean, "score_deviation": deviation}
 
 
 def _finite(value: object) -> float | None:
+    """`value` as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

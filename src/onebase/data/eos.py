@@ -1,7 +1,7 @@
-"""What ends an answer, from the text that a layout writes after one.
+"""The end of an answer: end tokens and stop strings, from the text that a layout writes after one.
 
-Training learns that text, so generation stops at it. As a rule it is one control token. A layout can
-also write plain text there (`### End`), which is then a stop string.
+That text is in the loss, so generation stops at it. It is usually one control token. A layout can also
+write plain text (`### End`), which then is a stop string.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ends:
-    """The `tokens` that end an answer, and the `texts` that do, spelt with their control tokens."""
+    """The end `tokens` of an answer, and its stop strings `texts` with their control tokens as text."""
 
     tokens: frozenset[int]
     texts: tuple[str, ...]
 
 
 def ends_of(tokenizer: Any, ending: str) -> Ends:
-    """The ends of a layout that writes `ending` after an answer, and the tokenizer's own end.
+    """The ends for a layout that writes `ending` after an answer, with the tokenizer's end token.
 
-    What follows the first control token of an ending is never reached. White space alone is not an end:
-    an answer may have lines.
+    Text after the first control token of `ending` is never reached. White space alone is not an end,
+    since an answer may have several lines.
     """
     tokens = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     token = ending_token(tokenizer, ending)
@@ -31,9 +31,9 @@ def ends_of(tokenizer: Any, ending: str) -> Ends:
 
 
 def ending_token(tokenizer: Any, ending: str) -> tuple[str, str, int] | None:
-    """The first control token in `ending`: what stands before it, its text and its id.
+    """The first control token in `ending`: the text before it, its text and its id.
 
-    An added token that is not special (a tokenizer can have `</b>`) ends only what begins with it.
+    An added token that is not special (such as `</b>`) counts only at the beginning of `ending`.
     """
     control = special_tokens(tokenizer)
     if tokenizer.eos_token and tokenizer.eos_token_id is not None:
@@ -51,21 +51,21 @@ def ending_token(tokenizer: Any, ending: str) -> tuple[str, str, int] | None:
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """The special tokens by what is written for them."""
+    """The ids of the special tokens by their text."""
     return {text: id_ for text, id_, special in _added(tokenizer) if special}
 
 
 def _added(tokenizer: Any) -> list[tuple[str, int, bool]]:
-    """The tokens that a text is cut at before it is tokenised: their text, id, whether special."""
+    """The added tokens, at which a text is split before tokenization: text, id, whether special."""
     added = tokenizer.added_tokens_decoder.items()
     return [(token.content, id_, bool(token.special)) for id_, token in added if token.content]
 
 
 def hidden_tokens(tokenizer: Any, written: str, ends: Ends) -> frozenset[int]:
-    """The control tokens that an answer is shown without: its ends, those that begin, end and fill
-    texts, and the special ones in what a layout has `written`.
+    """The control tokens that are removed from a shown answer: its ends, the BOS, EOS and padding
+    tokens, and the special tokens in the text that a layout has `written`.
     """
-    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    own |= set(getattr(tokenizer, "prefix_tokens", ()))  # ChatGLM begins with two tokens
+    general = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    general |= set(getattr(tokenizer, "prefix_tokens", ()))  # ChatGLM begins with two tokens
     by_layout = {id_ for text, id_ in special_tokens(tokenizer).items() if text in written}
-    return ends.tokens | by_layout | {id_ for id_ in own if id_ is not None}
+    return ends.tokens | by_layout | {id_ for id_ in general if id_ is not None}

@@ -1,4 +1,4 @@
-"""Labels that look alike become one class, or are told."""
+"""Labels that look alike become one class or cause a warning."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An export stops where the task stops: in transformers, and read back from GGUF."""
+"""An export has the task's end tokens, in transformers and in GGUF."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
 from onebase.engine.sampling import Sampling
-from onebase.export.ends import answer_ends
+from onebase.export.eos import answer_ends
 from onebase.export.export import Exported, export
 from onebase.model.base import Base
 
@@ -117,7 +117,7 @@ def test_without_an_end_an_export_goes_on_and_says_so(
         prompt = Template(AutoTokenizer.from_pretrained(done.out)).prompt(PROMPT)
         assert len(said_by_transformers(done.out, prompt)) == 24
         return
-    assert any("No token ends its answers" in note for note in done.notes)
+    assert any("Its answers have no end token" in note for note in done.notes)
     answer = answer_of_base(done.out / "model.gguf")
     assert (answer.tokens, answer.finish_reason) == (24, "length")
 
@@ -138,7 +138,7 @@ def test_a_template_of_the_task_s_own_ends_at_the_tokenizer_s_end(
 
 def test_ends_that_gguf_has_no_place_for_are_told(exported: Callable[..., Exported]) -> None:
     notes = exported("<|im_end|>", "<pad>", [0, 7, 8, 9], "gguf").notes
-    assert any("more than three ends" in note for note in notes)
+    assert any("only three end tokens" in note for note in notes)
 
 
 def test_the_order_of_ends(make_base: Callable[..., Base]) -> None:

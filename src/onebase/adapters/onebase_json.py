@@ -1,5 +1,5 @@
-"""onebase.json: what is recorded of an adapter beside PEFT's two files, and what to say where it can't
-be read.
+"""onebase.json: the record of a stored adapter beside PEFT's two files, and the errors for a record
+that can't be read.
 """
 
 import json
@@ -12,14 +12,14 @@ from onebase.language import say
 
 RECORD = "onebase.json"
 CONFIG = "adapter_config.json"
-MODEL_CONFIG = "config.json"  # of full fine-tuning, a whole model
+MODEL_CONFIG = "config.json"  # of a whole model, from full fine-tuning
 
 
 def read_object(file: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file of the stored adapter `name` (task@version).
 
-    Raises CorruptFileError where there is none; of a record that is missing beside an adapter of
-    PEFT's, it says that the folder was copied.
+    Raises CorruptFileError if there is none. If only the record of a PEFT adapter is missing, the
+    error says that the folder was copied.
     """
     try:
         value = json.loads(file.read_bytes())
@@ -32,7 +32,7 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise damaged_file(file, name, str(error)) from error
     if not isinstance(value, dict) or not value:
-        raise damaged_file(file, name, say("it holds no JSON object", "内容不是 JSON 对象"))
+        raise damaged_file(file, name, say("it is not a JSON object", "内容不是 JSON 对象"))
     return value
 
 
@@ -41,50 +41,49 @@ def damaged_file(file: Path, name: str, reason: str) -> CorruptFileError:
     return CorruptFileError(
         say(f"{file} is damaged: {reason}.", f"{file} 已损坏：{reason}。"),
         say(
-            f"Put back a copy of it, or run `onebase adapters remove {name}` and train again.",
+            f"Restore it from a backup, or run `onebase adapters remove {name}` and train again.",
             f"请从备份恢复该文件，或运行 `onebase adapters remove {name}` 后重新训练。",
         ),
     )
 
 
 def copied(folder: Path, name: str) -> CorruptFileError:
-    """The error for an adapter of PEFT's, or a whole model, in the workspace that onebase did not store
-    there.
+    """The error for a PEFT adapter or a whole model that was copied into the workspace by hand.
 
-    `name` is the version that the folder stands for, or a task where it stands for none.
+    `name` is the version that the folder has the place of, or a task.
     """
     task, at, _ = name.partition("@")
     if not (folder / CONFIG).is_file():
-        place = shlex.quote(str(folder))
+        path = shlex.quote(str(folder))
         return CorruptFileError(
             say(
-                f"{folder} holds a model without {RECORD}: it was copied there, not trained there.",
-                f"{folder} 中的模型没有 {RECORD}：它是被复制进来的，而不是在此训练的。",
+                f"{folder} holds a model without {RECORD}: it was copied there, not trained.",
+                f"{folder} 中的模型没有 {RECORD}：它是复制进来的，而不是在此训练的。",
             ),
             say(
-                f"Move it out of the workspace and use it as a base: --base and its folder; here it is "
-                f"{place}.",
-                f"请将其移出工作区并作为基座使用（--base 加目录）；它现在位于 {place}。",
+                f"Move it out of the workspace and use it as a base, with --base and its new folder. "
+                f"It is now at {path}.",
+                f"请将其移出工作区，再用 --base 加新目录作为基座使用。它现在位于 {path}。",
             ),
         )
     command = f"onebase adapters import {shlex.quote(str(folder))} --task {shlex.quote(task)}"
     if (base := _base_in(folder)) is not None:
         command += f" --base {shlex.quote(base)}"
-    then, then_zh = "then delete the copy", "然后删除这份副本"
+    next_step = say("then delete the copy", "然后删除这份副本")
     if at:
-        then = f"then remove the copy with: onebase adapters remove {name}"
-        then_zh = f"然后删除副本：onebase adapters remove {name}"
+        remove = f"onebase adapters remove {name}"
+        next_step = say(f"then remove the copy with: {remove}", f"然后删除副本：{remove}")
     return CorruptFileError(
         say(
             f"{folder} holds an adapter without {RECORD}: it was copied there, not imported.",
-            f"{folder} 中的适配器没有 {RECORD}：它是被复制进来的，而不是导入的。",
+            f"{folder} 中的适配器没有 {RECORD}：它是复制进来的，而不是导入的。",
         ),
-        say(f"Import it with: {command} ; {then}", f"请先导入：{command} ；{then_zh}"),
+        say(f"Import it with: {command} ; {next_step}", f"请先导入：{command} ；{next_step}"),
     )
 
 
 def _base_in(folder: Path) -> str | None:
-    """The base that an adapter names, where it could be found by that name."""
+    """The base that an adapter names, if it can be loaded by that name."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Labels that a person takes for one and the same: `Happy` and `happy`, `1` and `1.0`."""
+"""Warnings about class labels that look alike: `Happy` and `happy`, `1` and `1.0`."""
 
 import math
 import unicodedata
@@ -7,11 +7,11 @@ from collections import Counter
 from onebase.language import say
 
 
-def alike(labels: Counter[str]) -> list[str]:
-    """A warning for each set of labels that look alike and are classes of their own."""
+def similar_labels_warning(labels: Counter[str]) -> list[str]:
+    """A warning for each group of labels that look alike but are different classes."""
     groups: dict[object, list[str]] = {}
     for label in labels:
-        groups.setdefault(_look(label), []).append(label)
+        groups.setdefault(_normalized(label), []).append(label)
     warnings = []
     for group in groups.values():
         if len(group) > 1:
@@ -25,8 +25,8 @@ def alike(labels: Counter[str]) -> list[str]:
     return warnings
 
 
-def _look(label: str) -> object:
-    """What two labels share that look alike: their number, or their letters in lower case."""
+def _normalized(label: str) -> object:
+    """The same value for labels that look alike: their number, or their letters in lower case."""
     text = unicodedata.normalize("NFKC", label)
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
     try:

@@ -1,21 +1,21 @@
-"""The date that a chat template writes, by the function `strftime_now` of transformers: that of a given
-moment in place of the present one.
+"""Chat templates that write the date with transformers' `strftime_now`: the date of a given moment
+instead of the present.
 
-transformers hands a template plain values alone, no function. So the function is a macro in front of the
-template, which puts the moment together from its parts.
+transformers passes only plain values to a template, no functions. The function is therefore defined
+as a macro before the template, which builds the text from the moment's parts.
 """
 
 from contextlib import suppress
 from datetime import datetime
 
 FUNCTION = "strftime_now"
-PARTS = "onebase_date_parts"  # what the macro reads
+PARTS = "onebase_date_parts"  # the variable that the macro reads
 _PERCENT = "\ue000"  # stands for %% until the other codes are done
 _CODES = (
     *(f"%-{code}" for code in "dmHIMSjy"),
     *(f"%{code}" for code in "aAbBcCdDefFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"),
 )
-# The template's own text begins behind the line's end, which trim_blocks takes away.
+# The template begins after the line break, which trim_blocks removes.
 _MACRO = (
     "{%- macro " + FUNCTION + "(format) -%}"
     "{%- set made = namespace(text=format) -%}"
@@ -28,17 +28,17 @@ _MACRO = (
 
 
 def writes_date(template: str) -> bool:
-    """Whether a chat template asks for the date or the time."""
+    """Whether a chat template writes the date or the time."""
     return FUNCTION in template
 
 
 def of_moment(template: str) -> str:
-    """A chat template that writes the date of the moment whose `date_parts` it is given."""
+    """The chat template, changed to write the date from `date_parts` in the variable PARTS."""
     return _MACRO + template
 
 
 def date_parts(moment: datetime) -> dict[str, str]:
-    """What strftime makes of every code that this system has, by the code."""
+    """The result of strftime for every format code that this system supports."""
     parts = {"%%": _PERCENT}
     for code in _CODES:
         with suppress(ValueError):  # Windows has fewer

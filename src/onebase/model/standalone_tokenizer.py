@@ -1,7 +1,7 @@
-"""A fast tokenizer as it was read once: its pipeline and a few settings, without transformers.
+"""A fast tokenizer without transformers, built from a saved record of its pipeline and settings.
 
-transformers takes seconds to import, and what answering asks of a tokenizer is the tokenizers library
-and a chat template.
+Importing transformers takes seconds, and answering needs only the tokenizers library and a chat
+template.
 """
 
 import json
@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
-# Words of several scripts, spaces at the ends, line breaks, half a character's bytes as tokens.
+# Several scripts, spaces at the ends, line breaks, characters of several tokens.
 _SAMPLE = (
     "Hello there, it's 1,234.5 — café!",
     "  two\n\nlines\t ",
@@ -24,8 +24,8 @@ _SAMPLE = (
 )
 
 
-class KeptTokenizer:
-    """Of transformers' fast tokenizers what layouts, prompts and answers use, under the same names."""
+class StandaloneTokenizer:
+    """The methods of transformers' fast tokenizers that layouts, prompts and answers use."""
 
     is_fast = True
 
@@ -47,10 +47,10 @@ class KeptTokenizer:
         return_offsets_mapping: bool = False,
         verbose: bool = True,
     ) -> dict[str, Any]:
-        """`input_ids`, and with `return_offsets_mapping` the characters of each, `offset_mapping`."""
-        found = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        encoded: dict[str, Any] = {"input_ids": found.ids}
-        return encoded | ({"offset_mapping": found.offsets} if return_offsets_mapping else {})
+        """`input_ids` and, with `return_offsets_mapping`, the character range of each, `offset_mapping`."""
+        encoding = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoded: dict[str, Any] = {"input_ids": encoding.ids}
+        return encoded | ({"offset_mapping": encoding.offsets} if return_offsets_mapping else {})
 
     def __len__(self) -> int:
         size: int = self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
@@ -69,13 +69,13 @@ class KeptTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """The text of ids, with nothing cleaned up."""
+        """The text of ids, without clean-up of spaces."""
         ids = [ids] if isinstance(ids, int) else list(ids)
         text: str = self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_ids_to_tokens(self, ids: int) -> str | None:
-        """How one token is spelt in the vocabulary; None where there is none of that id."""
+        """The text of one token in the vocabulary; None if there is no token with that id."""
         word: str | None = self.backend_tokenizer.id_to_token(ids)
         return word
 
@@ -86,9 +86,9 @@ class KeptTokenizer:
         tokenize: bool = False,
         add_generation_prompt: bool = False,
     ) -> str:
-        """The text of a conversation. Raises jinja2's TemplateError as the template asks."""
+        """The text of a conversation. Raises jinja2's TemplateError if the template refuses it."""
         if tokenize or self.chat_template is None:
-            raise ValueError("A kept tokenizer renders text alone, by a chat template.")
+            raise ValueError("Only rendering text by a chat template is supported.")
         if self._compiled is None:
             self._compiled = _environment().from_string(self.chat_template)
         text: str = self._compiled.render(
@@ -106,8 +106,8 @@ class KeptTokenizer:
 
 
 def tokenizer_record(tokenizer: Any) -> dict[str, Any] | None:
-    """What KeptTokenizer needs of a tokenizer of transformers, as JSON; None where it would not do the
-    same, which is tried on a sample.
+    """The record of a transformers tokenizer for StandaloneTokenizer, as JSON values; None if the two
+    differ on a sample.
     """
     if not tokenizer.is_fast or not isinstance(tokenizer.chat_template, str | None):
         return None
@@ -120,28 +120,28 @@ def tokenizer_record(tokenizer: Any) -> dict[str, Any] | None:
         "chat_template": tokenizer.chat_template,
         "named": named,
     }
-    kept = KeptTokenizer(record)
-    return record if all(a == b for a, b in _compared(tokenizer, kept)) else None
+    standalone = StandaloneTokenizer(record)
+    return record if all(a == b for a, b in _compared(tokenizer, standalone)) else None
 
 
-def _compared(plain: Any, kept: KeptTokenizer) -> Iterable[tuple[Any, Any]]:
-    """What both say of the sample."""
-    yield len(plain), len(kept)
+def _compared(original: Any, standalone: StandaloneTokenizer) -> Iterable[tuple[Any, Any]]:
+    """Pairs of results of both tokenizers on the sample."""
+    yield len(original), len(standalone)
     for key in _NAMED:
-        yield getattr(plain, f"{key}_id"), getattr(kept, f"{key}_id")
-    for text in (*_SAMPLE, "".join((*_SAMPLE, *kept._named.values()))):
+        yield getattr(original, f"{key}_id"), getattr(standalone, f"{key}_id")
+    for text in (*_SAMPLE, "".join((*_SAMPLE, *standalone._named.values()))):
         for special in (True, False):
-            asked = {"add_special_tokens": special, "return_offsets_mapping": True}
-            first, second = plain(text, **asked), kept(text, **asked)
+            options = {"add_special_tokens": special, "return_offsets_mapping": True}
+            first, second = original(text, **options), standalone(text, **options)
             yield first["input_ids"], second["input_ids"]
             yield list(map(tuple, first["offset_mapping"])), second["offset_mapping"]
         ids = second["input_ids"]
         for skip in (True, False):
             yield (
-                plain.decode(ids, skip_special_tokens=skip),
-                kept.decode(ids, skip_special_tokens=skip),
+                original.decode(ids, skip_special_tokens=skip),
+                standalone.decode(ids, skip_special_tokens=skip),
             )
-    if plain.chat_template is not None:
+    if original.chat_template is not None:
         turns = [
             {"role": role, "content": text}
             for role, text in zip(("user", "assistant", "user"), _SAMPLE, strict=False)
@@ -152,7 +152,10 @@ def _compared(plain: Any, kept: KeptTokenizer) -> Iterable[tuple[Any, Any]]:
             [{"role": "system", "content": "Be brief."}, *turns],
         ):
             for prompt in (True, False):
-                yield _rendered(plain, conversation, prompt), _rendered(kept, conversation, prompt)
+                yield (
+                    _rendered(original, conversation, prompt),
+                    _rendered(standalone, conversation, prompt),
+                )
 
 
 def _rendered(
@@ -168,7 +171,7 @@ def _rendered(
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates of the transformers library may use, but for its own statements."""
+    """The Jinja environment of transformers' chat templates, without its own statements."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )

@@ -4,7 +4,7 @@ import pytest
 
 from onebase.data.template import Template
 from onebase.model.base import Base
-from onebase.model.ends import end_tokens
+from onebase.model.eos import end_tokens
 
 
 @pytest.mark.parametrize(

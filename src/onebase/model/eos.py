@@ -1,4 +1,4 @@
-"""The tokens that end an answer of a base."""
+"""The end tokens of a base's answers."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ from onebase.model.base import Base
 
 
 def end_tokens(base: Base, template: Template) -> frozenset[int]:
-    """The ends that `template` taught, and those that the base's generation config names.
+    """The end tokens of `template` and of the base's generation config.
 
-    `template.stops` are ends too: texts, where a layout writes its end as text.
+    `template.stops` end an answer too, where a layout writes its end as plain text.
     """
     config = getattr(base.model, "generation_config", None)
     return template.ends | _tokens(getattr(config, "eos_token_id", None))
 
 
 def named_ends(folder: Path) -> frozenset[int]:
-    """The ends that the generation config of the base in `folder` names, its model not loaded."""
+    """The end tokens in the generation config of the base in `folder`, without loading the model."""
     for name in ("generation_config.json", "config.json"):
         try:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def named_ends(folder: Path) -> frozenset[int]:
     return frozenset()
 
 
-def _tokens(named: object) -> frozenset[int]:
-    """A token, a list of them or None, as transformers writes them."""
-    listed = named if isinstance(named, list | tuple) else [named]
-    return frozenset(token for token in listed if isinstance(token, int))
+def _tokens(value: object) -> frozenset[int]:
+    """The tokens in a config's value: a token, a list of them or None."""
+    tokens = value if isinstance(value, list | tuple) else [value]
+    return frozenset(token for token in tokens if isinstance(token, int))

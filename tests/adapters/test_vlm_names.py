@@ -1,4 +1,4 @@
-"""Adapters of the text part of Gemma 3, over the whole model as transformers loads it for PEFT."""
+"""Adapters of the text part of Gemma 3, applied to the whole model that transformers loads for PEFT."""
 
 import shutil
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from tests.adapters.test_tensor_names import ours, theirs
 from tests.conftest import tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
+from onebase.adapters.adapter_folder import AdapterFolder
 from onebase.adapters.methods import build_adapter
-from onebase.adapters.peft_config import AdapterFolder
 from onebase.adapters.peft_format import load_adapter, save_adapter
 from onebase.errors import CorruptFileError
 from onebase.model.base import Base

@@ -1,4 +1,4 @@
-"""What a column of a row holds: text that can be learned, or the reason why it can't be."""
+"""Checking a single value of a row: text that can be trained on, or the reason why it can't."""
 
 import math
 import re
@@ -12,8 +12,8 @@ _CONTENT = re.compile(r"""["'](?:content|value)["']\s*:""")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class Unfit(Exception):
-    """A value that spoils its row; whoever reads the row makes a BadRow of it."""
+class InvalidValue(Exception):
+    """A value that makes its row bad; readers turn it into a BadRow."""
 
     def __init__(self, column: str, reason: str) -> None:
         super().__init__(reason)
@@ -22,28 +22,28 @@ class Unfit(Exception):
 
 
 def value_of(values: Mapping[str, object], column: str) -> object:
-    """What a column holds. Raises Unfit where it holds nothing."""
+    """The value in a column. Raises InvalidValue if it is missing or null."""
     if column not in values:
-        raise Unfit(column, say("missing", "缺失"))
+        raise InvalidValue(column, say("missing", "缺失"))
     value = values[column]
-    # NaN is how pandas writes a missing value into JSON and Parquet.
+    # pandas writes a missing value into JSON and Parquet as NaN.
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise Unfit(column, say("null", "为 null"))
+        raise InvalidValue(column, say("null", "为 null"))
     return value
 
 
 def text_of(values: Mapping[str, object], column: str) -> str:
-    """The text in a column. Raises Unfit, also for turns that stand there as text, as a table holds
-    them: a model would learn to write their JSON.
+    """The text in a column. Raises InvalidValue for anything else, and for turns written as text, as
+    in a table: a model would learn to write their JSON.
     """
     text = checked(value_of(values, column), column)
     if _TURNS.match(text) and _ROLE.search(text) and _CONTENT.search(text):
-        raise Unfit(column, turns_as_text())
+        raise InvalidValue(column, turns_as_text())
     return text
 
 
 def turns_as_text() -> str:
-    """Why a list of turns can't be read out of a text."""
+    """The reason for refusing a list of turns written as text."""
     return say(
         "a list of turns written as text; write the list itself, in JSON lines or Parquet",
         "是写成文本的对话列表；请在 JSONL 或 Parquet 中直接写列表",
@@ -51,33 +51,33 @@ def turns_as_text() -> str:
 
 
 def checked(value: object, column: str) -> str:
-    """`value` if it is text that a tokenizer can take and a model can learn from."""
+    """`value` if it is text that can be tokenized and trained on. Raises InvalidValue."""
     if not isinstance(value, str):
         kind = kind_of(value)
-        raise Unfit(column, say(f"{kind}, expected text", f"是{kind}，应为文本"))
+        raise InvalidValue(column, say(f"{kind}, expected text", f"是{kind}，应为文本"))
     if is_blank(value):
-        raise Unfit(column, say("empty", "为空"))
+        raise InvalidValue(column, say("empty", "为空"))
     if "\0" in value:
-        raise Unfit(column, say("holds a NUL character", "含有 NUL 字符"))
+        raise InvalidValue(column, say("contains a NUL character", "含有 NUL 字符"))
     if holds_surrogate(value):
-        raise Unfit(
+        raise InvalidValue(
             column, say("half a character (a lone surrogate)", "含有不完整的字符（孤立的代理项）")
         )
     return value
 
 
 def holds_surrogate(text: str) -> bool:
-    """Whether a text has half a character, which no tokenizer takes."""
+    """Whether a text contains a lone surrogate, which no tokenizer accepts."""
     return _SURROGATE.search(text) is not None
 
 
 def is_blank(value: object) -> bool:
-    """Whether a value is a text of nothing but space."""
+    """Whether a value is a text of white space only."""
     return isinstance(value, str) and not value.strip()
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, NaN, a blank text, an empty list or object."""
+    """Whether a value is null, NaN, a blank text, or an empty list or object."""
     if isinstance(value, str):
         return not value or value.isspace()
     if value is None or isinstance(value, list | dict):
@@ -86,7 +86,7 @@ def is_empty(value: object) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What kind of value it is, in the words of a message."""
+    """The type of a value in the words of a message."""
     if isinstance(value, bool):
         return say("true or false", "布尔值")
     if isinstance(value, int | float):
