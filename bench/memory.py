@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
 
     import onebase
-    from onebase.cli.demo import demo_folder
+    from onebase.cli.demo_report import demo_folder
     from onebase.runs.observer import Observer
     from onebase.training.job_state import JobState
     from onebase.training.loop import step_together
@@ -64,11 +64,11 @@ def measure(arguments: argparse.Namespace) -> None:
     job = onebase.Job(
         "it", demo_folder("en") / "summary.jsonl", arguments.method, "Sum it up.", set=settings
     )
-    learner = JobState(job, base)
+    state = JobState(job, base)
     tokens = 0
     for _ in range(arguments.steps):
-        step_together(learner.base, [learner], Quiet())
-        tokens = learner.tokens
+        step_together(state.base, [state], Quiet())
+        tokens = state.tokens
     print(
         json.dumps(
             {
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 "peak_mb": round((peak() - idle) / 1e6),
                 "loaded_mb": round(loaded / 1e6),
                 "idle_mb": round(idle / 1e6),
-                "trainable": learner.adapter.trainable(),
+                "trainable": state.adapter.trainable(),
                 "tokens_a_step": tokens // arguments.steps,
             }
         )

@@ -24,7 +24,7 @@ from onebase.model.fetch import resolve
 SECONDS = 6.0
 TIMES = 1.5
 IMPORTS = """
-import onebase.cli.serve, onebase.engine.lean.quality, onebase.serving.app, re
+import onebase.cli.server_start, onebase.engine.lean.quality, onebase.serving.app, re
 print(re.search("VmRSS:.*?([0-9]+)", open("/proc/self/status").read())[1])
 """
 

@@ -1,7 +1,7 @@
-"""Every error a user can cause or meet: what is wrong, and what to do about it.
+"""The errors that a user can cause or meet: what is wrong, and how to fix it.
 
-The command line prints the two sentences and leaves with `exit_code`; a caller in Python
-catches `OnebaseError`, one of its leaves, or the built-in error that the leaf also is.
+The command line prints both sentences and exits with `exit_code`. A caller in Python catches
+`OnebaseError`, one of its subclasses, or the built-in error that the subclass also derives from.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from onebase.language import say
 
 
 class OnebaseError(Exception):
-    """The root. `message` states the fact, `remedy` the way out."""
+    """The base class. `message` states what is wrong, `remedy` how to fix it."""
 
     code = "failed"
     exit_code = 1
@@ -30,14 +30,14 @@ class UsageError(OnebaseError, ValueError):
 
 
 class DataError(OnebaseError, ValueError):
-    """A data file that can't be learned from."""
+    """A data file that can't be trained on."""
 
     code = "data"
     exit_code = 3
 
 
 class CapacityError(OnebaseError, MemoryError):
-    """What was asked for does not fit this machine."""
+    """A request that does not fit this machine."""
 
     code = "capacity"
     exit_code = 4
@@ -50,23 +50,23 @@ class MissingBaseError(OnebaseError, FileNotFoundError):
 
 
 class FolderError(OnebaseError, OSError):
-    """A folder of ours, the cache or the workspace, that can't be found or written to."""
+    """The cache or the workspace, where it can't be found or written to."""
 
     code = "folder"
 
 
 class CorruptFileError(OnebaseError, ValueError):
-    """A file of ours, or of PEFT's, that is damaged or does not fit its base."""
+    """A file of onebase or of PEFT that is damaged or does not fit its base."""
 
     code = "corrupt"
 
 
 def unknown(what: str, what_zh: str, value: object, valid: Iterable[str]) -> UsageError:
-    """The error for a name that is none of `valid`; names the nearest, then all of them."""
+    """The error for a name that is not in `valid`: it suggests the nearest one, then lists all."""
     names = sorted(valid)
-    near = get_close_matches(str(value), names, n=1)
+    closest = get_close_matches(str(value), names, n=1)
     listed = ", ".join(names) or say("none yet", "暂无")
-    hint = say(f"Did you mean {near[0]!r}? ", f"是否想用 {near[0]!r}？") if near else ""
+    hint = say(f"Did you mean {closest[0]!r}? ", f"是否想用 {closest[0]!r}？") if closest else ""
     return UsageError(
         say(f"Unknown {what}: {value!r}.", f"未知的{what_zh}：{value!r}。"),
         hint + say(f"Valid: {listed}.", f"可用：{listed}。"),

@@ -1,4 +1,4 @@
-"""Which of the two languages, English or Chinese, the product speaks to its user."""
+"""The language of messages to the user: English or Chinese."""
 
 import locale
 import os
@@ -11,17 +11,17 @@ _current: ContextVar[Language | None] = ContextVar("language", default=None)
 
 
 def set_language(language: Language) -> None:
-    """Speak this language from here on, in this context."""
+    """Use this language from now on, in this context."""
     _current.set(language)
 
 
 def language() -> Language:
-    """The language in force: the one set, or else the locale's."""
+    """The current language: the one that was set, or else the locale's."""
     return _current.get() or _from_locale()
 
 
 def say(en: str, zh: str) -> str:
-    """Of two wordings of one message, the one in the language in force."""
+    """The wording of a message in the current language."""
     return zh if language() == "zh" else en
 
 

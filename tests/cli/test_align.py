@@ -1,6 +1,7 @@
 """`onebase align`: the commands end to end, what they print, and what they refuse."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,8 @@ def test_reward_then_score_then_ppo(run: Run, base: str, onebase: Run) -> None:
     assert "step 2/2" in learned.err
     shown = onebase("runs", "show", learned.json["run"])
     assert shown.code == 0
-    assert "step 2: eval_reward" in shown.out
+    assert re.search(r"^  step +held-out reward .* KL ", shown.out, re.MULTILINE)
+    assert re.search(r"^  2 +-?\d+\.\d{3} ", shown.out, re.MULTILINE)
     assert "curves.png" in shown.out
     listed = onebase("runs", "list")
     assert "quality (reward)" in listed.out

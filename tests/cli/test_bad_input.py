@@ -251,7 +251,7 @@ def check(onebase, arguments: tuple[str, ...], code: int, *words: str, forms=FOR
         assert sum(line.startswith("Error: ") for line in result.err.splitlines()) == 1
         notes = result.err.splitlines()[:-2]
         assert all(
-            line.startswith(("Loading", "Loaded", "Getting", "/task", "Precision"))
+            line.startswith(("Loading", "Loaded", "Fetching", "/task", "Precision"))
             for line in notes
         ), notes
         for word in words:

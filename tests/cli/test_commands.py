@@ -351,7 +351,6 @@ def test_adapters_show(onebase) -> None:
     assert found["path"] == str(Path("ws/adapters/support/1"))
     assert found["record"]["template"]["instruction"] == "Be kind."
     assert found["record"]["data_sha256"]
-    assert "version: 1" in onebase("adapters", "show", "support@1").out.splitlines()
 
 
 @pytest.mark.usefixtures("trained")
@@ -386,7 +385,9 @@ def test_import(onebase, base: str) -> None:
     (theirs,) = answers(onebase, "--task", "desk", "--prompt", "Where is parcel 3?")
     assert {**theirs, "task": "support", "version": 2} == ours
     again = onebase("adapters", "import", "ws/adapters/mood/1", *flags)
-    assert again.out == "imported as desk@2\n"
+    assert again.out.splitlines() == [
+        "imported as desk@2", "Try: onebase generate --task desk --prompt …"
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("trained")
@@ -402,8 +403,7 @@ def test_runs(onebase) -> None:
     assert all(item["loss"] > 0 and item["tokens_per_second"] > 0 for item in steps)
     assert found["summary"]["status"] == "finished"
     plain = onebase("runs", "show", runs[1]["run"])
-    assert plain.out.startswith(f"{runs[1]['run']}: finished")
-    assert "held-out loss" in plain.out
+    assert plain.out.startswith(f"Run {runs[1]['run']}: finished")
     assert "finished" in onebase("runs", "list").out
 
 

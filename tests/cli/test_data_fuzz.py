@@ -90,7 +90,7 @@ def run(
 ) -> Callable[[int], int]:
     """Run the command of a seed on its file; returns the exit code."""
     monkeypatch.setattr(Base, "load", lambda *_, **__: loaded)
-    monkeypatch.setattr("onebase.cli.checking._tokenizer", lambda _: loaded.tokenizer)
+    monkeypatch.setattr("onebase.cli.data_report._tokenizer", lambda _: loaded.tokenizer)
 
     def one(seed: int) -> int:
         draw = random.Random(seed)

@@ -135,7 +135,7 @@ def test_in_chinese(
 def test_a_loss_that_explodes_in_the_trial_is_said(onebase, base: str) -> None:
     result = onebase("plan", *FLAGS, "--base", base, "--set", "learning_rate=1e30")
     assert result.code == 0
-    assert "support: its loss exploded or was not finite in the trial" in result.out
+    assert "support: its loss exploded or was not finite in the dry run" in result.out
     assert "It fits." in result.out
     assert "exploded" not in onebase("plan", *FLAGS, "--base", base).out
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onebase.cli.answering import labels_of
+from onebase.cli.label_options import labels_of
 from onebase.cli.request_file import read_answers, read_requests
 from onebase.data.example import Turn
 from onebase.errors import DataError

@@ -68,7 +68,7 @@ def test_an_interrupted_training_is_resumed(
 
     listed = onebase("runs", "list")
     assert "interrupted" in listed.out
-    assert listed.err == f"Go on with: onebase resume {run['run']}\n"
+    assert listed.err == f"Continue the last one: onebase resume {run['run']}\n"
 
     ctrl_c.steps.clear()
     resumed = onebase("resume", run["run"], "--json")

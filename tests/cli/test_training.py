@@ -18,8 +18,8 @@ from onebase.cli.training import report_line
         (0.0, 0.0, "0.000 -> 0.000"),
         (0.0, 0.5, "0.000 -> 0.500"),
         (1.0, float("inf"), "1.000 -> inf"),
-        (None, 1.0, "no held-out loss to judge by"),
-        (1.0, None, "no held-out loss to judge by"),
+        (None, 1.0, "no held-out loss"),
+        (1.0, None, "no held-out loss"),
     ],
 )
 def test_a_change_of_the_loss_is_told_by_its_direction(

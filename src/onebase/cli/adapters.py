@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from onebase.adapters.store import StoredAdapter, check_task_name
-from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.cli.options import BaseOption, SessionFlags
+from onebase.cli.session import begin, note
+from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
 
@@ -15,11 +17,9 @@ Name = Annotated[str, typer.Argument(help="task or task@version")]
 
 
 @adapters_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """Every version of every task."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     items = session.store.list()
     left_out = session.store.unlisted()
     for error in left_out.values():
@@ -32,7 +32,15 @@ def list_command(
         ]
     session.table(
         result,
-        ["task", "version", "current", "method", "base", "bytes", "held-out loss"],
+        [
+            say("task", "任务"),
+            say("version", "版本"),
+            say("current", "当前"),
+            say("method", "方法"),
+            say("base", "基座"),
+            say("size", "大小"),
+            say("held-out loss", "留出损失"),
+        ],
         [
             [
                 item.task,
@@ -40,38 +48,42 @@ def list_command(
                 "*" if item.current else "",
                 item.method,
                 item.base,
-                item.bytes,
-                item.metrics.get("eval_loss"),
+                size(item.bytes),
+                _rounded(item.metrics.get("eval_loss")),
             ]
             for item in items
         ],
+        empty=say(
+            "No adapters yet. Train one: onebase train --task T --data F --method lora",
+            "暂无适配器。训练一个：onebase train --task T --data F --method lora",
+        ),
     )
 
 
 @adapters_app.command("show")
 def show_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
-    """One version: where it is and how it came to be."""
-    session = begin(workspace, as_json, lang)
+    """One version: what it is, how it was trained, where it is."""
+    from onebase.cli.adapter_report import adapter_lines
+
+    session = begin(flags)
     item = session.store.get(name)
     session.store.verify(item)
     result = {**described(item), "path": str(item.path), "record": item.record}
-    session.show(result, *(f"{key}: {value}" for key, value in result.items() if key != "record"))
+    session.show(result, *adapter_lines(item, session.workspace))
 
 
 @adapters_app.command("promote")
 def promote_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Make a version the task's current one."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     item = session.store.promote(name)
     session.show(
         described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
@@ -81,12 +93,11 @@ def promote_command(
 @adapters_app.command("rollback")
 def rollback_command(
     task: Annotated[str, typer.Argument(help="The task.")],
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
-    """Go back to the version that was current before."""
-    session = begin(workspace, as_json, lang)
+    """Make the version current that was current before."""
+    session = begin(flags)
     item = session.store.rollback(task)
     session.show(
         described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
@@ -96,55 +107,54 @@ def rollback_command(
 @adapters_app.command("remove")
 def remove_command(
     name: Name,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Delete one version (task@2), or a task with all its versions."""
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     removed = session.store.remove(name)
-    session.show(
-        {"removed": [item.name for item in removed]},
-        *(say(f"removed {item.name}", f"已删除 {item.name}") for item in removed),
-    )
+    lines = [say(f"removed {item.name}", f"已删除 {item.name}") for item in removed]
+    if any(item.current for item in removed) and removed[0].task in session.store.tasks():
+        now = session.store.get(removed[0].task)
+        lines.append(say(f"{now.task} is now {now.name}", f"{now.task} 现在是 {now.name}"))
+    session.show({"removed": [item.name for item in removed]}, *lines)
 
 
 @adapters_app.command("import")
 def import_command(
     folder: Annotated[
-        Path, typer.Argument(help="A folder that PEFT saved, or ChatGLM2's ptuning scripts.")
+        Path, typer.Argument(help="A folder saved by PEFT or by ChatGLM2's ptuning scripts.")
     ],
-    task: Annotated[str, typer.Option(help="The task it becomes.")],
+    task: Annotated[str, typer.Option(help="The name of its task here.")],
     base: BaseOption = None,
     instruction: Annotated[
-        str | None, typer.Option(help="The instruction it was trained with.")
+        str | None, typer.Option(help="The instruction that it was trained with.")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="auto (default), chat, plain, or a text with {input}.")
     ] = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
-    """Take in an adapter in PEFT's format, checked against its base."""
-    # Late: only this command of the group needs the engine.
+    """Import an adapter in PEFT's format; it is checked against its base."""
+    # Late: of this group only this command imports torch.
     from onebase.adapters.importing import find_adapter, read_adapter
+    from onebase.cli.training import load_base
     from onebase.data.template import Template
     from onebase.engine.generic_runner import GenericRunner
     from onebase.engine.prompt_kv import with_prompt_kv
-    from onebase.model.base import Base
 
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     check_task_name(task)
     source = find_adapter(folder)
-    loaded = Base.load(base or DEFAULT_BASE)
-    found = read_adapter(source, loaded)
-    asked = {"kind": template, "instruction": instruction}
-    settings = {**found.record.get("template", {}), **{k: v for k, v in asked.items() if v}}
+    loaded = load_base(base or DEFAULT_BASE, None)
+    imported = read_adapter(source, loaded)
+    given = {"kind": template, "instruction": instruction}
+    settings = {**imported.record.get("template", {}), **{k: v for k, v in given.items() if v}}
 
     def write(target: Path) -> None:
-        found.write(target)
-        with_prompt_kv(GenericRunner(loaded), found.adapter, target)
+        imported.write(target)
+        with_prompt_kv(GenericRunner(loaded), imported.adapter, target)
 
     item = session.store.add(
         task,
@@ -152,22 +162,28 @@ def import_command(
         {
             "base": loaded.name,
             "base_fingerprint": loaded.fingerprint,
-            "precision": found.record.get("precision", loaded.precision.text),
-            "method": found.method,
-            "options": found.options,
+            "precision": imported.record.get("precision", loaded.precision.text),
+            "method": imported.method,
+            "options": imported.options,
             "template": Template.from_config(loaded.tokenizer, settings).config(),
             "imported": True,
-            "labels": found.record.get("labels", []),
-            **found.head,
-            "metrics": found.metrics,
+            "labels": imported.record.get("labels", []),
+            **imported.head,
+            "metrics": imported.metrics,
         },
     )
-    for text in found.notes:
+    for text in imported.notes:
         note(say(f"Note: {text}", f"注意：{text}"))
+    try_it = f"onebase generate --task {item.task} --prompt …{session.workspace.option}"
     session.show(
-        {**described(item), "notes": list(found.notes)},
+        {**described(item), "notes": list(imported.notes)},
         say(f"imported as {item.name}", f"已导入为 {item.name}"),
+        say(f"Try: {try_it}", f"试试：{try_it}"),
     )
+
+
+def _rounded(loss: object) -> object:
+    return f"{loss:.3f}" if isinstance(loss, float) else loss
 
 
 def described(item: StoredAdapter) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The `onebase` command: its commands, and what a failure looks like."""
+"""The `onebase` command: its groups and commands, its exit codes, and how errors are printed."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from onebase.adapters.workspace import Workspace
 from onebase.cli.commands import CommandGroup
-from onebase.cli.session import never_fail_at_a_character, note, print_error
+from onebase.cli.session import note, print_error, replace_unencodable
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import results_root
@@ -19,7 +19,6 @@ from onebase.model.cache import results_root
 app = typer.Typer(
     cls=CommandGroup,
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="One base model, many tasks: train, compare and switch adapters of any method.",
@@ -35,29 +34,32 @@ def welcome(context: typer.Context) -> None:
                 "onebase: one base model, many tasks.\n"
                 "  onebase demo                                   five tasks on one base, start to finish\n"
                 "  onebase data check FILE                        what is in your data\n"
-                "  onebase train --task T --data F --method lora  learn a task\n"
+                "  onebase train --task T --data F --method lora  train a task\n"
                 "  onebase generate --task T --prompt …           answer with it\n"
-                "  onebase serve                                  answer for every task over HTTP\n"
+                "  onebase serve                                  serve every task over HTTP\n"
                 "  onebase --help                                 every command",
                 "onebase：一个基座模型，多个任务。\n"
                 "  onebase demo                                   在一个基座上完整演示五个任务\n"
                 "  onebase data check 文件                        检查你的数据\n"
-                "  onebase train --task T --data F --method lora  学习一个任务\n"
+                "  onebase train --task T --data F --method lora  训练一个任务\n"
                 "  onebase generate --task T --prompt …           用它回答\n"
-                "  onebase serve                                  通过 HTTP 为所有任务作答\n"
+                "  onebase serve                                  通过 HTTP 提供所有任务\n"
                 "  onebase --help                                 所有命令",
             )
         )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with the contract's exit code."""
+    """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported, which is late
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before its late import
+    # Typer wraps the help of a completion at this width, and a shell would offer each line of it.
+    if "_ONEBASE_COMPLETE" in os.environ:
+        os.environ["TERMINAL_WIDTH"] = "1000"
     if "transformers" in sys.modules:
         sys.modules["transformers"].logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-    never_fail_at_a_character()
+    replace_unencodable()
     debug = "--debug" in arguments
     sys.exit(_run([item for item in arguments if item != "--debug"], debug=debug))
 
@@ -73,7 +75,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             traceback.print_exc()
         return error.exit_code
     except TyperException as error:
-        message = error.format_message()  # unlike `message`, it names the option
+        message = error.format_message()  # names the option, as `message` does not
         remedy = say(
             "See onebase --help, or --help after the command.",
             "请查看 onebase --help，或在命令后加 --help。",
@@ -84,7 +86,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         note(say("Interrupted.", "已中断。"))
         return 130
     except OSError as error:
-        # A full disk, a folder without permission: the user's to mend, without a traceback.
+        # A full disk or a folder without permission: the user can mend it and needs no traceback.
         cause = say(
             f"{error.strerror or error}: {error.filename or ''}",
             f"{error.strerror or error}：{error.filename or ''}",
@@ -114,13 +116,13 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 
 def _require_text(arguments: list[str]) -> None:
-    """Raise UsageError for an argument that is neither UTF-8 nor the name of something on the disk."""
+    """Raise UsageError for an argument that is neither UTF-8 nor the path of an existing file."""
     for argument in arguments:
         try:
             argument.encode("utf-8")
         except UnicodeEncodeError as error:
             value = argument.partition("=")[2] if argument.startswith("--") else argument
-            if os.path.lexists(value):  # a file may have such a name; its reader tells
+            if os.path.lexists(value):  # the reader of the file reports such a name
                 continue
             shown = argument.encode("utf-8", "replace").decode("utf-8")
             raise UsageError(
@@ -133,17 +135,17 @@ def _require_text(arguments: list[str]) -> None:
 
 
 def _folder_remedy(file: object, arguments: list[str]) -> str:
-    """What to do where a file can't be read or written: the option or variable that chose its folder."""
+    """The remedy for a file that can't be read or written; names the option that chose its folder."""
     check = say("Check the disk and the permissions", "请检查磁盘空间和权限")
-    named = arguments[arguments.index("--workspace") + 1 :] if "--workspace" in arguments else []
-    places = {
-        "--workspace / ONEBASE_WORKSPACE": Workspace(named[0] if named else None).root,
+    after = arguments[arguments.index("--workspace") + 1 :] if "--workspace" in arguments else []
+    roots = {
+        "--workspace / ONEBASE_WORKSPACE": Workspace(after[0] if after else None).root,
         "ONEBASE_CACHE": results_root(),
     }
     if isinstance(file, str):
-        whole = Path(file).absolute()
-        for chosen_by, root in places.items():
-            if whole.is_relative_to(root.absolute()):
+        path = Path(file).absolute()
+        for chosen_by, root in roots.items():
+            if path.is_relative_to(root.absolute()):
                 return check + say(
                     f", or choose another folder with {chosen_by}.",
                     f"，或用 {chosen_by} 指定其他目录。",

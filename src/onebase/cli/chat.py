@@ -1,103 +1,32 @@
-"""`onebase chat`."""
+"""A conversation with a task, for `onebase chat`."""
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from onebase.cli.answering import (
-    FrequencyPenalty,
-    MaxTokens,
-    MinP,
-    PresencePenalty,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    sampling_of,
-)
 from onebase.cli.loading import TaskLoader
-from onebase.cli.session import (
-    BaseOption,
-    JsonOption,
-    LangOption,
-    PrecisionOption,
-    Session,
-    WorkspaceOption,
-    begin,
-    error_detail,
-    note,
-)
+from onebase.cli.session import Session, error_detail, note
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
-from onebase.engine.pool import BASE_TASK
 from onebase.engine.sampling import Sampling
-from onebase.engine.task_bases import AUTO
 from onebase.errors import OnebaseError
 from onebase.language import say
 
-# What can go wrong with one answer and leaves the chat as it was. A RuntimeError is torch's.
+# Failures of one answer; the chat goes on after them. RuntimeError is torch's.
 _FAILED = (OnebaseError, RuntimeError, MemoryError)
-# And with loading a task: its files are gone, or its record was edited by hand.
+# Failures of loading a task, whose files may be gone or whose record may have been edited.
 _NOT_LOADED = (*_FAILED, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
-def chat_command(
-    task: Annotated[str, typer.Option(help="The task to begin with.")] = BASE_TASK,
-    base: BaseOption = None,
-    precision: PrecisionOption = AUTO,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    presence_penalty: PresencePenalty = 0.0,
-    seed: Seed = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
-) -> None:
-    """Talk to a task; /task NAME switches, /reset forgets, /quit leaves."""
-    session = begin(workspace, as_json, lang)
-    sampling = sampling_of(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    chat = Chat(session, TaskLoader(session, [task], base, precision), task, sampling)
-    note(
-        say(
-            "/task NAME switches, /reset forgets, /quit leaves.",
-            "/task 名称 切换任务，/reset 清空，/quit 退出。",
-        )
-    )
-    try:
-        chat.run(_lines())
-    except KeyboardInterrupt:
-        chat.show()
-        raise
-    chat.show()
-
-
 class Chat:
-    """A conversation with one task at a time. What goes wrong with an answer or a switch is told, and
-    changes nothing else.
+    """A conversation with one task at a time. An answer or a switch that fails is reported, and the
+    conversation stays as it was.
 
-    `said` has every line that was asked, with its answer, or with the `error` in place of one.
+    `exchanges` holds every line of the user with its answer, or with the `error` in place of one.
     """
 
     def __init__(self, session: Session, loader: TaskLoader, task: str, sampling: Sampling) -> None:
-        self.said: list[dict[str, Any]] = []
+        self.exchanges: list[dict[str, Any]] = []
         self._session = session
         self._loader = loader
         self._task = task
@@ -105,7 +34,7 @@ class Chat:
         self._turns: list[Turn] = []
 
     def run(self, lines: Iterator[str]) -> None:
-        """Answer each line, or do what it says, until /quit or the last of them."""
+        """Answer each line, or carry out its command, until /quit or the last line."""
         for line in lines:
             command, _, argument = line.partition(" ")
             if not line.startswith("/"):
@@ -120,16 +49,16 @@ class Chat:
                 note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
 
     def show(self) -> None:
-        """Print what was said, for --json; without it, each answer was printed as it came."""
+        """With --json, print the conversation; without it, each answer was printed as it came."""
         if self._session.json:
-            self._session.show({"answers": self.said})
+            self._session.show({"answers": self.exchanges})
 
     def _switch(self, name: str) -> None:
         try:
             self._loader.load([name])
         except _NOT_LOADED as error:
             what = say(f"{name} can't be loaded", f"无法加载 {name}")
-            _tell(_as_told(error, what))
+            _note_error(_as_onebase_error(error, what))
             return
         self._task, self._turns = name, []
         note(say(f"Now: {name}", f"当前任务：{name}"))
@@ -137,33 +66,33 @@ class Chat:
     def _answer(self, line: str) -> None:
         engine = self._loader.engine
         turns = [*self._turns, Turn("user", line)]
-        told = {"task": engine.tasks[self._task].task, "prompt": line, "text": ""}
-        self.said.append(told)
+        exchange = {"task": engine.tasks[self._task].task, "prompt": line, "text": ""}
+        self.exchanges.append(exchange)
         try:
             for part in streamed(engine, self._task, turns, self._sampling):
-                told["text"] += part
+                exchange["text"] += part
                 if not self._session.json:
                     print(part, end="", flush=True)
         except _FAILED as error:
-            if told["text"] and not self._session.json:
+            if exchange["text"] and not self._session.json:
                 print(flush=True)
             what = say("The pass over the model failed", "模型的前向计算失败")
-            failure = _as_told(error, what)
-            self.said[-1] = {**told, "error": error_detail(failure)}
-            _tell(failure)
+            failure = _as_onebase_error(error, what)
+            self.exchanges[-1] = {**exchange, "error": error_detail(failure)}
+            _note_error(failure)
             if self._turns:
-                note(say("/reset forgets the conversation.", "/reset 清空对话。"))
+                note(say("/reset clears the conversation.", "/reset 清空对话。"))
             return
         if not self._session.json:
             print(flush=True)
-        self._turns = [*turns, Turn("assistant", told["text"] or " ")]
+        self._turns = [*turns, Turn("assistant", exchange["text"] or " ")]
 
 
-def _tell(error: OnebaseError) -> None:
+def _note_error(error: OnebaseError) -> None:
     note(f"{error.message} {error.remedy}")
 
 
-def _as_told(error: BaseException, what: str) -> OnebaseError:
+def _as_onebase_error(error: BaseException, what: str) -> OnebaseError:
     if isinstance(error, OnebaseError):
         return error
     cause = str(error) or type(error).__name__
@@ -174,21 +103,21 @@ def _as_told(error: BaseException, what: str) -> OnebaseError:
 
 
 def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
-    """The parts of an answer as they come, without white space around the whole.
+    """Yield an answer in parts as they are generated, without white space around the whole.
 
-    Raises OnebaseError where none can be drawn.
+    Raises OnebaseError where the answer fails.
     """
     request = engine.add_request(task, turns, sampling)
-    waiting, begun = "", False  # white space that more text has to follow
+    withheld, started = "", False  # white space is withheld until text follows
     try:
         while request.finish_reason is None:
             for event in engine.step():
-                if event.request is not request:  # what was left of an answer that failed
+                if event.request is not request:  # events of an answer that failed before
                     continue
-                text = waiting + event.text if begun else event.text.lstrip()
-                waiting = text[len(text.rstrip()) :]
+                text = withheld + event.text if started else event.text.lstrip()
+                withheld = text[len(text.rstrip()) :]
                 if part := text.rstrip():
-                    begun = True
+                    started = True
                     yield part
     finally:
         engine.abort(request)
@@ -196,7 +125,8 @@ def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Samplin
         raise request.failure()
 
 
-def _lines() -> Iterator[str]:
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of stdin that are not blank, as they come; a terminal shows a prompt."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The commands of `onebase`, each imported when it is asked for.
+"""The commands of `onebase`, each imported when it is used.
 
-Training and answering import torch and transformers, which takes seconds; listing adapters or keys
-should not wait for them.
+Training and answering import torch and transformers, which takes seconds. They do so when the command
+runs: help, shell completion, and lists of adapters or keys do not wait for it.
 """
 
 from collections.abc import Iterator, MutableMapping
@@ -12,45 +12,47 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from onebase.cli.options import with_options_of_groups
 from onebase.errors import UsageError
 from onebase.language import say
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is, as `module:function` or `module:app` in this package, and its line of help."""
+    """Where a command is, as `module:function` or `module:app` in this package, and its short help."""
 
     place: str
     help: str
 
 
 ENTRIES = {
-    "demo": Entry("demo:demo_command", "Five tasks on one base, from their data to answers."),
-    "plan": Entry("plan:plan_command", "Tell what a training would take, and whether it fits."),
-    "train": Entry("training:train_command", "Train one task, or all of a tasks.yaml together."),
-    "race": Entry("race:race_command", "Race many configurations at one task."),
-    "resume": Entry("resume:resume_command", "Continue an interrupted run exactly."),
+    "demo": Entry("demo:demo_command", "Train five tasks on one base and compare the answers."),
+    "methods": Entry("methods:methods_command", "The methods: their options, papers, and limits."),
+    "plan": Entry("plan:plan_command", "Estimate what a training needs, and whether it fits."),
+    "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
+    "race": Entry("race:race_command", "Race many configurations on one task."),
+    "resume": Entry("train:resume_command", "Continue an interrupted run exactly."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),
-    "chat": Entry("chat:chat_command", "Talk to a task."),
-    "serve": Entry("serve:serve_command", "Answer for every task over HTTP, as OpenAI's API does."),
+    "chat": Entry("answering:chat_command", "Talk to a task."),
+    "serve": Entry(
+        "serve:serve_command", "Serve every task over HTTP, in the shapes of OpenAI's API."
+    ),
     "export": Entry(
         "export:export_command", "Write an adapter for PEFT, merged, or for llama.cpp."
     ),
-    "doctor": Entry(
-        "checking:doctor_command", "Device, memory, libraries, bases: what is missing."
-    ),
+    "doctor": Entry("doctor:doctor_command", "What this machine has, and what is missing."),
     "align": Entry("align:align_app", "Learn from preferences and rewards: PPO, DPO, KTO, GRPO."),
-    "adapters": Entry("adapters:adapters_app", "The tasks and their versions."),
+    "adapters": Entry("adapters:adapters_app", "Tasks and their versions."),
     "keys": Entry("keys:keys_app", "API keys of the server."),
     "model": Entry("models:model_app", "Base models."),
-    "data": Entry("checking:data_app", "Data files."),
+    "data": Entry("data:data_app", "Check data files."),
     "runs": Entry("runs:runs_app", "Past runs."),
 }
 
 
 class OnceCommand(TyperCommand):
-    """A command that refuses an option of one value which is given twice: the last would win."""
+    """A command that refuses a single-valued option given twice, of which the last would win."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Raises UsageError."""
@@ -67,32 +69,34 @@ class OnceCommand(TyperCommand):
 
 
 class _Commands(MutableMapping[str, Any]):
-    """The commands by name, as typer wants them; a value is imported when it is read."""
+    """The commands by name, as typer expects them; a value is imported when it is read."""
 
     def __init__(self) -> None:
-        self._read: dict[str, Any] = {}
+        self._imported: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._read:
+        if name not in self._imported:
             module, _, attribute = ENTRIES[name].place.partition(":")
-            found = getattr(import_module(f"onebase.cli.{module}"), attribute)
-            if isinstance(found, typer.Typer):
-                found.rich_markup_mode = None  # as the group of all
-                for command in found.registered_commands:
+            entry = getattr(import_module(f"onebase.cli.{module}"), attribute)
+            if isinstance(entry, typer.Typer):
+                entry.rich_markup_mode = None  # as the group of all
+                for command in entry.registered_commands:
+                    assert command.callback
+                    command.callback = with_options_of_groups(command.callback)
                     command.cls = OnceCommand
-                self._read[name] = typer.main.get_group(found)
+                self._imported[name] = typer.main.get_group(entry)
             else:
-                alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-                alone.command(name, cls=OnceCommand)(found)
-                self._read[name] = typer.main.get_command(alone)
-            self._read[name].name = name
-        return self._read[name]
+                single = typer.Typer(add_completion=False, rich_markup_mode=None)
+                single.command(name, cls=OnceCommand)(with_options_of_groups(entry))
+                self._imported[name] = typer.main.get_command(single)
+            self._imported[name].name = name
+        return self._imported[name]
 
     def __setitem__(self, name: str, command: Any) -> None:
-        self._read[name] = command
+        self._imported[name] = command
 
     def __delitem__(self, name: str) -> None:
-        del self._read[name]
+        del self._imported[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(ENTRIES)
@@ -102,7 +106,7 @@ class _Commands(MutableMapping[str, Any]):
 
 
 class CommandGroup(TyperGroup):
-    """The group of all commands. Its help reads ENTRIES alone and imports none of them."""
+    """The group of all commands. Its help reads ENTRIES and imports none of them."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{**settings, "commands": None})
@@ -115,6 +119,13 @@ class CommandGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the help."""
         return list(ENTRIES)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The names that begin with `incomplete`; no command is imported for it."""
+        self.commands = {
+            name: TyperCommand(name, help=entry.help) for name, entry in ENTRIES.items()
+        }
+        return super().shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the names and their lines of help."""

@@ -1,30 +1,34 @@
-"""`onebase export`: leave with what is yours."""
+"""`onebase export`: an adapter in a format that other programs read."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onebase.cli.session import BaseOption, JsonOption, LangOption, WorkspaceOption, begin, note
-from onebase.export.export import export
+from onebase.cli.options import BaseOption, SessionFlags
+from onebase.cli.session import begin, note
+from onebase.cli.units import size
 from onebase.language import say
 
 
 def export_command(
-    task: Annotated[str, typer.Option(help="task or task@version; base: the bare base.")],
+    task: Annotated[
+        str, typer.Option(help="task or task@version; base: the base without an adapter.")
+    ],
     to: Annotated[str, typer.Option(help="peft, merged or gguf.")],
-    out: Annotated[Path, typer.Option(help="A folder that is empty or not there yet.")],
+    out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
     dtype: Annotated[
         str | None,
         typer.Option(help="merged: fp32 (default), bf16, fp16; gguf: f16 (default), f32, q8_0."),
     ] = None,
     base: BaseOption = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Write an adapter for PEFT, merged into its base, or for llama.cpp."""
-    session = begin(workspace, as_json, lang)
+    from onebase.export.export import export  # late: it imports torch and transformers
+
+    session = begin(flags)
     written = export(session.store, task, to, out, dtype=dtype, base=base)
     for text in written.notes:
         note(say(f"Note: {text}", f"注意：{text}"))
@@ -35,11 +39,20 @@ def export_command(
             "version": written.version,
             "to": written.to,
             "out": str(out),
-            "files": [{"name": name, "bytes": size} for name, size in sizes.items()],
+            "files": [{"name": name, "bytes": count} for name, count in sizes.items()],
             "notes": list(written.notes),
         },
+        say(
+            f"Exported {written.task}@{written.version} as {written.to} to {out}:",
+            f"已将 {written.task}@{written.version} 以 {written.to} 格式导出到 {out}：",
+        )
+        if written.version
+        else say(
+            f"Exported the base as {written.to} to {out}:",
+            f"已将基座以 {written.to} 格式导出到 {out}：",
+        ),
         *(
-            say(f"{out / name}: {size:,} bytes", f"{out / name}：{size:,} 字节")
-            for name, size in sizes.items()
+            say(f"  {out / name}: {size(count)}", f"  {out / name}：{size(count)}")
+            for name, count in sizes.items()
         ),
     )

@@ -1,4 +1,4 @@
-"""Tasks loaded for a command that answers, each on its own base."""
+"""Loading the tasks that a command answers for, each on its own base."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from onebase.model.base import Base
 
 
 class TaskLoader:
-    """One engine, and tasks that are loaded into it when they are asked for, each on the base that
-    BaseOptions chooses. A base is loaded once.
+    """One engine, and the tasks that are loaded into it on request, each on the base that BaseOptions
+    chooses. A base is loaded once.
     """
 
     def __init__(
@@ -24,35 +24,38 @@ class TaskLoader:
         self._store = session.store
         self._options = BaseOptions(base, precision)
         self._bases: dict[BaseChoice, Base] = {}
-        self._first = [self._stored(name) for name in dict.fromkeys(tasks) if name != BASE_TASK]
+        self._first_tasks = [
+            self._stored(name) for name in dict.fromkeys(tasks) if name != BASE_TASK
+        ]
         self.load(tasks)
 
     def load(self, tasks: Sequence[str]) -> None:
-        """Have these tasks in the engine. `base` is that of the tasks that were asked for first.
+        """Load the tasks that the engine does not have yet. The task `base` uses the base of the tasks
+        that were loaded first.
 
         An unknown or damaged task is refused before a base is loaded.
         """
-        wanted = [name for name in dict.fromkeys(tasks) if name not in self.engine.tasks]
-        stored = {name: self._stored(name) for name in wanted if name != BASE_TASK}
+        missing = [name for name in dict.fromkeys(tasks) if name not in self.engine.tasks]
+        stored = {name: self._stored(name) for name in missing if name != BASE_TASK}
         choices = {name: self._options.of_task(adapter) for name, adapter in stored.items()}
-        if BASE_TASK in wanted:
-            choices[BASE_TASK] = self._options.of_base(self._first)
+        if BASE_TASK in missing:
+            choices[BASE_TASK] = self._options.of_base(self._first_tasks)
         for adapter in stored.values():
             refuse_reward_model(adapter)
             self._store.verify(adapter)
-        for name in wanted:
+        for name in missing:
             base = self._base(choices[name], stored.get(name))
             if name == BASE_TASK:
                 self.engine.tasks.load_bare(name, base=base)
             else:
                 self.engine.load(stored[name], name=name, base=base)
         if len({task.base for task in self.engine.tasks.values()}) > 1:
-            for name in wanted:
-                held = self.engine.tasks[name].base
+            for name in missing:
+                base = self.engine.tasks[name].base
                 note(
                     say(
-                        f"{name} answers on {held.name} in {held.precision}.",
-                        f"{name} 使用基座 {held.name}，精度 {held.precision}。",
+                        f"{name} answers on {base.name} in {base.precision}.",
+                        f"{name} 使用基座 {base.name}，精度 {base.precision}。",
                     )
                 )
 
@@ -79,19 +82,19 @@ class TaskLoader:
                         f"{adapter.name} 属于基座 {choice.name}，但找不到该基座：{error.message}",
                     ),
                     say(
-                        "Put it back, or say with --base where it is now. ",
+                        "Put it back, or name its new place with --base. ",
                         "请恢复该基座，或用 --base 指明其现在的位置。",
                     )
                     + error.remedy,
                 ) from error
             if self._options.precision == AUTO != choice.precision:
-                _tell_precision(self._bases[choice])
+                _note_precision(self._bases[choice])
         return self._bases[choice]
 
 
 def load_base(name: str, precision: str | None) -> Base:
-    """A base to answer with; for `auto` the user is told what was taken, and what it costs."""
-    # Imported late: it loads numba, which the other commands of this file's users may not need.
+    """A base to answer with. For `auto` the user is told the chosen precision and its loss of quality."""
+    # Late: it imports numba, which not every command needs.
     from onebase.engine.lean.quality import load_for_answering
 
     base, quality = load_for_answering(name, precision)
@@ -105,9 +108,9 @@ def load_base(name: str, precision: str | None) -> Base:
             )
         )
     elif precision == AUTO:
-        _tell_precision(base)
+        _note_precision(base)
     return base
 
 
-def _tell_precision(base: Base) -> None:
+def _note_precision(base: Base) -> None:
     note(say(f"Precision {base.precision}.", f"精度 {base.precision}。"))

@@ -1,11 +1,14 @@
 """`onebase model`: base models on this machine."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from onebase.cli.session import JsonOption, LangOption, WorkspaceOption, begin, note
+from onebase.cli.options import SessionFlags
+from onebase.cli.session import begin, note
+from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
@@ -19,34 +22,50 @@ Name = Annotated[
 @model_app.command("pull")
 def pull_command(
     name: Name = DEFAULT_BASE,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Fetch, verify and convert a base model."""
-    session = begin(workspace, as_json, lang)
-    note(say(f"Getting {name} …", f"正在获取 {name} …"))
+    session = begin(flags)
+    present = Path(name).is_dir() or name in {path.name for path in cached_models()}
+    if not present:
+        note(
+            say(
+                f"Fetching {name}: download, check, convert. This can take a few minutes …",
+                f"正在获取 {name}：下载、校验、转换，可能需要几分钟 …",
+            )
+        )
     path = resolve(name)
-    lines = [say(f"{name} is at {path}", f"{name} 位于 {path}")]
-    if name in EMBEDDED:
-        licence = EMBEDDED[name].licence
-        lines.append(say(f"Its weights' licence: {licence}", f"权重许可：{licence}"))
-    session.show(_described(name, path), *lines)
+    described = _described(name, path)
+    total = size(described["bytes"])
+    lines = [
+        say(f"{name} was there already: {total} in {path}", f"{name} 已存在：{total}，位于 {path}")
+        if present
+        else say(f"{name} is ready: {total} in {path}", f"{name} 已就绪：{total}，位于 {path}")
+    ]
+    if "licence" in described:
+        licence = described["licence"]
+        lines.append(say(f"License of its weights: {licence}", f"权重许可：{licence}"))
+    lines.append(
+        say(
+            f"Try: onebase generate --base {quote(name)} --prompt …",
+            f"试试：onebase generate --base {quote(name)} --prompt …",
+        )
+    )
+    session.show(described, *lines)
 
 
 @model_app.command("list")
-def list_command(
-    workspace: WorkspaceOption = None, as_json: JsonOption = False, lang: LangOption = None
-) -> None:
+def list_command(*, flags: SessionFlags) -> None:
     """The base models in the cache."""
-    session = begin(workspace, as_json, lang)
-    there = {path.name: path for path in cached_models()}
-    rows = [_described(name, path) for name, path in there.items()]
-    missing = [name for name in EMBEDDED if name not in there]
+    session = begin(flags)
+    cached = {path.name: path for path in cached_models()}
+    rows = [_described(name, path) for name, path in cached.items()]
+    missing = [name for name in EMBEDDED if name not in cached]
     session.table(
         {"models": rows, "available": missing},
-        ["model", "bytes", "path"],
-        [[row["name"], row["bytes"], row["path"]] for row in rows]
+        [say("model", "模型"), say("size", "大小"), say("folder", "目录")],
+        [[row["name"], size(row["bytes"]), row["path"]] for row in rows]
         + [
             [
                 name,
@@ -64,17 +83,16 @@ def list_command(
 @model_app.command("path")
 def path_command(
     name: Name = DEFAULT_BASE,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
-    """A base model's folder, fetched if need be."""
-    session = begin(workspace, as_json, lang)
+    """Print a base model's folder; it is fetched if it is not there."""
+    session = begin(flags)
     path = resolve(name)
     session.show(_described(name, path), str(path))
 
 
 def _described(name: str, path: Path) -> dict[str, Any]:
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    described = {"name": name, "path": str(path), "bytes": size}
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    described = {"name": name, "path": str(path), "bytes": total}
     return described | ({"licence": EMBEDDED[name].licence} if name in EMBEDDED else {})

@@ -1,4 +1,4 @@
-"""Files of requests and of answers to score, read by the reader of data files."""
+"""Requests and answers to score, from the flags or from files that the data readers read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from onebase.data.question import BEFORE, BENEATH, question_of, with_history
 from onebase.data.row import Row
 from onebase.data.turns import chat_of
 from onebase.engine.pool import BASE_TASK
-from onebase.engine.prompt import Prompt
-from onebase.errors import DataError
+from onebase.engine.prompt import Prompt, require_text
+from onebase.errors import DataError, UsageError
 from onebase.language import say
 
 _TASK = {"task": ("task",)}
@@ -32,24 +32,55 @@ _ANSWERS = (
 )
 
 
+def requests_of(
+    prompt: str | None, file: Path | None, task: str | None, *, encoding: str | None
+) -> list[tuple[str, Prompt]]:
+    """The requests of a file, or the one prompt of the flags. Raises UsageError and DataError."""
+    if prompt is not None:
+        require_text(prompt)
+    if file is None:
+        return [(task or BASE_TASK, str(prompt))]
+    return read_requests(file, task, encoding=encoding)
+
+
 def read_requests(
     file: Path, task: str | None, *, encoding: str | None = None
 ) -> list[tuple[str, Prompt]]:
-    """The task and the prompt of every row; `task` stands in where a row names none.
+    """The task and the prompt of every row; `task` is the default for rows that name none.
 
-    Fields that are not read are named to the user. Raises DataError naming the line.
+    The user is told which fields are not read. Raises DataError naming the line.
     """
     remedy = say(
         'Write rows like {"task": "support", "input": "…"}.',
         '请写入 {"task": "support", "input": "…"} 这样的行。',
     )
-    found = []
+    requests = []
     for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
         try:
-            found.append((_task(row, task), _prompt(row, columns)))
+            requests.append((_task(row, task), _prompt(row, columns)))
         except InvalidValue as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
-    return found
+    return requests
+
+
+def answers_to_score(
+    file: Path | None, prompt: str | None, answer: str | None, *, encoding: str | None
+) -> list[tuple[str, str]]:
+    """The questions and answers of a file, or the one pair of the flags. Raises UsageError."""
+    if (file is None) == (answer is None):
+        raise UsageError(
+            say("There is nothing to score.", "没有要打分的内容。"),
+            say(
+                "Give --answer (with --prompt), or --file.",
+                "请给出 --answer（配合 --prompt），或 --file。",
+            ),
+        )
+    if file is None:
+        for text in (prompt, answer):
+            if text:
+                require_text(text)
+        return [(prompt or "", answer or "")]
+    return read_answers(file, encoding=encoding)
 
 
 def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, str]]:
@@ -58,23 +89,25 @@ def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, 
         'Write rows like {"text": "…"} or {"input": "…", "output": "…"}.',
         '请写成 {"text": "…"} 或 {"input": "…", "output": "…"} 这样的行。',
     )
-    found = []
+    pairs = []
     for row, columns in _matched(file, encoding, _ANSWERS, "output", remedy):
-        asked = columns.get("input", "")
+        input_column = columns.get("input", "")
         try:
             require_supported(row.values)
-            question = "" if is_empty(row.values.get(asked)) else text_of(row.values, asked)
-            found.append((question, text_of(row.values, columns["output"])))
+            question = (
+                "" if is_empty(row.values.get(input_column)) else text_of(row.values, input_column)
+            )
+            pairs.append((question, text_of(row.values, columns["output"])))
         except InvalidValue as unfit:
             raise _bad_row(row, unfit, remedy) from unfit
-    return found
+    return pairs
 
 
 def _matched(
     file: Path, encoding: str | None, formats: Sequence[Format], needed: str, remedy: str
 ) -> list[tuple[Row, dict[str, str]]]:
-    """The rows of a file and what each of its columns stands for."""
-    found = []
+    """The rows of a file, each with the column of every role."""
+    matched = []
     unused: dict[str, Field] = {}
     for row in data_rows.read_requests(file, encoding=encoding).rows:
         columns = next(
@@ -82,11 +115,11 @@ def _matched(
         )
         if columns is None:
             raise _bad_row(row, InvalidValue(needed, say("missing", "缺失")), remedy)
-        found.append((row, columns))
+        matched.append((row, columns))
         unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
     for warning in unread(list(unused.values())):
         note(warning)
-    return found
+    return matched
 
 
 def _task(row: Row, task: str | None) -> str:

@@ -1,89 +1,68 @@
 """`onebase serve`."""
 
-import logging
-import re
-import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from onebase.adapters.full import FULL
-from onebase.adapters.methods import parse_options
-from onebase.cli.loading import load_base
-from onebase.cli.session import (
-    BaseOption,
-    JsonOption,
-    LangOption,
-    Session,
-    WorkspaceOption,
-    begin,
-    note,
-)
-from onebase.engine.engine import Engine
-from onebase.engine.task_bases import trained_on, training_precision
-from onebase.errors import UsageError
-from onebase.language import say
-from onebase.model.fetch import DEFAULT_BASE
-from onebase.serving.keys import VARIABLE, KeyStore
-from onebase.serving.server_lock import hold_server_lock
-from onebase.serving.settings import Limits, ServerSettings
-
-if TYPE_CHECKING:
-    from onebase.serving.service import Service
-
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+from onebase.cli.options import BaseOption, SessionFlags
+from onebase.cli.session import begin
 
 
 def serve_command(
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8000,
     tasks: Annotated[
-        str | None, typer.Option(help="The tasks to offer, separated by commas; all by default.")
+        str | None, typer.Option(help="The tasks to serve, separated by commas; all by default.")
     ] = None,
     base: BaseOption = None,
     precision: Annotated[
-        str, typer.Option(help="auto, or what the base is held in: fp32, w8a8, int8, nf4 …")
+        str,
+        typer.Option(help="Precision of the base's weights: auto, fp32, w8a8, int8, nf4 …"),
     ] = "auto",
     allow_full: Annotated[
-        bool, typer.Option("--allow-full", help="Full fine-tuned tasks too, each its own base.")
+        bool,
+        typer.Option(
+            "--allow-full", help="Serve full fine-tuned tasks too, each a base of its own."
+        ),
     ] = False,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="A name this server is reached by; repeatable.")
+        list[str] | None,
+        typer.Option(help="A host name by which this server is reached; repeatable."),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="An origin whose pages may call; repeatable.")
+        list[str] | None,
+        typer.Option(help="An origin whose web pages may call the server; repeatable."),
     ] = None,
-    adapter_memory: Annotated[str, typer.Option(help="For adapters, as in 500MB.")] = "1GB",
-    max_body: Annotated[str, typer.Option(help="The longest request.")] = "4MB",
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="The longest prompt.")] = None,
+    adapter_memory: Annotated[
+        str, typer.Option(help="Memory for adapters, such as 500MB.")
+    ] = "1GB",
+    max_body: Annotated[str, typer.Option(help="Largest request body.")] = "4MB",
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,
     default_max_tokens: Annotated[
-        int, typer.Option(help="The longest answer where a chat names no limit.")
+        int, typer.Option(help="Longest answer of a chat that sets no limit.")
     ] = 1024,
-    concurrent: Annotated[int, typer.Option(help="Sequences answered at once.")] = 64,
-    queue: Annotated[int, typer.Option(help="Sequences that may wait beside them.")] = 256,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0,
-    drain: Annotated[float, typer.Option(help="Seconds for running answers at the end.")] = 30.0,
+    concurrent: Annotated[int, typer.Option(help="Sequences that are answered at once.")] = 64,
+    queue: Annotated[int, typer.Option(help="Sequences that may wait in addition.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Most seconds for one request.")] = 600.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds that running answers get when the server stops.")
+    ] = 30.0,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
     ] = False,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-    lang: LangOption = None,
+    *,
+    flags: SessionFlags,
 ) -> None:
     """Answer for every task over HTTP, in the shapes of OpenAI's API."""
-    # Late: the web framework takes most of a second, which no other command should wait for.
-    from onebase.serving.app import create_app
-    from onebase.serving.request_log import log_to
-    from onebase.serving.server import Server, bind
+    from onebase.adapters.methods import parse_options
+    from onebase.cli.server_start import byte_count, start_server
+    from onebase.serving.settings import Limits, ServerSettings
 
     began = time.perf_counter()
-    session = begin(workspace, as_json, lang)
+    session = begin(flags)
     limits = {
-        "body_bytes": _bytes("max-body", max_body),
+        "body_bytes": byte_count("max-body", max_body),
         "prompt_tokens": max_prompt_tokens,
         "concurrent": concurrent,
         "queue": queue,
@@ -100,115 +79,10 @@ def serve_command(
             "allow_full": allow_full,
             "allowed_hosts": tuple(allowed_host or ()),
             "allow_origins": tuple(allow_origin or ()),
-            "adapter_bytes": _bytes("adapter-memory", adapter_memory),
+            "adapter_bytes": byte_count("adapter-memory", adapter_memory),
             "drain_seconds": drain,
             "log_prompts": log_prompts,
             "limits": parse_options(Limits, limits),
         },
     )
-    keys = KeyStore(session.workspace)
-    check_keys(settings, keys)
-    with bind(settings.host, settings.port) as listening, hold_server_lock(session.workspace):
-        chosen = base or choose_base(session, names)
-        note(say(f"Loading {chosen} …", f"正在加载 {chosen} …"))
-        engine = Engine(load_base(chosen, precision), slots=settings.limits.concurrent)
-        note(say("Compiling kernels …", "正在编译内核 …"))
-        url = f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"
-
-        def ready(service: "Service") -> None:
-            _say_ready(session, service, url, time.perf_counter() - began)
-
-        log_to(logging.StreamHandler(sys.stderr))
-        app = create_app(engine, session.store, settings, keys, on_ready=ready)
-        Server(app, settings.drain_seconds).serve_until_it_ends(listening)
-    note(say("Stopped.", "已停止。"))
-
-
-def check_keys(settings: ServerSettings, keys: KeyStore) -> None:
-    """Raise UsageError for a server that others could reach without a key."""
-    if settings.on_loopback or keys.any:
-        return
-    raise UsageError(
-        say(
-            f"{settings.host} can be reached from other machines, and there is no API key.",
-            f"其他机器可以访问 {settings.host}，但尚未设置 API 密钥。",
-        ),
-        say(
-            f"Make one with `onebase keys new`, or set {VARIABLE}.",
-            f"请用 `onebase keys new` 创建，或设置 {VARIABLE}。",
-        ),
-    )
-
-
-def choose_base(session: Session, tasks: Sequence[str]) -> str:
-    """The base that the tasks to offer were trained on: of several the one with the most of them.
-
-    Raises UsageError where named tasks have different bases.
-    """
-    store = session.store
-    wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
-    # A task of full fine-tuning is a base itself, and stands beside any.
-    bases = Counter(trained_on(item) for item in wanted if item.base and item.method != FULL)
-    if len(bases) > 1 and tasks:
-        raise UsageError(
-            say(
-                f"These tasks were trained on different bases: {', '.join(bases)}.",
-                f"这些任务训练于不同的基座：{'、'.join(bases)}。",
-            ),
-            say("Serve the tasks of one base.", "请只提供同一基座上的任务。"),
-        )
-    if not bases:
-        return DEFAULT_BASE
-    chosen = bases.most_common(1)[0][0]
-    if len(bases) > 1:
-        others = ", ".join(name for name in bases if name != chosen)
-        note(
-            say(
-                f"Serving {chosen}; tasks of {others} are not available.",
-                f"提供 {chosen} 上的任务；{others} 上的任务不可用。",
-            )
-        )
-    return chosen
-
-
-def _say_ready(session: Session, service: "Service", url: str, seconds: float) -> None:
-    base = service.engine.base
-    offers = [offer for offer in service.catalog.offers() if offer.adapter.current]
-    answering = [offer.adapter.task for offer in offers if offer.reason is None]
-    note(
-        say(
-            f"Ready after {seconds:.1f} s: {url} ({base.name}, {base.precision}; "
-            f"{len(answering)} tasks). Documentation: {url}/docs. Ctrl-C stops.",
-            f"已就绪（{seconds:.1f} 秒）：{url}（{base.name}，{base.precision}；"
-            f"{len(answering)} 个任务）。文档：{url}/docs。按 Ctrl-C 停止。",
-        )
-    )
-    for offer in offers:
-        lossy = training_precision(offer.adapter)
-        if offer.reason is None and lossy not in (None, base.precision.text):
-            note(
-                say(
-                    f"{offer.name} was trained over its base in {lossy}, which --precision {lossy} "
-                    "serves.",
-                    f"{offer.name} 训练时基座精度为 {lossy}；可用 --precision {lossy} 提供。",
-                )
-            )
-    if session.json:
-        ready = {"url": url, "base": base.name, "precision": base.precision.text}
-        session.show({**ready, "tasks": answering, "seconds": round(seconds, 2)})
-        sys.stdout.flush()
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _bytes(option: str, text: str) -> int:
-    """The size that `500MB` or `1.5GB` names."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise UsageError(
-            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是大小。"),
-            say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
-        )
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    start_server(session, settings, base, precision, began)

@@ -1,55 +1,34 @@
-"""What every command shares: where the workspace is, the language, and how results are printed."""
+"""A command's session: its workspace, its language, and how it prints results and errors."""
 
 import io
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
+from onebase.cli.options import SessionFlags
 from onebase.errors import OnebaseError, UsageError
 from onebase.language import say, set_language
 
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="Where adapters and runs are kept.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-LangOption = Annotated[str | None, typer.Option("--lang", help="en or zh.")]
-BaseOption = Annotated[str | None, typer.Option("--base", help="The base model.")]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="What the base is held in: fp32, bf16, fp16, int8, nf4, nf4:bf16 …; to answer on a CPU, "
-        "w8a8 or auto.",
-    ),
-]
-EncodingOption = Annotated[
-    str | None,
-    typer.Option("--encoding", help="Of data files that are not UTF-8: gb18030, cp1252 …"),
-]
-
+if TYPE_CHECKING:
+    from onebase.adapters.store import AdapterStore
 
 _NO_WIDTH = 100_000  # columns
 
 
 @dataclass(frozen=True)
 class Session:
-    """One command's surroundings. Results go to stdout, everything else to stderr."""
+    """The workspace and the output format of one command. Results go to stdout, all else to stderr."""
 
     workspace: Workspace
     json: bool
 
     @property
-    def store(self) -> AdapterStore:
+    def store(self) -> "AdapterStore":
         """The workspace's adapters."""
+        from onebase.adapters.store import AdapterStore  # late: not every command reads adapters
+
         return AdapterStore(self.workspace)
 
     def show(self, result: dict[str, Any], *lines: str) -> None:
@@ -60,34 +39,43 @@ class Session:
         for line in lines:
             print(line)
 
-    def table(self, result: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
-        """Print a command's result: as JSON, or as a table."""
-        if self.json:
-            self.show(result)
+    def table(
+        self, result: dict[str, Any], columns: list[str], rows: list[list[Any]], empty: str = ""
+    ) -> None:
+        """Print a command's result: as JSON, or as a table. `empty` stands in for one without rows."""
+        if self.json or (empty and not rows):
+            self.show(result, empty)
             return
+        # Late: `--help` and shell completion print no table.
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table()
         for column in columns:
-            table.add_column(column, overflow="fold")  # nothing is cut off a name
+            table.add_column(column, overflow="fold")  # long names are wrapped, not truncated
         for row in rows:
             table.add_row(*("" if cell is None else Text(str(cell)) for cell in row))
-        # A terminal has a width, a pipe or a file has none.
+        # Only a terminal has a width; a pipe or a file has none.
         Console(width=None if sys.stdout.isatty() else _NO_WIDTH).print(table)
 
 
-def begin(workspace: Path | None, as_json: bool, lang: str | None) -> Session:
-    """The session for a command's shared options. Raises UsageError."""
-    if lang is not None:
-        if lang not in ("en", "zh"):
+def begin(flags: SessionFlags) -> Session:
+    """The session that a command's flags ask for. Raises UsageError for an unknown language."""
+    if flags.lang is not None:
+        if flags.lang not in ("en", "zh"):
             raise UsageError(
-                say(f"--lang {lang!r} is no language here.", f"--lang {lang!r} 不受支持。"),
+                say(
+                    f"--lang {flags.lang!r} is not supported.", f"--lang {flags.lang!r} 不受支持。"
+                ),
                 say("Use en or zh.", "请使用 en 或 zh。"),
             )
-        set_language("zh" if lang == "zh" else "en")
-    return Session(Workspace(workspace), as_json)
+        set_language("zh" if flags.lang == "zh" else "en")
+    return Session(Workspace(flags.workspace), flags.as_json)
 
 
 def json_line(content: dict[str, Any]) -> str:
-    """`content` as JSON; what stdout can't show is written as an escape, which JSON reads back."""
+    """`content` as JSON, with escapes for characters that stdout cannot encode."""
     line = json.dumps(content, ensure_ascii=False, default=str)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
@@ -96,9 +84,9 @@ def json_line(content: dict[str, Any]) -> str:
     return line
 
 
-def never_fail_at_a_character() -> None:
-    """From here on what a terminal can't show is written as an escape, and bytes of the input that are
-    no text are read as U+FFFD: no character ends a command whose work is done.
+def replace_unencodable() -> None:
+    """Write characters that stdout or stderr cannot encode as escapes, and read undecodable bytes of
+    stdin as U+FFFD, so that no character ends a command with an error.
     """
     for stream, errors in (
         (sys.stdin, "replace"),
@@ -110,12 +98,12 @@ def never_fail_at_a_character() -> None:
 
 
 def note(text: str) -> None:
-    """Tell the user something that is not the result."""
+    """Print a message to the user on stderr; it is not part of the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_error(error: OnebaseError, *, as_json: bool) -> None:
-    """One line of cause and one of remedy, or the contract's JSON object."""
+    """Print an error: a line for its cause and one for its remedy; with `as_json` also as JSON."""
     if as_json:
         print(json_line({"error": error_detail(error)}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))
@@ -123,5 +111,5 @@ def print_error(error: OnebaseError, *, as_json: bool) -> None:
 
 
 def error_detail(error: OnebaseError) -> dict[str, str]:
-    """An error as JSON has it."""
+    """An error as a JSON object."""
     return {"code": error.code, "message": error.message, "remedy": error.remedy}

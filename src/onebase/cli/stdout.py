@@ -1,4 +1,4 @@
-"""Standard output, which has a command's result alone, while code of the user's runs."""
+"""Keeps standard output for the command's result while the user's code runs."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ _OUT, _ERR = 1, 2
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """What is printed meanwhile goes to stderr, also by the processes that are started meanwhile."""
+    """Send what is printed to stderr, also what started processes print."""
     _flush()
-    kept: int | None = None
-    with suppress(OSError):  # a closed stdout or stderr: there is nothing to keep apart
-        kept = os.dup(_OUT)
+    stdout: int | None = None
+    with suppress(OSError):  # stdout or stderr is closed: nothing to redirect
+        stdout = os.dup(_OUT)
         os.dup2(_ERR, _OUT)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         _flush()
-        if kept is not None:
-            os.dup2(kept, _OUT)
-            os.close(kept)
+        if stdout is not None:
+            os.dup2(stdout, _OUT)
+            os.close(stdout)
 
 
 def _flush() -> None:

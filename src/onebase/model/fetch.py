@@ -16,7 +16,6 @@ from onebase.data.utf8_paths import shown_if_not_utf8
 from onebase.errors import CorruptFileError, FolderError, MissingBaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import add_to_cache, cached_models, is_model_folder, models_folder
-from onebase.model.chatglm_config import is_chatglm
 
 
 @dataclass(frozen=True)
@@ -263,6 +262,9 @@ def _download_repository(name: str, folder: Path) -> None:
     # Late: the Hub client takes half a second to import, and most bases are local.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+    # So is pydantic: listing adapters imports this module.
+    from onebase.model.chatglm_config import is_chatglm
 
     try:
         snapshot_download(

@@ -1,0 +1,116 @@
+"""Running an alignment with its live display, and saying what came of it."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from onebase.adapters.store import StoredAdapter
+from onebase.align.base_choice import base_for_job
+from onebase.align.job import AlignJob, check_job
+from onebase.align.resume import resume_aligned
+from onebase.cli.display import run_display
+from onebase.cli.jobs import job_fields
+from onebase.cli.options import BaseFlags, LearningFlags, StartFlags
+from onebase.cli.session import Session
+from onebase.cli.stdout import prints_to_stderr
+from onebase.cli.training import load_base, next_command
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.serving.server_lock import yield_to_server
+from onebase.training.stored_result import name_to_use, summary
+
+
+def align_job(task: str, data: str, start: StartFlags, learning: LearningFlags) -> AlignJob:
+    """The job that the flags of an alignment ask for. Raises UsageError."""
+    if start.method is not None and start.start is not None:
+        raise UsageError(
+            say("Both --method and --from were given.", "同时给出了 --method 和 --from。"),
+            say(
+                "Start with a new adapter of a method, or from a stored adapter.",
+                "请选择用某方法重新开始，或从某个适配器开始。",
+            ),
+        )
+    fields = job_fields(learning)
+    job = AlignJob(task=task, data=data, method=start.method, start=start.start, **fields)
+    check_job(job)
+    return job
+
+
+def align(
+    session: Session,
+    train: Callable[..., StoredAdapter],
+    job: AlignJob,
+    flags: BaseFlags,
+    *,
+    restart: bool,
+    reward: str | None = None,
+) -> None:
+    """Train on the base that the job's adapters belong to, unless the flags name another.
+
+    `reward` is PPO's. It may be a function of the user's, whose prints go to stderr.
+    """
+    session.workspace.require_writable()
+    chosen = base_for_job(
+        job, session.workspace, base=flags.base, precision=flags.precision, reward=reward
+    )
+    base = load_base(chosen.name, chosen.precision)
+    rewarded = {} if reward is None else {"reward": reward}
+    with (
+        nullcontext() if reward is None else prints_to_stderr(),
+        yield_to_server(session.workspace),
+        run_display() as display,
+    ):
+        stored = train(
+            job,
+            **rewarded,
+            base=base,
+            workspace=session.workspace,
+            observer=display,
+            restart=restart,
+        )
+    show_aligned(session, stored)
+
+
+def resume_align(session: Session, run: str, base: Base) -> None:
+    """Continue an interrupted alignment, for `onebase resume`."""
+    with prints_to_stderr(), yield_to_server(session.workspace), run_display() as display:
+        stored = resume_aligned(run, base=base, workspace=session.workspace, observer=display)
+    show_aligned(session, stored)
+
+
+def show_aligned(session: Session, stored: StoredAdapter) -> None:
+    """The result of an alignment, in a sentence or as JSON."""
+    metrics, option = stored.metrics, session.workspace.option
+    name = f"{stored.name} ({stored.method}): "
+    if stored.record.get("head"):
+        text = name + say(
+            f"pair accuracy {metrics['pair_accuracy']:.3f} over {metrics['pairs']} held-out pairs, "
+            f"calibration error {metrics['calibration_error']:.3f}, scores {metrics['score_mean']:.2f} "
+            f"± {metrics['score_deviation']:.2f}",
+            f"{metrics['pairs']} 个留出对的准确率 {metrics['pair_accuracy']:.3f}，校准误差 "
+            f"{metrics['calibration_error']:.3f}，得分 {metrics['score_mean']:.2f} ± "
+            f"{metrics['score_deviation']:.2f}",
+        )
+        command = "onebase align ppo --task T --method lora --prompts F"
+        command += f" --reward {name_to_use(stored)}{option}"
+        after = say(f"Try: {command}", f"试试：{command}")
+    elif "reward_before" in metrics:
+        text = name + say(
+            f"held-out reward {metrics['reward_before']:.3f} -> {metrics['reward']:.3f}, KL "
+            f"{metrics['kl']:.2f}, distinct-2 {metrics['distinct_2_before']:.2f} -> "
+            f"{metrics['distinct_2']:.2f} (step {metrics['best_step']} of {metrics['steps']})",
+            f"留出奖励 {metrics['reward_before']:.3f} -> {metrics['reward']:.3f}，KL "
+            f"{metrics['kl']:.2f}，distinct-2 {metrics['distinct_2_before']:.2f} -> "
+            f"{metrics['distinct_2']:.2f}（第 {metrics['best_step']} 步，共 {metrics['steps']} 步）",
+        )
+        after = say(
+            f"Its curves and samples: onebase runs show {stored.record['run']}{option}",
+            f"曲线与样例：onebase runs show {stored.record['run']}{option}",
+        )
+    else:
+        before, loss = metrics["base_eval_loss"], metrics["eval_loss"]
+        text = name + say(
+            f"held-out loss {before:.3f} -> {loss:.3f}", f"留出损失 {before:.3f} -> {loss:.3f}"
+        )
+        after = next_command(session, stored)
+    session.show({"run": stored.record["run"], "adapters": [summary(stored)]}, text, after)

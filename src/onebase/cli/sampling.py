@@ -1,0 +1,13 @@
+"""The sampling options of a command as one value."""
+
+from dataclasses import asdict
+from typing import Any
+
+from onebase.adapters.methods import parse_options
+from onebase.cli.options import SamplingFlags
+from onebase.engine.sampling import Sampling
+
+
+def sampling_of(flags: SamplingFlags, **more: Any) -> Sampling:
+    """The flags, and the options that only one command has. Raises UsageError."""
+    return parse_options(Sampling, {**asdict(flags), **more})

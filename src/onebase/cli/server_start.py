@@ -1,0 +1,139 @@
+"""Starting the server of `onebase serve`, and what it says to the user."""
+
+import logging
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from onebase.adapters.full import FULL
+from onebase.cli.loading import load_base
+from onebase.cli.session import Session, note
+from onebase.engine.engine import Engine
+from onebase.engine.task_bases import trained_on, training_precision
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.fetch import DEFAULT_BASE
+from onebase.serving.app import create_app
+from onebase.serving.keys import VARIABLE, KeyStore
+from onebase.serving.request_log import log_to
+from onebase.serving.server import Server, bind
+from onebase.serving.server_lock import hold_server_lock
+from onebase.serving.service import Service
+from onebase.serving.settings import ServerSettings
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
+
+
+def start_server(
+    session: Session, settings: ServerSettings, base: str | None, precision: str, began: float
+) -> None:
+    """Load the base and serve until Ctrl-C. `began` is time.perf_counter() at the command's start."""
+    keys = KeyStore(session.workspace)
+    check_keys(settings, keys)
+    with bind(settings.host, settings.port) as listening, hold_server_lock(session.workspace):
+        chosen = base or choose_base(session, settings.tasks)
+        note(say(f"Loading {chosen} …", f"正在加载 {chosen} …"))
+        engine = Engine(load_base(chosen, precision), slots=settings.limits.concurrent)
+        note(say("Compiling kernels …", "正在编译内核 …"))
+        url = f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"
+
+        def ready(service: Service) -> None:
+            _report_ready(session, service, url, time.perf_counter() - began)
+
+        log_to(logging.StreamHandler(sys.stderr))
+        app = create_app(engine, session.store, settings, keys, on_ready=ready)
+        Server(app, settings.drain_seconds).serve_until_it_ends(listening)
+    note(say("Stopped.", "已停止。"))
+
+
+def check_keys(settings: ServerSettings, keys: KeyStore) -> None:
+    """Raise UsageError for a server that others could reach without a key."""
+    if settings.on_loopback or keys.any:
+        return
+    raise UsageError(
+        say(
+            f"{settings.host} can be reached from other machines, and there is no API key.",
+            f"其他机器可以访问 {settings.host}，但尚未设置 API 密钥。",
+        ),
+        say(
+            f"Make one with `onebase keys new`, or set {VARIABLE}.",
+            f"请用 `onebase keys new` 创建，或设置 {VARIABLE}。",
+        ),
+    )
+
+
+def choose_base(session: Session, tasks: Sequence[str]) -> str:
+    """The base that the tasks to serve were trained on; of several, the one with the most tasks.
+
+    Raises UsageError where named tasks have different bases.
+    """
+    store = session.store
+    wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
+    # A task of full fine-tuning is a base of its own and is served beside any other.
+    bases = Counter(trained_on(item) for item in wanted if item.base and item.method != FULL)
+    if len(bases) > 1 and tasks:
+        raise UsageError(
+            say(
+                f"These tasks were trained on different bases: {', '.join(bases)}.",
+                f"这些任务训练于不同的基座：{'、'.join(bases)}。",
+            ),
+            say("Serve the tasks of one base.", "请只提供同一基座上的任务。"),
+        )
+    if not bases:
+        return DEFAULT_BASE
+    chosen = bases.most_common(1)[0][0]
+    if len(bases) > 1:
+        others = ", ".join(name for name in bases if name != chosen)
+        note(
+            say(
+                f"Serving {chosen}; tasks of {others} are not available.",
+                f"提供 {chosen} 上的任务；{others} 上的任务不可用。",
+            )
+        )
+    return chosen
+
+
+def _report_ready(session: Session, service: Service, url: str, seconds: float) -> None:
+    base = service.engine.base
+    offers = [offer for offer in service.catalog.offers() if offer.adapter.current]
+    answering = [offer.adapter.task for offer in offers if offer.reason is None]
+    note(
+        say(
+            f"Ready after {seconds:.1f} s: {url} ({base.name}, {base.precision}; "
+            f"{len(answering)} tasks). Documentation: {url}/docs. Ctrl-C stops.",
+            f"已就绪（{seconds:.1f} 秒）：{url}（{base.name}，{base.precision}；"
+            f"{len(answering)} 个任务）。文档：{url}/docs。按 Ctrl-C 停止。",
+        )
+    )
+    for offer in offers:
+        lossy = training_precision(offer.adapter)
+        if offer.reason is None and lossy not in (None, base.precision.text):
+            note(
+                say(
+                    f"{offer.name} was trained with its base in {lossy}; --precision {lossy} serves "
+                    "it that way.",
+                    f"{offer.name} 训练时基座精度为 {lossy}；可用 --precision {lossy} 提供。",
+                )
+            )
+    if session.json:
+        ready = {"url": url, "base": base.name, "precision": base.precision.text}
+        session.show({**ready, "tasks": answering, "seconds": round(seconds, 2)})
+        sys.stdout.flush()
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def byte_count(option: str, text: str) -> int:
+    """The size that `500MB` or `1.5GB` names."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(
+            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是大小。"),
+            say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])

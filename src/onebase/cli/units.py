@@ -1,0 +1,92 @@
+"""Sizes, counts, times and tables as people read them."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from onebase.language import say
+
+_LINE = 88  # columns of a long text in a table
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def size(count: float) -> str:
+    """Bytes, with powers of ten: `25.3 GB`, `850 kB`, `12 bytes`."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            number = count / unit
+            return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
+    return say(f"{count:.0f} bytes", f"{count:.0f} 字节")
+
+
+def plural(count: int, one: str, many: str) -> str:
+    """`1 row`, `2 rows`; thousands are separated."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def listed(names: list[str]) -> str:
+    """Names with commas between, separated as in the current language."""
+    return say(", ", "、").join(names)
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return say(f"{seconds:.0f} s", f"{seconds:.0f} 秒")
+    if seconds < 7200:
+        return say(f"{seconds / 60:.0f} min", f"{seconds / 60:.0f} 分钟")
+    return say(f"{seconds / 3600:.1f} h", f"{seconds / 3600:.1f} 小时")
+
+
+def change(before: float, now: float) -> str:
+    """By how much a loss changed, in brackets; empty where `before` is not above 0."""
+    if before <= 0 or not (math.isfinite(before) and math.isfinite(now)):
+        return ""
+    percent = round(100 * (now / before - 1))
+    if percent == 0:
+        return say(" (the same)", "（不变）")
+    if percent < 0:
+        return say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
+    return say(f" ({percent} % higher)", f"（升高 {percent} %）")
+
+
+def moment(text: object) -> str:
+    """An ISO time of a record, to the minute: `2026-11-28 07:13 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return str(text)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:
+    """The rows of a table as lines, its columns aligned; a Chinese character is two columns wide."""
+    from rich.cells import cell_len  # late: most commands print no such table
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        indent
+        + "  ".join(
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Settings as `--set` takes them: `rank=8, alpha=16`. Those that are None are left out."""
+    return ", ".join(
+        f"{key}={_plain(value)}" for key, value in settings.items() if value is not None
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def wrapped(name: str, text: str) -> list[list[str]]:
+    """A row of a table, its text on several lines where it is long; no row for an empty text."""
+    lines = textwrap.wrap(text, _LINE, break_long_words=False, break_on_hyphens=False)
+    return [["" if index else name, line] for index, line in enumerate(lines)]
