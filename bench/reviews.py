@@ -80,7 +80,7 @@ def continued(
         with torch.no_grad():
             rows = [row for index in group for row in units[index]]
             reading, _ = read_rows(base, rows, {"r": reward.contribution})
-            scores += [reward.standard(score) for score in reward.head(reading.states).tolist()]
+            scores += [reward.standardised(score) for score in reward.head(reading.states).tolist()]
     judge = SentimentIntensityAnalyzer()
     judged = [judge.polarity_scores(item.prompt.text + item.text)["compound"] for item in rollouts]
     for item in rollouts[:4]:

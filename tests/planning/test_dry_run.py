@@ -52,7 +52,7 @@ def test_what_is_measured(job: Job, measure, tiny_folder: Path) -> None:
     assert found["evaluations"] == 3
     assert found["tried_evaluations"] == 1
     learner = JobState(job, Base.load(str(tiny_folder)))
-    held_out = place(learner.data.held_out, {"support": learner.adapter.contribution()}).pack
+    held_out = pack_rows(learner.data.held_out, {"support": learner.adapter.contribution()}).pack
     assert found["judged_tokens"] == task["judged_tokens"] == len(held_out.ids)
     assert found["saving_seconds"] > 0
     # The adapter, AdamW's two moments of it, and what torch.save adds.
