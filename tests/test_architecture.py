@@ -1,6 +1,7 @@
 """The source keeps to its own rules: which way imports point, file names and sizes, errors."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +141,49 @@ def test_no_broad_except() -> None:
 def test_a_broad_except_is_seen(kind: str, count: int) -> None:
     tree = ast.parse(f"try:\n    pass\nexcept{kind}:\n    pass")
     assert len(list(broad_excepts(tree))) == count
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+# A row of the table "Where is …": a question, a file and a name in it.
+ROWS = re.findall(r"^\| (.+\?) \| `(.+?)` \| `(.+?)` \|$", ARCHITECTURE, flags=re.MULTILINE)
+
+
+def defined_in(file: Path) -> set[str]:
+    """The functions, classes (with their methods) and constants of a file."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{part.name}"
+                for part in node.body
+                if isinstance(part, ast.FunctionDef)
+            }
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {ast.unparse(target) for target in targets}
+    return names
+
+
+def test_the_table_has_two_dozen_questions() -> None:
+    assert len(ROWS) >= 24
+    assert len({question for question, _, _ in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize(("question", "file", "name"), ROWS)
+def test_what_the_table_names_is_there(question: str, file: str, name: str) -> None:
+    assert name in defined_in(SOURCE / file), question
+
+
+def test_the_walk_names_files_that_are_there() -> None:
+    walk = ARCHITECTURE.partition("## Folders")[0]
+    files = re.findall(r"`(?:src/onebase/)?([\w/]+\.py)`", walk)
+    assert len(files) > 12
+    assert [file for file in files if not (SOURCE / file).exists()] == []
+
+
+def test_the_folders_are_those_of_the_source() -> None:
+    listed = re.findall(r"`(\w+)/`", ARCHITECTURE.partition("## Folders")[2].partition("## Where")[0])
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert set(listed) - {"lean"} == folders
