@@ -184,6 +184,8 @@ def test_the_walk_names_files_that_are_there() -> None:
 
 
 def test_the_folders_are_those_of_the_source() -> None:
-    listed = re.findall(r"`(\w+)/`", ARCHITECTURE.partition("## Folders")[2].partition("## Where")[0])
+    listed = re.findall(
+        r"`(\w+)/`", ARCHITECTURE.partition("## Folders")[2].partition("## Where")[0]
+    )
     folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
     assert set(listed) - {"lean"} == folders

@@ -18,7 +18,8 @@ import torch
 
 from onebase.adapters.methods import ALIASES, METHODS
 from onebase.cli.app import main
-from onebase.training.job import TrainOptions, read_jobs
+from onebase.training.job import read_jobs
+from onebase.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from onebase.adapters.methods import METHODS
-from onebase.training.job import TrainOptions
+from onebase.training.options import TrainOptions
 
 CHINESE = re.compile(r"[一-鿿]")
 

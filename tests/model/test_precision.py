@@ -10,7 +10,7 @@ from torch import nn
 
 from onebase.errors import UsageError
 from onebase.model.base import Base
-from onebase.model.int8 import Int8Linear
+from onebase.model.int8_weights import Int8Linear
 from onebase.model.precision import PRECISIONS, choose, of_type, weight_of
 
 IDS = torch.tensor([[5, 17, 33, 120, 9, 4, 77]])

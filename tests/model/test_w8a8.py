@@ -9,7 +9,7 @@ import torch
 from onebase.adapters.methods import build_adapter
 from onebase.errors import UsageError
 from onebase.model.base import Base
-from onebase.model.int8 import Int8Embedding, Int8Linear
+from onebase.model.int8_weights import Int8Embedding, Int8Linear
 from onebase.model.precision import choose
 from onebase.model.w8a8 import folder, identity
 

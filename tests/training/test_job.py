@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from onebase.errors import UsageError
-from onebase.training.job import Job, TrainOptions, read_jobs
+from onebase.training.job import Job, read_jobs
+from onebase.training.options import TrainOptions
 from onebase.training.train import check_jobs
 
 

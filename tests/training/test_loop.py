@@ -15,10 +15,11 @@ from onebase.engine.trunk import Trunk
 from onebase.model.base import Base
 from onebase.runs.observer import Observer
 from onebase.training import loop
-from onebase.training.job import Job, TrainOptions
+from onebase.training.job import Job
 from onebase.training.job_state import JobState
+from onebase.training.learning_rate import learning_rate_factor
 from onebase.training.loop import evaluate_together, step_together, train_together
-from onebase.training.trainable_adapter import learning_rate_factor
+from onebase.training.options import TrainOptions
 
 WORDS = ["parcel", "order", "lamp", "refund", "today", "hello", "way", "shop", "late", "new"]
 

@@ -23,9 +23,10 @@ from onebase.runs.render_date import local_time, render_date_of
 from onebase.runs.run import Run
 from onebase.runs.session import RunSession
 from onebase.training.batch_sampler import BatchSampler
-from onebase.training.job import TrainOptions
+from onebase.training.learning_rate import learning_rate_factor
+from onebase.training.options import TrainOptions
 from onebase.training.stored_result import not_promoted_note, store_result
-from onebase.training.trainable_adapter import TrainableAdapter, learning_rate_factor
+from onebase.training.trainable_adapter import TrainableAdapter
 
 # Preferences move a policy that can answer already: a tenth of the rate that it was trained with.
 POLICY_RATE = 0.1

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from onebase.adapters.methods import ALIASES, METHODS, Method, parts_of
 from onebase.cli.units import aligned, listed, settings_text
 from onebase.language import say
-from onebase.training.job import TrainOptions
+from onebase.training.options import TrainOptions
 
 
 def overview() -> dict[str, Any]:

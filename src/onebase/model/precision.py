@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from onebase.errors import OnebaseError, UsageError, unknown
 from onebase.language import say
-from onebase.model.int8 import Int8Embedding, Int8Linear, discard
+from onebase.model.int8_weights import Int8Embedding, Int8Linear, discard
 from onebase.model.w8a8 import hold_w8a8
 
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8", "nf4", "w8a8"]

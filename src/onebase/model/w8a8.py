@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onebase.model.cache import results_root
-from onebase.model.int8 import Int8Embedding, Int8Linear, discard, rounded
+from onebase.model.int8_weights import Int8Embedding, Int8Linear, discard, rounded
 
 _FORMAT_VERSION = "2"  # of the file; other versions are not read
 EMBEDDING, HEAD = "embedding", "head"

@@ -39,7 +39,8 @@ from onebase.search.successive_halving import (
     SuccessiveHalving,
     candidate_job,
 )
-from onebase.training.job import Job, TrainOptions
+from onebase.training.job import Job
+from onebase.training.options import TrainOptions
 from onebase.training.run_config import as_given
 from onebase.training.stored_result import store_job, summary
 from onebase.training.task_data import TaskData, task_data

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from onebase.adapters.methods import METHODS, canonical_method, parts_of
+from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.training.job import Job
-from onebase.training.yaml_file import read_yaml
 
 # One dimension: the settings of each choice; the first is the method's default or the most likely.
 Axis = tuple[Mapping[str, Any], ...]

@@ -23,8 +23,9 @@ from onebase.runs.observer import JobStart
 from onebase.runs.render_date import local_time
 from onebase.training.batch_sampler import BatchSampler, FixedBatches
 from onebase.training.job import Job
+from onebase.training.learning_rate import learning_rate_factor
 from onebase.training.task_data import TaskData, task_data
-from onebase.training.trainable_adapter import TrainableAdapter, learning_rate_factor
+from onebase.training.trainable_adapter import TrainableAdapter
 
 # A loss has exploded after so many steps in a row above what a uniform guess would cost (ln of the
 # vocabulary) and above twice the job's first loss: noise and warm-up recover sooner.

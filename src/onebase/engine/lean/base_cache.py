@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
 from onebase.model.fetch import lasting_name
-from onebase.model.int8 import Int8Embedding, Int8Linear
+from onebase.model.int8_weights import Int8Embedding, Int8Linear
 from onebase.model.precision import choose
 from onebase.model.rotary import RotaryLimit
 from onebase.model.standalone_tokenizer import StandaloneTokenizer, tokenizer_record

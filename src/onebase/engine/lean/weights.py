@@ -14,7 +14,7 @@ from onebase.engine.lean.matmul import largest_activation
 from onebase.engine.lean.vector import PAD, padded
 from onebase.engine.norm import scale_and_epsilon
 from onebase.model.base import Base
-from onebase.model.int8 import Int8Linear
+from onebase.model.int8_weights import Int8Linear
 
 _PANEL = 32768  # bytes of weights per piece of a product
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}

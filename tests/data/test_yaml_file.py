@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError
-from onebase.training.yaml_file import read_yaml
 
 
 def write(folder: Path, text: str) -> Path:
