@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from onebase.align.dpo import dpo_loss
+from onebase.align.kto import kto_loss
 from onebase.align.losses import (
     bradley_terry,
-    dpo_loss,
     explained_variance,
-    kto_loss,
     masked_mean,
     policy_loss,
     value_loss,

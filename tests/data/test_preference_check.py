@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from onebase.data.check import Spread
 from onebase.data.preference_check import PreferenceReport, Ratings, Repeat, check_preferences
 from onebase.data.preferences import load_preferences
-from onebase.data.rendering import rendered_preferences
+from onebase.data.refused_rows import rendered_preferences
 from onebase.data.template import Template
 
 Write = Callable[[str, object], Path]

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs, sum_by_row
 from onebase.align.job import AlignJob
-from onebase.align.losses import DPOLoss, dpo_loss
 from onebase.align.preference_data import PreferenceRow
 from onebase.align.preference_training import PreferenceOptions, PreferenceTraining, set_up
 from onebase.engine.rows import read_rows
@@ -22,6 +23,39 @@ from onebase.runs.session import run_session
 from onebase.training.loop import pack_tokens
 
 POLICY, REFERENCE = "policy", "reference"
+
+
+@dataclass(frozen=True)
+class DPOLoss:
+    """The loss of every pair, and the implicit rewards of both answers, all [pairs]."""
+
+    losses: Tensor
+    chosen: Tensor
+    rejected: Tensor
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> DPOLoss:
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(r_c - r_r)
+    with the implicit rewards r = beta (log policy - log reference) of equation 5.
+
+    `label_smoothing` e takes the labels to be flipped with that probability: (1 - e) L(r_c - r_r) +
+    e L(r_r - r_c) (Mitchell 2023, conservative DPO). The arguments are of whole answers, [pairs].
+    """
+    chosen_reward = beta * (chosen - reference_chosen)
+    rejected_reward = beta * (rejected - reference_rejected)
+    losses = -logsigmoid(chosen_reward - rejected_reward)
+    if label_smoothing:
+        flipped = -logsigmoid(rejected_reward - chosen_reward)
+        losses = (1 - label_smoothing) * losses + label_smoothing * flipped
+    return DPOLoss(losses, chosen_reward.detach(), rejected_reward.detach())
 
 
 class DPOOptions(PreferenceOptions):

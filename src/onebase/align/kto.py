@@ -13,7 +13,6 @@ from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import PromptAnswer, packs, sum_by_row
 from onebase.align.job import AlignJob
-from onebase.align.losses import KTOLoss, kto_loss
 from onebase.align.preference_data import PreferenceData, PreferenceRow
 from onebase.align.preference_training import PreferenceOptions, PreferenceTraining, set_up
 from onebase.align.unlearned import one_label
@@ -26,6 +25,40 @@ from onebase.runs.session import run_session
 from onebase.training.loop import pack_tokens
 
 POLICY, REFERENCE = "policy", "reference"
+
+
+@dataclass(frozen=True)
+class KTOLoss:
+    """The loss of every answer and its implicit reward, both [answers]; the reference point."""
+
+    losses: Tensor
+    rewards: Tensor
+    point: Tensor
+
+
+def kto_loss(
+    logprobs: Tensor,
+    reference: Tensor,
+    good: Tensor,
+    mismatched: Tensor,
+    mismatched_reference: Tensor,
+    *,
+    beta: float,
+    desirable: float = 1.0,
+    undesirable: float = 1.0,
+) -> KTOLoss:
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, equations 7 and 8).
+
+    r = log policy - log reference; z0 = max(0, mean of r over answers to other prompts), without
+    gradient; the loss is w (1 - sigmoid(beta (r - z0))) for good answers and
+    w (1 - sigmoid(beta (z0 - r))) for bad ones, w being `desirable` or `undesirable`. `good` is
+    boolean, all of them [answers] and of whole answers.
+    """
+    ratio = logprobs - reference
+    point = (mismatched - mismatched_reference).mean().clamp(min=0).detach()
+    signed = torch.where(good, ratio - point, point - ratio)
+    weight = torch.where(good, desirable, undesirable).to(ratio)
+    return KTOLoss(weight * (1 - torch.sigmoid(beta * signed)), (beta * ratio).detach(), point)
 
 
 class KTOOptions(PreferenceOptions):

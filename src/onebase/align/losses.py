@@ -1,4 +1,4 @@
-"""The losses of learning from preferences and rewards, pure functions of log-probabilities.
+"""The losses of reward models and PPO, pure functions of scores and log-probabilities.
 
 Log-probabilities of tokens are [answers, tokens], right-padded, with `mask` true where an answer
 has a token; log-probabilities of whole answers are [answers].
@@ -81,70 +81,3 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     if not float(variance) > 0:
         return 0.0
     return float(1 - (actual - predicted).var(correction=0) / variance)
-
-
-@dataclass(frozen=True)
-class DPOLoss:
-    """The loss of every pair, and the implicit rewards of both answers, all [pairs]."""
-
-    losses: Tensor
-    chosen: Tensor
-    rejected: Tensor
-
-
-def dpo_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> DPOLoss:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7): -log sigmoid(r_c - r_r)
-    with the implicit rewards r = beta (log policy - log reference) of equation 5.
-
-    `label_smoothing` e takes the labels to be flipped with that probability: (1 - e) L(r_c - r_r) +
-    e L(r_r - r_c) (Mitchell 2023, conservative DPO). The arguments are of whole answers, [pairs].
-    """
-    chosen_reward = beta * (chosen - reference_chosen)
-    rejected_reward = beta * (rejected - reference_rejected)
-    losses = -logsigmoid(chosen_reward - rejected_reward)
-    if label_smoothing:
-        flipped = -logsigmoid(rejected_reward - chosen_reward)
-        losses = (1 - label_smoothing) * losses + label_smoothing * flipped
-    return DPOLoss(losses, chosen_reward.detach(), rejected_reward.detach())
-
-
-@dataclass(frozen=True)
-class KTOLoss:
-    """The loss of every answer and its implicit reward, both [answers]; the reference point."""
-
-    losses: Tensor
-    rewards: Tensor
-    point: Tensor
-
-
-def kto_loss(
-    logprobs: Tensor,
-    reference: Tensor,
-    good: Tensor,
-    mismatched: Tensor,
-    mismatched_reference: Tensor,
-    *,
-    beta: float,
-    desirable: float = 1.0,
-    undesirable: float = 1.0,
-) -> KTOLoss:
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, equations 7 and 8).
-
-    r = log policy - log reference; z0 = max(0, mean of r over answers to other prompts), without
-    gradient; the loss is w (1 - sigmoid(beta (r - z0))) for good answers and
-    w (1 - sigmoid(beta (z0 - r))) for bad ones, w being `desirable` or `undesirable`. `good` is
-    boolean, all of them [answers] and of whole answers.
-    """
-    ratio = logprobs - reference
-    point = (mismatched - mismatched_reference).mean().clamp(min=0).detach()
-    signed = torch.where(good, ratio - point, point - ratio)
-    weight = torch.where(good, desirable, undesirable).to(ratio)
-    return KTOLoss(weight * (1 - torch.sigmoid(beta * signed)), (beta * ratio).detach(), point)

@@ -13,7 +13,7 @@ from onebase.data.check import left_out, no_end
 from onebase.data.example import BadRow
 from onebase.data.fields import unread
 from onebase.data.preferences import Kind, PreferenceSet, load_preferences, require_good_rows
-from onebase.data.rendering import rendered_preferences
+from onebase.data.refused_rows import rendered_preferences
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base

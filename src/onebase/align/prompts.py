@@ -16,7 +16,7 @@ from onebase.data.example import BadRow, Field, Turn
 from onebase.data.fields import fields_of
 from onebase.data.formats import Format
 from onebase.data.question import BEFORE, BENEATH, question_of, with_history
-from onebase.data.rendering import refused
+from onebase.data.refused_rows import refused
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
 from onebase.data.template import Template

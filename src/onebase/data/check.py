@@ -9,7 +9,7 @@ from typing import Any
 
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
-from onebase.data.rendering import rendered_examples
+from onebase.data.refused_rows import rendered_examples
 from onebase.data.similar_labels import similar_labels_warning
 from onebase.data.template import Rendered, Template
 from onebase.language import say

@@ -16,7 +16,7 @@ from onebase.data.check import (
 from onebase.data.example import BadRow, Example
 from onebase.data.fields import unread
 from onebase.data.preferences import COMMANDS, Kind, Preference, PreferenceSet
-from onebase.data.rendering import rendered_preferences
+from onebase.data.refused_rows import rendered_preferences
 from onebase.data.template import Rendered, Template
 from onebase.language import say
 

@@ -10,7 +10,7 @@ from onebase.data.check import left_out, no_end, rewritten
 from onebase.data.example import BadRow, Dataset, Example
 from onebase.data.fields import unread
 from onebase.data.formats import load_dataset, require_good
-from onebase.data.rendering import rendered_examples, without_room
+from onebase.data.refused_rows import rendered_examples, without_room
 from onebase.data.split import split
 from onebase.data.template import Rendered, Template
 from onebase.engine.rows import TokenRow
