@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import torch
 
 from onebase.adapters.adapter import Adapter
+from onebase.adapters.base_match import require_trained_on
 from onebase.adapters.contribution import NOTHING, Contribution
 from onebase.adapters.full import FULL
 from onebase.adapters.peft_format import load_adapter
@@ -90,7 +90,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
             template = Template.from_config(model.tokenizer, settings)
             return self.load_full(name, model, template, version=adapter.version, labels=labels)
         base = base or self.base
-        _require_trained_on(adapter, base)
+        require_trained_on(adapter, base)
         return self.load(
             name,
             load_adapter(adapter.path, base),
@@ -218,34 +218,6 @@ def _no_base() -> UsageError:
     return UsageError(
         say("This engine has no base.", "该引擎没有基座。"),
         say("Create it with one: Engine(base).", "请在创建引擎时指定基座：Engine(base)。"),
-    )
-
-
-def _require_trained_on(adapter: StoredAdapter, base: Base) -> None:
-    """Raise UsageError for an adapter that was trained on another base."""
-    trained_on = adapter.record.get("base_fingerprint")
-    if not trained_on or trained_on == base.fingerprint:
-        return
-    if adapter.base == base.name:
-        raise UsageError(
-            say(
-                f"The weights of {base.name} have changed since {adapter.name} was trained.",
-                f"{adapter.name} 训练完成后，{base.name} 的权重发生了变化。",
-            ),
-            say(
-                "Restore the old weights, name the right base with --base, or train the task again.",
-                "请恢复原来的权重，用 --base 指定正确的基座，或重新训练该任务。",
-            ),
-        )
-    raise UsageError(
-        say(
-            f"{adapter.name} was trained on {adapter.base}, not on {base.name}.",
-            f"{adapter.name} 的训练基座是 {adapter.base}，不是 {base.name}。",
-        ),
-        say(
-            f"Load it with --base {quote(adapter.base)}, or train the task on this base.",
-            f"请用 --base {quote(adapter.base)} 加载，或在该基座上重新训练。",
-        ),
     )
 
 
