@@ -41,20 +41,20 @@ def work(arguments: argparse.Namespace) -> None:
         settings = {"epochs": arguments.epochs, "warmup": 10, **json.loads(arguments.set)}
         data, held = (Path(folder) / f"{name}.jsonl" for name in files)
         job = onebase.Job("it", data, "lora", INSTRUCTION, held_out=held, set=settings)
-        learner = JobState(job, base)
+        job_state = JobState(job, base)
     seconds = 0.0
     began = time.perf_counter()
-    trunk = shared_trunk(base, [learner])
-    while not learner.done:
-        for _ in range(learner.steps_an_epoch):
-            step_together(base, [learner], Progress(), trunk=trunk)
+    trunk = shared_trunk(base, [job_state])
+    while not job_state.done:
+        for _ in range(job_state.steps_an_epoch):
+            step_together(base, [job_state], Progress(), trunk=trunk)
         seconds += time.perf_counter() - began
-        learner.adapter.eval()
-        contributions = {"it": learner.adapter.contribution()}
-        depths = {"it": learner.depth}
-        held_out = learner.data.held_out
+        job_state.adapter.eval()
+        contributions = {"it": job_state.adapter.contribution()}
+        depths = {"it": job_state.depth}
+        held_out = job_state.data.held_out
         losses = mean_losses(base, held_out, contributions, depths=depths, trunk=trunk)
-        print(json.dumps({"epoch": learner.epoch, "seconds": seconds, "loss": losses["it"]}))
+        print(json.dumps({"epoch": job_state.epoch, "seconds": seconds, "loss": losses["it"]}))
         began = time.perf_counter()
 
 

@@ -51,8 +51,10 @@ def test_what_is_measured(job: Job, measure, tiny_folder: Path) -> None:
     assert min(phase["trial_seconds"]) > 0
     assert found["evaluations"] == 3
     assert found["tried_evaluations"] == 1
-    learner = JobState(job, Base.load(str(tiny_folder)))
-    held_out = pack_rows(learner.data.held_out, {"support": learner.adapter.contribution()}).pack
+    job_state = JobState(job, Base.load(str(tiny_folder)))
+    held_out = pack_rows(
+        job_state.data.held_out, {"support": job_state.adapter.contribution()}
+    ).pack
     assert found["judged_tokens"] == task["judged_tokens"] == len(held_out.ids)
     assert found["saving_seconds"] > 0
     # The adapter, AdamW's two moments of it, and what torch.save adds.

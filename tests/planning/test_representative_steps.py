@@ -30,7 +30,9 @@ CPU = torch.device("cpu")
 def make(tmp_path: Path, make_base: Callable[..., Base]) -> Callable[..., JobState]:
     base = make_base()
 
-    def learner(task: str, count: int, method: str = "prompt-tuning", **settings: Any) -> JobState:
+    def job_state(
+        task: str, count: int, method: str = "prompt-tuning", **settings: Any
+    ) -> JobState:
         file = tmp_path / f"{task}.jsonl"
         rows = [
             {"input": f"{task} {'x' * (at % 7)}", "output": "y" * (1 + at)} for at in range(count)
@@ -39,20 +41,20 @@ def make(tmp_path: Path, make_base: Callable[..., Base]) -> Callable[..., JobSta
         defaults = {"epochs": 2, "batch_size": 4, "held_out": 0.2}
         return JobState(Job(task, file, method, set=defaults | settings), base)
 
-    return learner
+    return job_state
 
 
-def drawn(learner: JobState) -> list[list[TokenRow]]:
-    return [next(learner._batches) for _ in range(learner.total_steps)]
+def drawn(job_state: JobState) -> list[list[TokenRow]]:
+    return [next(job_state._batches) for _ in range(job_state.total_steps)]
 
 
 def test_the_heaviest_step_is_the_first_and_the_next_are_typical(make) -> None:
-    learner = make("a", 30)
-    (phase,) = choose([learner]).phases
+    job_state = make("a", 30)
+    (phase,) = choose([job_state]).phases
     whole = drawn(make("a", 30))
     assert phase.steps == len(whole)
     assert [rows["a"] in whole for rows in phase.chosen] == [True] * (1 + _TYPICAL)
-    begin = {"a": shared(learner.data.train)}
+    begin = {"a": shared(job_state.data.train)}
     tokens = [packed(rows, begin) for rows in whole]
     heavy, *typical = (packed(rows["a"], begin) for rows in phase.chosen)
     assert heavy == max(tokens)
@@ -69,8 +71,8 @@ def test_the_tokens_are_those_that_the_loop_packs(make) -> None:
         [rows for batches in whole for rows in batches[at : at + 1]] for at in range(len(whole[0]))
     ]
     ours = sum(phase.tokens for phase in chosen.phases)
-    learners = chosen.states
-    contributions = {one.job.task: one.adapter.contribution() for one in learners}
+    job_states = chosen.states
+    contributions = {one.job.task: one.adapter.contribution() for one in job_states}
     virtual = sum(contributions[rows[0].adapter].virtual_tokens for step in steps for rows in step)
     packs = [pack_rows([r for rows in step for r in rows], contributions).pack for step in steps]
     assert sum(len(pack.ids) for pack in packs) - virtual == pytest.approx(
@@ -104,14 +106,14 @@ def test_micro_batches_are_passes_of_their_own(make) -> None:
 
 
 def test_a_short_trial_is_all_that_is_learned(make) -> None:
-    learners = [make("a", 30, epochs=3), make("b", 12)]
-    chosen = choose(learners)
+    job_states = [make("a", 30, epochs=3), make("b", 12)]
+    chosen = choose(job_states)
     chosen.apply()
     wanted = [len(phase.chosen) for phase in chosen.phases]
-    assert [learner.total_steps for learner in learners] == [sum(wanted), wanted[0]]
-    train_together(learners, Observer())
-    assert [learner.step for learner in learners] == [sum(wanted), wanted[0]]
-    assert all(learner.evaluated_step == learner.step for learner in learners)
+    assert [job_state.total_steps for job_state in job_states] == [sum(wanted), wanted[0]]
+    train_together(job_states, Observer())
+    assert [job_state.step for job_state in job_states] == [sum(wanted), wanted[0]]
+    assert all(job_state.evaluated_step == job_state.step for job_state in job_states)
 
 
 def test_what_rows_begin_with_counts_once() -> None:

@@ -139,37 +139,37 @@ def test_what_a_checkpoint_leaves_out(tmp_path: Path, make_base: Callable[..., B
     base = make_base()
     data = write_rows(tmp_path, "rows", 12)
     settings = {"batch_size": 4, "epochs": 2}
-    learner = JobState(onebase.Job("a", data, "full", set=settings), base)
+    job_state = JobState(onebase.Job("a", data, "full", set=settings), base)
 
     def kept_parts() -> set[str]:
-        state = learner.state_dict()
+        state = job_state.state_dict()
         stream = io.BytesIO()
         torch.save(state, stream)
         stream.seek(0)
-        again = JobState(learner.job, base)
+        again = JobState(job_state.job, base)
         again.load_state_dict(torch.load(stream, weights_only=True))
-        for name, part in learner.trainable.best.items():
+        for name, part in job_state.trainable.best.items():
             assert torch.equal(again.trainable.best[name], part)
-        if not learner.done or learner.evaluation_due:
-            for name, part in learner.adapter.parts().items():
+        if not job_state.done or job_state.evaluation_due:
+            for name, part in job_state.adapter.parts().items():
                 assert torch.equal(again.adapter.parts()[name], part)
         return {name for name in ("adapter", "optimizer", "best") if state[name] is not None}
 
     assert kept_parts() == set()  # the base itself
-    onebase.training.loop.step_together(learner.base, [learner], Stopping())
+    onebase.training.loop.step_together(job_state.base, [job_state], Stopping())
     assert kept_parts() == {"adapter", "optimizer"}  # nothing judged yet
     for _ in range(2):
-        onebase.training.loop.step_together(learner.base, [learner], Stopping())
-    assert learner.evaluation_due
-    onebase.training.loop.evaluate_together(learner.base, [learner], Stopping())
+        onebase.training.loop.step_together(job_state.base, [job_state], Stopping())
+    assert job_state.evaluation_due
+    onebase.training.loop.evaluate_together(job_state.base, [job_state], Stopping())
     assert kept_parts() == {"adapter", "optimizer"}  # the best is this state
-    onebase.training.loop.step_together(learner.base, [learner], Stopping())
+    onebase.training.loop.step_together(job_state.base, [job_state], Stopping())
     assert kept_parts() == {"adapter", "optimizer", "best"}
     for _ in range(2):
-        onebase.training.loop.step_together(learner.base, [learner], Stopping())
-    assert learner.done
+        onebase.training.loop.step_together(job_state.base, [job_state], Stopping())
+    assert job_state.done
     assert kept_parts() == {"adapter", "optimizer", "best"}  # to be judged yet
-    onebase.training.loop.evaluate_together(learner.base, [learner], Stopping())
+    onebase.training.loop.evaluate_together(job_state.base, [job_state], Stopping())
     assert kept_parts() == {"best"}
 
 
@@ -335,10 +335,10 @@ def test_an_exploding_loss_ends_that_job_alone(
     wild = onebase.Job("wild", data, set=settings, seed=1)
     real = onebase.training.loop._gradients
 
-    def exploding(base: Base, learners: Sequence[JobState], *args: Any) -> dict[str, float]:
-        losses = real(base, learners, *args)
-        for learner in learners:
-            if learner.job.task == "wild" and learner.step >= 9:
+    def exploding(base: Base, job_states: Sequence[JobState], *args: Any) -> dict[str, float]:
+        losses = real(base, job_states, *args)
+        for job_state in job_states:
+            if job_state.job.task == "wild" and job_state.step >= 9:
                 losses["wild"] *= 4
         return losses
 
@@ -385,12 +385,12 @@ def test_what_counts_as_exploded(
     make_base: Callable[..., Base],
 ) -> None:
     job = onebase.Job("a", write_rows(tmp_path, "a", 8), set={"rank": 1})
-    learner = JobState(job, make_base())
-    assert learner.record_loss(first) is None
+    job_state = JobState(job, make_base())
+    assert job_state.record_loss(first) is None
     for _ in range(EXPLODED_STEPS - 1):
-        assert learner.record_loss(later) is None
-    assert learner.record_loss(first) is None  # it came back
+        assert job_state.record_loss(later) is None
+    assert job_state.record_loss(first) is None  # it came back
     for _ in range(EXPLODED_STEPS - 1):
-        assert learner.record_loss(later) is None
-    assert learner.record_loss(later) == ("exploded" if ends else None)
-    assert learner.record_loss(float("nan")) == "not finite"
+        assert job_state.record_loss(later) is None
+    assert job_state.record_loss(later) == ("exploded" if ends else None)
+    assert job_state.record_loss(float("nan")) == "not finite"

@@ -31,9 +31,9 @@ def test_full_equals_a_plain_padded_loop(
     plain_model: Callable[..., Any],
 ) -> None:
     job = Job("a", write_rows(tmp_path, "a", 16), "full", "Say it.", set=SETTINGS)
-    observer, learner = Losses(), JobState(job, make_base(architecture))
+    observer, job_state = Losses(), JobState(job, make_base(architecture))
     for _ in range(6):
-        step_together(learner.base, [learner], observer)
+        step_together(job_state.base, [job_state], observer)
 
     twin = JobState(job, make_base(architecture))
     model = plain_model(architecture).requires_grad_(True)
@@ -72,10 +72,10 @@ def test_its_result_is_a_base_of_its_own_beside_the_others(
         Job("light", file, "lora", "Say it.", set={"rank": 2, "epochs": 2, "batch_size": 4}),
     ]
     whole, light = onebase.train(jobs, base=base, workspace=Workspace(tmp_path / "w"))
-    plain, learner = plain_model("llama"), JobState(jobs[0], base)
-    losses = held_out_loss(plain, learner)
+    plain, job_state = plain_model("llama"), JobState(jobs[0], base)
+    losses = held_out_loss(plain, job_state)
     assert whole.metrics["base_eval_loss"] == pytest.approx(losses, abs=1e-5)
-    trained = held_out_loss(type(plain).from_pretrained(whole.path), learner)
+    trained = held_out_loss(type(plain).from_pretrained(whole.path), job_state)
     assert whole.metrics["eval_loss"] == pytest.approx(trained, abs=1e-5)
     assert trained < losses - 0.1
     assert whole.metrics["trainable"] == sum(p.numel() for p in base.model.parameters())
@@ -107,9 +107,9 @@ def test_a_job_beside_it_learns_as_it_does_alone(
     alone, _ = run_steps(make_base(), [light], 4)
     base = make_base()
     observer = Losses()
-    learners = [JobState(Job("whole", file, "full", set=SETTINGS), base), JobState(light, base)]
-    assert learners[0].base is not base
-    onebase.training.loop.train_together(learners, observer)
+    job_states = [JobState(Job("whole", file, "full", set=SETTINGS), base), JobState(light, base)]
+    assert job_states[0].base is not base
+    onebase.training.loop.train_together(job_states, observer)
     assert observer.by_task["light"][:4] == pytest.approx(alone.by_task["light"], abs=1e-5)
 
 

@@ -64,16 +64,16 @@ def four_jobs(folder: Path) -> list[Job]:
 
 def run_steps(base: Base, jobs: list[Job], steps: int) -> tuple[Losses, list[JobState]]:
     observer = Losses()
-    learners = [JobState(job, base) for job in jobs]
+    job_states = [JobState(job, base) for job in jobs]
     for _ in range(steps):
-        step_together(base, learners, observer)
-    return observer, learners
+        step_together(base, job_states, observer)
+    return observer, job_states
 
 
-def held_out_loss(model: Any, learner: JobState) -> float:
+def held_out_loss(model: Any, job_state: JobState) -> float:
     """The mean loss a label of a job's held-out rows, by a plain model and one row a pass."""
     total, labels = 0.0, 0
-    for row in learner.data.held_out:
+    for row in job_state.data.held_out:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row.ids])).logits[0]
         learned = [at for at, is_label in enumerate(row.loss_mask) if is_label]
@@ -159,21 +159,21 @@ def test_early_stopping_stops_that_job_alone_and_keeps_its_best(
     wild = {"epochs": 12, "patience": 2, "learning_rate": 0.1, "rank": 4}
     calm = {"epochs": 12, "rank": 4, "learning_rate": 1e-3}
     base, observer = make_base(), Losses()
-    learners = [
+    job_states = [
         JobState(Job("wild", write_rows(tmp_path, "w", 20, 1), "lora", set=wild), base),
         JobState(Job("calm", write_rows(tmp_path, "c", 20, 2), "lora", set=calm), base),
     ]
-    train_together(learners, observer)
-    assert learners[0].out_of_patience
-    assert not any(learner.diverged for learner in learners)
-    assert learners[0].step - learners[0].best_step == 2 * learners[0].steps_an_epoch
-    assert learners[0].step < learners[0].total_steps
-    assert learners[1].step == learners[1].total_steps
-    for learner in learners:
+    train_together(job_states, observer)
+    assert job_states[0].out_of_patience
+    assert not any(job_state.diverged for job_state in job_states)
+    assert job_states[0].step - job_states[0].best_step == 2 * job_states[0].steps_an_epoch
+    assert job_states[0].step < job_states[0].total_steps
+    assert job_states[1].step == job_states[1].total_steps
+    for job_state in job_states:
         again = Losses()
-        evaluate_together(base, [learner], again)
-        best = min(observer.judged_by_task[learner.job.task])
-        assert again.judged_by_task[learner.job.task][0] == pytest.approx(best, abs=1e-6)
+        evaluate_together(base, [job_state], again)
+        best = min(observer.judged_by_task[job_state.job.task])
+        assert again.judged_by_task[job_state.job.task][0] == pytest.approx(best, abs=1e-6)
 
 
 def test_nothing_held_out_keeps_the_last_state(
@@ -182,9 +182,9 @@ def test_nothing_held_out_keeps_the_last_state(
     settings = {"held_out": 0, "epochs": 2, "rank": 2}
     job = Job("a", write_rows(tmp_path, "a", 8), "lora", set=settings)
     base = make_base()
-    learner = JobState(job, base)
-    train_together([learner], Losses())
-    assert learner.best_step == learner.step == 2
+    job_state = JobState(job, base)
+    train_together([job_state], Losses())
+    assert job_state.best_step == job_state.step == 2
 
 
 @pytest.mark.parametrize(
@@ -214,19 +214,19 @@ def test_whole_trainings_together_are_those_alone(
         for at, job in enumerate(four_jobs(tmp_path))
     ]
     base, together = make_base(), Losses()
-    learners = [JobState(job, base) for job in jobs]
-    assert len({learner.total_steps for learner in learners}) == 4
-    train_together(learners, together)
-    for job, learner in zip(jobs, learners, strict=True):
+    job_states = [JobState(job, base) for job in jobs]
+    assert len({job_state.total_steps for job_state in job_states}) == 4
+    train_together(job_states, together)
+    for job, job_state in zip(jobs, job_states, strict=True):
         alone, twin = Losses(), JobState(job, base)
         train_together([twin], alone)
         task = job.task
-        assert learner.step == len(alone.by_task[task]) == learner.total_steps
+        assert job_state.step == len(alone.by_task[task]) == job_state.total_steps
         assert together.by_task[task] == pytest.approx(alone.by_task[task], abs=1e-5)
         assert together.judged_by_task[task] == pytest.approx(alone.judged_by_task[task], abs=1e-5)
-        assert learner.best_step == twin.best_step
+        assert job_state.best_step == twin.best_step
         for key, value in twin.adapter.parts().items():
-            torch.testing.assert_close(learner.adapter.parts()[key], value, atol=2e-5, rtol=0)
+            torch.testing.assert_close(job_state.adapter.parts()[key], value, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["lora", "p-tuning-v2"])
@@ -236,14 +236,14 @@ def test_a_job_that_diverges_ends_alone(
     wild = Job("wild", write_rows(tmp_path, "w", 12, 1), method, set={"learning_rate": 1e30})
     calm = Job("calm", write_rows(tmp_path, "c", 12, 2), "lora", set={"warmup": 0})
     base, together, alone = make_base(), Losses(), Losses()
-    learners = [JobState(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
-    train_together(learners, together)
+    job_states = [JobState(job, base) for job in (wild, calm)]  # the wild one comes first in a pack
+    train_together(job_states, together)
     train_together([JobState(calm, base)], alone)
-    assert learners[0].diverged
-    assert not learners[1].diverged
+    assert job_states[0].diverged
+    assert not job_states[1].diverged
     assert together.by_task["calm"] == pytest.approx(alone.by_task["calm"], abs=1e-5)
     assert together.judged_by_task["calm"] == pytest.approx(alone.judged_by_task["calm"], abs=1e-5)
-    assert all(bool(part.isfinite().all()) for part in learners[0].adapter.parts().values())
+    assert all(bool(part.isfinite().all()) for part in job_states[0].adapter.parts().values())
 
 
 def test_rows_are_taken_once_an_epoch_in_an_order_of_the_seed(
@@ -253,9 +253,9 @@ def test_rows_are_taken_once_an_epoch_in_an_order_of_the_seed(
     settings = {"held_out": 0, "batch_size": 2, "accumulation": 2, "rank": 1}
 
     def epochs(seed: int) -> list[list[tuple[int, ...]]]:
-        learner = JobState(Job("a", file, seed=seed, set=settings), base)
-        assert learner.steps_an_epoch == 3
-        turns = [[learner.next_batch() for _ in range(3)] for _ in range(2)]
+        job_state = JobState(Job("a", file, seed=seed, set=settings), base)
+        assert job_state.steps_an_epoch == 3
+        turns = [[job_state.next_batch() for _ in range(3)] for _ in range(2)]
         assert [[len(part) for part in parts] for parts in turns[0]] == [[2, 2], [2, 2], [2, 1]]
         return [[row.ids for parts in turn for part in parts for row in part] for turn in turns]
 
@@ -293,16 +293,16 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
     watchers = {}
     for trunk in ("none", "fp32", "fp16"):
         base = make_base()
-        learners = [JobState(job, base) for job in top_jobs(tmp_path, trunk=trunk)]
+        job_states = [JobState(job, base) for job in top_jobs(tmp_path, trunk=trunk)]
         watchers[trunk] = Losses()
-        train_together(learners, watchers[trunk])
+        train_together(job_states, watchers[trunk])
     exact, rounded = made
-    before = loop.shared_trunk(base, learners)
+    before = loop.shared_trunk(base, job_states)
     assert before is not None
     assert exact.computed_tokens == rounded.computed_tokens == before.computed_tokens
     # Each text is kept at two depths. `top` and `too` take the same rows in the same steps, and so
     # ask for every text 3 times together; `two` asks for it 2 times.
-    texts = [row.ids for row in (*learners[0].data.train, *learners[0].data.held_out)]
+    texts = [row.ids for row in (*job_states[0].data.train, *job_states[0].data.held_out)]
     assert exact.reused_tokens == rounded.reused_tokens == (3 + 2) * sum(map(len, texts))
     for task, losses in watchers["none"].by_task.items():
         assert watchers["fp32"].by_task[task] == pytest.approx(losses, abs=1e-5)
@@ -314,8 +314,8 @@ def test_the_trunk_changes_no_losses_and_is_computed_once(
 
 def test_jobs_without_a_trunk_have_none(tmp_path: Path, make_base: Callable[..., Base]) -> None:
     base = make_base()
-    learners = [JobState(job, base) for job in four_jobs(tmp_path)]
-    assert [learner.depth for learner in learners] == [0, 0, 0, 0]
-    assert loop.shared_trunk(base, learners) is None
+    job_states = [JobState(job, base) for job in four_jobs(tmp_path)]
+    assert [job_state.depth for job_state in job_states] == [0, 0, 0, 0]
+    assert loop.shared_trunk(base, job_states) is None
     assert [JobState(job, base).depth for job in top_jobs(tmp_path)] == [2, 2, 1, 0]
     assert [JobState(job, base).depth for job in top_jobs(tmp_path, trunk="none")] == [0] * 4

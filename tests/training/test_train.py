@@ -52,11 +52,11 @@ def test_a_training_leaves_a_version_and_a_record(
     assert weights[0] == weights[1]  # one seed, bit-identical adapters
     record = second.record
     assert record["base_fingerprint"] == base.fingerprint
-    learner, plain = JobState(job(rows), base), plain_model("llama")
-    before = held_out_loss(plain, learner)
+    job_state, plain = JobState(job(rows), base), plain_model("llama")
+    before = held_out_loss(plain, job_state)
     assert record["metrics"]["base_eval_loss"] == pytest.approx(before, abs=1e-5)
     adapted = peft.PeftModel.from_pretrained(plain, str(second.path)).eval()
-    after = held_out_loss(adapted, learner)
+    after = held_out_loss(adapted, job_state)
     assert record["metrics"]["eval_loss"] == pytest.approx(after, abs=1e-5)
     assert after < before - 0.1
     run = RunStore(workspace).get(record["run"])

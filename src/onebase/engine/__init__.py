@@ -1,1 +1,1 @@
-"""The one forward pass, and what answers with it."""
+"""The one forward pass, and the engine that generates with it."""

@@ -1,1 +1,1 @@
-"""Jobs, and the loop in which they learn together."""
+"""Jobs, and the loop that trains them together."""
