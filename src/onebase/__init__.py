@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onebase.engine.sampling import Sampling
     from onebase.errors import OnebaseError
     from onebase.model.base import Base
+    from onebase.runs.observer import Observer
     from onebase.training.job import Job
     from onebase.training.train import train
 
@@ -35,6 +36,7 @@ __all__ = [
     "Base",
     "Engine",
     "Job",
+    "Observer",
     "OnebaseError",
     "Request",
     "Sampling",
@@ -58,6 +60,7 @@ _MODULES = {
     "Base": "onebase.model.base",
     "Engine": "onebase.engine.engine",
     "Job": "onebase.training.job",
+    "Observer": "onebase.runs.observer",
     "OnebaseError": "onebase.errors",
     "Request": "onebase.engine.request",
     "Sampling": "onebase.engine.sampling",
