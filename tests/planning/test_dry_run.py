@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from onebase.engine.rows import place
+from onebase.engine.rows import pack_rows
 from onebase.errors import DataError, OnebaseError, UsageError
 from onebase.model.base import Base
 from onebase.planning import dry_run_process
