@@ -24,8 +24,8 @@ class Notes(Observer):
         self.notes.append(text)
 
 
-def as_format_1(run: Path) -> None:
-    """Make the newest checkpoint of a run one of the format before, which noted less."""
+def as_format_1(run: Path, *, reward_model: bool = False) -> None:
+    """Make the newest checkpoint of a run one of an earlier format, which held less."""
     checkpoints = Checkpoints(run / "checkpoints", limit=1)
     whole = checkpoints.newest().state
     assert whole is not None
@@ -39,6 +39,9 @@ def as_format_1(run: Path) -> None:
             del state[name]["moved"]
     if isinstance(state.get("best"), dict):
         state["best"].pop("step", None)
+    if reward_model:
+        state["best_loss"] = state.pop("best")["eval_loss"]
+        del state["first"], state["known"]
     with pytest.MonkeyPatch.context() as earlier:
         earlier.setattr(checkpoint, "FORMAT", 1)
         checkpoints.save(whole)

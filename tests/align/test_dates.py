@@ -88,7 +88,7 @@ def test_it_goes_on_with_the_rows_that_it_began_with(
         trainer(job, base=dated_base(), workspace=workspace, observer=Stop())
     (folder,) = workspace.runs.iterdir()
     on_day(27, monkeypatch)
-    more = {"base": dated_base(), "workspace": workspace, "watcher": observer}
+    more = {"base": dated_base(), "workspace": workspace, "observer": observer}
     again = resume_aligned(folder.name, **more) if way == "resume" else trainer(job, **more)
     assert again.record["run"] == folder.name
     assert any("continues with 2026-11-26" in text for text in observer.notes)
@@ -112,10 +112,10 @@ def test_rows_that_become_other_tokens_are_refused(
     with pytest.raises(KeyboardInterrupt):
         trainer(job, base=base, workspace=workspace, observer=Stop())
     base.tokenizer.chat_template = "By order.\n" + base.tokenizer.chat_template
-    with pytest.raises(UsageError, match="its rows become other tokens") as caught:
+    with pytest.raises(UsageError, match="its rows are tokenized differently") as caught:
         trainer(job, base=base, workspace=workspace)
     assert "--restart" in caught.value.remedy
     (folder,) = workspace.runs.iterdir()
-    with pytest.raises(UsageError, match="its rows become other tokens"):
+    with pytest.raises(UsageError, match="its rows are tokenized differently"):
         resume_aligned(folder.name, base=base, workspace=workspace)
     trainer(job, base=base, workspace=workspace, restart=True)

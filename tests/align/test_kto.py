@@ -106,7 +106,7 @@ def test_answers_to_one_prompt_are_refused(
 ) -> None:
     workspace = Workspace(tmp_path / "w")
     alike = write("alike.jsonl", rows(*[True, False] * 4, prompts=1))
-    with pytest.raises(DataError, match="all of its rows are of one question"):
+    with pytest.raises(DataError, match="all rows have the same question"):
         train_kto(job(alike), base=make_base(), workspace=workspace)
     named = AlignJob("desk", alike, "lora", held_out=alike, set={"max_tokens": 64})
     with pytest.raises(DataError, match="to the same prompt"):

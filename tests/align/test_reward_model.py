@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.align.conftest import as_format_1
 from transformers import LlamaForSequenceClassification
 
 from onebase.adapters.adapter import Adapter
@@ -216,7 +217,9 @@ def test_what_can_not_be_learned_is_refused(
     assert not workspace.runs.exists()
 
 
+@pytest.mark.parametrize("earlier_format", [False, True])
 def test_an_interrupted_run_goes_on_to_the_same_model(
+    earlier_format: bool,
     pairs: Path,
     make_base: Callable[..., Base],
     tmp_path: Path,
@@ -234,8 +237,13 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     workspace = Workspace(tmp_path / "two")
     with pytest.raises(KeyboardInterrupt):
         train_reward(job(pairs), base=base, workspace=workspace, observer=Stop())
+    if earlier_format:
+        (folder,) = workspace.runs.iterdir()
+        as_format_1(folder, reward_model=True)
     again = train_reward(job(pairs), base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
+    assert again.metrics["eval_loss"] == whole.metrics["eval_loss"]
+    assert again.metrics["pair_accuracy"] == whole.metrics["pair_accuracy"]
     assert len(list(workspace.runs.iterdir())) == 1
     lines = [
         json.loads(line)

@@ -95,5 +95,5 @@ def test_an_answer_ends_where_the_context_does(method: str, make_base: Callable[
     (item,) = roll_out(base, policy, template, [prompt], sampling)
     assert len(item.tokens.answer) == 3
     base.model.config.max_position_embeddings = before
-    with pytest.raises(UsageError, match="more than"):
+    with pytest.raises(UsageError, match="too many for"):
         roll_out(base, policy, template, [prompt], sampling)

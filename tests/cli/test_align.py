@@ -159,7 +159,7 @@ def test_a_function_of_the_users(run: Run) -> None:
             2,
             "beta",
         ),
-        (("kto", "--task", "d", "--data", "pairs.jsonl", "--method", "lora"), 3, "judged"),
+        (("kto", "--task", "d", "--data", "pairs.jsonl", "--method", "lora"), 3, "kto_tag"),
         (("score", "--task", "quality"), 2, "--answer"),
         (("score", "--task", "quality", "--answer", "x"), 2, "quality"),
         (

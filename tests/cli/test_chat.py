@@ -32,7 +32,7 @@ def of_another_base(workspace: Path, _: pytest.MonkeyPatch) -> str:
     file = workspace / "adapters/mood/1/onebase.json"
     record = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**record, "base_fingerprint": "0" * 16}), encoding="utf-8")
-    return "mood@1 was trained on"
+    return "since mood@1 was trained"
 
 
 def reward_model(workspace: Path, _: pytest.MonkeyPatch) -> str:

@@ -426,7 +426,7 @@ def test_doctor(onebase) -> None:
     assert found["memory_bytes"] == psutil.virtual_memory().total
     for name in ("torch", "transformers", "peft", "safetensors"):
         assert found["libraries"][name] == version(name)
-    hint = "missing: smollm2-135m - get it with: onebase model pull smollm2-135m"
+    hint = "Missing: the default base smollm2-135m. Fetch it with: onebase model pull smollm2-135m"
     assert hint in onebase("doctor").out.splitlines()
 
 

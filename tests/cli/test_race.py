@@ -31,10 +31,12 @@ def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "6", "--epochs", "2")
     assert result.code == 0, result.err
     assert "Racing 6 configurations (lora, p-tuning-v2, prompt-tuning, p-tuning, ia3)" in result.err
-    assert "over 2 epochs; staying: 3 at 1/12, 2 at 1/4, 1 at 1/2 of the way." in result.err
+    assert (
+        "over 2 epochs; they are reduced to 3 at 1/12, 2 at 1/4, 1 at 1/2 of the way." in result.err
+    )
     for share, staying in (("1/12", 3), ("1/4", 2), ("1/2", 1)):
         assert f"At {share}: {staying} of 6 stay; best: " in result.err
-    for title in ("rank", "configuration", "1/12", "1/4", "1/2", "end", "left at", "tokens"):
+    for title in ("rank", "configuration", "1/12", "1/4", "1/2", "end", "stopped at", "tokens"):
         assert title in result.out
     assert "Winner: " in result.out
     assert "support@1 (" in result.out
@@ -52,10 +54,10 @@ def test_on_a_terminal_the_ladder_is_live(
     monkeypatch.setenv("COLUMNS", "100")
     result = onebase(*asked, "--configs", "3", "--epochs", "2")
     assert result.code == 0, result.err
-    assert "left at" in result.err
+    assert "stopped at" in result.err
     assert "tok" in result.err
     assert "At 1/12:" not in result.err
-    assert "left at" in result.out
+    assert "stopped at" in result.out
 
 
 def test_as_json(asked: list[str], onebase: Run) -> None:
@@ -111,7 +113,7 @@ def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "named"),
     [
-        (["--budget", "soon"], 2, "'soon' is no budget"),
+        (["--budget", "soon"], 2, "'soon' is not a budget"),
         (["--configs", "1"], 2, "A race of 1"),
         (["--configs", "500"], 2, "configurations, not 500"),
         (["--methods", "lara"], 2, "Did you mean 'lora'?"),

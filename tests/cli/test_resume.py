@@ -63,7 +63,7 @@ def test_an_interrupted_training_is_resumed(
     (run,) = onebase("runs", "list", "--json").json["runs"]
     assert (run["status"], run["resumable"]) == ("interrupted", True)
     assert f"Run {run['run']} was interrupted." in stopped.err
-    assert stopped.err.endswith(f"Remedy: Go on with: onebase resume {run['run']}\n")
+    assert stopped.err.endswith(f"Remedy: Continue with: onebase resume {run['run']}\n")
     assert not (desk / "ws/adapters").exists()
 
     listed = onebase("runs", "list")
@@ -119,7 +119,7 @@ def test_an_interruption_as_json(onebase, base: str, ctrl_c: Pressed) -> None:
     error = stopped.json["error"]
     assert error["code"] == "interrupted"
     (run,) = onebase("runs", "list", "--json", "--workspace", "else where").json["runs"]
-    assert error["remedy"] == f"Go on with: onebase resume {run['run']} --workspace 'else where'"
+    assert error["remedy"] == f"Continue with: onebase resume {run['run']} --workspace 'else where'"
 
 
 def test_in_chinese(onebase, base: str, ctrl_c: Pressed) -> None:
@@ -149,7 +149,7 @@ def test_a_run_that_ended_is_refused(onebase) -> None:
     result = onebase("resume", run["run"], "--json")
     assert result.code == 2
     assert result.json["error"]["code"] == "usage"
-    assert "came to its end (finished)" in result.json["error"]["message"]
+    assert "has ended (finished)" in result.json["error"]["message"]
 
 
 def test_an_unknown_run_and_none(onebase) -> None:
@@ -169,6 +169,6 @@ def test_changed_data_is_named(onebase, base: str, desk: Path, ctrl_c: Pressed) 
     result = onebase("resume", run.name)
     assert result.code == 2
     assert "has changed: support: the content of its data." in result.err
-    assert "Put it back as it was" in result.err
+    assert "Restore it" in result.err
     assert onebase("train", *FLAGS, "--base", base).code == 0  # other data: a run of its own
     assert len(list((desk / "ws/runs").iterdir())) == 2

@@ -91,7 +91,7 @@ def test_a_name_with_spaces_around_it_is_shown_in_quotes(write: Write) -> None:
 def test_questions_without_answers_are_not_taken_for_answers(
     write: Write, row: dict[str, object]
 ) -> None:
-    with pytest.raises(DataError, match="alone: there are no answers to learn") as refused:
+    with pytest.raises(DataError, match="so there are no answers to train on") as refused:
         load_dataset(write("a.jsonl", [row]))
     assert "onebase align ppo" in refused.value.remedy
     assert "--columns" not in refused.value.remedy

@@ -87,11 +87,11 @@ def test_pairs_without_a_prompt_column_are_pairs_too(write: Write, row: dict[str
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ("4,5", "'4,5' is no number (write 4.5)"),
-        (" -0,25", "' -0,25' is no number (write -0.25)"),
-        ("+10,0 ", "'+10,0 ' is no number (write +10.0)"),
-        ("1,000,000", "'1,000,000' is no number"),
-        ("a,5", "'a,5' is no number"),
+        ("4,5", "'4,5' is not a number (write 4.5)"),
+        (" -0,25", "' -0,25' is not a number (write -0.25)"),
+        ("+10,0 ", "'+10,0 ' is not a number (write +10.0)"),
+        ("1,000,000", "'1,000,000' is not a number"),
+        ("a,5", "'a,5' is not a number"),
     ],
 )
 def test_a_decimal_comma_is_told(value: str, told: str) -> None:

@@ -360,7 +360,7 @@ def test_an_exploding_loss_ends_that_job_alone(
     assert stored[1].metrics["steps"] == 56
     best = stored[0].metrics["best_step"]
     assert observer.notes == [
-        f"wild stops after step {8 + EXPLODED_STEPS}, the other jobs continue: its loss has exploded; "
+        f"wild stops after step {8 + EXPLODED_STEPS}, alone: its loss has exploded; "
         f"its best state, of step {best}, is kept. Lower its learning_rate."
     ]
     assert run.status == "finished"

@@ -47,7 +47,7 @@ def test_a_budget_is_a_time_or_tokens(text: str, expected: Budget) -> None:
 )
 def test_anything_else_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
-    with pytest.raises(UsageError, match=r"is no budget.*10m.*200k"):
+    with pytest.raises(UsageError, match=r"is not a budget.*10m.*200k"):
         Budget.read(text)
 
 

@@ -137,15 +137,15 @@ def test_a_space_as_a_list_keeps_its_order_and_drops_what_comes_twice(tmp_path: 
         ("lora: {rnak: [2]}", "Unknown setting of lora: 'rnak'.*'rank'"),
         ("lora: {rank: [2, -1]}", "rank=-1 is not valid"),
         ("lora: {rank: []}", "lora has no value for rank"),
-        ("lora: 3", r"is no space to race: \{'lora': 3\}"),
-        ("- lora", "is no space to race: 'lora'"),
+        ("lora: 3", r"is not a search space: \{'lora': 3\}"),
+        ("- lora", "is not a search space: 'lora'"),
         ("- {method: lora, sets: {rank: 2}}", "Unknown key of a configuration: 'sets'.*'set'"),
-        ("- {set: {rank: 2}}", "is no space to race"),
-        ("[]", "is no space to race"),
-        ("", "is no space to race: None"),
-        ("3: {rank: [2]}", "is no space to race: 3"),
-        ("lora: {epochs: [2, 3]}", "epochs can't differ.*--set epochs="),
-        ("lora: {held_out: 0.2}", "held_out can't differ"),
+        ("- {set: {rank: 2}}", "is not a search space"),
+        ("[]", "is not a search space"),
+        ("", "is not a search space: None"),
+        ("3: {rank: [2]}", "is not a search space: 3"),
+        ("lora: {epochs: [2, 3]}", "epochs must be the same.*--set epochs="),
+        ("lora: {held_out: 0.2}", "held_out must be the same"),
         ("lora: {rank: [2}", "is not YAML"),
     ],
 )
@@ -165,7 +165,7 @@ def test_an_unknown_method_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "named"), [(4, "has 3 configurations, not 4"), (1, "A race of 1 is none")]
+    ("count", "named"), [(4, "has 3 configurations, not 4"), (1, "A race of 1 configuration")]
 )
 def test_more_than_there_are_and_less_than_a_race(count: int, named: str) -> None:
     with pytest.raises(UsageError, match=named):

@@ -146,7 +146,7 @@ def test_killed_while_it_is_resumed(
         {"at": f"{TRAINING}.job_state:JobState.update", "call": 9},
         {"at": "onebase.runs.run:Run.cut"},
         {"at": "onebase.runs.run:Run.cut", "after": True},
-        {"at": f"{TRAINING}.learner:Learner.load", "call": 2},
+        {"at": f"{TRAINING}.job_state:JobState.load_state_dict", "call": 2},
         {"at": "onebase.runs.run:Run.reopen"},
         {"at": f"{TRAINING}.job_state:JobState.update", "call": 3},
     ]

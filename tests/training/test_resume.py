@@ -123,8 +123,10 @@ def test_a_run_goes_on_to_the_same_adapters(
     assert "onebase runs list" in caught.value.remedy
 
 
-def as_format_1(run: Run) -> None:
-    """Make the newest checkpoint one of the format that did not note gradients."""
+def as_earlier_format(run: Run, number: int, *, moved: bool = True) -> None:
+    """Make the newest checkpoint one of an earlier format: 1 did not record whether there was a gradient,
+    2 recorded it elsewhere.
+    """
     checkpoints = Checkpoints(run.checkpoints, limit=1)
     state = checkpoints.newest().state
     assert state is not None
@@ -132,22 +134,37 @@ def as_format_1(run: Run) -> None:
     del state["samples_bytes"]
     for job in state["jobs"].values():
         del job["moved"]
+        if number == 2:
+            job["counts"]["moved"] = moved
     with pytest.MonkeyPatch.context() as earlier:
-        earlier.setattr(checkpoint, "FORMAT", 1)
+        earlier.setattr(checkpoint, "FORMAT", number)
         checkpoints.save(state)
 
 
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_run_of_an_earlier_format_goes_on_and_is_promoted(
+    number: int,
     jobs: list[onebase.Job],
     workspace: onebase.Workspace,
     expected: list[str],
     make_base: Callable[..., Base],
 ) -> None:
     run = interrupted(make_base(), jobs, workspace, step=8)
-    as_format_1(run)
+    as_earlier_format(run, number)
     stored = resume(run.id, base=make_base(), workspace=workspace)
     assert hashes(stored) == expected
     assert [onebase.AdapterStore(workspace).get(task).version for task in ("a", "b")] == [1, 1]
+
+
+def test_a_run_of_an_earlier_format_without_a_gradient_is_not_promoted(
+    jobs: list[onebase.Job], workspace: onebase.Workspace, make_base: Callable[..., Base]
+) -> None:
+    """One step of `a` is left, which has a gradient; `b` is done."""
+    run = interrupted(make_base(), jobs, workspace, step=8)
+    as_earlier_format(run, 2, moved=False)
+    stored = resume(run.id, base=make_base(), workspace=workspace)
+    assert [item.metrics["learned"] for item in stored] == [True, False]
+    assert [item.current for item in stored] == [True, False]
 
 
 @pytest.mark.parametrize("stop", [1, 5])
@@ -469,9 +486,7 @@ def test_one_job_diverged_before_the_interruption(
     first = Stopping(step=5)
     with pytest.raises(Interrupted):
         onebase.train([jobs[0], wild], base=make_base(), workspace=workspace, observer=first)
-    assert [note.partition(":")[0] for note in first.notes] == [
-        "wild stops after step 1, the other jobs continue"
-    ]
+    assert [note.partition(":")[0] for note in first.notes] == ["wild stops after step 1, alone"]
     run = RunStore(workspace).list()[-1]
     observer = Stopping()
     with pytest.raises(onebase.OnebaseError, match=r"loss of wild.*Stored: a@1"):

@@ -12,8 +12,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (Schulman et al. 2016, equations 11 to 16).
 
-    `values` is the value of the state before each token; that after the last token is 0. delta_t = r_t + gamma V_(t+1) - V_t; A_t = delta_t +
-    gamma lam A_(t+1); the return is A_t + V_t. Padding gets 0.
+    `values` is the value of the state before each token; that after the last token is 0.
+    delta_t = r_t + gamma V_(t+1) - V_t; A_t = delta_t + gamma lam A_(t+1); the return is A_t + V_t.
+    Padding gets 0.
     """
     advantages = torch.zeros_like(rewards)
     ahead = rewards.new_zeros(len(rewards))

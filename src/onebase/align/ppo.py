@@ -81,15 +81,15 @@ def train_ppo(
             run.between_steps(evaluated=due)
             record = ppo_step(state)
             run.recorder.step(job.task, state.step, record)
-            state.stopped = reason_to_stop(state, record)
+            reason, state.stopped = reason_to_stop(state, record)
+            if reason:
+                run.recorder.stopped(job.task, state.step, reason)
         if state.stopped:
             run.note(state.stopped)
-            run.recorder.stopped(job.task, state.step, state.stopped)
         _evaluate(state, run)
         run.between_steps(evaluated=True)
-        state.models.policy.load_best()
-        stored = _store(setup, state, workspace, run)
         _draw(run)
+        stored = _store(setup, state, workspace, run)
         run.summary = {"adapters": [stored.name], **stored.metrics}
     return stored
 
@@ -313,11 +313,11 @@ def _evaluate(state: PPOState, run: RunSession) -> None:
     )
 
 
-def reason_to_stop(state: PPOState, record: Mapping[str, float]) -> str:
-    """Why training should stop after this step; empty where it should not."""
+def reason_to_stop(state: PPOState, record: Mapping[str, float]) -> tuple[str, str]:
+    """Why training should stop after this step, as a word and in a sentence; empty where it should not."""
     watch = state.settings.watch
     if record["kl"] > watch.stop_kl:
-        return say(
+        return "kl", say(
             f"Stopped after step {state.step}: the KL divergence of {record['kl']:.1f} is above "
             f"stop_kl={watch.stop_kl:g}. The best policy before it is kept.",
             f"第 {state.step} 步后停止：KL 散度 {record['kl']:.1f} 超过 "
@@ -325,14 +325,14 @@ def reason_to_stop(state: PPOState, record: Mapping[str, float]) -> str:
         )
     floor = watch.stop_entropy * (state.first_entropy or 0.0)
     if record["entropy"] < floor:
-        return say(
+        return "entropy", say(
             f"Stopped after step {state.step}: the answers have become almost identical (entropy "
             f"{record['entropy']:.3f}, at first {state.first_entropy:.3f}). The best policy before it is "
             "kept.",
             f"第 {state.step} 步后停止：回答已趋于雷同（熵 {record['entropy']:.3f}，起初 "
             f"{state.first_entropy:.3f}）。保留此前最佳的策略。",
         )
-    return ""
+    return "", ""
 
 
 def _store(

@@ -191,7 +191,7 @@ class PreferenceTraining(Generic[Options]):
         evaluate_first: bool = True,
     ) -> None:
         """The outline of every training on preferences. `step` accumulates the gradients of training rows,
-        by index; `evaluate` measures held-out rows. In the end the best state is loaded.
+        by index; `evaluate` measures held-out rows.
         """
         task, data = self.setup.job.task, self.data
         run.restore(self, [self.setup.start.template])
@@ -207,7 +207,6 @@ class PreferenceTraining(Generic[Options]):
             if self.step % self._batches.steps == 0:
                 self._record_evaluation(run, evaluate(data.held_out))
                 run.between_steps(evaluated=True)
-        self.trainable.load_best()
 
     def store(
         self,
@@ -307,10 +306,11 @@ def store_aligned(
     record: Mapping[str, Any],
     unlearned: str,
 ) -> StoredAdapter:
-    """Store the adapter as the task's next version. Where nothing was learned, for the reason
+    """Store the adapter's best state as the task's next version. Where nothing was learned, for the reason
     `unlearned`, the user is told and the task's current version stays.
     """
     with run.storing(workspace):
+        trained.load_best()  # not before: the end of the training is saved first
         stored = store_result(
             workspace, base, run.run, task, trained.adapter, record, learned=not unlearned
         )

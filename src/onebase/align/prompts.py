@@ -85,8 +85,8 @@ def load_prompts(
         try:
             turns = _turns(row, roles)
             ids = tuple(template.prompt(turns))
-        except InvalidValue as unfit:
-            bad.append(BadRow(row.file, row.line, unfit.column, unfit.reason))
+        except InvalidValue as invalid:
+            bad.append(BadRow(row.file, row.line, invalid.column, invalid.reason))
         except UsageError as refusal:
             bad.append(refused(row.file, row.line, refusal))
         else:

@@ -118,6 +118,7 @@ def train_reward(
         )
         scores = reports.get(int(training.best.get("step", -1)))
         if scores is None:  # the best state is that of an earlier session
+            training.trainable.load_best()
             _, scores = evaluate(training, scale, setup.data.held_out)
         record = {
             "head": SCORE,

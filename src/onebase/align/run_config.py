@@ -105,8 +105,8 @@ def with_rows(
     if earlier is not None and earlier.config.get(_ROWS) not in (None, rows_sha256):
         raise UsageError(
             say(
-                f"Run {earlier.id} can't be resumed: its rows become other tokens than before (another "
-                "tokenizer, chat template, or version of onebase).",
+                f"Run {earlier.id} can't be resumed: its rows are tokenized differently than before "
+                "(another tokenizer, chat template, or version of onebase).",
                 f"训练 {earlier.id} 无法继续：数据转换出的词元与之前不同（分词器、对话模板或 onebase 的"
                 "版本已改变）。",
             ),

@@ -91,8 +91,8 @@ def show_aligned(session: Session, stored: StoredAdapter) -> None:
             f"{metrics['calibration_error']:.3f}，得分 {metrics['score_mean']:.2f} ± "
             f"{metrics['score_deviation']:.2f}",
         )
-        command = "onebase align ppo --task T --method lora --prompts F"
-        command += f" --reward {name_to_use(stored)}{option}"
+        reward = name_to_use(stored)
+        command = f"onebase align ppo --task T --method lora --prompts F --reward {reward}{option}"
         after = say(f"Try: {command}", f"试试：{command}")
     elif "reward_before" in metrics:
         text = name + say(

@@ -26,10 +26,12 @@ _STEP = {
     "reward": ("reward", "奖励"),
     "kl": ("KL", "KL"),
     "entropy": ("entropy", "熵"),
+    "pair_accuracy": ("pair accuracy", "偏好对准确率"),
+    "margin": ("margin", "差值"),
 }
 _EVALUATION = {
     "eval_loss": ("held-out loss", "留出损失"),
-    "pair_accuracy": ("pair accuracy", "配对准确率"),
+    "pair_accuracy": ("pair accuracy", "偏好对准确率"),
     "eval_reward": ("held-out reward", "留出奖励"),
     "eval_kl": ("KL", "KL"),
     "margin": ("margin", "差值"),
@@ -50,8 +52,7 @@ class RunDisplay(Observer):
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        # Transient: the command's result shows the last leaderboard again.
-        self._live = Live(self._progress, console=self._progress.console, transient=True)
+        self._live = Live(self._progress, console=self._progress.console)
         self._terminal = sys.stderr.isatty()
         self._jobs: dict[str, JobStart] = {}
         self._bars: dict[str, TaskID] = {}
@@ -75,6 +76,8 @@ class RunDisplay(Observer):
 
     def started(self, jobs: Sequence[JobStart]) -> None:
         """Draw a bar for every job, and print its facts."""
+        # The result of a race shows the leaderboard again.
+        self._live.transient = any(job.unit == "tokens" for job in jobs)
         for job in jobs:
             self._jobs[job.task] = job
             self._bars[job.task] = self._progress.add_task(
@@ -111,17 +114,18 @@ class RunDisplay(Observer):
         if task not in self._bars or "leaderboard" in record:
             return
         self._evaluations[task] = _numbers(_EVALUATION, record)
+        if self._terminal:
+            return
         job = self._jobs[task]
-        seconds = time.perf_counter() - self._began
-        left = seconds / max(1, step - job.done) * (job.total - step)
-        if not self._terminal:
-            note(
-                f"{task}: "
-                + say(
-                    f"step {step}/{job.total}, {self._evaluations[task]}, about {left:.0f} s left",
-                    f"第 {step}/{job.total} 步，{self._evaluations[task]}，约剩 {left:.0f} 秒",
-                )
-            )
+        text = say(
+            f"step {step}/{job.total}, {self._evaluations[task]}",
+            f"第 {step}/{job.total} 步，{self._evaluations[task]}",
+        )
+        if step > job.done:
+            seconds = time.perf_counter() - self._began
+            left = seconds / (step - job.done) * (job.total - step)
+            text += say(f", about {left:.0f} s left", f"，约剩 {left:.0f} 秒")
+        note(f"{task}: {text}")
 
     def noted(self, text: str, **facts: Any) -> None:
         """Print a note above the bars."""

@@ -60,7 +60,7 @@ def race_command(
     if not task or not data:
         raise UsageError(
             say(
-                "There is nothing to race at: --task and --data are missing.",
+                "There is nothing to race: --task and --data are missing.",
                 "没有竞赛内容：缺少 --task 和 --data。",
             ),
             say("Give both.", "请给出两者。"),

@@ -58,8 +58,8 @@ def read_requests(
     for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
         try:
             requests.append((_task(row, task), _prompt(row, columns)))
-        except InvalidValue as unfit:
-            raise _bad_row(row, unfit, remedy) from unfit
+        except InvalidValue as invalid:
+            raise _bad_row(row, invalid, remedy) from invalid
     return requests
 
 
@@ -98,8 +98,8 @@ def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, 
                 "" if is_empty(row.values.get(input_column)) else text_of(row.values, input_column)
             )
             pairs.append((question, text_of(row.values, columns["output"])))
-        except InvalidValue as unfit:
-            raise _bad_row(row, unfit, remedy) from unfit
+        except InvalidValue as invalid:
+            raise _bad_row(row, invalid, remedy) from invalid
     return pairs
 
 
@@ -137,11 +137,11 @@ def _prompt(row: Row, columns: Mapping[str, str]) -> Prompt:
     return turns if len(turns) > 1 else turns[0].content
 
 
-def _bad_row(row: Row, unfit: InvalidValue, remedy: str) -> DataError:
+def _bad_row(row: Row, invalid: InvalidValue, remedy: str) -> DataError:
     return DataError(
         say(
-            f"{row.file}:{row.line}, {unfit.column!r}: {unfit.reason}.",
-            f"{row.file}:{row.line}，{unfit.column!r}：{unfit.reason}。",
+            f"{row.file}:{row.line}, {invalid.column!r}: {invalid.reason}.",
+            f"{row.file}:{row.line}，{invalid.column!r}：{invalid.reason}。",
         ),
         remedy,
     )

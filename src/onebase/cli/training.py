@@ -23,11 +23,12 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
 
 def next_command(session: Session, stored: StoredAdapter) -> str:
     """The command to try a task that was just trained; a classifier is asked for a label."""
-    flags = f"--task {name_to_use(stored)}{session.workspace.option}"
-    if stored.record.get("labels"):
-        command = f"onebase classify {flags} --text …"
-    else:
-        command = f"onebase generate {flags} --prompt …"
+    task, place = name_to_use(stored), session.workspace.option
+    command = (
+        f"onebase classify --task {task}{place} --text …"
+        if stored.record.get("labels")
+        else f"onebase generate --task {task}{place} --prompt …"
+    )
     return say(f"Try: {command}", f"试试：{command}")
 
 

@@ -201,8 +201,8 @@ def _later(path: Path) -> OnebaseError:
             f"{path} 是另一版本 onebase 的检查点。",
         ),
         say(
-            "Resume it with the version that wrote it, or begin anew with onebase train --restart.",
-            "请用写入它的版本继续，或用 onebase train --restart 重新开始。",
+            "Resume it with the version that wrote it, or give its command again with --restart.",
+            "请用写入它的版本继续，或在原来的命令后加 --restart 重新开始。",
         ),
     )
 

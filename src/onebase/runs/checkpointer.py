@@ -108,7 +108,7 @@ class Checkpointer:
         return since >= wait and (evaluated or since >= self._interval)
 
     def save(self) -> None:
-        """Save the run as it is now. Where the disk refuses, the user is told and training goes on."""
+        """Save the run as it is now. If the disk is full, the user is told and training continues."""
         if self.trained is None:
             return
         began = time.monotonic()
@@ -116,13 +116,14 @@ class Checkpointer:
             self._recorder.flush()
             self._checkpoints.save(self._state(self.trained))
             self.up_to_date, self._refused = True, False
-            self._recorder.saved(_steps(self.trained))
         except OSError as error:
             if not self._refused:
                 self._refused = True
                 self._note_refusal(error.strerror or str(error))
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
+        if self.up_to_date:
+            self._recorder.saved(_steps(self.trained))
 
     def keep_one(self) -> None:
         """The run has ended: delete all checkpoints but the newest."""
@@ -176,7 +177,7 @@ class Checkpointer:
         run = self._run.id
         if checkpoint is None:
             return say(
-                f"Run {run} has no checkpoint to continue from; it begins again.",
+                f"Run {run} has no checkpoint to continue from; it starts from the beginning.",
                 f"训练 {run} 没有可用的检查点，从头开始。",
             )
         listed = ", ".join(f"{task} {step}/{total}" for task, (step, total) in progress.items())

@@ -11,7 +11,7 @@ from onebase.language import say
 
 
 class Interrupted(OnebaseError, KeyboardInterrupt):
-    """A training that was interrupted and can be resumed."""
+    """A run that Ctrl-C ended."""
 
     code = "interrupted"
     exit_code = 130

@@ -35,7 +35,7 @@ class Observer:
         """Before the first step of a session; a resumed run has one for each session."""
 
     def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
-        """After an optimizer step of a job; of PPO, after its step."""
+        """After an optimizer step of a job; for PPO, after a step of rollout and updates."""
 
     def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         """After an evaluation of a job. Of a race, after each rung too: `step` is then the rung's
@@ -46,7 +46,9 @@ class Observer:
         """After a checkpoint was saved, with each task's step."""
 
     def stopped(self, task: str, step: int, reason: str) -> None:
-        """When a job ends early: its loss exploded, it was pruned from a race, its answers degenerated."""
+        """When a job ends early; `reason` is one word or two: not finite, exploded (its loss); pruned,
+        outdone, stopped (of a race); kl, entropy (of PPO).
+        """
 
     def finished(self, status: Ending) -> None:
         """When the run has ended, however it ended."""

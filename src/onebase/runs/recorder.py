@@ -61,8 +61,8 @@ class RunRecorder(Observer):
 
     def noted(self, text: str, **facts: Any) -> None:
         """Write a note; `facts` may name its `task`."""
-        self._write(facts.pop("task", None), note=text, **facts)
-        self._observer.noted(text)
+        self._write(**{"task": None, "note": text, **facts})
+        self._observer.noted(text, **facts)
 
     def left_out(self, task: str, rows: Sequence[BadRow]) -> None:
         """List the rows of a task's data that are left out in skipped-TASK.jsonl."""

@@ -51,6 +51,7 @@ class RunSession:
         self.interruption = interruption
         self.summary: dict[str, Any] = {}
         self.ending: Ending | None = None
+        self.restored = not resumed
         self._checkpointer = checkpointer
         self._resumed = resumed
 
@@ -74,6 +75,8 @@ class RunSession:
         if not self._resumed:
             return
         self._checkpointer.restore(training, check)
+        self.run.reopen()
+        self.restored = True
         notes = (text for one in templates for text in earlier_date_notes(self.run, one))
         for text in dict.fromkeys(notes):
             self.note(text)
@@ -88,8 +91,8 @@ class RunSession:
             self._checkpointer.save()
 
     def check(self) -> None:
-        """Save the run and raise KeyboardInterrupt, where the user pressed Ctrl-C. What is trained
-        stands between two steps.
+        """Save the run and raise KeyboardInterrupt, where the user pressed Ctrl-C. Call it only between
+        two steps.
         """
         if self.interruption.asked:
             self._checkpointer.save()
@@ -121,7 +124,8 @@ class RunSession:
             yield
         except (OSError, SafetensorError) as error:
             self.ending, self.summary = "interrupted", {"reason": str(error)}
-            raise _not_stored(self.run, workspace, error) from error
+            safe = self._checkpointer.up_to_date
+            raise _not_stored(self.run, workspace, error, safe=safe) from error
 
 
 @contextmanager
@@ -155,13 +159,10 @@ def run_session(
     with run.hold(), torch.random.fork_rng(devices=devices):
         # For what draws from torch itself, such as the dropout inside a whole model.
         torch.manual_seed(seed)
-        run.reopen()
         try:
             with interruption:
                 yield session
             session.ending = session.ending or "finished"
-            with suppress(OSError):
-                checkpointer.keep_one()
         except KeyboardInterrupt as stop:
             session.ending, session.summary = "interrupted", {}
             raise _interrupted(run, workspace, resumable=resumable) from stop
@@ -169,9 +170,12 @@ def run_session(
             if session.ending is None:
                 session.ending = "failed"
                 session.summary = {"resumable": True} if resumable else {}
-            with suppress(OSError):  # a full disk: a run without a summary counts as interrupted
-                run.finish(session.ending, {"seconds": session.seconds, **session.summary})
+            if session.restored:  # else the summary of the last session stays
+                with suppress(OSError):  # a full disk: a run without a summary is interrupted
+                    run.finish(session.ending, {"seconds": session.seconds, **session.summary})
             recorder.finished(session.ending)
+        with suppress(OSError):
+            checkpointer.keep_one()
 
 
 def _interrupted(run: Run, workspace: Workspace, *, resumable: bool) -> Interrupted:
@@ -182,14 +186,17 @@ def _interrupted(run: Run, workspace: Workspace, *, resumable: bool) -> Interrup
     return Interrupted(fact, say(f"Continue with: {command}", f"继续训练：{command}"))
 
 
-def _not_stored(run: Run, workspace: Workspace, error: Exception) -> OnebaseError:
+def _not_stored(run: Run, workspace: Workspace, error: Exception, *, safe: bool) -> OnebaseError:
     reason = getattr(error, "strerror", None) or str(error)
     command = resume_command(run, workspace)
+    fact = say(
+        f"The result of run {run.id} can't be stored: {reason}.",
+        f"无法保存训练 {run.id} 的结果：{reason}。",
+    )
+    if safe:
+        fact += say(" It is safe in the run's checkpoint.", "结果保留在该训练的检查点中。")
     return OnebaseError(
-        say(
-            f"The result of run {run.id} can't be stored: {reason}. It is safe in the run's checkpoint.",
-            f"无法保存训练 {run.id} 的结果：{reason}。结果保留在该训练的检查点中。",
-        ),
+        fact,
         say(
             f"Free some space on the disk of {workspace.root}, then run: {command}",
             f"请清理 {workspace.root} 所在磁盘的空间，然后运行：{command}",

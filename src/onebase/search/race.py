@@ -202,8 +202,9 @@ def _run(
 def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) -> JobStart:
     """The race as an observer is told of it."""
     plan = halving.plan
-    methods = ", ".join(dict.fromkeys(item.method for item in configurations))
-    kept = ", ".join(
+    comma = say(", ", "、")
+    methods = comma.join(dict.fromkeys(item.method for item in configurations))
+    kept = comma.join(
         say(f"{rung.keep} at {share}", f"{share} 处 {rung.keep} 个")
         for rung, share in zip(plan.rungs, plan.shares, strict=True)
     )
@@ -317,7 +318,7 @@ def _not_drawn(run: Run, error: OSError) -> str:
     reason = error.strerror or str(error)
     return say(
         f"The leaderboard of race {run.id} can't be written: {reason}. Its winner is stored.",
-        f"无法写出竞赛 {run.id} 的排名：{reason}。优胜者已保存。",
+        f"无法写出竞赛 {run.id} 的排行榜：{reason}。优胜者已保存。",
     )
 
 
@@ -337,7 +338,7 @@ def _nothing_held_out() -> UsageError:
 def _nothing_stored(stop: Interrupted) -> Interrupted:
     return Interrupted(
         say(
-            f"{stop.message} Its best configuration could not be stored yet.",
+            f"{stop.message} Its best configuration had not been stored yet.",
             f"{stop.message}最佳结果尚未保存。",
         ),
         say("Start it again with onebase race.", "请用 onebase race 重新开始。"),

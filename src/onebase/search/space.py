@@ -161,17 +161,17 @@ def _without(axis: Axis, fixed: Sequence[str]) -> Axis:
 
 def _space(turns: Sequence[str], axes: Mapping[str, Sequence[Axis]]) -> Space:
     """Every combination of each method's axes, the methods taking turns."""
-    stop = {method: _combinations(axes[method]) for method in dict.fromkeys(turns)}
+    remaining = {method: _combinations(axes[method]) for method in dict.fromkeys(turns)}
 
     def taking_turns() -> Iterator[tuple[str, dict[str, Any]]]:
         exhausted: set[str] = set()
         for method in itertools.cycle(turns):
-            settings = next(stop[method], None)
+            settings = next(remaining[method], None)
             if settings is not None:
                 yield method, settings
                 continue
             exhausted.add(method)
-            if len(exhausted) == len(stop):
+            if len(exhausted) == len(remaining):
                 return
 
     return _numbered(taking_turns())
@@ -179,10 +179,10 @@ def _space(turns: Sequence[str], axes: Mapping[str, Sequence[Axis]]) -> Space:
 
 def _combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
     """Every combination of one choice an axis, ordered by the distance of the choices from the first."""
-    entries = itertools.product(*(range(len(axis)) for axis in axes))
-    for entry in sorted(entries, key=lambda indices: (sum(indices), [-i for i in indices])):
+    index_tuples = itertools.product(*(range(len(axis)) for axis in axes))
+    for indices in sorted(index_tuples, key=lambda item: (sum(item), [-i for i in item])):
         settings: dict[str, Any] = {}
-        for axis, index in zip(axes, entry, strict=True):
+        for axis, index in zip(axes, indices, strict=True):
             settings |= axis[index]
         yield settings
 

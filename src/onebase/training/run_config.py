@@ -154,7 +154,7 @@ def require_same_config(run: str, before: Mapping[str, Any], now: Mapping[str, A
     raise UsageError(
         say(
             f"Run {run} can't be resumed, because its config has changed: {listed}.",
-            f"训练 {run} 无法继续，其要求已改变：{listed}。",
+            f"训练 {run} 无法继续，其配置已改变：{listed}。",
         ),
         say(
             "Restore it, or start again with onebase train.",

@@ -166,8 +166,8 @@ class JointTraining:
                 if (state.task, problem) not in self._reported:
                     self._reported.add((state.task, problem))
                     self._run.note(note, task=state.task, step=state.step, **_facts(state, problem))
-                    if state.trouble:
-                        self._run.recorder.stopped(state.task, state.step, state.trouble)
+                    if problem == "trouble":
+                        self._run.recorder.stopped(state.task, state.step, str(state.trouble))
         self._run.between_steps(evaluated=evaluated)
 
     def check(self) -> None:
@@ -204,9 +204,8 @@ def _trouble_note(state: JobState) -> str:
         else say("it has no state to keep", "没有可保留的状态")
     )
     return say(
-        f"{task} stops after step {step}, the other jobs continue: {fact}; {kept}. "
-        "Lower its learning_rate.",
-        f"{task} 在第 {step} 步后停止，其他任务继续：{fact}；{kept}。请减小 learning_rate。",
+        f"{task} stops after step {step}, alone: {fact}; {kept}. Lower its learning_rate.",
+        f"{task} 在第 {step} 步后单独停止：{fact}；{kept}。请减小 learning_rate。",
     )
 
 
@@ -285,7 +284,7 @@ def _nothing_stored(lost: Sequence[str], stored: Sequence[StoredAdapter]) -> One
     return OnebaseError(
         say(
             f"The loss of {names} exploded or was no longer finite before the first evaluation, so "
-            "there is nothing of it to store.",
+            "there is nothing to store.",
             f"{names} 的损失在第一次评估之前就已发散或不是有限值，没有可保存的结果。",
         )
         + (say(f" Stored: {kept}.", f"已保存：{kept}。") if kept else ""),
