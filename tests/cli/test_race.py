@@ -35,7 +35,7 @@ def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
         "over 2 epochs; they are reduced to 3 at 1/12, 2 at 1/4, 1 at 1/2 of the way." in result.err
     )
     for share, staying in (("1/12", 3), ("1/4", 2), ("1/2", 1)):
-        assert f"At {share}: {staying} of 6 stay; best: " in result.err
+        assert f"At {share}: {staying} of 6 continue; best: " in result.err
     for title in ("rank", "configuration", "1/12", "1/4", "1/2", "end", "stopped at", "tokens"):
         assert title in result.out
     assert "Winner: " in result.out
