@@ -580,7 +580,7 @@ def test_before_the_first_step_there_is_nothing(
         if what == "started":
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"could not be stored yet.*onebase race"):
+    with pytest.raises(Interrupted, match=r"had not been stored yet.*onebase race"):
         race(job, base=make_base(), workspace=workspace, count=2, observer=Watching(moment))
     assert onebase.AdapterStore(workspace).list() == []
     (run,) = RunStore(workspace).list()
