@@ -1,7 +1,6 @@
 """The prompts of PPO: the questions of a data file, each with its whole row."""
 
 import hashlib
-import random
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from onebase.data.question import BEFORE, BENEATH, question_of, with_history
 from onebase.data.refused_rows import refused
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
+from onebase.data.split import held_out_keys
 from onebase.data.template import Template
 from onebase.data.turns import is_answer
 from onebase.errors import DataError, UsageError
@@ -51,13 +51,10 @@ class PromptSet:
 
     def split(self, fraction: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
         """Prompts to train on, and those held out: at least one, and never all."""
-        order = list(range(len(self.prompts)))
-        random.Random(seed).shuffle(order)
-        count = min(max(round(fraction * len(order)), 1), len(order) - 1)
-        held = set(order[:count])
+        held_out = held_out_keys(range(len(self.prompts)), fraction, seed)
         return (
-            [prompt for at, prompt in enumerate(self.prompts) if at not in held],
-            [prompt for at, prompt in enumerate(self.prompts) if at in held],
+            [prompt for at, prompt in enumerate(self.prompts) if at not in held_out],
+            [prompt for at, prompt in enumerate(self.prompts) if at in held_out],
         )
 
 

@@ -1,6 +1,5 @@
 """Reading preferences from a file: pairs of answers, rated answers, or answers labeled good or bad."""
 
-import random
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from onebase.data.question import BEFORE, BENEATH, contains, question_of, with_h
 from onebase.data.ratings import RATINGS, VERDICTS, rating_of, verdict_of
 from onebase.data.row import Row
 from onebase.data.rows import read_rows, require_readable
+from onebase.data.split import held_out_keys
 from onebase.data.turns import (
     as_context,
     chat_of,
@@ -128,10 +128,7 @@ class PreferenceSet:
 
         At least one prompt is held out, and never all; a `fraction` of 0 holds out none.
         """
-        keys = list(dict.fromkeys(row.key for row in self.rows))
-        random.Random(seed).shuffle(keys)
-        count = min(max(round(fraction * len(keys)), 1 if fraction else 0), len(keys) - 1)
-        held_out = set(keys[:count])
+        held_out = held_out_keys((row.key for row in self.rows), fraction, seed)
         return (
             replace(self, rows=tuple(row for row in self.rows if row.key not in held_out)),
             replace(self, rows=tuple(row for row in self.rows if row.key in held_out), bad=()),

@@ -1,11 +1,25 @@
 """Splitting off held-out rows: the same rows every time, with no input in both parts."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from onebase.data.example import Dataset, Example
 from onebase.errors import UsageError
 from onebase.language import say
+
+Key = TypeVar("Key")
+
+
+def held_out_keys(keys: Iterable[Key], fraction: float, seed: int) -> set[Key]:
+    """The distinct keys of the rows to hold out: a `fraction` of them, at least one and never all; 0
+    holds out none.
+    """
+    distinct = list(dict.fromkeys(keys))
+    random.Random(seed).shuffle(distinct)
+    count = min(max(round(fraction * len(distinct)), 1 if fraction else 0), len(distinct) - 1)
+    return set(distinct[:count])
 
 
 def split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -25,13 +39,13 @@ def split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Datas
             ),
             say("It must be at least 0 and below 1.", "它必须不小于 0 且小于 1。"),
         )
-    keys = _held_out_keys(dataset, fraction, seed)
+    keys = _keys_by_label(dataset, fraction, seed)
     train = tuple(example for example in dataset.examples if example.input_key not in keys)
     held_out = tuple(example for example in dataset.examples if example.input_key in keys)
     return replace(dataset, examples=train), replace(dataset, examples=held_out, bad=())
 
 
-def _held_out_keys(dataset: Dataset, fraction: float, seed: int) -> set[object]:
+def _keys_by_label(dataset: Dataset, fraction: float, seed: int) -> set[object]:
     # The label of an input is that of its first example.
     inputs: dict[object, Example] = {}
     for example in dataset.examples:
