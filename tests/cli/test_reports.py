@@ -168,7 +168,8 @@ def test_runs_show_has_what_was_asked_for_and_the_losses(onebase) -> None:
         losses = rf"{sum(steps) / len(steps):.3f} +{evaluated['eval_loss']:.3f} +best"
         assert re.search(rf"^  0 +{before:.3f} +without the adapter$", out, re.MULTILINE)
         assert re.search(rf"^  {evaluated['step']} +1 +{losses}$", out, re.MULTILINE)
-        again = f"Stored as {task}@1. Try: onebase generate --task {task}@1 --prompt …"
+        use = {"support": "generate --task {} --prompt …", "mood": "classify --task {} --text …"}
+        again = f"Stored as {task}@1. Try: onebase {use[task].format(f'{task}@1')}"
         assert again in out.splitlines()
     assert not RAW.search(out.replace(str(shown["config"]["base"]), ""))
     assert "不使用适配器" in onebase("runs", "show", run, "--lang", "zh").out
@@ -212,7 +213,7 @@ def test_adapters_show_says_what_a_version_is(onebase, base: str) -> None:
     now = onebase("adapters", "show", "mood", "--lang", "zh").out
     assert now.startswith("mood@1（prompt-tuning）：当前版本\n")
     assert re.search(r"^  标签 +bad、good、neutral$", now, re.MULTILINE)
-    assert now.endswith("试试：onebase generate --task mood --prompt …\n")
+    assert now.endswith("试试：onebase classify --task mood --text …\n")
 
 
 @pytest.mark.usefixtures("trained")

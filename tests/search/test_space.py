@@ -146,6 +146,7 @@ def test_a_space_as_a_list_keeps_its_order_and_drops_what_comes_twice(tmp_path: 
         ("3: {rank: [2]}", "is not a search space: 3"),
         ("lora: {epochs: [2, 3]}", "epochs must be the same.*--set epochs="),
         ("lora: {held_out: 0.2}", "held_out must be the same"),
+        ("lora: {trunk: [fp16, fp32]}", "trunk must be the same"),
         ("lora: {rank: [2}", "is not YAML"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Experts of a mixture-of-experts model, which LoRA does not change: they are no linear layers."""
+"""Experts of a mixture-of-experts model, which LoRA does not change: they are not linear layers."""
 
 from collections.abc import Iterable
 

@@ -77,7 +77,7 @@ class ForeignAdapter:
 def find_adapter(folder: Path) -> AdapterFolder:
     """The adapter in `folder`, with its configuration checked before a base is loaded.
 
-    Raises UsageError if `folder` is no folder, and CorruptFileError or OnebaseError for files that are
+    Raises UsageError if `folder` is not a folder, and CorruptFileError or OnebaseError for files that are
     missing or can't be read, with a remedy from what the folder holds.
     """
     adapter_folder = AdapterFolder(folder, foreign=True)

@@ -188,7 +188,7 @@ class Lora(nn.Module):
 def sites(shape: ModelShape, options: LoraOptions) -> dict[str, Site]:
     """The linear layers that get a delta.
 
-    Raises UsageError if there are none, or if a pattern is no regular expression or matches no layer.
+    Raises UsageError if there are none, or if a pattern is not a regular expression or matches no layer.
     """
     selected = targets(shape, options.target, options.layers)
     ranks = _matched("rank_pattern", options.rank_pattern or {}, selected)

@@ -1,1 +1,1 @@
-"""The command line: parse, one library call, print."""
+"""The command line: parse the options, call the library, print the result."""

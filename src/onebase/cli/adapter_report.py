@@ -1,5 +1,6 @@
 """A stored adapter as a person reads it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from onebase.adapters.store import StoredAdapter
@@ -97,14 +98,18 @@ def _files(item: StoredAdapter) -> list[tuple[str, str]]:
     ]
 
 
+def command_to_use(name: str, record: Mapping[str, Any], workspace: Workspace) -> str:
+    """The command for what a task was trained for: to score, to classify or to generate."""
+    if record.get("head"):
+        return f"onebase align score --task {name}{workspace.option} --prompt … --answer …"
+    if record.get("labels"):
+        return f"onebase classify --task {name}{workspace.option} --text …"
+    return f"onebase generate --task {name}{workspace.option} --prompt …"
+
+
 def _next_steps(item: StoredAdapter, workspace: Workspace) -> list[str]:
-    name = item.task if item.current else item.name
-    use = (
-        f"onebase align score --task {name} --prompt … --answer …"
-        if item.record.get("head")
-        else f"onebase generate --task {name} --prompt …"
-    )
-    lines = [say(f"Try: {use}{workspace.option}", f"试试：{use}{workspace.option}")]
+    command = command_to_use(item.task if item.current else item.name, item.record, workspace)
+    lines = [say(f"Try: {command}", f"试试：{command}")]
     if not item.current:
         promote = f"onebase adapters promote {item.name}{workspace.option}"
         lines.append(say(f"Make it the current version: {promote}", f"设为当前版本：{promote}"))

@@ -139,6 +139,7 @@ def import_command(
     """Import an adapter in PEFT's format; it is checked against its base."""
     # Late: of this group only this command imports torch.
     from onebase.adapters.importing import find_adapter, read_adapter
+    from onebase.cli.adapter_report import command_to_use
     from onebase.cli.training import load_base
     from onebase.data.template import Template
     from onebase.engine.generic_runner import GenericRunner
@@ -174,7 +175,7 @@ def import_command(
     )
     for text in imported.notes:
         note(say(f"Note: {text}", f"注意：{text}"))
-    try_it = f"onebase generate --task {item.task} --prompt …{session.workspace.option}"
+    try_it = command_to_use(item.task, item.record, session.workspace)
     session.show(
         {**described(item), "notes": list(imported.notes)},
         say(f"imported as {item.name}", f"已导入为 {item.name}"),

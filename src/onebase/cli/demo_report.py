@@ -92,8 +92,8 @@ def show_demo(
         say(f"Adapters: {session.workspace.adapters}", f"适配器：{session.workspace.adapters}"),
         say(f"Report:   {file}", f"报告：{file}"),
         say(
-            f"Next:     {sys.argv[0]} chat --task support",
-            f"下一步：{sys.argv[0]} chat --task support",
+            f"Next:     {sys.argv[0]} chat --task support{session.workspace.option}",
+            f"下一步：{sys.argv[0]} chat --task support{session.workspace.option}",
         ),
     )
 

@@ -26,12 +26,12 @@ _STEP = {
     "reward": ("reward", "奖励"),
     "kl": ("KL", "KL"),
     "entropy": ("entropy", "熵"),
-    "pair_accuracy": ("pair accuracy", "偏好对准确率"),
+    "pair_accuracy": ("pair accuracy", "回答对准确率"),
     "margin": ("margin", "差值"),
 }
 _EVALUATION = {
     "eval_loss": ("held-out loss", "留出损失"),
-    "pair_accuracy": ("pair accuracy", "偏好对准确率"),
+    "pair_accuracy": ("pair accuracy", "回答对准确率"),
     "eval_reward": ("held-out reward", "留出奖励"),
     "eval_kl": ("KL", "KL"),
     "margin": ("margin", "差值"),

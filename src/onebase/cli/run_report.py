@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
+from onebase.cli.adapter_report import command_to_use
 from onebase.cli.units import aligned, duration, moment, settings_text, wrapped
+from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.runs.run import Run
 
@@ -228,6 +231,14 @@ def _notes(metrics: Sequence[dict[str, Any]]) -> list[str]:
     return [say("Notes:", "提示："), *(f"  {text}" for text in notes)] if notes else []
 
 
+def _record_of(name: str, workspace: Workspace) -> dict[str, Any]:
+    """The record of a stored version; empty where it was removed or can't be read."""
+    try:
+        return AdapterStore(workspace).get(name).record
+    except OnebaseError:
+        return {}
+
+
 def _next_steps(run: Run, workspace: Workspace) -> list[str]:
     option = workspace.option
     if run.resumable:
@@ -236,10 +247,6 @@ def _next_steps(run: Run, workspace: Workspace) -> list[str]:
     lines = [""]
     for adapter in run.summary.get("adapters", ()):
         name = adapter if isinstance(adapter, str) else f"{adapter['task']}@{adapter['version']}"
-        use = (
-            f"onebase align score --task {name} --answer …{option}"
-            if run.config.get("align") == "reward"
-            else f"onebase generate --task {name} --prompt …{option}"
-        )
-        lines.append(say(f"Stored as {name}. Try: {use}", f"已保存为 {name}。试试：{use}"))
+        command = command_to_use(name, _record_of(name, workspace), workspace)
+        lines.append(say(f"Stored as {name}. Try: {command}", f"已保存为 {name}。试试：{command}"))
     return lines

@@ -38,8 +38,8 @@ def list_command(*, flags: SessionFlags) -> None:
     if resumable := [row["run"] for row in rows if row["resumable"]]:
         note(
             say(
-                f"Continue the last one: onebase resume {resumable[-1]}",
-                f"继续训练：onebase resume {resumable[-1]}",
+                f"Continue the last one: onebase resume {resumable[-1]}{session.workspace.option}",
+                f"继续训练：onebase resume {resumable[-1]}{session.workspace.option}",
             )
         )
 

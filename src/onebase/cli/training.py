@@ -1,6 +1,7 @@
 """Loading a base, training on it with a live display, and saying what came of it."""
 
 from onebase.adapters.store import StoredAdapter
+from onebase.cli.adapter_report import command_to_use
 from onebase.cli.display import run_display
 from onebase.cli.session import Session, note
 from onebase.cli.units import change
@@ -22,13 +23,8 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
 
 
 def next_command(session: Session, stored: StoredAdapter) -> str:
-    """The command to try a task that was just trained; a classifier is asked for a label."""
-    task, place = name_to_use(stored), session.workspace.option
-    command = (
-        f"onebase classify --task {task}{place} --text …"
-        if stored.record.get("labels")
-        else f"onebase generate --task {task}{place} --prompt …"
-    )
+    """The command to try a task that was just trained."""
+    command = command_to_use(name_to_use(stored), stored.record, session.workspace)
     return say(f"Try: {command}", f"试试：{command}")
 
 

@@ -79,7 +79,7 @@ def _cached(name: str, problem: Exception | None, fault: tuple[str, str]) -> lis
     if isinstance(cause, RepositoryNotFoundError):  # also for a gated one
         raise DataError(
             say(
-                f"There is no file {name!r}, and no data set of that name on the Hub that you can "
+                f"The file {name!r} does not exist, and the Hub has no data set of that name that you can "
                 "access.",
                 f"没有文件 {name!r}，Hub 上也没有可访问的同名数据集。",
             ),
@@ -102,7 +102,7 @@ def _cached(name: str, problem: Exception | None, fault: tuple[str, str]) -> lis
     reason, remedy = fault
     raise DataError(
         say(
-            f"There is no file {name!r}, and the Hub data set {name!r} can't be downloaded: {reason}.",
+            f"The file {name!r} does not exist, and the Hub data set {name!r} can't be downloaded: {reason}.",
             f"没有文件 {name!r}，也无法从 Hub 下载数据集 {name!r}：{reason}。",
         ),
         say("If you mean a local file, check its path. ", "若指本地文件，请检查路径。") + remedy,

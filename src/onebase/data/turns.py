@@ -65,7 +65,7 @@ def chat_of(
 
 
 def turns_of(items: object, column: str, before: Sequence[Turn] = ()) -> list[Turn]:
-    """The turns in a list, after those in `before`. Raises InvalidValue for an item that is no turn,
+    """The turns in a list, after those in `before`. Raises InvalidValue for an item that is not a turn,
     and for an invalid order of roles.
     """
     if isinstance(items, str):

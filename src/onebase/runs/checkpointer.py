@@ -111,7 +111,7 @@ class Checkpointer:
         """Save the run as it is now. If the disk is full, the user is told and training continues."""
         if self.trained is None:
             return
-        began = time.monotonic()
+        began, self.up_to_date = time.monotonic(), False
         try:
             self._recorder.flush()
             self._checkpoints.save(self._state(self.trained))

@@ -15,8 +15,8 @@ from onebase.training.job import Job
 # One dimension: the settings of each choice; the first is the method's default or the most likely.
 Axis = tuple[Mapping[str, Any], ...]
 
-# The same for all configurations: they are trained on the same rows, for the same length.
-SHARED = ("epochs", "held_out", "max_tokens")
+# The same for all configurations: they share rows, length and the frozen trunk.
+SHARED = ("epochs", "held_out", "max_tokens", "trunk")
 
 _TOKENS: Axis = ({}, {"virtual_tokens": 40}, {"virtual_tokens": 10})
 _INIT: Axis = ({}, {"init": "vocab"})

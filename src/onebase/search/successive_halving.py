@@ -111,8 +111,6 @@ class SuccessiveHalving:
             job = candidate_job(self._job, configuration, self.plan.epochs)
             state = JobState(job, self._base, self._data)
             trial = self._study.ask()
-            trial.set_user_attr("method", configuration.method)
-            trial.set_user_attr("settings", dict(configuration.settings))
             entry = Entry(configuration)
             self._history.add(entry, state)
             self.remaining.append(Candidate(entry, trial, state))
