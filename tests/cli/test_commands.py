@@ -386,7 +386,7 @@ def test_import(onebase, base: str) -> None:
     assert {**theirs, "task": "support", "version": 2} == ours
     again = onebase("adapters", "import", "ws/adapters/mood/1", *flags)
     assert again.out.splitlines() == [
-        "imported as desk@2", "Try: onebase generate --task desk --prompt …"
+        "imported as desk@2", "Try: onebase classify --task desk --text …"
     ]  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class ScoreReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As a record holds it."""
-        values = {**asdict(self), "bins": [asdict(item) for item in self.bins]}
+        values = asdict(self)
         return {"deviation" if key == "std" else key: value for key, value in values.items()}
 
 

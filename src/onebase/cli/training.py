@@ -59,9 +59,9 @@ def resume_training(session: Session, run: str, base: Base) -> list[StoredAdapte
 
 def report_line(adapter: StoredAdapter) -> str:
     """One trained task in a sentence."""
-    metrics = adapter.record["metrics"]
+    metrics = adapter.metrics
     loss, before = metrics["eval_loss"], metrics["base_eval_loss"]
-    text = f"{adapter.task}@{adapter.version} ({adapter.record['method']}): "
+    text = f"{adapter.name} ({adapter.method}): "
     if metrics.get("diverged"):
         text += say(
             "its loss exploded or was no longer finite, lower learning_rate; ",
