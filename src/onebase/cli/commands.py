@@ -30,6 +30,7 @@ ENTRIES = {
     "methods": Entry("methods:methods_command", "The methods: their options, papers, and limits."),
     "plan": Entry("plan:plan_command", "Estimate what a training needs, and whether it fits."),
     "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
+    "compare": Entry("compare:compare_command", "Train and score every method on your own rows."),
     "race": Entry("race:race_command", "Race many configurations on one task."),
     "resume": Entry("train:resume_command", "Continue an interrupted run exactly."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -41,6 +43,16 @@ class Interruption:
         traceback: TracebackType | None,
     ) -> None:
         self.restore()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let Python handle Ctrl-C meanwhile: what runs inside is a run of its own, or a process."""
+        self.restore()
+        try:
+            yield
+        finally:
+            if self._entered:
+                signal.signal(signal.SIGINT, self._ask)
 
     def restore(self) -> None:
         """Let Python handle Ctrl-C again."""

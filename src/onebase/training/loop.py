@@ -254,21 +254,35 @@ def _mean_by(
     total: dict[str, float] = {}
     count: dict[str, int] = {}
     names = {id(row): name for name, row in rows}
-    for group, group_trunk in _packs(
-        [row for _, row in rows], 2 * pack_tokens(base.device), depths, trunk
-    ):
+    bare_rows = [row for _, row in rows]
+    for row, loss in row_losses(base, bare_rows, contributions, check, depths=depths, trunk=trunk):
+        name = names[id(row)]
+        total[name] = total.get(name, 0.0) + loss
+        count[name] = count.get(name, 0) + row.labels
+    return {name: total[name] / count[name] for name in total}
+
+
+def row_losses(
+    base: Base,
+    rows: Sequence[TokenRow],
+    contributions: Mapping[str, Contribution],
+    check: Callable[[], None] | None = None,
+    *,
+    depths: Mapping[str, int] | None = None,
+    trunk: Trunk | None = None,
+) -> Iterator[tuple[TokenRow, float]]:
+    """Every row with the sum of its labels' losses (nats), without gradients; in the order of the packs.
+    `check` is called after every pass.
+    """
+    for group, group_trunk in _packs(rows, 2 * pack_tokens(base.device), depths or {}, trunk):
         with torch.no_grad():
             losses, row_of = token_losses(base, group, contributions, trunk=group_trunk)
         sums = torch.zeros(len(group), dtype=torch.float64).index_add_(
             0, row_of.cpu(), losses.double().cpu()
         )
-        for row, loss in zip(group, sums.tolist(), strict=True):
-            name = names[id(row)]
-            total[name] = total.get(name, 0.0) + loss
-            count[name] = count.get(name, 0) + row.labels
+        yield from zip(group, sums.tolist(), strict=True)
         if check:
             check()
-    return {name: total[name] / count[name] for name in total}
 
 
 def _add_by_task(

@@ -21,12 +21,14 @@ from onebase.training.job import Job
 
 @dataclass(frozen=True)
 class TaskData:
-    """A job's rows as tokens, to train on and held out for evaluation. `bad` are the rows that are left
-    out, `notes` what the user should know before the first step.
+    """A job's rows as tokens, to train on and held out for evaluation, and the examples of each part.
+    `bad` are the rows that are left out, `notes` what the user should know before the first step.
     """
 
     train: list[TokenRow]
     held_out: list[TokenRow]
+    train_examples: tuple[Example, ...]
+    held_out_examples: tuple[Example, ...]
     dataset: Dataset
     held_out_sha256: str | None
     bad: tuple[BadRow, ...]
@@ -76,18 +78,20 @@ def task_data(job: Job, template: Template) -> TaskData:
 
     empty: list[Example] = []
 
-    def rows(examples: Sequence[Example]) -> list[TokenRow]:
-        kept = []
+    def rows(examples: Sequence[Example]) -> tuple[list[TokenRow], tuple[Example, ...]]:
+        token_rows, kept = [], []
         for example in examples:
             tokens = rendered[id(example)]
             row = TokenRow(job.task, tokens.ids, tokens.loss_mask)
             if row.labels:
-                kept.append(row)
+                token_rows.append(row)
+                kept.append(example)
             else:
                 empty.append(example)
-        return kept
+        return token_rows, tuple(kept)
 
-    train_rows, held_out_rows = rows(train.examples), rows(held_out.examples) if held_out else []
+    train_rows, train_examples = rows(train.examples)
+    held_out_rows, held_out_examples = rows(held_out.examples if held_out else ())
     if not train_rows:
         raise DataError(
             say(
@@ -101,6 +105,8 @@ def task_data(job: Job, template: Template) -> TaskData:
     return TaskData(
         train=train_rows,
         held_out=held_out_rows,
+        train_examples=train_examples,
+        held_out_examples=held_out_examples,
         dataset=dataset,
         held_out_sha256=held_out_sha256,
         bad=bad,

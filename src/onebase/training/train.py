@@ -1,6 +1,7 @@
 """Training jobs together, from their data to versioned adapters in the workspace."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from onebase.adapters.methods import parts_of
@@ -20,6 +21,17 @@ from onebase.training.job_state import JobState
 from onebase.training.loop import base_losses, train_together
 from onebase.training.run_config import base_in, jobs_in, require_same_config, run_config
 from onebase.training.stored_result import store_job, summary
+from onebase.training.task_data import TaskData
+
+
+class NothingStored(OnebaseError):
+    """A training in which the loss of some jobs exploded or was no longer finite before their first
+    evaluation: the tasks `lost` have no result; the others are stored.
+    """
+
+    def __init__(self, message: str, remedy: str, lost: Sequence[str] = ()) -> None:
+        super().__init__(message, remedy)
+        self.lost = tuple(lost)
 
 
 def train(
@@ -80,6 +92,25 @@ def resume(
     config = run_config(base, states)
     require_same_config(run.id, before, config)
     return _train(states, config, base, workspace, run, observer)
+
+
+def train_on(
+    data: TaskData,
+    jobs: Sequence[Job],
+    *,
+    base: Base,
+    workspace: Workspace,
+    rendered_at: datetime,
+    observer: Observer | None = None,
+) -> list[StoredAdapter]:
+    """Train jobs on the same rows, `data`, which was rendered at `rendered_at`; else as `train`. An
+    interrupted run of them continues.
+    """
+    check_jobs(jobs)
+    states = [JobState(job, base, data, rendered_at=rendered_at) for job in jobs]
+    config = run_config(base, states)
+    earlier = interrupted_run(workspace, config)
+    return _train(states, config, base, workspace, earlier, observer)
 
 
 def _train(
@@ -278,10 +309,10 @@ def precision_for(jobs: Sequence[Job], chosen: str | None) -> str | None:
     )
 
 
-def _nothing_stored(lost: Sequence[str], stored: Sequence[StoredAdapter]) -> OnebaseError:
+def _nothing_stored(lost: Sequence[str], stored: Sequence[StoredAdapter]) -> NothingStored:
     names = ", ".join(lost)
     kept = ", ".join(item.name for item in stored)
-    return OnebaseError(
+    return NothingStored(
         say(
             f"The loss of {names} exploded or was no longer finite before the first evaluation, so "
             "there is nothing to store.",
@@ -289,4 +320,5 @@ def _nothing_stored(lost: Sequence[str], stored: Sequence[StoredAdapter]) -> One
         )
         + (say(f" Stored: {kept}.", f"已保存：{kept}。") if kept else ""),
         say("Lower its learning_rate and train it again.", "请减小 learning_rate 后重新训练。"),
+        lost,
     )

@@ -1,0 +1,147 @@
+"""The rows of a comparison: training, validation and held-out part, the same for every method."""
+
+import hashlib
+import random
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from onebase.compare.options import CompareOptions
+from onebase.compare.result import HeldOutRow, Kind
+from onebase.data.example import Example, Turn
+from onebase.data.split import split
+from onebase.data.template import Template
+from onebase.engine.rows import TokenRow
+from onebase.errors import UsageError
+from onebase.language import say
+from onebase.model.base import Base
+from onebase.training.job import Job
+from onebase.training.options import TrainOptions
+from onebase.training.task_data import TaskData, task_data
+
+_FEW_EXAMPLES, _MANY_EXAMPLES = 4, 8
+
+
+@dataclass(frozen=True)
+class ComparisonData:
+    """The rows of one comparison. `training` has the rows to train on and, as its held-out rows, the
+    validation rows that choose a training's best epoch. `examples` and `rows` are the held-out part,
+    which no training sees: every method is scored on it.
+    """
+
+    template: Template
+    rendered_at: datetime
+    training: TaskData
+    examples: tuple[Example, ...]
+    rows: tuple[TokenRow, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes; empty unless the task is a classification."""
+        return self.training.dataset.labels
+
+    @property
+    def kind(self) -> Kind:
+        """Whether labels are scored, or answers generated."""
+        return "classification" if self.labels else "generation"
+
+    @property
+    def held_out(self) -> tuple[HeldOutRow, ...]:
+        """The held-out rows as they are reported; rows with the same input are one cluster."""
+        clusters: dict[tuple[Turn, ...], int] = {}
+        for example in self.examples:
+            clusters.setdefault(example.input_key, len(clusters))
+        return tuple(
+            HeldOutRow(
+                example.file,
+                example.line,
+                example.input,
+                example.answer,
+                clusters[example.input_key],
+            )
+            for example in self.examples
+        )
+
+    def digest(self) -> str:
+        """A hash of all three parts as the model sees them, SHA-256."""
+        held_out = replace(self.training, train=[], held_out=list(self.rows))
+        return hashlib.sha256(f"{self.training.digest()} {held_out.digest()}".encode()).hexdigest()
+
+    def shown_examples(self, count: int | None, seed: int) -> list[Turn]:
+        """Turns of training rows to put before a question: a draw by `seed`, each label in turn. None:
+        one for each label, 4 at least and 8 at most.
+        """
+        wanted = count or min(max(len(self.labels), _FEW_EXAMPLES), _MANY_EXAMPLES)
+        draw = random.Random(seed)
+        pool = list(self.training.train_examples)
+        draw.shuffle(pool)
+        by_label: dict[str, list[Example]] = {}
+        for example in pool:
+            by_label.setdefault(example.answer if self.labels else "", []).append(example)
+        chosen: list[Example] = []
+        while len(chosen) < min(wanted, len(pool)):
+            for examples in by_label.values():
+                if examples and len(chosen) < wanted:
+                    chosen.append(examples.pop())
+        draw.shuffle(chosen)
+        return [
+            replace(turn, in_loss=False)
+            for example in chosen
+            for turn in example.turns
+            if turn.role != "system"
+        ]
+
+
+def comparison_data(
+    job: Job, options: CompareOptions, base: Base, rendered_at: datetime
+) -> ComparisonData:
+    """Read, render and split the rows of a comparison. Raises DataError, and UsageError where nothing
+    is left to score.
+    """
+    template = Template(
+        base.tokenizer,
+        kind=job.template,
+        instruction=job.instruction,
+        max_tokens=_trained_with(job).max_tokens,
+        moment=rendered_at,
+    )
+    shared = {"held_out": options.share, **_known_to_all(job)}
+    whole = task_data(replace(job, set=shared), template)
+    if not whole.held_out:
+        raise _nothing_held_out(job)
+    kept = replace(whole.dataset, examples=whole.train_examples, bad=())
+    training, validation = split(kept, _trained_with(job).held_out, job.seed)
+    row_of = dict(zip(map(id, whole.train_examples), whole.train, strict=True))
+    parts = replace(
+        whole,
+        train=[row_of[id(example)] for example in training.examples],
+        held_out=[row_of[id(example)] for example in validation.examples],
+        train_examples=training.examples,
+        held_out_examples=validation.examples,
+    )
+    return ComparisonData(
+        template, rendered_at, parts, whole.held_out_examples, tuple(whole.held_out)
+    )
+
+
+def _known_to_all(job: Job) -> dict[str, object]:
+    """The settings of training that hold for all methods, besides the share of the split."""
+    fields = TrainOptions.model_fields
+    return {key: value for key, value in job.set.items() if key in fields and key != "held_out"}
+
+
+def _trained_with(job: Job) -> TrainOptions:
+    known = {key: value for key, value in job.set.items() if key in TrainOptions.model_fields}
+    return replace(job, method="lora", set=known).options()[0]
+
+
+def _nothing_held_out(job: Job) -> UsageError:
+    return UsageError(
+        say(
+            f"{job.data} has one input, so no row is left to score the methods on.",
+            f"{job.data} 只有一个输入，没有可用于评分的留出数据。",
+        ),
+        say(
+            "Give more rows, or a file with --held-out.",
+            "请提供更多数据，或用 --held-out 指定文件。",
+        ),
+    )
