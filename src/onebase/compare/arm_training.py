@@ -45,17 +45,21 @@ class ArmTraining:
         self._observer = observer
         self._inner = inner
 
-    def train(self, arms: Sequence[PlannedArm], base: Base) -> None:
-        """Train what is not trained yet of `arms`, which share `base`. Raises KeyboardInterrupt after
-        Ctrl-C; trainings that were interrupted are continued next time.
+    def train_alone(self, arms: Sequence[PlannedArm], base: Base) -> None:
+        """Train those of `arms` that are to be trained alone, one after another, each in a process of its
+        own on a base like `base`. Raises KeyboardInterrupt after Ctrl-C.
         """
         for arm in arms:
             if arm.alone and not (self._trained(arm) and self.cost(arm)):
-                self._train_alone(arm, base)
-        together = [arm for arm in arms if not arm.alone]
-        for group in _groups(together):
+                self._run_alone(arm, base)
+
+    def train_together(self, arms: Sequence[PlannedArm], base: Base) -> None:
+        """Train the others of `arms` in the same passes on `base`. After Ctrl-C (a KeyboardInterrupt) the
+        same call continues their training.
+        """
+        for group in _groups([arm for arm in arms if not arm.alone]):
             if not all(map(self._trained, group)):
-                self._train_together(group, base)
+                self._train_group(group, base)
 
     def adapter(self, arm: PlannedArm) -> StoredAdapter | None:
         """The trained adapter; None where its loss exploded before the first evaluation."""
@@ -95,7 +99,7 @@ class ArmTraining:
             if adapter is not None and adapter.method == FULL:
                 shutil.rmtree(adapter.path, ignore_errors=True)
 
-    def _train_alone(self, arm: PlannedArm, base: Base) -> None:
+    def _run_alone(self, arm: PlannedArm, base: Base) -> None:
         # A training that was cut off begins again: its time is that of one whole process.
         folder = self._workspace.adapters / _job(arm).task
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +119,7 @@ class ArmTraining:
             cost = run_alone(request, self._observer)
         write_whole(self._cost_file(arm), json.dumps(asdict(cost)) + "\n")
 
-    def _train_together(self, group: Sequence[PlannedArm], base: Base) -> None:
+    def _train_group(self, group: Sequence[PlannedArm], base: Base) -> None:
         with self._inner():
             try:
                 train_on(

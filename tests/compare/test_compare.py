@@ -1,0 +1,316 @@
+"""A whole comparison on a tiny base: what is trained, on which rows, and what is scored."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from onebase.compare.record import load
+from tests.conftest import tiny_model
+from tests.training.test_loop import write_rows
+from torch.nn.functional import cross_entropy
+
+from onebase.adapters.store import AdapterStore
+from onebase.adapters.workspace import Workspace
+from onebase.compare import answering as answering_module
+from onebase.compare.compare import asked_for, compare, resume_comparison
+from onebase.compare.data import comparison_data
+from onebase.compare.forgetting import neutral_losses, neutral_texts
+from onebase.compare.options import CompareOptions
+from onebase.compare.result import BASE, EXAMPLES, Arm, Comparison
+from onebase.engine.rows import TokenRow
+from onebase.errors import UsageError
+from onebase.model.base import Base
+from onebase.runs.interruption import Interrupted
+from onebase.runs.observer import Observer
+from onebase.runs.render_date import local_time
+from onebase.runs.run import RunStore
+from onebase.training.job import Job
+
+SETTINGS = {"epochs": 2, "batch_size": 4, "warmup": 1, "rank": 2, "virtual_tokens": 3}
+OPTIONS = CompareOptions(
+    methods=("lora", "p-tuning-v2"), seeds=2, share=0.25, answer_tokens=4, alone=False, examples=2
+)
+
+
+@pytest.fixture(autouse=True)
+def _english_and_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LC_ALL", "C")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def noted(self, text: str, **facts: Any) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def base(tiny_folder: Path) -> Base:
+    return Base.load(str(tiny_folder))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job("zs", write_rows(tmp_path, "a", 24), instruction="Say it.", set=SETTINGS)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Job:
+    file = tmp_path / "labels.jsonl"
+    rows = [
+        {
+            "text": f"parcel {number} {'is here' if number % 2 else 'is late'}",
+            "label": str(number % 2),
+        }
+        for number in range(24)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Job("late", file, instruction="Late?", set=SETTINGS)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "w")
+
+
+def arm_of(comparison: Comparison, method: str, seed: int | None = 0) -> Arm:
+    (arm,) = [arm for arm in comparison.arms if (arm.method, arm.seed) == (method, seed)]
+    return arm
+
+
+def plain_losses(model: Any, rows: list[TokenRow]) -> list[float]:
+    """The mean loss of a label of every row, by a plain model, one row a pass."""
+    losses = []
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
+        labels = [at for at, is_label in enumerate(row.loss_mask) if is_label]
+        targets = torch.tensor([row.ids[at] for at in labels])
+        losses.append(float(cross_entropy(logits[[at - 1 for at in labels]], targets)))
+    return losses
+
+
+def test_the_three_parts(job: Job, base: Base) -> None:
+    data = comparison_data(job, OPTIONS, base, local_time())
+    parts = [
+        {example.input for example in part}
+        for part in (
+            data.training.train_examples,
+            data.training.held_out_examples,
+            data.examples,
+        )
+    ]
+    # A quarter of 24 inputs, then a tenth of the other 18.
+    assert [len(part) for part in parts] == [16, 2, 6]
+    assert len(set.union(*parts)) == 24
+    assert len(data.training.train) == 16
+    assert len(data.rows) == 6
+
+
+def test_losses_are_those_of_peft_and_of_transformers(
+    job: Job, base: Base, workspace: Workspace
+) -> None:
+    comparison = compare(job, OPTIONS, base=base, workspace=workspace)
+    data = comparison_data(job, OPTIONS, base, local_time())
+    rows = list(data.rows)
+    bare = [outcome.loss for outcome in arm_of(comparison, BASE, None).outcomes]
+    assert bare == pytest.approx(plain_losses(tiny_model("llama"), rows), abs=1e-5)
+    trained = AdapterStore(Workspace(workspace.runs / comparison.run / "trained"))
+    for seed in (0, 1):
+        (stored,) = trained.list(f"lora-{seed}")
+        model = peft.PeftModel.from_pretrained(tiny_model("llama"), stored.path).eval()
+        losses = [outcome.loss for outcome in arm_of(comparison, "lora", seed).outcomes]
+        assert losses == pytest.approx(plain_losses(model, rows), abs=1e-5)
+        assert losses != pytest.approx(bare, abs=1e-3)
+
+
+def test_examples_stand_in_the_prompt(job: Job, base: Base, workspace: Workspace) -> None:
+    comparison = compare(job, replace(OPTIONS, methods=()), base=base, workspace=workspace)
+    data = comparison_data(job, OPTIONS, base, local_time())
+    for seed in (0, 1):
+        shown = data.shown_examples(2, seed)
+        training = {(example.input, example.answer) for example in data.training.train_examples}
+        assert {
+            (shown[0].content, shown[1].content),
+            (shown[2].content, shown[3].content),
+        } < training
+        rows = []
+        for example in data.examples:
+            prompt = data.template.prompt([*shown, *example.turns[:-1]])
+            answer = data.template.answer_ids(example.answer)
+            mask = (False,) * len(prompt) + (True,) * len(answer)
+            rows.append(TokenRow(None, (*prompt, *answer), mask))
+        losses = [outcome.loss for outcome in arm_of(comparison, EXAMPLES, seed).outcomes]
+        assert losses == pytest.approx(plain_losses(tiny_model("llama"), rows), abs=1e-5)
+    assert data.shown_examples(2, 0) != data.shown_examples(2, 1)
+
+
+def test_alone_and_together_are_the_same(job: Job, base: Base, tmp_path: Path) -> None:
+    together = compare(job, OPTIONS, base=base, workspace=Workspace(tmp_path / "together"))
+    alone = compare(
+        job, replace(OPTIONS, alone=True), base=base, workspace=Workspace(tmp_path / "alone")
+    )
+    for method in OPTIONS.methods:
+        one, other = arm_of(together, method), arm_of(alone, method)
+        assert [outcome.loss for outcome in one.outcomes] == pytest.approx(
+            [outcome.loss for outcome in other.outcomes], abs=1e-4
+        )
+        assert [point.loss for point in one.curve] == pytest.approx(
+            [point.loss for point in other.curve], abs=1e-4
+        )
+        assert one.cost is None
+        assert other.cost is not None
+        assert other.cost.peak_memory_bytes > 100 << 20
+        assert other.cost.cpu_seconds > 0
+        assert arm_of(alone, method, 1).cost is None
+
+
+def test_labels_are_scored(labelled: Job, base: Base, workspace: Workspace) -> None:
+    comparison = compare(
+        labelled, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace
+    )
+    assert (comparison.kind, comparison.metric) == ("classification", "accuracy")
+    for arm in comparison.arms:
+        right = [
+            outcome.answer == row.reference
+            for outcome, row in zip(arm.outcomes, comparison.held_out, strict=True)
+        ]
+        assert [outcome.scores["accuracy"] for outcome in arm.outcomes] == right
+        assert arm.metrics["accuracy"] == sum(right) / len(right)
+        assert {outcome.answer for outcome in arm.outcomes} <= {"0", "1"}
+
+
+def test_what_is_measured_beside(job: Job, base: Base, workspace: Workspace) -> None:
+    comparison = compare(job, OPTIONS, base=base, workspace=workspace)
+    lora = arm_of(comparison, "lora")
+    trained = AdapterStore(Workspace(workspace.runs / comparison.run / "trained"))
+    (stored,) = trained.list("lora-0")
+    assert lora.trainable == stored.metrics["trainable"]
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    assert lora.trainable_percent == pytest.approx(100 * lora.trainable / parameters)
+    assert lora.adapter_bytes == stored.bytes
+    assert [point.tokens for point in lora.training_losses] == sorted(
+        {point.tokens for point in lora.training_losses}
+    )
+    assert len(lora.training_losses) == 8  # 16 rows by 4, two epochs
+    assert [point.tokens for point in lora.curve] == [
+        0,
+        *[lora.curve[-1].tokens // 2 * n for n in (1, 2)],
+    ]
+    assert lora.settings["learning_rate"] == 2e-4 or lora.settings["learning_rate"] > 0
+    for language, forgetting in lora.forgetting.items():
+        texts = [base.tokenizer(text)["input_ids"] for text in neutral_texts(language)]
+        rows = [TokenRow(None, tuple(ids), (True,) * len(ids)) for ids in texts]
+        assert forgetting.before == neutral_losses(base)[language]
+        model = peft.PeftModel.from_pretrained(tiny_model("llama"), stored.path).eval()
+        for loss, plain in ((forgetting.before, tiny_model("llama")), (forgetting.after, model)):
+            labels = [row.labels for row in rows]
+            masked = [replace(row, loss_mask=(False, *row.loss_mask[1:])) for row in rows]
+            sums = [
+                one * count for one, count in zip(plain_losses(plain, masked), labels, strict=True)
+            ]
+            assert loss == pytest.approx(sum(sums) / sum(labels), abs=1e-5)
+    assert lora.tokens_per_second is not None
+    assert lora.load_seconds is not None
+    assert arm_of(comparison, "lora", 1).tokens_per_second is None
+
+
+def test_arms_are_measured_once(job: Job, base: Base, workspace: Workspace) -> None:
+    first = compare(job, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    notes = Notes()
+    second = compare(job, OPTIONS, base=base, workspace=workspace, observer=notes)
+    assert second.run != first.run
+    for arm in second.arms:
+        assert arm.reused == (arm.method != "p-tuning-v2")
+    assert arm_of(second, "lora").outcomes == arm_of(first, "lora").outcomes
+    assert sum(first.run in text for text in notes.texts) == 5
+    # Other settings are another arm.
+    changed = replace(job, set={**SETTINGS, "rank": 3})
+    third = compare(changed, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    assert [arm.reused for arm in third.arms] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_an_interrupted_comparison_continues(
+    at: int, job: Job, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(job, OPTIONS, base=base, workspace=Workspace(tmp_path / "whole"))
+    workspace = Workspace(tmp_path / "cut")
+    calls = []
+    measured = answering_module.Answerer._outcomes
+
+    def cut_off(self: Any, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return measured(self, *arguments)
+
+    monkeypatch.setattr(answering_module.Answerer, "_outcomes", cut_off)
+    with pytest.raises(Interrupted, match="onebase resume"):
+        compare(job, OPTIONS, base=base, workspace=workspace)
+    (run,) = RunStore(workspace).list()
+    assert run.resumable
+    continued = resume_comparison(run.id, base=base, workspace=workspace)
+    assert continued.run == run.id
+    assert not any(arm.reused for arm in continued.arms)
+    for arm in whole.arms:
+        assert arm_of(continued, arm.method, arm.seed).outcomes == arm.outcomes
+    # Nothing was trained twice.
+    inner = RunStore(Workspace(run.path / "trained")).list()
+    assert len(inner) == 1
+    assert load(run.path) == continued
+
+
+def test_ctrl_c_while_training(job: Job, base: Base, workspace: Workspace, tmp_path: Path) -> None:
+    class Cut(Observer):
+        def step(self, task: str, step: int, record: Any) -> None:
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="onebase resume"):
+        compare(job, OPTIONS, base=base, workspace=workspace, observer=Cut())
+    (run,) = RunStore(workspace).list()
+    continued = compare(job, OPTIONS, base=base, workspace=workspace)  # the same call
+    assert continued.run == run.id
+    whole = compare(job, OPTIONS, base=base, workspace=Workspace(tmp_path / "whole"))
+    for arm in whole.arms:
+        assert arm_of(continued, arm.method, arm.seed).outcomes == arm.outcomes
+
+
+def test_a_method_that_diverges_is_reported_and_the_others_go_on(
+    job: Job, base: Base, workspace: Workspace
+) -> None:
+    wild = replace(job, set={**SETTINGS, "lora.learning_rate": 1e30, "lora.warmup": 0})
+    comparison = compare(wild, replace(OPTIONS, seeds=1), base=base, workspace=workspace)
+    lora = arm_of(comparison, "lora")
+    assert (lora.diverged, lora.outcomes) == (True, ())
+    assert arm_of(comparison, "p-tuning-v2").outcomes
+    assert comparison.arms_of("lora") == []
+
+
+def test_the_config_makes_it_again(job: Job, base: Base, workspace: Workspace) -> None:
+    comparison = compare(job, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    again, options = asked_for(RunStore(workspace).get(comparison.run).config)
+    assert options == replace(OPTIONS, methods=("lora",))
+    assert (again.task, again.set, again.instruction) == (job.task, job.set, job.instruction)
+    shutil.rmtree(workspace.runs)
+    repeated = compare(again, options, base=base, workspace=workspace)
+    for arm in comparison.arms:
+        assert arm_of(repeated, arm.method, arm.seed).outcomes == arm.outcomes
+
+
+def test_an_unknown_metric(job: Job, base: Base, workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="'accuracy'"):
+        compare(job, replace(OPTIONS, metric="accuracy"), base=base, workspace=workspace)
+    assert not workspace.runs.exists()
