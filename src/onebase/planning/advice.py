@@ -1,4 +1,4 @@
-"""What to change where a training does not fit, the largest effect first.
+"""Advice for a training that does not fit, the largest effect first.
 
 The effects are rough estimates from the sizes of what is kept in memory; they give the order.
 """
@@ -36,8 +36,8 @@ class Pass:
 def memory_advice(
     jobs: Sequence[Job], precision: Precision, sizes: Sizes, heaviest: Pass | None
 ) -> list[str]:
-    """What would take less memory, in words; only what the jobs have not chosen already. `heaviest` is
-    None where no pass was tried.
+    """The changes that save memory, without those that the jobs have already made. `heaviest` is None if
+    no pass was tried.
     """
     advice = [*_of_weights(jobs, precision, sizes), *_of_jobs(jobs, sizes)]
     if heaviest is not None:
@@ -47,7 +47,7 @@ def memory_advice(
 
 
 def disk_advice(jobs: Sequence[Job]) -> list[str]:
-    """What would take less disk."""
+    """The changes that save disk space."""
     limit = max(job.options()[0].save_limit for job in jobs)
     place = say(
         "Make room on the disk of the workspace, or choose another with --workspace.",
@@ -134,7 +134,7 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
 
 
 def _smallest(jobs: Sequence[Job], precision: Precision) -> str:
-    """What is left to do when the rest is not enough."""
+    """The advice for when the rest is not enough."""
     methods = {name for job in jobs for name in parts_of(job.method)}
     checkpointing = any(job.options()[0].gradient_checkpointing for job in jobs)
     if methods == {"p-tuning-v2"} and precision.name == "nf4" and checkpointing:
