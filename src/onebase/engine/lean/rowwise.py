@@ -8,6 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from onebase.engine.lean.jit import by_count
 from onebase.engine.lean.vector import BLOCK, F32, I16, LANES, PAD, Emit, vector_function
 
 
@@ -246,7 +247,7 @@ def _scores(heads: int) -> Any:
     return scores
 
 
-scores_1, scores_2, scores_3, scores_4 = (_scores(heads) for heads in range(1, 5))
+scores = by_count(map(_scores, (4, 3, 2, 1)))
 
 
 def _weigh(heads: int) -> Any:
@@ -286,7 +287,7 @@ def _weigh(heads: int) -> Any:
     return weigh
 
 
-weigh_1, weigh_2, weigh_3, weigh_4 = (_weigh(heads) for heads in range(1, 5))
+weigh = by_count(map(_weigh, (4, 3, 2, 1)))
 
 
 @vector_function("iii")
