@@ -26,6 +26,7 @@ from onebase.engine.pack import Pack
 from onebase.model.base import Base
 
 StoredType = Literal["fp32", "fp16"]
+MEMORY_BYTES = 1 << 30  # kept in memory; the rest is in a file
 _PASS_TOKENS = 2048
 _TOLERANCE = 1e-4
 # With fewer bits, the angles of shifted positions are rounded differently.
@@ -65,7 +66,7 @@ class Trunk:
         base: Base,
         *,
         dtype: StoredType = "fp32",
-        memory_bytes: int = 1 << 30,
+        memory_bytes: int = MEMORY_BYTES,
         bytes_limit: int = 8 << 30,
     ) -> None:
         self._base = base

@@ -65,14 +65,13 @@ def disk_advice(jobs: Sequence[Job]) -> list[str]:
 def _of_weights(jobs: Sequence[Job], precision: Precision, sizes: Sizes) -> list[tuple[float, str]]:
     full = [job.task for job in jobs if job.method == FULL]
     if full:
-        names = ", ".join(full)
+        names, saved = ", ".join(full), FULL_BYTES * sizes.parameters * len(full)
         text = say(
             f"{names}: method lora instead of full learns a small part of the weights (about "
-            f"{gigabytes(FULL_BYTES * sizes.parameters * len(full))} less).",
-            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 "
-            f"{gigabytes(FULL_BYTES * sizes.parameters * len(full))}）。",
+            f"{gigabytes(saved)} less).",
+            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 {gigabytes(saved)}）。",
         )
-        return [(FULL_BYTES * sizes.parameters * len(full), text)]
+        return [(saved, text)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     smaller = choose("nf4", device=device, stored=torch.float32)
     saved = sizes.held_in(precision) - sizes.held_in(smaller)
@@ -101,13 +100,14 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
     advice = []
     options = [job.options()[0] for job in jobs]
     if not any(item.gradient_checkpointing for item in options):
+        saved = _CHECKPOINTED * heaviest.kept
         text = say(
             "gradient_checkpointing=true keeps less of every pass and computes it twice, with the "
-            f"same numbers (about {gigabytes(_CHECKPOINTED * heaviest.kept)} less, a third slower).",
+            f"same numbers (about {gigabytes(saved)} less, a third slower).",
             "gradient_checkpointing=true：少存中间结果并重算一次，数值不变（约省 "
-            f"{gigabytes(_CHECKPOINTED * heaviest.kept)}，约慢三分之一）。",
+            f"{gigabytes(saved)}，约慢三分之一）。",
         )
-        advice.append((_CHECKPOINTED * heaviest.kept, text))
+        advice.append((saved, text))
     largest = max(options, key=lambda item: item.batch_size)
     if largest.batch_size > 1 and heaviest.rows > 1:
         size = min(largest.batch_size, heaviest.rows) // 2

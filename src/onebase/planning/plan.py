@@ -9,6 +9,7 @@ import torch
 from onebase.adapters.full import FULL
 from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
+from onebase.engine.trunk import MEMORY_BYTES
 from onebase.errors import CapacityError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
@@ -26,7 +27,6 @@ from onebase.training.train import check_jobs, precision_for
 Verdict = Literal["fits", "tight", "does not fit"]
 # Above this share of what is free, the next program that is opened may not fit.
 _TIGHT = 0.8
-_TRUNK_MEMORY = 1 << 30  # the frozen trunk keeps more than this in a file
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _memory(measured: Mapping[str, Any]) -> int:
     if measured["device"] == "cuda":
         return int(measured["memory"]["peak"])
     all_, tried = (
-        min(_TRUNK_MEMORY, measured[key] * measured["trunk_token_bytes"])
+        min(MEMORY_BYTES, measured[key] * measured["trunk_token_bytes"])
         for key in ("trunk_tokens", "tried_trunk_tokens")
     )
     return int(measured["memory"]["peak"] + max(0, all_ - tried))
