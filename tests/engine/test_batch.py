@@ -49,7 +49,7 @@ def test_the_cache_gives_what_reading_everything_anew_gives(engine: Engine) -> N
         ids = task.template.prompt(prompt)
         answer: list[int] = []
         for _ in range(12):
-            pack = Pack(engine.tasks.contributions())
+            pack = Pack({name: task.contribution for name, task in engine.tasks.items()})
             pack.add(name, ids + answer)
             with torch.no_grad():
                 logits = run_pack(engine.base, pack, torch.tensor([len(pack.ids) - 1]))[0]
@@ -139,7 +139,7 @@ def test_draws_are_measured(architecture: str, engine: Engine) -> None:
             continue
         end = [] if stream.ended_by is None else [stream.ended_by]
         generated = [*stream.tokens, *end]
-        pack = Pack(engine.tasks.contributions())
+        pack = Pack({name: task.contribution for name, task in engine.tasks.items()})
         pack.add(requests[index][0], [*stream.prompt, *generated])
         first = len(pack.ids) - len(generated) - 1
         with torch.no_grad():
@@ -221,7 +221,7 @@ def test_gemma_slides_its_window_while_decoding(make_base: Callable[..., Base]) 
         stream = alone(engine, (name, "hi"), Sampling(max_tokens=40))
         ids = list(stream.prompt)
         assert len(ids) + len(stream.tokens) > 30
-        pack = Pack(engine.tasks.contributions())
+        pack = Pack({name: task.contribution for name, task in engine.tasks.items()})
         node = pack.nodes[pack.add(None if name == "base" else name, ids + stream.tokens)]
         rows = torch.arange(node.start + len(ids) - 1, node.start + node.length - 1)
         with torch.no_grad():

@@ -48,6 +48,10 @@ def allowed(state: ConstraintState) -> set[int]:
     return set(np.flatnonzero(bits).tolist())
 
 
+def of_schema(schema: dict[str, Any]) -> Constraint:
+    return Constraint("json_schema", json.dumps(schema))
+
+
 def accepts(tokenizer: Any, constraint: Constraint, text: str) -> bool:
     """Whether `text` is allowed token by token, and the end after it."""
     state = ConstraintState(constraint, tokenizer, {END})
@@ -86,7 +90,7 @@ def answer(tokenizer: Any, constrained: Request, most: int = 400) -> str | None:
 
 def test_any_answer_is_of_the_schema(tokenizer: PreTrainedTokenizerFast) -> None:
     for seed in range(30):
-        constrained = ask(tokenizer, Constraint.of_schema(PERSON), temperature=1.0)
+        constrained = ask(tokenizer, of_schema(PERSON), temperature=1.0)
         constrained.generator = torch.Generator().manual_seed(seed)
         text = answer(tokenizer, constrained)
         assert text is not None
@@ -114,7 +118,7 @@ def test_any_json_object_is_an_object(tokenizer: PreTrainedTokenizerFast) -> Non
 def test_an_answer_ends_where_the_grammar_accepts_and_nowhere_else(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    state = ConstraintState(Constraint.of_schema({"type": "integer"}), tokenizer, {END, 1})
+    state = ConstraintState(of_schema({"type": "integer"}), tokenizer, {END, 1})
     assert not {END, 1} & allowed(state)
     (one,) = tokenizer.encode("1")
     state.advance(one)
@@ -143,12 +147,12 @@ def test_ends_are_the_ones_that_training_taught(tokenizer: PreTrainedTokenizerFa
 
 
 def test_an_answer_without_an_end_token_is_complete(tokenizer: PreTrainedTokenizerFast) -> None:
-    constrained = ask(tokenizer, Constraint.of_schema({"enum": ["yes", "no"]}), ends=frozenset())
+    constrained = ask(tokenizer, of_schema({"enum": ["yes", "no"]}), ends=frozenset())
     assert answer(tokenizer, constrained) in ('"yes"', '"no"')
 
 
 def test_the_grammar_goes_before_min_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    constraint = Constraint.of_schema({"enum": ["yes", "no"]})
+    constraint = of_schema({"enum": ["yes", "no"]})
     assert answer(tokenizer, ask(tokenizer, constraint, min_tokens=50)) in ('"yes"', '"no"')
 
 
@@ -188,7 +192,7 @@ def test_whitespace_is_free_and_bounded(
         "additionalProperties": False,
         "patternProperties": {"^score$": {"type": "integer"}},
     }
-    assert accepts(tokenizer, Constraint.of_schema(schema), text) is fits
+    assert accepts(tokenizer, of_schema(schema), text) is fits
 
 
 def test_whitespace_alone_comes_to_an_end(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -197,7 +201,7 @@ def test_whitespace_alone_comes_to_an_end(tokenizer: PreTrainedTokenizerFast) ->
     logits = torch.zeros(1, VOCABULARY)
     logits[0, spaces] = 10.0
     for schema in (PERSON, {"type": "object", "patternProperties": {"^s$": {"type": "null"}}}):
-        constrained, sampler = ask(tokenizer, Constraint.of_schema(schema)), Sampler()
+        constrained, sampler = ask(tokenizer, of_schema(schema)), Sampler()
         run = longest = 0
         for _ in range(120):
             (drawn,) = sampler.sample(logits, [constrained])
@@ -231,7 +235,7 @@ def test_a_schema_that_cannot_be_kept_is_an_error_with_the_reason(
     tokenizer: PreTrainedTokenizerFast, schema: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=rf"JSON schema can't be used: .*{reason}"):
-        Sampler().admit(ask(tokenizer, Constraint.of_schema(schema)), VOCABULARY)
+        Sampler().admit(ask(tokenizer, of_schema(schema)), VOCABULARY)
 
 
 def test_a_schema_that_is_no_json_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -272,7 +276,7 @@ def test_constrained_and_free_requests_share_a_batch(tokenizer: PreTrainedTokeni
     """A request's tokens are the same alone and among others, constrained or not."""
 
     def requests() -> list[Request]:
-        constraints = [OBJECT, None, Constraint.of_schema(PERSON), None]
+        constraints = [OBJECT, None, of_schema(PERSON), None]
         constrained_requests = [
             ask(tokenizer, cast(Constraint, one), temperature=1.0) for one in constraints
         ]

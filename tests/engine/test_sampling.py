@@ -46,7 +46,7 @@ def test_an_unknown_option_names_the_nearest() -> None:
 
 
 def test_what_is_chosen_stays() -> None:
-    sampling = Sampling(logit_bias={3: 1}, constraint=Constraint.of_schema({"type": "null"}))
+    sampling = Sampling(logit_bias={3: 1}, constraint=Constraint("json_schema", '{"type": "null"}'))
     assert Sampling.model_validate(sampling.model_dump()) == sampling
     assert sampling.constraint == Constraint("json_schema", '{"type": "null"}')
     assert not sampling.penalized

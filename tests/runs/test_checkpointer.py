@@ -393,4 +393,5 @@ def test_what_counts_as_exploded(
     for _ in range(EXPLODED_STEPS - 1):
         assert job_state.record_loss(later) is None
     assert job_state.record_loss(later) == ("exploded" if ends else None)
-    assert job_state.record_loss(float("nan")) == "not finite"
+    assert job_state.is_finite(later)
+    assert not job_state.is_finite(float("nan"))

@@ -36,7 +36,7 @@ def test_a_new_run_holds_its_config(workspace: Workspace) -> None:
 
 def test_a_config_can_be_amended(workspace: Workspace) -> None:
     run = Run.create(workspace, CONFIG)
-    run.amend({**CONFIG, "chosen": "客服"})
+    run.write_config({**CONFIG, "chosen": "客服"})
     assert run.config == {**CONFIG, "chosen": "客服"}
     assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
 
@@ -78,9 +78,7 @@ def test_metrics_are_what_was_logged(workspace: Workspace) -> None:
     run = Run.create(workspace, CONFIG)
     run.log(step=1, loss=2.5, task="客服")
     run.log(step=2, loss=2.25)
-    first, second = run.metrics()
-    assert {**first, "time": 0} == {"time": 0, "step": 1, "loss": 2.5, "task": "客服"}
-    assert second["time"] >= first["time"] > 1.7e9
+    assert run.metrics() == [{"step": 1, "loss": 2.5, "task": "客服"}, {"step": 2, "loss": 2.25}]
 
 
 def test_a_line_cut_off_does_not_count_and_logging_goes_on_below(workspace: Workspace) -> None:
@@ -216,17 +214,17 @@ def test_asking_does_not_hold_a_run(workspace: Workspace) -> None:
 def test_what_was_logged_after_a_mark_can_be_forgotten(workspace: Workspace) -> None:
     run = Run.create(workspace, CONFIG)
     assert run.mark() == 0
-    run.cut(0)
+    module.cut(run.metrics_file, 0)
     run.log(step=1, task="客服")
     mark = run.mark()
     assert mark == (run.path / "metrics.jsonl").stat().st_size
     run.log(step=2)
     with (run.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3')
-    run.cut(mark)
+    module.cut(run.metrics_file, mark)
     assert [line["step"] for line in run.metrics()] == [1]
-    run.cut(1 << 20)  # shorter than the mark: nothing to forget
+    module.cut(run.metrics_file, 1 << 20)  # shorter than the mark: nothing to forget
     run.log(step=2)
     assert [line["step"] for line in run.metrics()] == [1, 2]
-    run.cut(0)
+    module.cut(run.metrics_file, 0)
     assert run.metrics() == []

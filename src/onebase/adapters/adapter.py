@@ -65,6 +65,12 @@ class Adapter(nn.Module):
             masked_prefix=() if self.prefix is None else self.prefix.masked_prefix(),
         )
 
+    def contribution_in_evaluation(self) -> Contribution:
+        """As `contribution`, in evaluation mode and without gradients."""
+        self.eval()
+        with torch.no_grad():
+            return self.contribution()
+
     @property
     def before_text(self) -> int:
         """The number of positions that virtual tokens and prefix take before a text."""

@@ -16,13 +16,21 @@ class AdapterFolder:
     path: Path
     foreign: bool = False
 
-    def damaged(self, file: str, reason: str, remedy: str | None = None) -> CorruptFileError:
-        """The error for an unusable file of the adapter, with `remedy` or a general remedy."""
-        if remedy is None and self.foreign:
-            remedy = say(
-                "Copy the files again from where the adapter was trained: the folder that PEFT's "
-                "save_pretrained wrote.",
-                "请从训练该适配器的地方重新复制文件，即 PEFT 的 save_pretrained 写出的目录。",
+    def damaged(
+        self, file: str, reason: str, remedy: str = "", *, while_imported: str = ""
+    ) -> CorruptFileError:
+        """The error for an unusable file of the adapter, with a `remedy`, with one that holds only while
+        it is imported, or with a general one.
+        """
+        if self.foreign:
+            remedy = (
+                remedy
+                or while_imported
+                or say(
+                    "Copy the files again from where the adapter was trained: the folder that PEFT's "
+                    "save_pretrained wrote.",
+                    "请从训练该适配器的地方重新复制文件，即 PEFT 的 save_pretrained 写出的目录。",
+                )
             )
         return CorruptFileError(
             say(

@@ -1,14 +1,18 @@
 """What an adapter of any method adds to the forward pass."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from onebase.errors import UsageError
 from onebase.language import say
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -109,39 +113,13 @@ def merged(contributions: Sequence[Contribution]) -> Contribution:
     if len(contributions) == 1:
         return contributions[0]
     require_combinable(contributions)
-    scalings: dict[str, Scaling] = {}
-    for contribution in contributions:
-        for name, scaling in contribution.scalings.items():
-            if name in scalings:
-                product = scalings[name].vector * scaling.vector
-                scalings[name] = replace(scaling, vector=product)
-            else:
-                scalings[name] = scaling
-    prefixes = [
-        contribution.prefix for contribution in contributions if contribution.prefix is not None
-    ]
+    deltas = _by_layer(one.deltas for one in contributions)
+    scalings = _by_layer(one.scalings for one in contributions)
+    prefixes = [one.prefix for one in contributions if one.prefix is not None]
     return Contribution(
-        deltas={
-            name: _added(
-                [
-                    contribution.deltas[name]
-                    for contribution in contributions
-                    if name in contribution.deltas
-                ]
-            )
-            for name in dict.fromkeys(
-                name for contribution in contributions for name in contribution.deltas
-            )
-        },
-        scalings=scalings,
-        placed=next(
-            (
-                contribution.placed
-                for contribution in contributions
-                if contribution.placed is not None
-            ),
-            None,
-        ),
+        deltas={name: _added(parts) for name, parts in deltas.items()},
+        scalings={name: reduce(_multiplied, parts) for name, parts in scalings.items()},
+        placed=next((one.placed for one in contributions if one.placed is not None), None),
         prefix=(
             torch.cat([keys for keys, _ in prefixes], 2),
             torch.cat([values for _, values in prefixes], 2),
@@ -154,32 +132,24 @@ def merged(contributions: Sequence[Contribution]) -> Contribution:
 
 def require_combinable(contributions: Sequence[Contribution]) -> None:
     """Raise UsageError unless `merged` can combine these contributions."""
+    deltas = _by_layer(one.deltas for one in contributions)
+    scalings = _by_layer(one.scalings for one in contributions)
     reasons = {
         say(
             "both place virtual tokens inside the text",
             "两者都在文本中放置虚拟词元",
-        ): sum(contribution.placed is not None for contribution in contributions) > 1,
+        ): sum(one.placed is not None for one in contributions) > 1,
         say(
             "both change the same layer, and one uses DoRA, which would scale the other's delta",
             "两者改动同一层，且其中之一为 DoRA，会连同另一方的增量一起缩放",
         ): any(
-            len(deltas) > 1 and any(delta.factor is not None for delta in deltas)
-            for deltas in _deltas_by_layer(contributions)
+            len(parts) > 1 and any(delta.factor is not None for delta in parts)
+            for parts in deltas.values()
         ),
         say(
             "both scale the same layer, one its inputs and the other its outputs",
             "两者缩放同一层，一个作用于输入，一个作用于输出",
-        ): any(
-            len(
-                {
-                    contribution.scalings[name].on_inputs
-                    for contribution in contributions
-                    if name in contribution.scalings
-                }
-            )
-            > 1
-            for name in {name for contribution in contributions for name in contribution.scalings}
-        ),
+        ): any(len({part.on_inputs for part in parts}) > 1 for parts in scalings.values()),
         say(
             "the second has a prefix on some layers only",
             "后者的前缀只作用于部分层",
@@ -196,12 +166,13 @@ def require_combinable(contributions: Sequence[Contribution]) -> None:
             )
 
 
-def _deltas_by_layer(contributions: Sequence[Contribution]) -> list[list[LowRank]]:
-    names = {name for contribution in contributions for name in contribution.deltas}
-    return [
-        [contribution.deltas[name] for contribution in contributions if name in contribution.deltas]
-        for name in names
-    ]
+def _by_layer(contributions: Iterable[Mapping[str, Part]]) -> dict[str, list[Part]]:
+    """The parts of every layer by its name, in the order of the contributions."""
+    parts_of: dict[str, list[Part]] = {}
+    for parts in contributions:
+        for name, part in parts.items():
+            parts_of.setdefault(name, []).append(part)
+    return parts_of
 
 
 def _added(deltas: Sequence[LowRank]) -> LowRank:
@@ -213,6 +184,10 @@ def _added(deltas: Sequence[LowRank]) -> LowRank:
         b=torch.cat([delta.scale * delta.b for delta in deltas], 1),
         scale=1.0,
     )
+
+
+def _multiplied(one: Scaling, other: Scaling) -> Scaling:
+    return replace(other, vector=one.vector * other.vector)
 
 
 def _masked_prefix(contributions: Sequence[Contribution]) -> tuple[int, ...] | None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.option import StrictOptions, option
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -13,15 +13,13 @@ from onebase.model.precision import of_type
 FULL = "full"
 
 
-class FullOptions(BaseModel):
+class FullOptions(StrictOptions):
     """The options of `full`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    mixed_precision: bool = Field(
+    mixed_precision: bool = option(
         True,
-        description="On a GPU, compute products in bfloat16 while the weights stay in float32.",
-        json_schema_extra={"zh": "在 GPU 上用 bfloat16 计算矩阵乘法，权重保持 float32。"},
+        "On a GPU, compute products in bfloat16 while the weights stay in float32.",
+        "在 GPU 上用 bfloat16 计算矩阵乘法，权重保持 float32。",
     )
 
 

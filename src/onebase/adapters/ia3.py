@@ -1,11 +1,11 @@
 """IA3 (Liu et al. 2022): learned vectors that rescale keys, values and feed-forward activations."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from onebase.adapters.contribution import Scaling
 from onebase.adapters.lora import chosen_layers, layer_of
+from onebase.adapters.option import StrictOptions, option
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import ModelShape
@@ -16,18 +16,14 @@ _OUTPUTS = ("k_proj", "v_proj")
 _INPUTS = ("down_proj",)
 
 
-class Ia3Options(BaseModel):
+class Ia3Options(StrictOptions):
     """The options of `ia3`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    layers: str = Field(
+    layers: str = option(
         "all",
-        description="Decoder layers that get vectors: all, top:10, bottom:4, or numbers from 0 "
+        "Decoder layers that get vectors: all, top:10, bottom:4, or numbers from 0 "
         "such as 0,2,5-9.",
-        json_schema_extra={
-            "zh": "带缩放向量的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
-        },
+        "带缩放向量的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。",
     )
 
 

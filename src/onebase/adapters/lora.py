@@ -11,87 +11,77 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from onebase.adapters.contribution import LowRank
+from onebase.adapters.option import StrictOptions, option
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import ModelShape
 
 
-class LoraOptions(BaseModel):
+class LoraOptions(StrictOptions):
     """The options of `lora` and `qlora`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    rank: int = Field(
+    rank: int = option(
         8,
+        "Rank of the low-rank matrices; more learns more and costs more memory.",
+        "低秩矩阵的秩；越大表达能力越强，占用的内存也越多。",
         ge=1,
         le=512,
-        description="Rank of the low-rank matrices; more learns more and costs more memory.",
-        json_schema_extra={"zh": "低秩矩阵的秩；越大表达能力越强，占用的内存也越多。"},
     )
-    alpha: float = Field(
+    alpha: float = option(
         16.0,
+        "Numerator of the deltas' scale, which is alpha / rank.",
+        "增量缩放系数的分子，缩放系数为 alpha / rank。",
         gt=0,
-        description="Numerator of the deltas' scale, which is alpha / rank.",
-        json_schema_extra={"zh": "增量缩放系数的分子，缩放系数为 alpha / rank。"},
     )
-    target: str = Field(
+    target: str = option(
         "all-linear",
-        description="Linear layers that get a delta: all-linear, attention, layer names separated "
+        "Linear layers that get a delta: all-linear, attention, layer names separated "
         "by commas, or re: and a regular expression for full names.",
-        json_schema_extra={
-            "zh": "带增量的线性层：all-linear、attention、以逗号分隔的层名，"
-            "或 re: 加匹配完整层名的正则表达式。"
-        },
+        "带增量的线性层：all-linear、attention、以逗号分隔的层名，"
+        "或 re: 加匹配完整层名的正则表达式。",
     )
-    layers: str = Field(
+    layers: str = option(
         "all",
-        description="Decoder layers that get deltas: all, top:10, bottom:4, or numbers from 0 such "
-        "as 0,2,5-9.",
-        json_schema_extra={
-            "zh": "带增量的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
-        },
+        "Decoder layers that get deltas: all, top:10, bottom:4, or numbers from 0 such as 0,2,5-9.",
+        "带增量的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。",
     )
-    dropout: float = Field(
+    dropout: float = option(
         0.0,
+        "Dropout probability on the inputs of the deltas, in training only.",
+        "增量输入的 dropout 概率，只在训练时使用。",
         ge=0.0,
         lt=1.0,
-        description="Dropout probability on the inputs of the deltas, in training only.",
-        json_schema_extra={"zh": "增量输入的 dropout 概率，只在训练时使用。"},
     )
-    rank_pattern: dict[str, int] | None = Field(
+    rank_pattern: dict[str, int] | None = option(
         None,
-        description="Ranks of single layers, by the end of a layer's name or a regular expression "
+        "Ranks of single layers, by the end of a layer's name or a regular expression "
         "for it (as in PEFT), such as {q_proj: 16}.",
-        json_schema_extra={
-            "zh": "单独指定部分层的秩，键为层名的结尾或正则表达式（与 PEFT 相同），"
-            "例如 {q_proj: 16}。"
-        },
+        "单独指定部分层的秩，键为层名的结尾或正则表达式（与 PEFT 相同），例如 {q_proj: 16}。",
     )
-    alpha_pattern: dict[str, float] | None = Field(
+    alpha_pattern: dict[str, float] | None = option(
         None,
-        description="Alphas of single layers, with keys as in rank_pattern.",
-        json_schema_extra={"zh": "单独指定部分层的 alpha，键的写法与 rank_pattern 相同。"},
+        "Alphas of single layers, with keys as in rank_pattern.",
+        "单独指定部分层的 alpha，键的写法与 rank_pattern 相同。",
     )
-    use_rslora: bool = Field(
+    use_rslora: bool = option(
         False,
-        description="Scale the deltas by alpha / sqrt(rank) instead (rsLoRA), for high ranks.",
-        json_schema_extra={"zh": "改用 alpha / sqrt(rank) 缩放增量（rsLoRA），适合较大的秩。"},
+        "Scale the deltas by alpha / sqrt(rank) instead (rsLoRA), for high ranks.",
+        "改用 alpha / sqrt(rank) 缩放增量（rsLoRA），适合较大的秩。",
     )
-    use_dora: bool = Field(
+    use_dora: bool = option(
         False,
-        description="Learn the length of each row of the weights apart from its direction (DoRA).",
-        json_schema_extra={"zh": "将权重每一行的长度与方向分开学习（DoRA）。"},
+        "Learn the length of each row of the weights apart from its direction (DoRA).",
+        "将权重每一行的长度与方向分开学习（DoRA）。",
     )
-    loraplus_lr_ratio: float = Field(
+    loraplus_lr_ratio: float = option(
         1.0,
+        "Learning rate of matrix B as a multiple of the learning rate of A (LoRA+).",
+        "矩阵 B 的学习率是 A 的多少倍（LoRA+）。",
         ge=1.0,
         le=1000.0,
-        description="Learning rate of matrix B as a multiple of the learning rate of A (LoRA+).",
-        json_schema_extra={"zh": "矩阵 B 的学习率是 A 的多少倍（LoRA+）。"},
     )
 
 

@@ -23,11 +23,10 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        if file.name == RECORD and any((file.parent / n).is_file() for n in (CONFIG, MODEL_CONFIG)):
-            raise copied(file.parent, name) from error
-        raise damaged_file(file, name, error.strerror or str(error)) from error
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError) and file.name == RECORD
+        if missing and any((file.parent / n).is_file() for n in (CONFIG, MODEL_CONFIG)):
+            raise copied(file.parent, name) from error
         raise damaged_file(file, name, error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:
         raise damaged_file(file, name, str(error)) from error

@@ -52,10 +52,6 @@ def _is_rank(value: Any) -> bool:
     return _is_whole(value) and value >= 1
 
 
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
-
-
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
@@ -101,7 +97,11 @@ _OBJECT = _Kind("an object", "对象", lambda value: isinstance(value, dict))
 _COUNT = _Kind("a whole number from 1", "大于等于 1 的整数", _is_rank)
 _WHOLE = _Kind("a whole number", "整数", _is_whole)
 _NUMBER = _Kind("a number", "数值", _is_number)
-_SHARE = _Kind("a number from 0, below 1", "大于等于 0 且小于 1 的数值", _is_share)
+_SHARE = _Kind(
+    "a number from 0, below 1",
+    "大于等于 0 且小于 1 的数值",
+    lambda value: _is_number(value) and 0 <= value < 1,
+)
 _ALPHA = _Kind(
     f"a number above 0, at most {_LARGEST_ALPHA:g}",
     f"大于 0 且不超过 {_LARGEST_ALPHA:g} 的数值",
@@ -249,12 +249,10 @@ def _invalid_value(
             f"{field} is {_SHORT.repr(value)}, not {kind.en}",
             f"{field} 为 {_SHORT.repr(value)}，应为{kind.zh}",
         ),
-        say(
+        while_imported=say(
             f"Set {field} to the value used in training, or save the adapter again with PEFT.",
             f"请将 {field} 改为训练时的值，或用 PEFT 重新保存该适配器。",
-        )
-        if folder.foreign
-        else None,
+        ),
     )
 
 
@@ -312,11 +310,8 @@ def read_peft_config(folder: AdapterFolder) -> dict[str, Any]:
         raise folder.damaged(CONFIG, reason) from error
     except _RepeatedKey as error:
         reason = say(f"the key {error} appears twice", f"键 {error} 出现了两次")
-        raise folder.damaged(
-            CONFIG,
-            reason,
-            say("Remove one of the two.", "请删除其中之一。") if folder.foreign else None,
-        ) from error
+        remedy = say("Remove one of the two.", "请删除其中之一。")
+        raise folder.damaged(CONFIG, reason, while_imported=remedy) from error
     except ValueError as error:
         raise folder.damaged(CONFIG, str(error)) from error
     if not isinstance(config, dict):

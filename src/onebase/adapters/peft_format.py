@@ -166,7 +166,8 @@ def _shortest(names: list[str], base: Base) -> list[str]:
 def _lora_settings(lora: Lora, base: Base) -> dict[str, Any]:
     sites = {name_for_peft(base, name): site for name, site in lora.sites.items()}
     ranks = {name: site.rank for name, site in sites.items()}
-    alphas = {name: _int_if_whole(site.scale * site.rank) for name, site in sites.items()}
+    alphas = {name: site.scale * site.rank for name, site in sites.items()}
+    alphas = {name: int(alpha) if alpha == int(alpha) else alpha for name, alpha in alphas.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
@@ -177,10 +178,6 @@ def _lora_settings(lora: Lora, base: Base) -> dict[str, Any]:
         "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "target_modules": _shortest(lora.names, base),
     }
-
-
-def _int_if_whole(value: float) -> float:
-    return int(value) if value == int(value) else value
 
 
 def _lora_tensors(lora: Lora, base: Base) -> dict[str, Tensor]:

@@ -164,13 +164,11 @@ def _site(
                 f"{field} is {rank}, but {key} has rank {len(tensors[key])}",
                 f"{field} 为 {rank}，而 {key} 的秩为 {len(tensors[key])}",
             ),
-            say(
+            while_imported=say(
                 f"Set {field} to the rank used in training: the deltas are scaled by lora_alpha / "
                 "rank.",
                 f"请将 {field} 改为训练时的秩：增量按 lora_alpha / 秩 缩放。",
-            )
-            if folder.foreign
-            else None,
+            ),
         )
     _require(folder, tensors, key, (rank, inputs))
     alpha = next(
@@ -248,13 +246,11 @@ def _layer(folder: AdapterFolder, base: Base, key: str, end: str) -> str:
                 f"{base.shape.layers} decoder layers",
                 f"其中有 {key}，但基座的 {base.shape.layers} 层解码层中没有线性层 {name}",
             ),
-            say(
+            while_imported=say(
                 "Import it with the base that it was trained on (--base), or train it only on linear "
                 "layers of the decoder.",
                 "请用训练时的基座导入（--base），或只在解码层的线性层上训练。",
-            )
-            if folder.foreign
-            else None,
+            ),
         )
     expected = f"{LAYER_PREFIX}{candidates[0]}{end}"
     raise folder.damaged(
@@ -264,12 +260,10 @@ def _layer(folder: AdapterFolder, base: Base, key: str, end: str) -> str:
             "effect",
             f"其中的 {key} 应命名为 {expected}：PEFT 会忽略它，使适配器不起作用",
         ),
-        say(
+        while_imported=say(
             "Rename all tensors accordingly, or save the adapter again with PEFT's save_pretrained.",
             "请照此重命名所有张量，或用 PEFT 的 save_pretrained 重新保存该适配器。",
-        )
-        if folder.foreign
-        else None,
+        ),
     )
 
 

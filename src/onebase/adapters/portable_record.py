@@ -45,10 +45,6 @@ def _is_table(value: object) -> bool:
     return isinstance(value, dict) and _is_plain(value)
 
 
-def _are_labels(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(label, str) and label for label in value)
-
-
 # The fields that go with an adapter, each with a check of its value.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
@@ -57,7 +53,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "precision": lambda v: isinstance(v, str) and _PRECISION.fullmatch(v) is not None,
     "head": lambda v: v in (None, REWARD_HEAD),
     "template": _is_template,
-    "labels": _are_labels,
+    "labels": lambda v: isinstance(v, list) and all(isinstance(it, str) and it for it in v),
     **dict.fromkeys(("options", "metrics"), _is_table),
 }
 

@@ -7,9 +7,9 @@ text. No rotary embedding is applied to the learned keys: they enter attention a
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from onebase.adapters.option import option
 from onebase.adapters.prompt import VirtualTokenOptions
 from onebase.model.base import ModelShape
 
@@ -17,25 +17,23 @@ from onebase.model.base import ModelShape
 class PTuningV2Options(VirtualTokenOptions):
     """The options of `p-tuning-v2`."""
 
-    projection: bool = Field(
+    projection: bool = option(
         False,
-        description="Learn the prefix through an MLP, which is dropped after training.",
-        json_schema_extra={"zh": "通过 MLP 学习前缀，训练结束后丢弃该 MLP。"},
+        "Learn the prefix through an MLP, which is dropped after training.",
+        "通过 MLP 学习前缀，训练结束后丢弃该 MLP。",
     )
-    hidden: int = Field(
+    hidden: int = option(
         512,
+        "Hidden size of that MLP; without projection it is ignored.",
+        "该 MLP 的隐藏层宽度；未启用 projection 时忽略。",
         ge=1,
-        description="Hidden size of that MLP; without projection it is ignored.",
-        json_schema_extra={"zh": "该 MLP 的隐藏层宽度；未启用 projection 时忽略。"},
     )
-    layers: str = Field(
+    layers: str = option(
         "all",
-        description="Decoder layers that attend to a prefix: all, top:10, bottom:4, or numbers "
+        "Decoder layers that attend to a prefix: all, top:10, bottom:4, or numbers "
         "from 0 such as 0,2,5-9. The other layers see the text alone, at the same positions.",
-        json_schema_extra={
-            "zh": "关注前缀的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
-            "其余各层只看到文本，位置编号不变。"
-        },
+        "关注前缀的解码层：all、top:10、bottom:4，或从 0 开始的编号，如 0,2,5-9。"
+        "其余各层只看到文本，位置编号不变。",
     )
 
 

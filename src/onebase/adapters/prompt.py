@@ -8,38 +8,33 @@ only the encoder's output.
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from onebase.adapters.option import StrictOptions, option
 
-class VirtualTokenOptions(BaseModel):
+
+class VirtualTokenOptions(StrictOptions):
     """The options that every method with virtual tokens has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    virtual_tokens: int = Field(
+    virtual_tokens: int = option(
         20,
+        "Number of virtual tokens; each takes a position of the context.",
+        "虚拟词元的个数，每个虚拟词元占用一个上下文位置。",
         ge=1,
         le=1024,
-        description="Number of virtual tokens; each takes a position of the context.",
-        json_schema_extra={"zh": "虚拟词元的个数，每个虚拟词元占用一个上下文位置。"},
     )
-    init: Literal["text", "vocab", "random"] = Field(
+    init: Literal["text", "vocab", "random"] = option(
         "text",
-        description="Where the virtual tokens start from: text (see init_text), vocab (tokens "
+        "Where the virtual tokens start from: text (see init_text), vocab (tokens "
         "drawn from the vocabulary) or random (no text at all).",
-        json_schema_extra={
-            "zh": "虚拟词元的初始值：text（见 init_text）、vocab（从词表中随机抽取词元）"
-            "或 random（完全随机）。"
-        },
+        "虚拟词元的初始值：text（见 init_text）、vocab（从词表中随机抽取词元）"
+        "或 random（完全随机）。",
     )
-    init_text: str | None = Field(
+    init_text: str | None = option(
         None,
-        description="Text to start from with init=text; without it, the task's instruction and, "
+        "Text to start from with init=text; without it, the task's instruction and, "
         "for classification, its labels.",
-        json_schema_extra={
-            "zh": "init=text 时作为初始值的文本；不给出则使用任务的指令，分类任务还包括标签。"
-        },
+        "init=text 时作为初始值的文本；不给出则使用任务的指令，分类任务还包括标签。",
     )
 
 
@@ -50,28 +45,22 @@ class PromptTuningOptions(VirtualTokenOptions):
 class PTuningOptions(VirtualTokenOptions):
     """The options of `p-tuning`."""
 
-    encoder: Literal["lstm", "mlp"] = Field(
+    encoder: Literal["lstm", "mlp"] = option(
         "mlp",
-        description="Prompt encoder: mlp, or lstm (a bidirectional LSTM followed by an MLP). With "
+        "Prompt encoder: mlp, or lstm (a bidirectional LSTM followed by an MLP). With "
         "init=text or vocab its output is added to the initial embeddings and starts at zero; "
         "with init=random it stands alone, as in the paper.",
-        json_schema_extra={
-            "zh": "提示编码器：mlp，或 lstm（双向 LSTM 后接 MLP）。init=text 或 vocab 时，"
-            "其输出从零开始，加到初始嵌入上；init=random 时单独使用其输出，与论文一致。"
-        },
+        "提示编码器：mlp，或 lstm（双向 LSTM 后接 MLP）。init=text 或 vocab 时，"
+        "其输出从零开始，加到初始嵌入上；init=random 时单独使用其输出，与论文一致。",
     )
-    hidden: int = Field(
+    hidden: int = option(
         256,
+        "Hidden size of the prompt encoder; with lstm, of each direction.",
+        "提示编码器的隐藏层宽度；lstm 时为每个方向的宽度。",
         ge=1,
-        description="Hidden size of the prompt encoder; with lstm, of each direction.",
-        json_schema_extra={"zh": "提示编码器的隐藏层宽度；lstm 时为每个方向的宽度。"},
     )
-    encoder_layers: int = Field(
-        2,
-        ge=1,
-        le=8,
-        description="Number of LSTM layers; mlp ignores it.",
-        json_schema_extra={"zh": "LSTM 的层数；mlp 忽略此项。"},
+    encoder_layers: int = option(
+        2, "Number of LSTM layers; mlp ignores it.", "LSTM 的层数；mlp 忽略此项。", ge=1, le=8
     )
 
 

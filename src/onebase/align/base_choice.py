@@ -50,7 +50,7 @@ def base_for_scores(
 
 
 def _chosen(trained: list[StoredAdapter], base: str | None, precision: str | None) -> BaseChoice:
-    """What is not given comes from the first adapter."""
+    """The base and precision that are given, else those of the first adapter."""
     bases = [trained_on(stored) for stored in trained]
     precisions = [text for stored in trained if (text := precision_of(stored))]
     return BaseChoice(

@@ -5,21 +5,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from onebase.adapters.contribution import Contribution
+from onebase.adapters.option import option
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs, sum_by_row
 from onebase.align.job import AlignJob
 from onebase.align.preference_data import PreferenceRow
-from onebase.align.preference_training import PreferenceOptions, PreferenceTraining, set_up
+from onebase.align.preference_training import (
+    BETA,
+    PreferenceOptions,
+    PreferenceTraining,
+    set_up,
+)
 from onebase.engine.rows import read_rows
 from onebase.model.base import Base
 from onebase.runs.observer import Observer
-from onebase.runs.session import run_session
 from onebase.training.loop import pack_tokens
 
 POLICY, REFERENCE = "policy", "reference"
@@ -61,18 +65,13 @@ def dpo_loss(
 class DPOOptions(PreferenceOptions):
     """How a policy is trained on pairs."""
 
-    beta: float = Field(
-        0.1,
-        gt=0,
-        description="Strength of the KL penalty: larger values keep the policy closer to the reference.",
-        json_schema_extra={"zh": "KL 惩罚强度：越大，策略越接近参考模型。"},
-    )
-    label_smoothing: float = Field(
+    beta: float = BETA
+    label_smoothing: float = option(
         0.0,
+        "Assumed share of pairs whose labels are swapped (conservative DPO).",
+        "假定被标反的偏好对所占比例（保守 DPO）。",
         ge=0,
         lt=0.5,
-        description="Assumed share of pairs whose labels are swapped (conservative DPO).",
-        json_schema_extra={"zh": "假定被标反的偏好对所占比例（保守 DPO）。"},
     )
 
 
@@ -98,9 +97,7 @@ def train_dpo(
     training = PreferenceTraining(base, setup)
     training.reference_logprobs = torch.full((len(setup.data.train), 2), math.nan)
     reference = training.trainable.frozen()
-    with run_session(
-        setup.config, base, workspace, job.seed, earlier=setup.earlier, observer=observer
-    ) as run:
+    with setup.session(base, workspace, observer) as run:
         training.train(
             run,
             f"DPO, {setup.start.adapter.method}",

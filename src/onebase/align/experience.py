@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.align.answers import answer_mask, packs
 from onebase.align.ppo_options import RolloutOptions
@@ -97,7 +96,7 @@ def gather_experience(
     readers: dict[str, Contribution] = {REFERENCE: models.reference}
     recorded = base.precision.compute == torch.float32  # while sampling
     if not recorded:
-        readers[POLICY] = _without_gradient(models.policy.adapter)
+        readers[POLICY] = models.policy.adapter.contribution_in_evaluation()
     if isinstance(reward, LearnedReward):
         readers[REWARD] = reward.contribution
     units = [_rows(models, item, readers) for item in rollouts]
@@ -146,7 +145,7 @@ def _values(
 ) -> Tensor:
     """The value model's expectation before every token, [answers, tokens]."""
     rows = [item.tokens.value_row(VALUE) for item in rollouts]
-    readers = {VALUE: _without_gradient(value.adapter)}
+    readers = {VALUE: value.adapter.contribution_in_evaluation()}
     values: list[Tensor] = []
     with torch.no_grad():
         for group in packs([[row] for row in rows], pack_tokens(base.device)):
@@ -156,12 +155,6 @@ def _values(
             row_of = placed.hidden_state_row.to(states.device)
             values += [states[row_of == number] for number in range(len(group))]
     return _padded(values)
-
-
-def _without_gradient(adapter: Adapter) -> Contribution:
-    adapter.eval()
-    with torch.no_grad():
-        return adapter.contribution()
 
 
 def _padded(rows: list[Tensor]) -> Tensor:

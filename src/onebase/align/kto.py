@@ -5,23 +5,27 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from onebase.adapters.contribution import Contribution
+from onebase.adapters.option import option
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import PromptAnswer, packs, sum_by_row
 from onebase.align.job import AlignJob
 from onebase.align.preference_data import PreferenceData, PreferenceRow
-from onebase.align.preference_training import PreferenceOptions, PreferenceTraining, set_up
+from onebase.align.preference_training import (
+    BETA,
+    PreferenceOptions,
+    PreferenceTraining,
+    set_up,
+)
 from onebase.align.unlearned import one_label
 from onebase.engine.rows import TokenRow, read_rows
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.runs.observer import Observer
-from onebase.runs.session import run_session
 from onebase.training.loop import pack_tokens
 
 POLICY, REFERENCE = "policy", "reference"
@@ -64,29 +68,24 @@ def kto_loss(
 class KTOOptions(PreferenceOptions):
     """How a policy is trained on labelled answers."""
 
-    batch_size: int = Field(
+    batch_size: int = option(
         8,
+        "Answers a step. At least two: each prompt is paired with an answer to another one.",
+        "每步的回答数。至少为 2：每个提示要与另一提示的回答配对。",
         ge=2,
-        description="Answers a step. At least two: each prompt is paired with an answer to another one.",
-        json_schema_extra={"zh": "每步的回答数。至少为 2：每个提示要与另一提示的回答配对。"},
     )
-    beta: float = Field(
-        0.1,
-        gt=0,
-        description="Strength of the KL penalty: larger values keep the policy closer to the reference.",
-        json_schema_extra={"zh": "KL 惩罚强度：越大，策略越接近参考模型。"},
-    )
-    desirable: float = Field(
+    beta: float = BETA
+    desirable: float = option(
         1.0,
+        "Weight of good answers; raise it where the data has few of them.",
+        "好回答的权重；数据中好回答较少时可调大。",
         gt=0,
-        description="Weight of good answers; raise it where the data has few of them.",
-        json_schema_extra={"zh": "好回答的权重；数据中好回答较少时可调大。"},
     )
-    undesirable: float = Field(
+    undesirable: float = option(
         1.0,
+        "Weight of bad answers; raise it where the data has few of them.",
+        "坏回答的权重；数据中坏回答较少时可调大。",
         gt=0,
-        description="Weight of bad answers; raise it where the data has few of them.",
-        json_schema_extra={"zh": "坏回答的权重；数据中坏回答较少时可调大。"},
     )
 
 
@@ -113,9 +112,7 @@ def train_kto(
     kto = _KTO(training, training.trainable.frozen(), _of_two_prompts(setup.data))
     labels = {row.rating > 0 for row in setup.data.train}
     unlearned = one_label(*labels) if len(labels) == 1 else ""
-    with run_session(
-        setup.config, base, workspace, job.seed, earlier=setup.earlier, observer=observer
-    ) as run:
+    with setup.session(base, workspace, observer) as run:
         training.train(
             run,
             f"KTO, {setup.start.adapter.method}",
@@ -135,11 +132,6 @@ class _KTO:
     reference: Contribution
     fallback: list[PromptAnswer]
 
-    @property
-    def base(self) -> Base:
-        """The base of both models."""
-        return self.training.base
-
 
 @dataclass(frozen=True)
 class _WithoutGradient:
@@ -158,7 +150,7 @@ def _step(kto: _KTO, rows: Sequence[PreferenceRow]) -> dict[str, float]:
     kto.training.trainable.adapter.train()
     loss = 0.0
     rewards = torch.zeros(len(rows))
-    for group, result in _passes(kto, rows, fixed, pack_tokens(kto.base.device)):
+    for group, result in _passes(kto, rows, fixed, pack_tokens(kto.training.base.device)):
         (result.losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
         loss += float(result.losses.detach().sum())
         rewards[group] = result.rewards.cpu()
@@ -169,7 +161,7 @@ def _evaluate(kto: _KTO, rows: Sequence[PreferenceRow]) -> dict[str, float]:
     """The loss and implicit rewards of held-out rows."""
     fixed = _without_gradient(kto, rows)
     with torch.no_grad():
-        tokens = 2 * pack_tokens(kto.base.device)
+        tokens = 2 * pack_tokens(kto.training.base.device)
         results = [result for _, result in _passes(kto, rows, fixed, tokens)]
     losses = torch.cat([result.losses for result in results])
     rewards = torch.cat([result.rewards for result in results]).cpu()
@@ -184,7 +176,7 @@ def _passes(
     token_rows = [row.answers[0].logprob_row(POLICY) for row in rows]
     for group in packs([[row] for row in token_rows], tokens):
         policy = {POLICY: kto.training.trainable.contribution()}
-        sums = _logprobs(kto.base, [token_rows[index] for index in group], policy)
+        sums = _logprobs(kto.training.base, [token_rows[index] for index in group], policy)
         indices = torch.tensor(group, device=sums.device)
         yield (
             group,
@@ -213,8 +205,10 @@ def _without_gradient(kto: _KTO, rows: Sequence[PreferenceRow]) -> _WithoutGradi
     sums = []
     with torch.no_grad():
         models = {POLICY: kto.training.trainable.contribution(), REFERENCE: kto.reference}
-        for group in packs(units, 2 * pack_tokens(kto.base.device)):
-            sums.append(_logprobs(kto.base, [row for at in group for row in units[at]], models))
+        for group in packs(units, 2 * pack_tokens(kto.training.base.device)):
+            sums.append(
+                _logprobs(kto.training.base, [row for at in group for row in units[at]], models)
+            )
     return _WithoutGradient(*torch.cat(sums).view(-1, 3).unbind(1))
 
 

@@ -1,4 +1,4 @@
-"""What PPO needs before its first step: prompts, the four models, and the run's config."""
+"""The setup of PPO before its first step: prompts, the four models, and the run's config."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The state of a PPO run: its models, options and prompts, and how far it has come."""
+"""The state of a PPO run: models, options, prompts and progress."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ _SEEDS = 1 << 62  # a generator takes a seed below it
 
 @dataclass
 class PPOState:
-    """The state of a run: models, options, prompts, and how far it has come.
+    """The state of a run: models, options, prompts and progress.
 
     `evaluations` are the records of the first one, the best and the last, each with its step; `best` is
     the best objective. `varied` says whether any answers that are compared had different rewards.

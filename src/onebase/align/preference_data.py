@@ -14,6 +14,7 @@ from onebase.data.example import BadRow
 from onebase.data.fields import unread
 from onebase.data.preferences import Kind, PreferenceSet, load_preferences, require_good_rows
 from onebase.data.refused_rows import rendered_preferences
+from onebase.data.template import Rendered
 from onebase.errors import DataError
 from onebase.language import say
 from onebase.model.base import Base
@@ -35,7 +36,7 @@ class PreferenceRow:
 @dataclass(frozen=True)
 class PreferenceData:
     """A job's rows as tokens: to train on, held out for evaluation, the `source` file, the rows left out,
-    and what the user should know before the first step.
+    and notes for the user.
     """
 
     train: list[PreferenceRow]
@@ -78,17 +79,20 @@ def preference_data(
     be skipped, and where no row is left to train on or for evaluation; UsageError for a row that is
     too long for the base's rotary embedding.
     """
-    source, tokens = rendered_preferences(source, start.template, alone=alone)
-    require_good_rows(source, skip_bad=job.skip_bad)
-    tokens_of = {id(row): item for row, item in zip(source.rows, tokens, strict=True)}
+    tokens_of: dict[int, tuple[Rendered, ...]] = {}
+
+    def rendered(data: PreferenceSet) -> PreferenceSet:
+        data, tokens = rendered_preferences(data, start.template, alone=alone)
+        require_good_rows(data, skip_bad=job.skip_bad)
+        tokens_of.update(zip(map(id, data.rows), tokens, strict=True))
+        return data
+
+    source = rendered(source)
     bad = source.bad
     if job.held_out is not None:
-        held = load_preferences(
-            job.held_out, kinds=(source.kind,), columns=job.columns, encoding=job.encoding
-        )
-        held, tokens = rendered_preferences(held, start.template, alone=alone)
-        require_good_rows(held, skip_bad=job.skip_bad)
-        tokens_of |= {id(row): item for row, item in zip(held.rows, tokens, strict=True)}
+        kinds, columns = (source.kind,), job.columns
+        held = load_preferences(job.held_out, kinds=kinds, columns=columns, encoding=job.encoding)
+        held = rendered(held)
         bad += held.bad
         train = source
     else:

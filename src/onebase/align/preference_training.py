@@ -1,13 +1,14 @@
-"""What DPO, KTO and reward models share: their setup, the outline of the training, and the result."""
+"""Shared by DPO, KTO and reward models: setup, training loop and result."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
+from onebase.adapters.option import StrictOptions, option
 from onebase.adapters.scalar_head import ScalarHead
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
@@ -18,74 +19,53 @@ from onebase.align.start import Start, start_from
 from onebase.align.unlearned import no_gradient, nothing_better
 from onebase.data.preferences import Kind
 from onebase.model.base import Base
-from onebase.runs.observer import JobStart
+from onebase.runs.observer import JobStart, Observer
 from onebase.runs.render_date import local_time, render_date_of
 from onebase.runs.run import Run
-from onebase.runs.session import RunSession
+from onebase.runs.session import RunSession, run_session
 from onebase.training.batch_sampler import BatchSampler
 from onebase.training.learning_rate import learning_rate_factor
-from onebase.training.options import TrainOptions
+from onebase.training.options import CLIP, WARMUP, WEIGHT_DECAY, TrainOptions
 from onebase.training.stored_result import not_promoted_note, store_result
 from onebase.training.trainable_adapter import TrainableAdapter
 
 # Preferences move a policy that can answer already: a tenth of the rate that it was trained with.
 POLICY_RATE = 0.1
+# An option of DPO and KTO.
+BETA = option(
+    0.1,
+    "Strength of the KL penalty: larger values keep the policy closer to the reference.",
+    "KL 惩罚强度：越大，策略越接近参考模型。",
+    gt=0,
+)
 
 
-class PreferenceOptions(BaseModel):
+class PreferenceOptions(StrictOptions):
     """The options that DPO, KTO and reward models have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    epochs: int = Field(
-        1,
-        ge=1,
-        le=1000,
-        description="Passes over the training rows.",
-        json_schema_extra={"zh": "训练数据的遍数。"},
-    )
-    batch_size: int = Field(
-        8,
-        ge=1,
-        description="Rows a step.",
-        json_schema_extra={"zh": "每步的行数。"},
-    )
-    learning_rate: float | None = Field(
+    epochs: int = option(1, "Passes over the training rows.", "训练数据的遍数。", ge=1, le=1000)
+    batch_size: int = option(8, "Rows a step.", "每步的行数。", ge=1)
+    learning_rate: float | None = option(
         None,
+        "Peak learning rate; by default a tenth of the method's own.",
+        "学习率峰值；默认为方法自身学习率的十分之一。",
         gt=0,
-        description="Peak learning rate; by default a tenth of the method's own.",
-        json_schema_extra={"zh": "学习率峰值；默认为方法自身学习率的十分之一。"},
     )
-    warmup: int = Field(
-        5,
-        ge=0,
-        description="Optimizer steps in which the learning rate rises from 0.",
-        json_schema_extra={"zh": "学习率从 0 上升所用的步数。"},
-    )
-    clip: float = Field(
-        1.0,
-        gt=0,
-        description="Largest gradient norm; larger gradients are scaled down.",
-        json_schema_extra={"zh": "梯度范数上限，超过则按比例缩小。"},
-    )
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        description="Weight decay of AdamW.",
-        json_schema_extra={"zh": "AdamW 的权重衰减。"},
-    )
-    held_out: float = Field(
+    warmup: int = WARMUP
+    clip: float = CLIP
+    weight_decay: float = WEIGHT_DECAY
+    held_out: float = option(
         0.1,
+        "Share of the questions held out for evaluation, where no held-out file is given.",
+        "未指定留出文件时，留出用于评估的提问所占比例。",
         gt=0,
         lt=1,
-        description="Share of the questions held out for evaluation, where no held-out file is given.",
-        json_schema_extra={"zh": "未指定留出文件时，留出用于评估的提问所占比例。"},
     )
-    max_tokens: int = Field(
+    max_tokens: int = option(
         512,
+        "Tokens of the longest row; longer rows are cut.",
+        "每行的最大词元数，超出部分被截断。",
         ge=8,
-        description="Tokens of the longest row; longer rows are cut.",
-        json_schema_extra={"zh": "每行的最大词元数，超出部分被截断。"},
     )
 
 
@@ -102,6 +82,13 @@ class PreferenceSetup(Generic[Options]):
     data: PreferenceData
     config: dict[str, Any]
     earlier: Run | None
+
+    def session(
+        self, base: Base, workspace: Workspace, observer: Observer | None
+    ) -> AbstractContextManager[RunSession]:
+        """The run: a new one, or the earlier one."""
+        seed, earlier = self.job.seed, self.earlier
+        return run_session(self.config, base, workspace, seed, earlier=earlier, observer=observer)
 
 
 def set_up(
@@ -190,7 +177,7 @@ class PreferenceTraining(Generic[Options]):
         notes: Sequence[str] = (),
         evaluate_first: bool = True,
     ) -> None:
-        """The outline of every training on preferences. `step` accumulates the gradients of training rows,
+        """The loop of every training on preferences. `step` accumulates the gradients of training rows,
         by index; `evaluate` measures held-out rows.
         """
         task, data = self.setup.job.task, self.data

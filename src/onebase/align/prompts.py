@@ -38,8 +38,8 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A file's distinct prompts; its bad rows; the number of rows that `repeated` a prompt; what became of
-    its columns; and the SHA-256 of its bytes.
+    """A file's distinct prompts, its bad rows, the number of rows that `repeated` a prompt, the use of its
+    columns, and the SHA-256 of its bytes.
     """
 
     path: str

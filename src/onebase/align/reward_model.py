@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from onebase.adapters.option import option
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.align.answers import packs
@@ -20,7 +20,6 @@ from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.runs.observer import Observer
-from onebase.runs.session import run_session
 from onebase.training.loop import pack_tokens
 
 DEFAULT_METHOD = "lora"
@@ -30,42 +29,28 @@ SCORE = "reward"  # the one adapter in these passes
 class RewardOptions(PreferenceOptions):
     """How a reward model is trained on pairs or rated answers."""
 
-    epochs: int = Field(
-        2,
-        ge=1,
-        le=1000,
-        description="Passes over the training rows.",
-        json_schema_extra={"zh": "训练数据的遍数。"},
-    )
-    batch_size: int = Field(
-        16,
-        ge=1,
-        description="Rows a step.",
-        json_schema_extra={"zh": "每步的行数。"},
-    )
-    learning_rate: float | None = Field(
+    epochs: int = option(2, "Passes over the training rows.", "训练数据的遍数。", ge=1, le=1000)
+    batch_size: int = option(16, "Rows a step.", "每步的行数。", ge=1)
+    learning_rate: float | None = option(
         None,
+        "Peak learning rate; by default the method's own.",
+        "学习率峰值；默认为方法自身的学习率。",
         gt=0,
-        description="Peak learning rate; by default the method's own.",
-        json_schema_extra={"zh": "学习率峰值；默认为方法自身的学习率。"},
     )
-    head_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="Learning rate of the scalar head.",
-        json_schema_extra={"zh": "标量输出头的学习率。"},
+    head_rate: float = option(
+        1e-3, "Learning rate of the scalar head.", "标量输出头的学习率。", gt=0
     )
-    max_tokens: int = Field(
+    max_tokens: int = option(
         256,
+        "Tokens of the longest row; longer rows are cut.",
+        "每行的最大词元数，超出部分被截断。",
         ge=8,
-        description="Tokens of the longest row; longer rows are cut.",
-        json_schema_extra={"zh": "每行的最大词元数，超出部分被截断。"},
     )
-    margin: float = Field(
+    margin: float = option(
         1.0,
+        "Smallest difference of two held-out ratings that count as a pair.",
+        "两个留出评分至少相差多少才算一个偏好对。",
         gt=0,
-        description="Smallest difference of two held-out ratings that count as a pair.",
-        json_schema_extra={"zh": "两个留出评分至少相差多少才算一个偏好对。"},
     )
 
 
@@ -106,9 +91,7 @@ def train_reward(
         record, reports[training.step] = evaluate(training, scale, rows)
         return record
 
-    with run_session(
-        setup.config, base, workspace, job.seed, earlier=setup.earlier, observer=observer
-    ) as run:
+    with setup.session(base, workspace, observer) as run:
         training.train(
             run,
             str(job.method),

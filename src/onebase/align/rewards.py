@@ -267,10 +267,6 @@ def _number(value: object) -> float:
 
 def distinct_2(texts: Sequence[str]) -> float:
     """Distinct bigrams over all bigrams of the texts' words (Li et al. 2016, distinct-2)."""
-    pairs = [pair for text in texts for pair in _bigrams(text)]
+    words = [text.split() if " " in text.strip() else list(text.strip()) for text in texts]
+    pairs = [pair for words_of_text in words for pair in pairwise(words_of_text)]
     return len(set(pairs)) / max(1, len(pairs))
-
-
-def _bigrams(text: str) -> list[tuple[str, str]]:
-    words = text.split() if " " in text.strip() else list(text.strip())
-    return list(pairwise(words))

@@ -1,7 +1,6 @@
 """The config of an alignment run, and the interrupted run that it continues."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,7 +12,7 @@ from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.identity import with_identity
+from onebase.runs.identity import base_config, with_identity
 from onebase.runs.render_date import render_date_config
 from onebase.runs.resume import interrupted_run
 from onebase.runs.run import Run
@@ -31,21 +30,15 @@ def align_config(
 ) -> dict[str, Any]:
     """The config of a run: what was asked for in full, and the hash of what must stay the same."""
     request = {
-        "task": job.task,
+        **vars(job),
         "data": str(job.data),
-        "method": job.method,
-        "start": job.start,
-        "instruction": job.instruction,
         "held_out": None if job.held_out is None else str(job.held_out),
-        "template": job.template,
         "columns": dict(job.columns),
-        # Left out where it was not given: earlier versions did not have it.
-        **({"encoding": job.encoding} if job.encoding else {}),
-        "skip_bad": job.skip_bad,
-        "seed": job.seed,
         "set": dict(job.set),
         **more,
     }
+    if not job.encoding:  # earlier versions did not have it
+        del request["encoding"]
     settings = {key: value for item in options for key, value in item.model_dump().items()}
     paths = ("data", "held_out")  # the content of the files matters, not where they are
     same = {
@@ -62,10 +55,7 @@ def align_config(
     return with_identity(
         {
             "align": kind,
-            "base": base.name,
-            "base_fingerprint": base.fingerprint,
-            "precision": base.precision.text,
-            "folder": str(Path.cwd()),
+            **base_config(base),
             "job": request,
             "options": settings,
         },

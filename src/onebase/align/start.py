@@ -1,4 +1,4 @@
-"""What an alignment starts from: the task's adapter, or a fresh one."""
+"""The start of an alignment: the task's adapter, or a fresh one."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,8 +22,8 @@ from onebase.model.base import Base
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from: the adapter, the template of its prompts, and the stored version it comes
-    from (None: a fresh adapter). `notes` are what the user should know of it.
+    """The start of a training: the adapter, the template of its prompts, and the version from which it was
+    loaded (None: a fresh adapter). `notes` are messages for the user.
     """
 
     adapter: Adapter
@@ -43,8 +43,8 @@ class Start:
 def start_from(
     job: AlignJob, base: Base, workspace: Workspace, *, max_tokens: int, bare: bool = False
 ) -> Start:
-    """What the job starts from. Raises UsageError where no method is named and the task has no adapter,
-    or one trained on another base, or a reward model.
+    """The start of a job. Raises UsageError if no method is named and the task has no adapter, or one
+    trained on another base, or a reward model.
     """
     check_job(job)
     if job.method is None:

@@ -18,7 +18,7 @@ from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.identity import with_identity
+from onebase.runs.identity import base_config, with_identity
 from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time, render_date_config, render_date_of
 from onebase.runs.resume import interrupted_run, path_from, resumable_run
@@ -104,10 +104,7 @@ def _config(job: Job, options: CompareOptions, base: Base, data: ComparisonData)
     return with_identity(
         {
             "compare": {**asdict(options), "methods": list(options.methods)},
-            "base": base.name,
-            "base_fingerprint": base.fingerprint,
-            "precision": base.precision.text,
-            "folder": str(Path.cwd()),
+            **base_config(base),
             **render_date_config(data.rendered_at),
             "job": as_given(job),
         },

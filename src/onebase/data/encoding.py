@@ -53,12 +53,12 @@ def decoded(file: str, data: bytes, encoding: str | None = None) -> str:
                 _require_one_reading(file, data, text, codec)
             return _without_nul(file, text)
     if codec in (None, "utf-8"):
-        raise _other(file, data, _line(data, _odd_byte(data)), likely(data))
+        raise _other(file, _line(data, _odd_byte(data)), likely(data))
     assert codec is not None
     try:
         text = data.decode(codec)
     except UnicodeDecodeError as problem:
-        raise _other(file, data, _line(data, problem.start), likely(data), codec) from problem
+        raise _other(file, _line(data, problem.start), likely(data), codec) from problem
     return _without_nul(file, text.removeprefix("\ufeff"))
 
 
@@ -140,7 +140,7 @@ def _not_utf8(file: str, data: bytes, problem: UnicodeDecodeError) -> DataError:
     candidates = [] if mostly(data, "utf-8") else likely(data)
     broken = nearly(data) if len(candidates) != 1 else None
     if broken is None:
-        return _other(file, data, _line(data, problem.start), candidates)
+        return _other(file, _line(data, problem.start), candidates)
     name, line = broken
     return DataError(
         say(
@@ -156,9 +156,7 @@ def _not_utf8(file: str, data: bytes, problem: UnicodeDecodeError) -> DataError:
     )
 
 
-def _other(
-    file: str, data: bytes, line: int, candidates: list[Candidate], given: str = "UTF-8"
-) -> DataError:
+def _other(file: str, line: int, candidates: list[Candidate], given: str = "UTF-8") -> DataError:
     """The error for a file that is not in the `given` encoding."""
     candidates = [item for item in candidates if item.name != given]
     if not candidates:

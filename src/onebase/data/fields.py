@@ -59,9 +59,8 @@ class _Survey:
 
     def __init__(self) -> None:
         self.uses: dict[str, str] = {}
-        self._plain: set[tuple[str, ...]] = (
-            set()
-        )  # keys of turns whose values are all text, already seen
+        # Keys of turns whose values are all text, already seen.
+        self._plain: set[tuple[str, ...]] = set()
 
     def note(self, name: str, key: str, value: object, use: str) -> None:
         """Record the use of a value under a key. Of several rows' uses a role or `unread` overrides

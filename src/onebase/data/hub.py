@@ -23,16 +23,15 @@ def fetch(name: str) -> list[Path]:
     if fault is not None:
         return _cached(name, None, fault)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        HTTPError,  # raised as it is when a proxy fails
-    )
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     patterns = [f"*{ending}" for ending in READABLE]
     try:
         listed = snapshot_download(name, repo_type="dataset", allow_patterns=patterns, dry_run=True)
         chosen = choose(name, [file.filename for file in listed])
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=chosen))
-    except (OSError, HTTPError, RuntimeError) as problem:  # RuntimeError: the Hub's Xet storage
+    # HTTPError is raised as it is when a proxy fails, RuntimeError by the Hub's Xet storage.
+    except (OSError, HTTPError, RuntimeError) as problem:
         return _cached(name, problem, failure(problem))
     return [folder / file for file in chosen]
 

@@ -42,38 +42,28 @@ _ANSWER_COLUMNS = ("completion", "answer", "response", "output")
 _BESIDE = {**BEFORE, **BENEATH}
 _CHATS = {"messages": ("messages", "conversations")}
 _PAIR = {"chosen": ("chosen",), "rejected": ("rejected",)}
+_ANSWER = {"input": _PROMPT_COLUMNS, "output": _ANSWER_COLUMNS}
 # In the order of detection.
-FORMATS: tuple[tuple[Kind, Format], ...] = (
-    (
-        "pairs",
+FORMATS: dict[Kind, tuple[Format, ...]] = {
+    "pairs": (
         Format(
             "preference-conversations",
             {"conversations": ("conversations",), **_PAIR},
             beside=BEFORE,
         ),
+        Format("preference-prompt", {"input": _PROMPT_COLUMNS, **_PAIR}, beside=_BESIDE),
+        Format("preference-messages", _PAIR, beside=BEFORE),
     ),
-    ("pairs", Format("preference-prompt", {"input": _PROMPT_COLUMNS, **_PAIR}, beside=_BESIDE)),
-    ("pairs", Format("preference-messages", _PAIR, beside=BEFORE)),
-    ("ratings", Format("rated-chat", {**_CHATS, "rating": RATINGS}, beside=BEFORE)),
-    (
-        "ratings",
-        Format(
-            "rated-answer",
-            {"input": _PROMPT_COLUMNS, "output": _ANSWER_COLUMNS, "rating": RATINGS},
-            beside=_BESIDE,
-        ),
+    "ratings": (
+        Format("rated-chat", {**_CHATS, "rating": RATINGS}, beside=BEFORE),
+        Format("rated-answer", {**_ANSWER, "rating": RATINGS}, beside=_BESIDE),
+        Format("rated-text", {"output": ("text",), "rating": RATINGS}),
     ),
-    ("ratings", Format("rated-text", {"output": ("text",), "rating": RATINGS})),
-    ("judged", Format("judged-chat", {**_CHATS, "good": VERDICTS}, beside=BEFORE)),
-    (
-        "judged",
-        Format(
-            "judged-answer",
-            {"input": _PROMPT_COLUMNS, "output": _ANSWER_COLUMNS, "good": VERDICTS},
-            beside=_BESIDE,
-        ),
+    "judged": (
+        Format("judged-chat", {**_CHATS, "good": VERDICTS}, beside=BEFORE),
+        Format("judged-answer", {**_ANSWER, "good": VERDICTS}, beside=_BESIDE),
     ),
-)
+}
 BARE = "{input}"  # the template of texts without a prompt
 _HH_SPEAKERS = ("Human:", "Assistant:")
 
@@ -151,10 +141,11 @@ def load_preferences(
     """
     table = read_rows(path, encoding=encoding)
     require_readable(path, table)
-    given = roles_of(columns or {}, {role for _, form in FORMATS for role in form.all_roles})
+    forms = [(kind, form) for kind in FORMATS for form in FORMATS[kind]]
+    given = roles_of(columns or {}, {role for _, form in forms for role in form.all_roles})
     names = list(dict.fromkeys(name for row in table.rows for name in row.values))
     require_columns(given, names)
-    for kind, form in FORMATS:
+    for kind, form in forms:
         column_of = form.match(names, given) if set(given) <= form.all_roles else None
         if column_of is None or kind not in kinds:
             continue
@@ -294,7 +285,7 @@ def _prompt_and_answer(
 
 
 def _no_format(path: str | Path, columns: Sequence[str], kinds: Sequence[Kind]) -> DataError:
-    known = "; ".join(str(form) for kind, form in FORMATS if kind in kinds)
+    known = "; ".join(str(form) for kind in FORMATS if kind in kinds for form in FORMATS[kind])
     names = {
         "pairs": say("pairs of answers", "回答对"),
         "ratings": say("rated answers", "带评分的回答"),

@@ -206,23 +206,17 @@ def _json(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow
     return line_rows(file, text) if is_lines else array_rows(file, text)
 
 
-def _comma(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
-    return delimited_rows(file, decoded(file, data, encoding), ",")
-
-
-def _tab(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
-    return delimited_rows(file, decoded(file, data, encoding), "\t")
-
-
-def _parquet(file: str, data: bytes, encoding: str | None) -> Iterator[Row | BadRow]:
-    return parquet_rows(file, data)  # Parquet text is always UTF-8
+def _delimited(delimiter: str) -> Reader:
+    return lambda file, data, encoding: delimited_rows(
+        file, decoded(file, data, encoding), delimiter
+    )
 
 
 _READERS: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
-    ".csv": _comma,
-    ".tsv": _tab,
-    ".parquet": _parquet,
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".parquet": lambda file, data, _: parquet_rows(file, data),  # its text is always UTF-8
 }

@@ -1,4 +1,4 @@
-"""A user's YAML file: read as YAML 1.1 says, but a key that stands twice is refused."""
+"""A user's YAML file, read as YAML 1.1, except that a repeated key is an error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from onebase.language import say
 
 
 def read_yaml(path: Path) -> Any:
-    """What a user's YAML file holds. Raises UsageError where it can't be read or is none, and where
-    one mapping has a key twice.
+    """The content of a user's YAML file. Raises UsageError if it can't be read, is not YAML, or has a key
+    twice in one mapping.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
@@ -45,7 +45,7 @@ def _remedy(key: str) -> str:
 
 
 class _TwiceError(yaml.YAMLError):
-    """A key that stands twice in one mapping, and the lines of both."""
+    """A key that appears twice in one mapping, and the lines of both."""
 
     def __init__(self, key: str, first: int, line: int) -> None:
         super().__init__(key)
@@ -55,7 +55,7 @@ class _TwiceError(yaml.YAMLError):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """The safe loader, which raises where a key stands twice."""
+    """The safe loader, which raises _TwiceError for a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""

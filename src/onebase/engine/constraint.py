@@ -4,8 +4,7 @@ Before each token, the grammar decides which tokens may follow. That mask is com
 thread, without the GIL, while the model computes the logits.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,11 +37,6 @@ class Constraint:
 
     kind: Literal["json_object", "json_schema"]
     schema: str = ""
-
-    @classmethod
-    def of_schema(cls, schema: Mapping[str, Any]) -> "Constraint":
-        """The constraint of a parsed JSON schema."""
-        return cls("json_schema", json.dumps(schema))
 
 
 class ConstraintState:

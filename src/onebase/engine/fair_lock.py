@@ -2,7 +2,6 @@
 
 from collections import deque
 from threading import Condition
-from types import TracebackType
 
 
 class FairLock:
@@ -26,12 +25,7 @@ class FairLock:
                     self._queue.remove(ticket)
                     self._changed.notify_all()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._changed:
             self._queue.popleft()
             self._changed.notify_all()

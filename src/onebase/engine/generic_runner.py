@@ -17,10 +17,9 @@ from onebase.engine.forward import Pass, linears, node_kv, run, run_pack
 from onebase.engine.kv_cache import KVCache
 from onebase.engine.pack import Pack
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt_kv import KeysValues, appended
 from onebase.engine.request import Chunk, Request
 from onebase.model.base import Base
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 class GenericRunner:
@@ -141,13 +140,7 @@ class GenericRunner:
         """
         request = chunk.request
         prefix = self._prefilling[request] or request.contribution.prefix
-        if prefix is not None:
-            keys, values = (
-                torch.cat([before.to(new.dtype), new], 2)
-                for before, new in zip(prefix, chunk_kv, strict=True)
-            )
-        else:
-            keys, values = chunk_kv
+        keys, values = appended(prefix, chunk_kv)
         if request.computed + chunk.length < len(request.prompt):
             # Copies: views would keep the whole pack in memory.
             self._prefilling[request] = (keys.contiguous(), values.contiguous())

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.base_match import require_trained_on
 from onebase.adapters.contribution import NOTHING, Contribution
@@ -127,8 +125,7 @@ class AdapterPool(Mapping[str, LoadedTask]):
         the adapter is saved, if it is; its prompt KV is cached there.
         """
         base = base or self.base
-        with torch.no_grad():
-            content_hash = _hash(adapter.eval().contribution().digest(), template)
+        content_hash = _hash(adapter.contribution_in_evaluation().digest(), template)
         runner = self._runner_of(base)
         with self._lock:
             contribution = with_prompt_kv(runner, adapter, folder)
@@ -208,10 +205,6 @@ class AdapterPool(Mapping[str, LoadedTask]):
     def holds(self, task: LoadedTask) -> bool:
         """Whether this object is loaded under any name."""
         return task in self._loaded
-
-    def contributions(self) -> dict[str, Contribution]:
-        """The contribution of each loaded task, by name."""
-        return {name: task.contribution for name, task in self._tasks.items()}
 
 
 def _no_base() -> UsageError:

@@ -21,6 +21,9 @@ from onebase.adapters.adapter import Adapter
 from onebase.adapters.contribution import Contribution
 from onebase.adapters.peft_format import WEIGHTS
 from onebase.model.base import Base
+from onebase.model.fetch import file_sha256
+
+KeysValues = tuple[Tensor, Tensor]
 
 
 class PromptKVRunner(Protocol):
@@ -32,7 +35,7 @@ class PromptKVRunner(Protocol):
     def check(self, contribution: Contribution) -> None:
         """As Runner.check."""
 
-    def compute_prompt_kv(self, contribution: Contribution) -> tuple[Tensor, Tensor]:
+    def compute_prompt_kv(self, contribution: Contribution) -> KeysValues:
         """As Runner.compile."""
 
 
@@ -45,9 +48,7 @@ def with_prompt_kv(
     `folder` is where `adapter` is saved: the result is cached there. Raises UsageError for a
     contribution that the runner cannot apply.
     """
-    adapter.eval()
-    with torch.no_grad():
-        contribution = adapter.contribution()
+    contribution = adapter.contribution_in_evaluation()
     runner.check(contribution)
     if contribution.virtual is None:
         return contribution
@@ -56,15 +57,21 @@ def with_prompt_kv(
     prefix = None if file is None else _read(file, str(made_from), runner.base)
     if prefix is None:
         prefix = runner.compute_prompt_kv(contribution)
-        if contribution.prefix is not None:
-            keys, values = (
-                torch.cat([first.to(second.dtype), second], dim=2)
-                for first, second in zip(contribution.prefix, prefix, strict=True)
-            )
-            prefix = keys, values
+        prefix = appended(contribution.prefix, prefix)
         if file is not None:
             _write(file, str(made_from), prefix)
     return replace(contribution, virtual=None, prefix=prefix)
+
+
+def appended(prefix: KeysValues | None, following: KeysValues) -> KeysValues:
+    """The keys and values of a prefix and of what follows it, [layers, kv_heads, tokens, head_dim]."""
+    if prefix is None:
+        return following
+    keys, values = (
+        torch.cat([first.to(second.dtype), second], dim=2)
+        for first, second in zip(prefix, following, strict=True)
+    )
+    return keys, values
 
 
 def prompt_kv_file(kernel: str) -> str:
@@ -77,8 +84,7 @@ def _made_from(runner: PromptKVRunner, contribution: Contribution, folder: Path)
     cannot be read.
     """
     try:
-        with (folder / WEIGHTS).open("rb") as stream:
-            weights = hashlib.file_digest(stream, "sha256").hexdigest()
+        weights = file_sha256(folder / WEIGHTS)
     except OSError:
         return None
     # The mask is not part of the weights.
@@ -86,7 +92,7 @@ def _made_from(runner: PromptKVRunner, contribution: Contribution, folder: Path)
     return f"{runner.base.content} {runner.kernel} {weights}{masked_prefix}"
 
 
-def _read(file: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | None:
+def _read(file: Path, made_from: str, base: Base) -> KeysValues | None:
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
@@ -100,7 +106,7 @@ def _read(file: Path, made_from: str, base: Base) -> tuple[Tensor, Tensor] | Non
     return keys.to(base.device), values.to(base.device)
 
 
-def _write(file: Path, made_from: str, prefix: tuple[Tensor, Tensor]) -> None:
+def _write(file: Path, made_from: str, prefix: KeysValues) -> None:
     """Write the prefix beside the weights, unless the folder is not writable."""
     keys, values = (part.detach().cpu().contiguous() for part in prefix)
     metadata = {"made_from": made_from, "sha256": _digest(keys, values)}

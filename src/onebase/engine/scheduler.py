@@ -43,11 +43,6 @@ class Scheduler:
         self._cost = StepCost()
         self._prefill_steps = self._since_decode_only = 0
 
-    @property
-    def idle(self) -> bool:
-        """Whether no request is running or waiting."""
-        return not self.running and not self.waiting
-
     def add(self, request: Request) -> None:
         """Queue a request."""
         self.waiting.append(request)

@@ -26,11 +26,11 @@ from onebase.engine.pack import Pack
 from onebase.model.base import Base
 
 StoredType = Literal["fp32", "fp16"]
+MEMORY_BYTES = 1 << 30  # kept in memory; the rest is in a file
 _PASS_TOKENS = 2048
 _TOLERANCE = 1e-4
-_ROUNDED_TOLERANCE = (
-    5e-2  # with fewer bits, the angles of shifted positions are rounded differently
-)
+# With fewer bits, the angles of shifted positions are rounded differently.
+_ROUNDED_TOLERANCE = 5e-2
 _SHIFT = 64
 
 
@@ -66,7 +66,7 @@ class Trunk:
         base: Base,
         *,
         dtype: StoredType = "fp32",
-        memory_bytes: int = 1 << 30,
+        memory_bytes: int = MEMORY_BYTES,
         bytes_limit: int = 8 << 30,
     ) -> None:
         self._base = base
@@ -120,7 +120,8 @@ class Trunk:
         on the texts, so that another session computes the same bits. `check` is called after each
         pass.
         """
-        missing = [text for text in dict.fromkeys(texts) if not self._is_stored((layer, text))]
+        stored = self._in_memory.keys() | self._in_file.keys()
+        missing = [text for text in dict.fromkeys(texts) if (layer, text) not in stored]
         for group in _groups(missing):
             for text, computed in self._compute(layer, group):
                 self._store((layer, text), computed)
@@ -179,9 +180,6 @@ class Trunk:
     def _sample(self) -> tuple[int, ...]:
         return tuple(range(3, min(27, self._base.shape.vocabulary)))
 
-    def _is_stored(self, key: tuple[int, tuple[int, ...]]) -> bool:
-        return key in self._in_memory or key in self._in_file
-
     def _load(self, key: tuple[int, tuple[int, ...]]) -> Tensor | None:
         device, kind = self._base.device, self._base.embedding.weight.dtype
         if key in self._in_memory:
@@ -189,7 +187,8 @@ class Trunk:
         if key in self._in_file:
             offset, tokens = self._in_file[key]
             shape = (tokens, self._base.shape.hidden)
-            stored = np.memmap(self._file(), self._numpy_type(), "r", offset, shape)
+            stored_type = np.float32 if self._dtype == torch.float32 else np.float16
+            stored = np.memmap(self._file(), stored_type, "r", offset, shape)
             return torch.from_numpy(np.array(stored)).to(device, kind)
         return None
 
@@ -229,9 +228,6 @@ class Trunk:
             (self._folder / "hidden").touch()
             finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder / "hidden"
-
-    def _numpy_type(self) -> type[np.floating]:
-        return np.float32 if self._dtype == torch.float32 else np.float16
 
 
 def lowest_changed_layer_of(

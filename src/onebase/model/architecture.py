@@ -89,9 +89,8 @@ def _reason(config: Any, causal: bool) -> str:
 def head_sizes(config: Any) -> tuple[int, int]:
     """The head sizes of keys and of values."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if getattr(
-        config, "kv_lora_rank", None
-    ):  # DeepSeek's latent attention: `head_dim` is the rotated part
+    if getattr(config, "kv_lora_rank", None):
+        # DeepSeek's latent attention: `head_dim` is the rotated part.
         return config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
     return size, size
 

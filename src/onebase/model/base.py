@@ -71,9 +71,8 @@ class Base:
         CorruptFileError, or UsageError (also for an unsupported architecture).
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        choose(
-            precision, device=device, stored=torch.float32
-        )  # refuses an invalid one before any work
+        # Refuses an invalid one before any work.
+        choose(precision, device=device, stored=torch.float32)
         path = resolve(name)
         try:
             check_architecture(path)

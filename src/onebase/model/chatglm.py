@@ -33,9 +33,8 @@ _INSIDE = {
     "mlp.dense_h_to_4h.weight": "mlp.gate_up_proj.weight",
     "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
 }
-_OLD_FORMAT = bytes.fromhex(
-    "80028a0a6cfc9c46f9206aa85019"
-)  # the first bytes of torch.save's old format
+# The first bytes of torch.save's old format.
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _QKV = "self_attention.query_key_value"
 
 
@@ -62,9 +61,8 @@ def read_chatglm(folder: Path, *, dtype: torch.dtype | str) -> GlmForCausalLM:
     config.dtype = kind
     with torch.device("meta"):
         model = GlmForCausalLM(config)
-    model.model.rotary_emb = type(model.model.rotary_emb)(
-        config
-    )  # computed, not read from the files
+    # Computed, not read from the files.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
     for name, weight in _weights(folder, settings):
         for its_name, part in _renamed(name, weight, settings):
             module, _, attribute = its_name.rpartition(".")

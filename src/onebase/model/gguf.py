@@ -15,7 +15,7 @@ from gguf import GGUFReader
 from onebase.errors import CorruptFileError, UsageError
 from onebase.language import say
 from onebase.model.architecture import require_base
-from onebase.model.gguf_config import complete, read_header, unread_tensors
+from onebase.model.gguf_config import complete, read_header, shortest, unread_tensors
 from onebase.model.gguf_rope import UnreadField
 from onebase.model.tokenizer import read_tokenizer
 from onebase.model.weights import READ_ERRORS, read_model
@@ -107,7 +107,7 @@ def _write_weights(model: Any, folder: Path, ends: list[int]) -> None:
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     settings.pop("_name_or_path", None)
-    config = type(model.config).from_dict(_shortest(settings))
+    config = type(model.config).from_dict(shortest(settings))
     config.architectures = [type(model).__name__]
     with torch.device("meta"):
         plain = type(model)(config)
@@ -115,13 +115,6 @@ def _write_weights(model: Any, folder: Path, ends: list[int]) -> None:
     plain.tie_weights()
     plain.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     plain.save_pretrained(folder)
-
-
-def _shortest(value: Any) -> Any:
-    """`value` with each float32 that was read as a double (9.99999974e-06) as written (1e-05)."""
-    if isinstance(value, dict):
-        return {key: _shortest(item) for key, item in value.items()}
-    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _restore_pre_tokenizer(tokenizer_json: Path, pre_tokenizer: str | None) -> None:

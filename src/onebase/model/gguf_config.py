@@ -71,7 +71,7 @@ def read_header(reader: GGUFReader) -> Header:
     return Header(
         family,
         {
-            name.removeprefix(prefix): _shortest(field.contents())
+            name.removeprefix(prefix): shortest(field.contents())
             for name, field in reader.fields.items()
             if name.startswith(prefix)
         },
@@ -233,6 +233,8 @@ def unread_tensors(model: Any, header: Header) -> list[str]:
     return sorted(header.tensors - set(names) - set(TENSORS))
 
 
-def _shortest(value: Any) -> Any:
-    """A float32 that was read as a double (9.99999974e-06) as it was written (1e-05)."""
+def shortest(value: Any) -> Any:
+    """`value` with each float32 that was read as a double (9.99999974e-06) as written (1e-05)."""
+    if isinstance(value, dict):
+        return {key: shortest(item) for key, item in value.items()}
     return float(f"{value:.7g}") if isinstance(value, float) else value

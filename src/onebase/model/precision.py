@@ -132,8 +132,7 @@ def hold(model: Any, linears: Sequence[str], precision: Precision, device: str) 
     elif precision.quantized:
         for name in linears:
             linear = model.get_submodule(name)
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _quantized(linear, precision, device))
+            model.set_submodule(name, _quantized(linear, precision, device))
             discard(linear.weight)
     # One parameter at a time: `model.to` would convert the quantized ones too.
     for module in model.modules():

@@ -52,9 +52,8 @@ def hold_w8a8(model: Any, linears: Sequence[str]) -> None:
 
     for name in linears:
         linear = model.get_submodule(name)
-        parent = model.get_submodule(name.rpartition(".")[0])
         layer = Int8Linear(*weight_and_scale(name, linear.weight), linear.bias, torch.float32)
-        setattr(parent, name.rpartition(".")[2], layer)
+        model.set_submodule(name, layer)
         discard(linear.weight)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     int8_head = Int8Linear(*weight_and_scale(HEAD, head.weight), head.bias, torch.float32)

@@ -1,1 +1,1 @@
-"""What a training will take in memory, time and disk, from a dry run of a few steps."""
+"""Estimates of the memory, time and disk that a training takes, from a dry run of a few steps."""

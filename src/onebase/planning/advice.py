@@ -1,4 +1,4 @@
-"""What to change where a training does not fit, the largest effect first.
+"""Advice for a training that does not fit, the largest effect first.
 
 The effects are rough estimates from the sizes of what is kept in memory; they give the order.
 """
@@ -36,8 +36,8 @@ class Pass:
 def memory_advice(
     jobs: Sequence[Job], precision: Precision, sizes: Sizes, heaviest: Pass | None
 ) -> list[str]:
-    """What would take less memory, in words; only what the jobs have not chosen already. `heaviest` is
-    None where no pass was tried.
+    """The changes that save memory, without those that the jobs have already made. `heaviest` is None if
+    no pass was tried.
     """
     advice = [*_of_weights(jobs, precision, sizes), *_of_jobs(jobs, sizes)]
     if heaviest is not None:
@@ -47,7 +47,7 @@ def memory_advice(
 
 
 def disk_advice(jobs: Sequence[Job]) -> list[str]:
-    """What would take less disk."""
+    """The changes that save disk space."""
     limit = max(job.options()[0].save_limit for job in jobs)
     place = say(
         "Make room on the disk of the workspace, or choose another with --workspace.",
@@ -65,14 +65,13 @@ def disk_advice(jobs: Sequence[Job]) -> list[str]:
 def _of_weights(jobs: Sequence[Job], precision: Precision, sizes: Sizes) -> list[tuple[float, str]]:
     full = [job.task for job in jobs if job.method == FULL]
     if full:
-        names = ", ".join(full)
+        names, saved = ", ".join(full), FULL_BYTES * sizes.parameters * len(full)
         text = say(
             f"{names}: method lora instead of full learns a small part of the weights (about "
-            f"{gigabytes(FULL_BYTES * sizes.parameters * len(full))} less).",
-            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 "
-            f"{gigabytes(FULL_BYTES * sizes.parameters * len(full))}）。",
+            f"{gigabytes(saved)} less).",
+            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 {gigabytes(saved)}）。",
         )
-        return [(FULL_BYTES * sizes.parameters * len(full), text)]
+        return [(saved, text)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     smaller = choose("nf4", device=device, stored=torch.float32)
     saved = sizes.held_in(precision) - sizes.held_in(smaller)
@@ -101,13 +100,14 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
     advice = []
     options = [job.options()[0] for job in jobs]
     if not any(item.gradient_checkpointing for item in options):
+        saved = _CHECKPOINTED * heaviest.kept
         text = say(
             "gradient_checkpointing=true keeps less of every pass and computes it twice, with the "
-            f"same numbers (about {gigabytes(_CHECKPOINTED * heaviest.kept)} less, a third slower).",
+            f"same numbers (about {gigabytes(saved)} less, a third slower).",
             "gradient_checkpointing=true：少存中间结果并重算一次，数值不变（约省 "
-            f"{gigabytes(_CHECKPOINTED * heaviest.kept)}，约慢三分之一）。",
+            f"{gigabytes(saved)}，约慢三分之一）。",
         )
-        advice.append((_CHECKPOINTED * heaviest.kept, text))
+        advice.append((saved, text))
     largest = max(options, key=lambda item: item.batch_size)
     if largest.batch_size > 1 and heaviest.rows > 1:
         size = min(largest.batch_size, heaviest.rows) // 2
@@ -134,7 +134,7 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
 
 
 def _smallest(jobs: Sequence[Job], precision: Precision) -> str:
-    """What is left to do when the rest is not enough."""
+    """The advice for when the rest is not enough."""
     methods = {name for job in jobs for name in parts_of(job.method)}
     checkpointing = any(job.options()[0].gradient_checkpointing for job in jobs)
     if methods == {"p-tuning-v2"} and precision.name == "nf4" and checkpointing:

@@ -1,4 +1,4 @@
-"""A dry run of a training, in a process of its own: what it takes in memory and time.
+"""A dry run of a training, in a process of its own, which measures memory and time.
 
     python -m onebase.planning.dry_run < request.json > measured.json
 
@@ -32,13 +32,13 @@ from onebase.planning.representative_steps import (
     evaluation_tokens,
 )
 from onebase.runs.observer import JobStart, Observer
-from onebase.runs.session import RunSession, run_session
+from onebase.runs.session import RunSession
 from onebase.training.job import Job
 from onebase.training.job_state import JobState
 from onebase.training.loop import base_losses, train_together
 from onebase.training.run_config import run_config
 from onebase.training.stored_result import store_job
-from onebase.training.train import JointTraining
+from onebase.training.train import JointTraining, joint_session
 
 
 class _Clock(Observer):
@@ -136,7 +136,10 @@ def dry_run(request: dict[str, Any]) -> dict[str, Any]:
         ),
         "tried_evaluations": _evaluations(states),
         "tried_trunk_tokens": _trunk_tokens(states),
-        "trunk_token_bytes": max(_trunk_token_bytes(state) for state in states),
+        "trunk_token_bytes": max(
+            (2 if state.options.trunk == "fp16" else 4) * state.base.shape.hidden
+            for state in states
+        ),
         "phases": _phases(representative, step_seconds),
         "trouble": [state.task for state in states if state.trouble],
         **whole,
@@ -152,15 +155,7 @@ def _train(
 ) -> dict[str, Any]:
     """The training itself, from the base's losses to the stored adapters, in `folder`."""
     workspace, clock = Workspace(folder), _Clock()
-    with run_session(
-        config,
-        base,
-        workspace,
-        states[0].job.seed,
-        observer=clock,
-        save_seconds=min(state.options.save_seconds for state in states),
-        save_limit=max(state.options.save_limit for state in states),
-    ) as run:
+    with joint_session(states, config, base, workspace, observer=clock) as run:
         joint = JointTraining(states, run)
         run.restore(joint, [])
         clock.joint, clock.run = joint, run
@@ -188,7 +183,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _whole(state: JobState) -> dict[str, Any]:
-    """What the whole training of a job does: exact counts."""
+    """Exact counts for the whole training of a job."""
     data, options = state.data, state.options
     return {
         "task": state.task,
@@ -231,11 +226,6 @@ def _trunk_tokens(states: Iterable[JobState]) -> int:
         for row in (*state.data.train, *state.data.held_out)
     }
     return sum(len(ids) for _, ids in texts)
-
-
-def _trunk_token_bytes(state: JobState) -> int:
-    width = 2 if state.options.trunk == "fp16" else 4
-    return width * state.base.shape.hidden
 
 
 def _phases(

@@ -1,4 +1,4 @@
-"""What a training will take, before it runs: estimates from a dry run on this machine."""
+"""Estimates of memory, time and disk for a training, from a dry run on this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +9,7 @@ import torch
 from onebase.adapters.full import FULL
 from onebase.adapters.workspace import Workspace
 from onebase.data.template import Template
+from onebase.engine.trunk import MEMORY_BYTES
 from onebase.errors import CapacityError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE, resolve
@@ -18,6 +19,7 @@ from onebase.model.tokenizer import read_tokenizer
 from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, gigabytes, memory_advice
 from onebase.planning.dry_run_process import run_dry_run
 from onebase.planning.free_memory import free_disk, free_memory
+from onebase.runs.checkpointer import QUICK_SAVE, SAVING_SHARE
 from onebase.training.job import Job
 from onebase.training.task_data import task_data
 from onebase.training.train import check_jobs, precision_for
@@ -25,9 +27,6 @@ from onebase.training.train import check_jobs, precision_for
 Verdict = Literal["fits", "tight", "does not fit"]
 # Above this share of what is free, the next program that is opened may not fit.
 _TIGHT = 0.8
-_TRUNK_MEMORY = 1 << 30  # the frozen trunk keeps more than this in a file
-# A save that takes longer than a second takes a tenth of the time at most.
-_QUICK_SAVE, _SAVING_SHARE = 1.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class FreeSpace:
 
 
 def _at_least(jobs: Sequence[Job], precision: Precision, sizes: Sizes) -> int:
-    """What the weights alone take: those of the base, and of every copy that is trained."""
+    """The memory of the weights alone: those of the base, and of every copy that is trained."""
     copies = sum(job.method == FULL for job in jobs)
     return sizes.held_in(precision) + FULL_BYTES * copies * sizes.parameters
 
@@ -143,7 +142,7 @@ def _untried(
     free: FreeSpace,
     needed: int,
 ) -> Plan:
-    """The plan of a training that does not fit, from sizes alone: `needed` is the least that it takes."""
+    """The plan of a training that does not fit, from sizes alone; it takes at least `needed` bytes."""
     tokenizer = read_tokenizer(resolve(base))
     return Plan(
         tasks=tuple(_untried_task(job, tokenizer, sizes) for job in jobs),
@@ -220,7 +219,7 @@ def _memory(measured: Mapping[str, Any]) -> int:
     if measured["device"] == "cuda":
         return int(measured["memory"]["peak"])
     all_, tried = (
-        min(_TRUNK_MEMORY, measured[key] * measured["trunk_token_bytes"])
+        min(MEMORY_BYTES, measured[key] * measured["trunk_token_bytes"])
         for key in ("trunk_tokens", "tried_trunk_tokens")
     )
     return int(measured["memory"]["peak"] + max(0, all_ - tried))
@@ -240,10 +239,8 @@ def seconds_of(measured: Mapping[str, Any], save_seconds: float) -> float:
     """
     learning, tried = 0.0, 0.0
     for phase in measured["phases"]:
-        seconds, tokens = (
-            phase["trial_seconds"],
-            phase["trial_tokens"][: len(phase["trial_seconds"])],
-        )
+        seconds = phase["trial_seconds"]
+        tokens = phase["trial_tokens"][: len(seconds)]
         timed = slice(phase["heavy"] if len(seconds) > phase["heavy"] else 0, None)
         learning += phase["tokens"] * sum(seconds[timed]) / max(1, sum(tokens[timed]))
         tried += sum(tokens) * sum(seconds[timed]) / max(1, sum(tokens[timed]))
@@ -272,8 +269,8 @@ def _saves(measured: Mapping[str, Any], learning: float, save_seconds: float) ->
     between = evaluations * (learning / evaluations // save_seconds) if save_seconds else learning
     saves: float = evaluations + between - measured["tried_evaluations"]
     cost: float = measured["saving_seconds"] or 0.0
-    if cost > _QUICK_SAVE:
-        saves = min(saves, _SAVING_SHARE * learning / cost)
+    if cost > QUICK_SAVE:
+        saves = min(saves, SAVING_SHARE * learning / cost)
     return max(0.0, saves)
 
 

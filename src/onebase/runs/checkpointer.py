@@ -9,17 +9,18 @@ import torch
 
 from onebase.language import say
 from onebase.runs.checkpoint import Checkpoints
-from onebase.runs.recorder import RunRecorder, cut, size_of
-from onebase.runs.run import Run
+from onebase.runs.recorder import RunRecorder
+from onebase.runs.run import Run, cut, size_of
 
-# A save that takes longer than a second waits until ten times as long has passed since the last one:
-# whole models are GB, and nine tenths of the time should go into training.
-_QUICK_SECONDS = 1.0
-_SHARE = 10.0
+SAVE_SECONDS = 60.0
+SAVE_LIMIT = 2
+# Saves that take longer than a second get this share of the time: whole models are GB, and nine tenths
+# of the time should go into training.
+QUICK_SAVE, SAVING_SHARE = 1.0, 0.1
 
 
 class Stateful(Protocol):
-    """What a run trains, as a checkpoint holds it."""
+    """The state of a training, saved in checkpoints."""
 
     @property
     def progress(self) -> Mapping[str, tuple[int, int]]:
@@ -78,7 +79,7 @@ class Checkpointer:
         state = newest.state or {}
         if state and check is not None:
             check(state["config"])
-        self._run.cut(state.get("metrics_bytes", 0))
+        cut(self._run.metrics_file, state.get("metrics_bytes", 0))
         cut(self._run.samples, state.get("samples_bytes", math.inf if state else 0))
         if state:
             self._load(trained, state)
@@ -104,7 +105,7 @@ class Checkpointer:
     def due(self, *, evaluated: bool) -> bool:
         """Whether to save now, between two steps; `evaluated`: an evaluation has just ended."""
         since = time.monotonic() - self._saved_at
-        wait = _SHARE * self._cost if self._cost > _QUICK_SECONDS else 0.0
+        wait = self._cost / SAVING_SHARE if self._cost > QUICK_SAVE else 0.0
         return since >= wait and (evaluated or since >= self._interval)
 
     def save(self) -> None:
@@ -165,7 +166,7 @@ class Checkpointer:
             self._recorder.noted(text, changed=changed)
 
     def _machine(self) -> dict[str, Any]:
-        """What the last digits of a result depend on, apart from the jobs."""
+        """The conditions, besides the jobs, that change the last digits of a result."""
         return {
             "torch": str(torch.__version__),
             "device": self._device.type,

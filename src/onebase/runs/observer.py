@@ -1,4 +1,4 @@
-"""Who follows a run: the display on a terminal, the user's own program."""
+"""Observers of a run: the display on a terminal, the user's own program."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ _log = logging.getLogger("onebase")
 
 @dataclass(frozen=True)
 class JobStart:
-    """A job at the start of a session: its `title`, where it stands, and how long it is, in steps or
-    tokens. `facts` are sentences for the user, such as the number of rows.
+    """A job at the start of a session: its `title`, and how much of it is `done` of the `total`, in steps
+    or tokens. `facts` are sentences for the user, such as the number of rows.
     """
 
     task: str
@@ -56,3 +56,38 @@ class Observer:
     def noted(self, text: str, **facts: Any) -> None:
         """A sentence or two that the user should know, and the same as plain values."""
         _log.warning(text)
+
+
+class Relay(Observer):
+    """Passes every event on to `observer`, or else to the log. A subclass adds to the events it needs."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer or Observer()
+
+    def started(self, jobs: Sequence[JobStart]) -> None:
+        """Pass on."""
+        self._observer.started(jobs)
+
+    def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._observer.step(task, step, record)
+
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """Pass on."""
+        self._observer.evaluated(task, step, record)
+
+    def saved(self, steps: Mapping[str, int]) -> None:
+        """Pass on."""
+        self._observer.saved(steps)
+
+    def stopped(self, task: str, step: int, reason: str) -> None:
+        """Pass on."""
+        self._observer.stopped(task, step, reason)
+
+    def finished(self, status: Ending) -> None:
+        """Pass on."""
+        self._observer.finished(status)
+
+    def noted(self, text: str, **facts: Any) -> None:
+        """Pass on."""
+        self._observer.noted(text, **facts)

@@ -1,20 +1,18 @@
 """A run's record on disk: metrics.jsonl, samples.jsonl, and the rows that were left out."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from onebase.data.example import BadRow
 from onebase.language import say
-from onebase.runs.observer import JobStart, Observer
-from onebase.runs.run import Ending, Run
+from onebase.runs.observer import Observer, Relay
+from onebase.runs.run import Run, cut, size_of
 
 
-class RunRecorder(Observer):
+class RunRecorder(Relay):
     """Writes every event into the run's folder and passes it on to `observer`. Lines that a full disk
     refuses are kept in memory and written later.
 
@@ -22,47 +20,31 @@ class RunRecorder(Observer):
     """
 
     def __init__(self, run: Run, observer: Observer | None = None, *, by_task: bool = True) -> None:
+        super().__init__(observer)
         self._run = run
-        self._observer = observer or Observer()
         self._by_task = by_task
         self._unwritten: list[dict[str, Any]] = []
         self._refused = False
 
-    def started(self, jobs: Sequence[JobStart]) -> None:
-        """Pass on."""
-        self._observer.started(jobs)
-
     def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         """Write the measurements of a step."""
         self._write(task, step=step, **record)
-        self._observer.step(task, step, record)
+        super().step(task, step, record)
 
     def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         """Write the measurements of an evaluation."""
         self._write(task, step=step, **record)
-        self._observer.evaluated(task, step, record)
+        super().evaluated(task, step, record)
 
     def base_evaluated(self, losses: Mapping[str, float]) -> None:
         """Write the held-out loss of the bare base, by task."""
         for task, loss in losses.items():
             self._write(task, base_eval_loss=loss)
 
-    def saved(self, steps: Mapping[str, int]) -> None:
-        """Pass on."""
-        self._observer.saved(steps)
-
-    def stopped(self, task: str, step: int, reason: str) -> None:
-        """Pass on."""
-        self._observer.stopped(task, step, reason)
-
-    def finished(self, status: Ending) -> None:
-        """Pass on."""
-        self._observer.finished(status)
-
     def noted(self, text: str, **facts: Any) -> None:
         """Write a note; `facts` may name its `task`."""
         self._write(**{"task": None, "note": text, **facts})
-        self._observer.noted(text, **facts)
+        super().noted(text, **facts)
 
     def left_out(self, task: str, rows: Sequence[BadRow]) -> None:
         """List the rows of a task's data that are left out in skipped-TASK.jsonl."""
@@ -113,14 +95,3 @@ class RunRecorder(Observer):
 
 def _lines(values: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-
-
-def size_of(file: Path) -> int:
-    """The size in bytes; 0 where there is no file."""
-    return file.stat().st_size if file.exists() else 0
-
-
-def cut(file: Path, size: float) -> None:
-    """Cut a file off after its first `size` bytes."""
-    if size_of(file) > size:
-        os.truncate(file, int(size))

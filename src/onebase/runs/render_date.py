@@ -32,7 +32,7 @@ def render_date_of(config: Mapping[str, Any]) -> datetime:
 
 
 def earlier_date_notes(run: Run, template: Template) -> list[str]:
-    """What to tell the user where a resumed run keeps a date that is not today's."""
+    """A note that a resumed run keeps its date, unless that is today's."""
     rendered_at = template.moment
     if not template.dated or rendered_at is None or rendered_at.date() == local_time().date():
         return []

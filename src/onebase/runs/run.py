@@ -1,4 +1,4 @@
-"""A run's folder: what the training was asked for, what it measured, and how it ended."""
+"""A run's folder: its config, its measurements, and how it ended."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from onebase.errors import CorruptFileError, UsageError, unknown
 from onebase.language import say
 
 Ending = Literal["finished", "interrupted", "failed"]
-Status = Literal["running", "finished", "interrupted", "failed"]
+Status = Literal["running"] | Ending
 _LOCK_SECONDS = 1.0  # a process that asks for a run's status holds its lock for a moment
 
 
@@ -33,7 +33,6 @@ class Run:
     @classmethod
     def create(cls, workspace: Workspace, config: dict[str, Any]) -> "Run":
         """Begin a run: a new folder holding its config."""
-        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
         workspace.runs.mkdir(parents=True, exist_ok=True)
         while True:
             run = cls(workspace.runs / _run_id(datetime.now(UTC)))
@@ -41,11 +40,11 @@ class Run:
                 run.path.mkdir()
             except FileExistsError:
                 continue  # another run began within the same 15 microseconds
-            write_whole(run.path / "config.yaml", text)
+            run.write_config(config)
             return run
 
-    def amend(self, config: dict[str, Any]) -> None:
-        """Write the config again, with what was decided after the run began."""
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.yaml; again where something was decided after the run began."""
         text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
         write_whole(self.path / "config.yaml", text)
 
@@ -60,13 +59,18 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def metrics_file(self) -> Path:
+        """Where measurements are kept, one a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Where sampled answers are kept for the user to look at, one a line."""
         return self.path / "samples.jsonl"
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run was asked for."""
+        """The content of config.yaml: the settings of the run."""
         file = self.path / "config.yaml"
         try:
             value = yaml.safe_load(file.read_bytes())
@@ -145,10 +149,9 @@ class Run:
         return self.path / ".lock"
 
     def log(self, **fields: Any) -> None:
-        """Append one line of measurements, stamped with `time` (seconds since 1970)."""
-        line = {"time": round(datetime.now(UTC).timestamp(), 3), **fields}
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        with (self.path / "metrics.jsonl").open("a+b") as stream:
+        """Append one line of measurements."""
+        text = json.dumps(fields, ensure_ascii=False) + "\n"
+        with self.metrics_file.open("a+b") as stream:
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
                 if stream.read(1) != b"\n":  # the process was killed while it wrote the line
@@ -158,25 +161,17 @@ class Run:
 
     def mark(self) -> int:
         """Sync the log to the disk; returns its size in bytes."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
+        if not self.metrics_file.exists():
             return 0
-        with file.open("rb") as stream:
+        with self.metrics_file.open("rb") as stream:
             os.fsync(stream.fileno())
             return stream.seek(0, os.SEEK_END)
 
-    def cut(self, mark: int) -> None:
-        """Drop what was logged after a `mark`."""
-        file = self.path / "metrics.jsonl"
-        if file.exists() and file.stat().st_size > mark:
-            os.truncate(file, mark)
-
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged, in order, without a last line that is only half written."""
-        file = self.path / "metrics.jsonl"
+        file, lines = self.metrics_file, []
         if not file.exists():
             return []
-        lines = []
         for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 value = json.loads(line)
@@ -226,6 +221,17 @@ class RunStore:
         """Every run, newest last."""
         # A folder without a config was being created when its process was killed.
         return [Run(file.parent) for file in sorted(self.workspace.runs.glob("*/config.yaml"))]
+
+
+def size_of(file: Path) -> int:
+    """The size in bytes; 0 where there is no file."""
+    return file.stat().st_size if file.exists() else 0
+
+
+def cut(file: Path, size: float) -> None:
+    """Cut a file off after its first `size` bytes."""
+    if size_of(file) > size:
+        os.truncate(file, int(size))
 
 
 def still_running(run: Run) -> UsageError:

@@ -19,16 +19,13 @@ from onebase.data.template import Template
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.checkpointer import Checkpointer, Stateful
+from onebase.runs.checkpointer import SAVE_LIMIT, SAVE_SECONDS, Checkpointer, Stateful
 from onebase.runs.interruption import Interrupted, Interruption
 from onebase.runs.observer import Observer
 from onebase.runs.recorder import RunRecorder
 from onebase.runs.render_date import earlier_date_notes
 from onebase.runs.resume import resume_command
 from onebase.runs.run import Ending, Run
-
-SAVE_SECONDS = 60.0
-SAVE_LIMIT = 2
 
 
 class RunSession:
@@ -103,11 +100,11 @@ class RunSession:
         self._checkpointer.save()
 
     def note(self, text: str, **facts: Any) -> None:
-        """Something that the user should know, also as plain values."""
+        """Tell the user, and record the same as plain values."""
         self.recorder.noted(text, **facts)
 
     def tell(self, task: str, bad: Sequence[BadRow], notes: Sequence[str]) -> None:
-        """What the user should know of a task before the first step: the rows left out, and `notes`."""
+        """Record the rows of a task that are left out, and tell the user its `notes`."""
         self.recorder.left_out(task, bad)
         for text in notes:
             self.note(text)

@@ -1,4 +1,4 @@
-"""The leaderboard of a race: how far each configuration came and how well it did, as table and plot."""
+"""The leaderboard of a race: the progress and the losses of each configuration, as table and plot."""
 
 import json
 import math
@@ -82,8 +82,8 @@ class Entry:
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
-    """Best first: the entries that have not stopped, then those that came further, then those with a
-    smaller loss there, then the lower number.
+    """Best first: the entries that have not stopped, then those that reached a later rung, then those
+    with a smaller loss there, then the lower number.
     """
 
     def order(entry: Entry) -> tuple[bool, int, int, float, int]:
@@ -94,10 +94,14 @@ def ranked(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=order)
 
 
+def plain_leaderboard(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The leaderboard in plain values; `entries` best first."""
+    return [entry.as_row(rank) for rank, entry in enumerate(entries, start=1)]
+
+
 def write_leaderboard(file: Path, entries: Sequence[Entry], **race: Any) -> None:
     """Write the whole leaderboard as JSON, with the facts of the `race`."""
-    rows = [entry.as_row(rank) for rank, entry in enumerate(entries, start=1)]
-    value = {**race, "ladder": rows}
+    value = {**race, "ladder": plain_leaderboard(entries)}
     write_whole(file, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -113,7 +117,8 @@ def draw_leaderboard(file: Path, entries: Sequence[Entry], base_loss: float | No
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-    methods = list(dict.fromkeys(p.configuration.method for p in by_number(entries)))
+    configurations = sorted((entry.configuration for entry in entries), key=lambda it: it.number)
+    methods = list(dict.fromkeys(item.method for item in configurations))
     colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(methods)}
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -183,11 +188,6 @@ def draw_leaderboard(file: Path, entries: Sequence[Entry], base_loss: float | No
     title += entries[0].configuration.text.encode("ascii", "replace").decode()
     axes.set_title(title.replace("$", r"\$"), fontsize="medium", wrap=True)
     figure.savefig(file, format="png")
-
-
-def by_number(entries: Sequence[Entry]) -> list[Entry]:
-    """In the order in which they entered the race."""
-    return sorted(entries, key=lambda entry: entry.configuration.number)
 
 
 def _end(entry: Entry) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from onebase.data.template import Template
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.identity import as_yaml_reads
+from onebase.runs.identity import as_yaml_reads, base_config
 from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import JobStart, Observer
 from onebase.runs.render_date import local_time
@@ -31,7 +32,13 @@ from onebase.search.budget import (
     fits_tokens,
 )
 from onebase.search.history import History
-from onebase.search.leaderboard import Entry, draw_leaderboard, ranked, write_leaderboard
+from onebase.search.leaderboard import (
+    Entry,
+    draw_leaderboard,
+    plain_leaderboard,
+    ranked,
+    write_leaderboard,
+)
 from onebase.search.space import Configuration, Space, default_space
 from onebase.search.successive_halving import (
     Candidate,
@@ -43,7 +50,7 @@ from onebase.training.job import Job
 from onebase.training.options import TrainOptions
 from onebase.training.run_config import as_given
 from onebase.training.stored_result import store_job, summary
-from onebase.training.task_data import TaskData, task_data
+from onebase.training.task_data import task_data
 from onebase.training.train import check_jobs, precision_for
 
 RaceEnd = Literal["finished", "out of budget", "nobody left", "interrupted"]
@@ -77,7 +84,7 @@ class RaceResult:
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
         """The leaderboard in plain values, best first."""
-        return [entry.as_row(rank) for rank, entry in enumerate(self.entries, start=1)]
+        return plain_leaderboard(self.entries)
 
 
 def race(
@@ -113,10 +120,13 @@ def race(
         max_tokens=options.max_tokens,
         moment=local_time(),
     )
-    data = _data(replace(jobs[0], task=job.task), template)
+    data = task_data(replace(jobs[0], task=job.task), template)
+    if not data.held_out:
+        raise _nothing_held_out()
     epochs = options.epochs if "epochs" in job.set else None
-    choice = _Choice(Size.of(data, options.batch_size * options.accumulation), most, count, epochs)
-    plan = choice.within(fits_tokens(budget.tokens) if budget.tokens else None)
+    size = Size.of(data, options.batch_size * options.accumulation)
+    largest = partial(choose, size, most=most, count=count, epochs=epochs)
+    plan = largest(fits=fits_tokens(budget.tokens) if budget.tokens else None)
     config = _config(job, base, budget, plan, configurations)
     history = History(observer)
     try:
@@ -133,8 +143,9 @@ def race(
             for text in [*data.notes, *unchanged_experts(base, methods)]:
                 run.note(text, task=job.task)
             halving = SuccessiveHalving(base, job, data, plan, run.recorder, history, limits)
-            end = _run(halving, choice, limits, configurations, history)
-            run.run.amend(_config(job, base, budget, halving.plan, configurations))
+            planned = count is not None and epochs is not None
+            end = _run(halving, None if planned else largest, limits, configurations, history)
+            run.run.write_config(_config(job, base, budget, halving.plan, configurations))
             if end == "interrupted" and not halving.tokens:
                 raise KeyboardInterrupt
             best = halving.best()
@@ -150,42 +161,23 @@ def race(
     return result
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What a plan is chosen by: the size of the data, the largest number of configurations, and their
-    number and epochs where these are given.
-    """
-
-    size: Size
-    most: int
-    count: int | None
-    epochs: int | None
-
-    @property
-    def open(self) -> bool:
-        """Whether anything is left to choose."""
-        return self.count is None or self.epochs is None
-
-    def within(self, fits: Callable[[RacePlan], bool] | None) -> RacePlan:
-        """The largest race that fits."""
-        return choose(self.size, most=self.most, count=self.count, epochs=self.epochs, fits=fits)
-
-
 def _run(
     halving: SuccessiveHalving,
-    choice: _Choice,
+    largest: Callable[..., RacePlan] | None,
     limits: Limits,
     configurations: Sequence[Configuration],
     history: History,
 ) -> RaceEnd:
-    """Plan the race, where time decides, and run it. Returns how it ended."""
+    """Run the race, and return how it ended. Where time decides and anything is left to choose, it is
+    first planned again: `largest` returns the largest race that `fits`.
+    """
     try:
         halving.evaluate_base()
-        if choice.open and math.isfinite(limits.deadline):
+        if largest is not None and math.isfinite(limits.deadline):
             halving.enter(configurations[:_MEASURED])
             speed = halving.measure_speed()
             seconds_left = limits.deadline - time.monotonic()
-            halving.change_plan(choice.within(fits_seconds(seconds_left, speed)))
+            halving.change_plan(largest(fits=fits_seconds(seconds_left, speed)))
         chosen = configurations[: halving.plan.count]
         history.started([_start(halving, chosen)])
         halving.enter(chosen)
@@ -200,7 +192,7 @@ def _run(
 
 
 def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) -> JobStart:
-    """The race as an observer is told of it."""
+    """The race as observers get it before the first step."""
     plan = halving.plan
     comma = say(", ", "、")
     methods = comma.join(dict.fromkeys(item.method for item in configurations))
@@ -220,16 +212,10 @@ def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) 
     return JobStart(task, title, halving.tokens, plan.trained, unit="tokens", facts=(text,))
 
 
-def _data(job: Job, template: Template) -> TaskData:
-    """The rows that all configurations share. Raises UsageError where no row is held out."""
-    data = task_data(job, template)
-    if not data.held_out:
-        raise _nothing_held_out()
-    return data
-
-
 def _check(job: Job, configurations: Sequence[Configuration]) -> TrainOptions:
-    """Refuse what can't be raced, before anything is loaded. Returns the options that all share."""
+    """The options that all configurations share. Raises UsageError, before anything is loaded, for what
+    can't be raced.
+    """
     shared = [candidate_job(job, item, TrainOptions().epochs) for item in configurations]
     for item in shared:
         item.options()
@@ -293,7 +279,7 @@ def _config(
     plan: RacePlan,
     configurations: Sequence[Configuration],
 ) -> dict[str, Any]:
-    """What the run was asked for, and what was chosen."""
+    """The config of the run, with the plan that was chosen."""
     candidates = [candidate_job(job, item, plan.epochs) for item in configurations[: plan.count]]
     return as_yaml_reads(
         {
@@ -305,10 +291,7 @@ def _config(
                 "rungs": [{"share": rung.share, "keep": rung.keep} for rung in plan.rungs],
                 "judged_rows": plan.evaluation_rows,
             },
-            "base": base.name,
-            "base_fingerprint": base.fingerprint,
-            "precision": base.precision.text,
-            "folder": str(Path.cwd()),
+            **base_config(base),
             "jobs": [as_given(candidate) for candidate in candidates],
         }
     )

@@ -41,11 +41,6 @@ class Candidate:
     trial: Trial
     state: JobState
 
-    @property
-    def diverged(self) -> bool:
-        """Whether its loss ended it."""
-        return self.state.diverged
-
 
 class SuccessiveHalving:
     """A race of configurations of one `job`, each with its own settings on top of the job's.
@@ -159,7 +154,9 @@ class SuccessiveHalving:
         evaluated once more. Raises OnebaseError where there is nothing to keep.
         """
         evaluated = [one for one in self.remaining if one.state.best_step]
-        trained = [one for one in self.remaining if one.entry.training_losses and not one.diverged]
+        trained = [
+            one for one in self.remaining if one.entry.training_losses and not one.state.diverged
+        ]
         if evaluated:
             leader = min(evaluated, key=lambda candidate: candidate.entry.loss)
         elif trained:
@@ -203,7 +200,7 @@ class SuccessiveHalving:
             behind = [
                 candidate
                 for candidate in self.remaining
-                if not candidate.diverged
+                if not candidate.state.diverged
                 and candidate.state.step < rung.step(candidate.state.total_steps)
             ]
             if not behind:
@@ -254,7 +251,7 @@ class SuccessiveHalving:
         From there on only losses over all rows compete.
         """
         self._history.rung = number
-        sound = [candidate for candidate in self.remaining if not candidate.diverged]
+        sound = [candidate for candidate in self.remaining if not candidate.state.diverged]
         due = [one.state for one in sound if one.state.step > one.state.evaluated_step]
         self._evaluate(due, self._check)
         for candidate in sound:  # a short training may have two rungs at one step
@@ -263,7 +260,7 @@ class SuccessiveHalving:
                 candidate.entry.evaluations.append(replace(last[0], rung=number))
         if number == len(self.plan.rungs) and self.plan.evaluation_rows < len(self._data.held_out):
             for candidate in sound:
-                if not candidate.diverged:
+                if not candidate.state.diverged:
                     self._evaluate_on_all_rows(candidate)
 
     def _evaluate_on_all_rows(self, candidate: Candidate) -> None:
@@ -302,7 +299,7 @@ class SuccessiveHalving:
 
     def _prune(self, number: int) -> None:
         """Stop the worst at a rung."""
-        sound = [candidate for candidate in self.remaining if not candidate.diverged]
+        sound = [candidate for candidate in self.remaining if not candidate.state.diverged]
         if not sound:
             raise NobodyLeft
         self._last_rung = number

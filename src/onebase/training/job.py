@@ -80,17 +80,8 @@ class Job:
 
 # The type of each key of a job in a tasks.yaml.
 _KINDS: dict[str, type] = {
-    "task": str,
-    "data": str,
-    "method": str,
-    "instruction": str,
-    "held_out": str,
-    "template": str,
-    "columns": dict,
-    "encoding": str,
-    "skip_bad": bool,
-    "seed": int,
-    "set": dict,
+    **dict.fromkeys(Job.__dataclass_fields__, str),
+    **{"columns": dict, "skip_bad": bool, "seed": int, "set": dict},
 }
 _KIND_NAMES = {str: "text", dict: "mapping", bool: "true/false", int: "whole number"}
 
@@ -133,7 +124,7 @@ def read_jobs(file: str | Path) -> TaskFile:
 
 
 def _job(path: Path, item: Any) -> Job:
-    known = list(Job.__dataclass_fields__)
+    known = list(_KINDS)
     if not isinstance(item, dict):
         raise UsageError(
             say(

@@ -6,8 +6,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
-import torch
-
 from onebase.adapters.adapter import Adapter
 from onebase.adapters.experts import unchanged_experts
 from onebase.adapters.full import FULL, trainable_copy
@@ -41,8 +39,7 @@ _COUNTERS = {
 
 
 class JobState:
-    """A job while it is trained. `base` is what it is trained on: the shared one, or a copy of its own
-    where it changes every weight.
+    """A job while it is trained, on the shared `base` or, if it trains every weight, on its own copy.
 
     `step` counts optimizer steps, `evaluated_step` is the last one with an evaluation, `tokens` counts
     the tokens trained on, and `trouble` says why the loss ended the job. `rendered_at` is the date that
@@ -111,7 +108,7 @@ class JobState:
 
     @property
     def start(self) -> JobStart:
-        """The job as an observer is told of it before the first step."""
+        """The job as observers get it before the first step."""
         facts = [
             say(
                 f"{len(self.data.train)} rows, {len(self.data.held_out)} held out, "
@@ -143,7 +140,7 @@ class JobState:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps where nothing stops the job early."""
+        """Optimizer steps of all epochs, if nothing stops the job early."""
         return self.steps_an_epoch * self.options.epochs
 
     @property
@@ -173,10 +170,12 @@ class JobState:
         size = self.options.batch_size
         return [rows[at : at + size] for at in range(0, len(rows), size)]
 
+    def is_finite(self, loss: float) -> bool:
+        """Whether the loss of a step and its gradients are finite."""
+        return math.isfinite(loss) and math.isfinite(self.trainable.gradient_norm())
+
     def record_loss(self, loss: float) -> Trouble | None:
-        """Record the loss of a step, before its update; return the reason to stop, if there is one."""
-        if not (math.isfinite(loss) and math.isfinite(self.trainable.gradient_norm())):
-            return "not finite"
+        """Record the finite loss of a step, before its update; return the reason to stop, if there is one."""
         if self.first_loss is None:
             self.first_loss = loss
         above = loss > max(math.log(self.base.shape.vocabulary), 2 * self.first_loss)
@@ -217,8 +216,8 @@ class JobState:
         self._batches = FixedBatches(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the job between two steps. Nothing is saved twice, nor what building
-        the job again makes anyway.
+        """The job's part of a checkpoint, between two steps. Tensors that are saved already, or that a
+        newly built job has too, are left out.
         """
         in_training = self.step > 0 and not (self.done and not self.evaluation_due)
         best_differs = self.best_step > 0 and not (in_training and self.best_step == self.step)
@@ -277,9 +276,8 @@ class JobState:
         )
 
     def _depth(self) -> int:
-        """The layer at which its passes may begin; 0 where they begin at the first."""
+        """The layer at which its passes may begin."""
         if self.options.trunk == "none" or self.adapter.full is not None:
             return 0
-        self.adapter.eval()  # its dropout draws nothing yet
-        with torch.no_grad():
-            return lowest_changed_layer(self.adapter.contribution(), self.base.shape.layers)
+        contribution = self.adapter.contribution_in_evaluation()  # its dropout draws nothing yet
+        return lowest_changed_layer(contribution, self.base.shape.layers)

@@ -39,7 +39,7 @@ class BetweenSteps(Protocol):
 def train_together(
     states: Sequence[JobState], observer: Observer, run: BetweenSteps | None = None
 ) -> None:
-    """Train every job from where it stands to its end, and load its best state by its own held-out
+    """Train every job from its present step to its end, and load its best state by its own held-out
     loss. Jobs on one base are trained in the same passes; those with a base of their own one after
     another.
 
@@ -69,8 +69,8 @@ def train_together(
 def shared_trunk(
     base: Base, jobs: Sequence[JobState], check: Callable[[], None] | None = None
 ) -> Trunk | None:
-    """The frozen trunk of the jobs that begin above the base's first layer, with all their rows run
-    through it; None where there is no such job. One fp32 job makes it fp32.
+    """The frozen trunk of the jobs that begin above the base's first layer, with all their rows
+    computed; None without such a job. It is in fp32 if any of them is.
     """
     kinds = {job.options.trunk for job in jobs if job.depth}
     if not kinds:
@@ -94,14 +94,16 @@ def step_together(
     for job in jobs:
         job.adapter.train()
     losses = _gradients(base, jobs, batches, trunk)
-    if len(jobs) > 1 and not all(map(_finite, jobs, losses.values())):
+    finite = [job.is_finite(losses[job.task]) for job in jobs]
+    if len(jobs) > 1 and not all(finite):
         # What isn't finite spreads through a shared pass (0 * inf is not 0): each job by itself.
         losses = {}
         for job in jobs:
             job.trainable.discard_gradients()
             losses |= _gradients(base, [job], batches, trunk)
-    for job, loss in zip(jobs, losses.values(), strict=True):
-        job.trouble = job.record_loss(loss)
+        finite = [job.is_finite(losses[job.task]) for job in jobs]
+    for job, is_finite in zip(jobs, finite, strict=True):
+        job.trouble = job.record_loss(losses[job.task]) if is_finite else "not finite"
     elapsed = time.perf_counter() - began
     for job in jobs:
         if job.trouble:
@@ -179,11 +181,6 @@ def _packs(
             yield group, trunk if layer else None
 
 
-def _finite(job: JobState, loss: float) -> bool:
-    """Whether a step's loss and gradients are finite."""
-    return math.isfinite(loss) and math.isfinite(job.trainable.gradient_norm())
-
-
 def evaluate_together(
     base: Base,
     jobs: Sequence[JobState],
@@ -196,11 +193,7 @@ def evaluate_together(
     every pass; what it raises leaves the jobs as they were.
     """
     depths = {job.task: job.depth for job in jobs}
-    contributions: dict[str, Contribution] = {}
-    for job in jobs:
-        job.adapter.eval()
-        with torch.no_grad():
-            contributions[job.task] = job.adapter.contribution()
+    contributions = {job.task: job.adapter.contribution_in_evaluation() for job in jobs}
     rows = [row for job in jobs for row in job.data.held_out]
     means = mean_losses(base, rows, contributions, check, depths=depths, trunk=trunk)
     if len(means) > 1 and not all(map(math.isfinite, means.values())):

@@ -1,7 +1,6 @@
-"""What a training run was asked for, in its config.yaml: written from jobs, read back, compared."""
+"""The config.yaml of a training run: written from jobs, read back, compared."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from onebase.adapters.methods import METHODS
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.identity import as_yaml_reads, identity_of
+from onebase.runs.identity import as_yaml_reads, base_config, with_identity
 from onebase.runs.render_date import render_date_config
 from onebase.runs.resume import incomplete_config, path_from
 from onebase.runs.run import Run
@@ -19,20 +18,8 @@ from onebase.training.job_state import JobState
 
 # What must be the same for a run to be resumed; the rest says where things are.
 _OF_RUN = ("base_fingerprint", "precision")
-_OF_JOB = (
-    *(
-        "method",
-        "instruction",
-        "template",
-        "columns",
-        "encoding",
-        "skip_bad",
-        "seed",
-        "set",
-        "options",
-    ),
-    *("data_sha256", "held_out_sha256", "rows_sha256"),
-)
+_GIVEN = ("method", "instruction", "template", "columns", "encoding", "skip_bad", "seed", "set")
+_OF_JOB = (*_GIVEN, "options", "data_sha256", "held_out_sha256", "rows_sha256")
 
 
 def run_config(base: Base, states: Sequence[JobState]) -> dict[str, Any]:
@@ -41,10 +28,7 @@ def run_config(base: Base, states: Sequence[JobState]) -> dict[str, Any]:
     assert rendered_at is not None
     config = as_yaml_reads(
         {
-            "base": base.name,
-            "base_fingerprint": base.fingerprint,
-            "precision": base.precision.text,
-            "folder": str(Path.cwd()),
+            **base_config(base),
             **render_date_config(rendered_at),
             "jobs": [_job_config(state) for state in states],
         }
@@ -56,12 +40,12 @@ def run_config(base: Base, states: Sequence[JobState]) -> dict[str, Any]:
             for job, state in zip(config["jobs"], states, strict=True)
         ],
     }
-    return {"identity": identity_of(same), **config}
+    return with_identity(config, same)
 
 
 def _not_hashed(state: JobState) -> list[str]:
-    """What is not in the hash of a job: its rows where the chat template writes the date, which changes
-    from day to day; an encoding that was not given, which earlier versions did not know.
+    """The keys that are left out of a job's hash: its rows if the chat template writes the date, which
+    changes from day to day; an encoding that was not given, which earlier versions did not have.
     """
     dated = ["rows_sha256"] if state.template.dated else []
     return dated if state.job.encoding else [*dated, "encoding"]

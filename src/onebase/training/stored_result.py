@@ -1,4 +1,4 @@
-"""What a run leaves behind: one stored version of each task, however often it was interrupted."""
+"""The result of a run: one stored version of each task, however often the run was interrupted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +104,9 @@ def store_job(
 
 
 def _already_stored(store: AdapterStore, run: Run, task: str) -> StoredAdapter | None:
-    """The version that an earlier session of the run stored; promoted if that session came no further."""
+    """The version that an earlier session of the run stored; promoted if that session ended before
+    it was.
+    """
     versions = store.list(task)
     of_run = [item for item in versions if item.record.get("run") == run.id]
     if not of_run:
@@ -137,7 +139,7 @@ def name_to_use(stored: StoredAdapter) -> str:
 
 
 def not_promoted_note(stored: StoredAdapter, workspace: Workspace) -> str:
-    """What to tell the user of a version that is stored but was not made current."""
+    """The note on a version that is stored but was not made current."""
     command = f"onebase adapters promote {stored.name}{workspace.option}"
     return say(
         f"{stored.name} is stored but was not made current; `{command}` would do so.",

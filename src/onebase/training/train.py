@@ -1,6 +1,7 @@
 """Training jobs together, from their data to versioned adapters in the workspace."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -44,10 +45,10 @@ def train(
 ) -> list[StoredAdapter]:
     """Train every job together on one base and store each result as a new version.
 
-    Where the newest run with the same jobs, data and base was interrupted, that run continues, to the
-    same adapters; `restart` begins a new one. Everything about the jobs is checked before the first
+    If the newest run with the same jobs, data and base was interrupted, that run continues, with the
+    same result; `restart` begins a new one. Everything about the jobs is checked before the first
     step. Raises UsageError or DataError; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a
-    checkpoint and no adapter; OnebaseError when a job left nothing to store (the others are stored) or
+    checkpoint and no adapter; OnebaseError if a job has nothing to store (the others are stored) or
     the adapters can't be stored.
     """
     check_jobs(jobs)
@@ -72,8 +73,8 @@ def resume(
     workspace: Workspace | None = None,
     observer: Observer | None = None,
 ) -> list[StoredAdapter]:
-    """Continue the run `id` (or the only one whose id begins so) from its newest good checkpoint, to the
-    same adapters that it would have left uninterrupted.
+    """Continue the run `id` (or the only one whose id begins so) from its newest good checkpoint. The
+    adapters are those of an uninterrupted run.
 
     Raises UsageError for a run that is unknown, ended or still running, and where its data, its
     settings or its base have changed; else as `train`.
@@ -122,16 +123,7 @@ def _train(
     observer: Observer | None,
 ) -> list[StoredAdapter]:
     """Train the jobs to their ends in one run, a new one or the `earlier` one, and store each."""
-    with run_session(
-        config,
-        base,
-        workspace,
-        states[0].job.seed,
-        earlier=earlier,
-        observer=observer,
-        save_seconds=min(state.options.save_seconds for state in states),
-        save_limit=max(state.options.save_limit for state in states),
-    ) as run:
+    with joint_session(states, config, base, workspace, earlier=earlier, observer=observer) as run:
         joint = JointTraining(states, run)
         run.restore(
             joint,
@@ -162,6 +154,28 @@ def _train(
     return stored
 
 
+def joint_session(
+    states: Sequence[JobState],
+    config: dict[str, Any],
+    base: Base,
+    workspace: Workspace,
+    *,
+    earlier: Run | None = None,
+    observer: Observer | None = None,
+) -> AbstractContextManager[RunSession]:
+    """The session of a run that trains `states` together, by the first one's seed."""
+    return run_session(
+        config,
+        base,
+        workspace,
+        states[0].job.seed,
+        earlier=earlier,
+        observer=observer,
+        save_seconds=min(state.options.save_seconds for state in states),
+        save_limit=max(state.options.save_limit for state in states),
+    )
+
+
 class JointTraining:
     """Jobs that are trained together, as their run saves them. `base_losses` is the held-out loss of the
     bare base, by task; None until it was measured.
@@ -179,7 +193,7 @@ class JointTraining:
         return {state.task: (state.step, state.total_steps) for state in self._states}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the jobs."""
+        """The state of all jobs for a checkpoint."""
         jobs = {state.task: state.state_dict() for state in self._states}
         return {"base_losses": self.base_losses, "jobs": jobs}
 
@@ -196,7 +210,9 @@ class JointTraining:
             for problem, note in _problems(state).items():
                 if (state.task, problem) not in self._reported:
                     self._reported.add((state.task, problem))
-                    self._run.note(note, task=state.task, step=state.step, **_facts(state, problem))
+                    trouble = {"trouble": state.trouble, "best_step": state.best_step}
+                    facts: dict[str, Any] = trouble if problem == "trouble" else {}
+                    self._run.note(note, task=state.task, step=state.step, **facts)
                     if problem == "trouble":
                         self._run.recorder.stopped(state.task, state.step, str(state.trouble))
         self._run.between_steps(evaluated=evaluated)
@@ -214,12 +230,6 @@ def _problems(state: JobState) -> dict[str, str]:
     if state.without_gradient:
         problems["gradient"] = _no_gradient_note(state)
     return problems
-
-
-def _facts(state: JobState, problem: str) -> dict[str, Any]:
-    if problem != "trouble":
-        return {}
-    return {"trouble": state.trouble, "best_step": state.best_step}
 
 
 def _trouble_note(state: JobState) -> str:
@@ -259,7 +269,7 @@ def _no_gradient_note(state: JobState) -> str:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Refuse, before anything is loaded, what can't be trained together. Raises UsageError."""
+    """Raise UsageError, before anything is loaded, for jobs that can't be trained together."""
     if not jobs:
         raise UsageError(
             say("There is no job to train.", "没有要训练的任务。"),

@@ -114,8 +114,8 @@ class TrainableAdapter:
             self.adapter.load_state_dict(self.best)
 
     def state_dict(self, *, weights: bool = True, best: bool = True) -> dict[str, Any]:
-        """What a checkpoint holds of it; without the `weights` and the optimizer, or the `best` state,
-        where these are not needed to continue.
+        """Its part of a checkpoint, without the `weights` and the optimizer, or without the `best` state,
+        if these are not needed to continue.
         """
         lora = self.adapter.lora
         return {

@@ -16,36 +16,6 @@ _MASKED = np.float32(-3.0e38)  # a score whose exponential is 0
 
 
 @compiled
-def _scores(m: Any, heads: int, query: int, keys: int, out: int, room: int, ahead: int) -> None:
-    """The scores of up to 4 query heads for one block."""
-    scale, width = np.float32(m.attention_scale), m.head_width
-    if heads == 4:
-        r.scores_4(query, keys, width, out, room, scale, ahead)
-    elif heads == 3:
-        r.scores_3(query, keys, width, out, room, scale, ahead)
-    elif heads == 2:
-        r.scores_2(query, keys, width, out, room, scale, ahead)
-    else:
-        r.scores_1(query, keys, width, out, room, scale, ahead)
-
-
-@compiled
-def _weigh(
-    m: Any, heads: int, weights: int, room: int, values: int, tokens: int, out: int, ahead: int
-) -> None:
-    """Add a block's values, weighted for up to 4 query heads."""
-    width = m.head_width
-    if heads == 4:
-        r.weigh_4(weights, room, values, tokens, out, width, ahead)
-    elif heads == 3:
-        r.weigh_3(weights, room, values, tokens, out, width, ahead)
-    elif heads == 2:
-        r.weigh_2(weights, room, values, tokens, out, width, ahead)
-    else:
-        r.weigh_1(weights, room, values, tokens, out, width, ahead)
-
-
-@compiled
 def _softmax(
     m: Any, s: Any, heads: int, query: int, layer: int, head: int, sequence: int, low: int, high: int,
     scores: int, room: int, out: int,
@@ -53,7 +23,7 @@ def _softmax(
     """Softmax attention of some query heads that share key head `head`, over the keys from `low` to `high` of
     their sequence. Blocks before `low` are skipped.
     """
-    width = m.head_width
+    scale, width = np.float32(m.attention_scale), m.head_width
     part = 4 * BLOCK * width
     keys = part * (m.kv_heads * 2 * layer + head)
     first, last = s.starts[sequence], s.starts[sequence + 1]
@@ -69,7 +39,8 @@ def _softmax(
             last = entry
             break
         ahead = s.entries[min(entry + 1, last - 1), 0] + keys
-        _scores(m, heads, query, s.entries[entry, 0] + keys, scores + 4 * at, room, ahead)
+        block = s.entries[entry, 0] + keys
+        r.scores(heads, query, block, width, scores + 4 * at, room, scale, ahead)
         if key < low or key + tokens > high or tokens < BLOCK:
             for slot in range(BLOCK):
                 if slot >= tokens or key + slot < low or key + slot >= high:
@@ -92,7 +63,8 @@ def _softmax(
         tokens = min(s.entries[entry, 1], high - start)
         start += s.entries[entry, 1]
         ahead = s.entries[min(entry + 1, last - 1), 0] + values
-        _weigh(m, heads, scores + 4 * at, room, s.entries[entry, 0] + values, tokens, out, ahead)
+        block = s.entries[entry, 0] + values
+        r.weigh(heads, scores + 4 * at, room, block, tokens, out, width, ahead)
         at += BLOCK
     for number in range(heads):
         inverse = r.read(out, heads * width + number)

@@ -22,11 +22,6 @@ class StepBuffers:
         """The residual stream of the first rows, [rows, hidden], which the caller fills."""
         return self._arrays["hidden"][:rows, : self._model.hidden]
 
-    @property
-    def bytes(self) -> int:
-        """The allocated memory."""
-        return sum(int(array.nbytes) for array in self._arrays.values())
-
     def reserve(self, rows: int, keys: int, ranks: int) -> None:
         """Grow the buffers for `rows` rows, `keys` keys of one row, and `ranks` ranks of one adapter."""
         model, threads = self._model, self._threads

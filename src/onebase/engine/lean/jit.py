@@ -6,7 +6,7 @@ files. The name of the cache folder therefore contains a hash of all of them.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,24 @@ def cache_folder() -> Path | None:
 def compiled(function: Callable[..., Any]) -> Any:
     """`function` compiled by numba. It releases the GIL and may call other compiled functions."""
     return numba.njit(nogil=True)(function)
+
+
+def by_count(functions: Iterable[Any]) -> Any:
+    """A compiled function that calls one of four, by its first argument, 4, 3, 2 or 1."""
+    four, three, two, one = functions
+
+    @compiled
+    def call(count, *arguments):  # type: ignore[no-untyped-def]
+        if count == 4:
+            four(*arguments)
+        elif count == 3:
+            three(*arguments)
+        elif count == 2:
+            two(*arguments)
+        else:
+            one(*arguments)
+
+    return call
 
 
 def compiled_and_cached(function: Callable[..., Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from onebase.engine.lean.jit import compiled
+from onebase.engine.lean.jit import by_count, compiled
 from onebase.engine.lean.vector import AVX2, AVX512, F32, I8, I16, I32, LANES, Emit, vector_function
 
 _INTS = 32 if AVX512 else 16  # inputs per step of an integer tile
@@ -149,61 +149,33 @@ def _float_tile(rows: int, outputs: int) -> Callable[..., Any]:
     return tile
 
 
-(_I4, _I3, _I2, _I1) = (_integer_tile(rows, outputs) for rows, outputs in _INTEGER_TILES.items())
-(_F4, _F3, _F2, _F1) = (_float_tile(rows, outputs) for rows, outputs in _FLOAT_TILES.items())
-(_I4S, _I3S, _I2S, _I1S) = (_integer_tile(rows, 1) for rows in _INTEGER_TILES)
-(_F4S, _F3S, _F2S, _F1S) = (_float_tile(rows, 1) for rows in _FLOAT_TILES)
-_IO4, _IO3, _IO2, _IO1 = _INTEGER_TILES.values()
-_FO4, _FO3, _FO2, _FO1 = _FLOAT_TILES.values()
+_integer_tiles = by_count(_integer_tile(*tile) for tile in _INTEGER_TILES.items())
+_integer_columns = by_count(_integer_tile(rows, 1) for rows in _INTEGER_TILES)
+_float_tiles = by_count(_float_tile(*tile) for tile in _FLOAT_TILES.items())
+_float_columns = by_count(_float_tile(rows, 1) for rows in _FLOAT_TILES)
+_INTEGER_OUTPUTS = tuple(_INTEGER_TILES[rows] for rows in (1, 2, 3, 4))
+_FLOAT_OUTPUTS = tuple(_FLOAT_TILES[rows] for rows in (1, 2, 3, 4))
 
 
 @compiled
 def _integer_rows(rows, x, sx, w, sw, n, k, out, stride):  # type: ignore[no-untyped-def]
     """A tile's rows (up to 4) by `n` outputs."""
-    wide = _IO4 if rows == 4 else _IO3 if rows == 3 else _IO2 if rows == 2 else _IO1
+    wide = _INTEGER_OUTPUTS[rows - 1]
     whole = n // wide * wide
     for at in range(0, whole, wide):
-        if rows == 4:
-            _I4(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        elif rows == 3:
-            _I3(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        elif rows == 2:
-            _I2(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        else:
-            _I1(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        _integer_tiles(rows, x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
     for at in range(whole, n):
-        if rows == 4:
-            _I4S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        elif rows == 3:
-            _I3S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        elif rows == 2:
-            _I2S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
-        else:
-            _I1S(x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
+        _integer_columns(rows, x, w + at * k, k, out + 4 * at, stride, sx, sw + 4 * at)
 
 
 @compiled
 def _float_rows(rows, x, step, w, n, k, out, stride):  # type: ignore[no-untyped-def]
-    wide = _FO4 if rows == 4 else _FO3 if rows == 3 else _FO2 if rows == 2 else _FO1
+    wide = _FLOAT_OUTPUTS[rows - 1]
     whole = n // wide * wide
     for at in range(0, whole, wide):
-        if rows == 4:
-            _F4(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        elif rows == 3:
-            _F3(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        elif rows == 2:
-            _F2(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        else:
-            _F1(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        _float_tiles(rows, x, step, w + 4 * at * k, k, out + 4 * at, stride)
     for at in range(whole, n):
-        if rows == 4:
-            _F4S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        elif rows == 3:
-            _F3S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        elif rows == 2:
-            _F2S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
-        else:
-            _F1S(x, step, w + 4 * at * k, k, out + 4 * at, stride)
+        _float_columns(rows, x, step, w + 4 * at * k, k, out + 4 * at, stride)
 
 
 @compiled

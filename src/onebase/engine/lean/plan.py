@@ -48,9 +48,8 @@ class Model(NamedTuple):
     rotary: int
     epsilon: float
     attention_scale: float
-    hidden_top: (
-        int  # the integer that a row's largest activation is scaled to, by the product's inputs
-    )
+    # The integer that a row's largest activation is scaled to, by the product's inputs.
+    hidden_top: int
     attended_top: int
     inner_top: int
     layers: ndarray  # int64 [layers, LAYER_COLUMNS]

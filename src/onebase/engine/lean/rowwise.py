@@ -8,6 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from onebase.engine.lean.jit import by_count
 from onebase.engine.lean.vector import BLOCK, F32, I16, LANES, PAD, Emit, vector_function
 
 
@@ -71,38 +72,19 @@ def rounded(e: Emit, x: Any, out: Any, factor: Any, n: Any) -> None:
 def scaled(e: Emit, x: Any, weight: Any, factor: Any, out: Any, n: Any) -> None:
     """out = x * factor * weight."""
     scale = e.splat(factor)
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        value = e.b.fmul(e.load(e.at(x, index, 4), e.floats), scale)
-        value = e.b.fmul(value, e.load(e.at(weight, index, 4), e.floats))
-        e.store(value, e.at(out, index, 4))
-        return []
-
-    e.loop(n, LANES, body)
+    e.map(out, n, lambda value, by: e.b.fmul(e.b.fmul(value, scale), by), x, weight)
 
 
 @vector_function("iii")
 def multiply(e: Emit, x: Any, y: Any, n: Any) -> None:
     """x = x * y."""
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        at = e.at(x, index, 4)
-        e.store(e.b.fmul(e.load(at, e.floats), e.load(e.at(y, index, 4), e.floats)), at)
-        return []
-
-    e.loop(n, LANES, body)
+    e.map(x, n, e.b.fmul, x, y)
 
 
 @vector_function("iii")
 def add(e: Emit, x: Any, y: Any, n: Any) -> None:
     """x = x + y."""
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        at = e.at(x, index, 4)
-        e.store(e.b.fadd(e.load(at, e.floats), e.load(e.at(y, index, 4), e.floats)), at)
-        return []
-
-    e.loop(n, LANES, body)
+    e.map(x, n, e.b.fadd, x, y)
 
 
 @vector_function("iii")
@@ -110,14 +92,11 @@ def silu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
     """gate = silu(gate) * up."""
     b = e.b
 
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        at = e.at(gate, index, 4)
-        x = e.load(at, e.floats)
+    def gated(x: Any, by: Any) -> Any:
         denominator = b.fadd(e.splat(1.0), e.exp(b.fneg(x)))
-        e.store(b.fmul(b.fdiv(x, denominator), e.load(e.at(up, index, 4), e.floats)), at)
-        return []
+        return b.fmul(b.fdiv(x, denominator), by)
 
-    e.loop(n, LANES, body)
+    e.map(gate, n, gated, gate, up)
 
 
 @vector_function("iii")
@@ -125,16 +104,13 @@ def gelu_gate(e: Emit, gate: Any, up: Any, n: Any) -> None:
     """gate = gelu(gate) * up, with gelu's tanh approximation: x sigmoid(2 sqrt(2/pi) (x + .044715 x^3))."""
     b = e.b
 
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        at = e.at(gate, index, 4)
-        x = e.load(at, e.floats)
+    def gated(x: Any, by: Any) -> Any:
         cube = b.fmul(b.fmul(x, x), x)
         inner = b.fmul(e.fma(cube, e.splat(0.044715), x), e.splat(-1.5957691216057308))
         denominator = b.fadd(e.splat(1.0), e.exp(inner))
-        e.store(b.fmul(b.fdiv(x, denominator), e.load(e.at(up, index, 4), e.floats)), at)
-        return []
+        return b.fmul(b.fdiv(x, denominator), by)
 
-    e.loop(n, LANES, body)
+    e.map(gate, n, gated, gate, up)
 
 
 @vector_function("ifi", "f")
@@ -271,7 +247,7 @@ def _scores(heads: int) -> Any:
     return scores
 
 
-scores_1, scores_2, scores_3, scores_4 = (_scores(heads) for heads in range(1, 5))
+scores = by_count(map(_scores, (4, 3, 2, 1)))
 
 
 def _weigh(heads: int) -> Any:
@@ -311,30 +287,20 @@ def _weigh(heads: int) -> Any:
     return weigh
 
 
-weigh_1, weigh_2, weigh_3, weigh_4 = (_weigh(heads) for heads in range(1, 5))
+weigh = by_count(map(_weigh, (4, 3, 2, 1)))
 
 
 @vector_function("iii")
 def copy(e: Emit, x: Any, out: Any, n: Any) -> None:
     """out = x; `n` is a multiple of LANES."""
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        e.store(e.load(e.at(x, index, 4), e.floats), e.at(out, index, 4))
-        return []
-
-    e.loop(n, LANES, body)
+    e.map(out, n, lambda number: number, x)
 
 
 @vector_function("iif")
 def fill(e: Emit, x: Any, n: Any, value: Any) -> None:
     """x = value."""
     vector = e.splat(value)
-
-    def body(index: Any, _: list[Any]) -> list[Any]:
-        e.store(vector, e.at(x, index, 4))
-        return []
-
-    e.loop(n, LANES, body)
+    e.map(x, n, lambda: vector)
 
 
 @vector_function("iiii")

@@ -171,9 +171,8 @@ class LeanRunner:
 
     def stats(self) -> dict[str, int]:
         """As Runner.stats."""
-        adapters = tuple(
-            self._adapters.values()
-        )  # a copy: another thread may change the dictionary
+        # A copy: another thread may change the dictionary.
+        adapters = tuple(self._adapters.values())
         return {
             "cache_tokens": self._pool.used * BLOCK,
             "cache_tokens_kept": self._pool.cached * BLOCK,

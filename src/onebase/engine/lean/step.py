@@ -4,6 +4,7 @@ A row is one token of one sequence, of its prompt or of its answer. A row's numb
 itself, its adapter, and the keys and values of its own sequence, bit for bit.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -142,13 +143,31 @@ def _head(m: Any, source: int, target: int, norm: int, cos: Any, sin: Any) -> No
         r.write(target, second, y * cos[index] + x * sin[index])
 
 
+def _phase(work: Callable[..., Any]) -> Any:
+    """A phase of a step in `count` pieces, each of them computed by the compiled function `work`."""
+
+    @compiled
+    def phase(m, a, b, s, counters, number, count, layer, ranks, scores):  # type: ignore[no-untyped-def]
+        while True:
+            piece = claim(counters, number, count)
+            if piece < 0:
+                break
+            work(m, a, b, s, layer, piece, ranks, scores)
+            done(counters, number)
+        wait(counters, number, count)
+
+    return phase
+
+
+@_phase
 @compiled
-def _keys_and_values(
-    m: Any, a: Any, b: Any, rows: Any, layer: int, row: int, ranks: int, single: int
+def _fill_cache(
+    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, ranks: int, scores: int
 ) -> None:
     """Finish a row's query, key and value: deltas, biases, norms, rotation. Writes key and value to the KV
-    cache; `single` is a buffer for one head.
+    cache; `scores` is a buffer for one head.
     """
+    rows = s.rows
     columns, adapter = m.layers[layer], rows[row, p.ADAPTER]
     qkv, x = b.qkv + 4 * row * m.qkv_width, b.normed + 4 * row * m.hidden_width
     if adapter >= 0:
@@ -176,18 +195,20 @@ def _keys_and_values(
             cached + part * head,
             cached + part * (m.kv_heads + head) + 4 * slot * m.head_width,
         )
-        r.fill(single, m.head_width, np.float32(0.0))
-        _head(m, qkv + 4 * (m.key_at + head * m.head), single, columns[p.KEY_NORM], cos, sin)
+        r.fill(scores, m.head_width, np.float32(0.0))
+        _head(m, qkv + 4 * (m.key_at + head * m.head), scores, columns[p.KEY_NORM], cos, sin)
         for index in range(m.head):
-            r.write(key, index * BLOCK + slot, r.read(single, index))
+            r.write(key, index * BLOCK + slot, r.read(scores, index))
         source = qkv + 4 * (m.value_at + head * m.head)
         for index in range(m.head):
             r.write(value, index, r.read(source, index))
 
 
+@_phase
 @compiled
-def _gate(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, ranks: int) -> None:
+def _gate(m: Any, a: Any, b: Any, s: Any, layer: int, row: int, ranks: int, scores: int) -> None:
     """The activations of the feed-forward of a row: gate and up become the input of the down projection."""
+    adapter = s.rows[row, p.ADAPTER]
     gate, x = b.gate_up + 8 * row * m.inner_width, b.normed + 4 * row * m.hidden_width
     up = gate + 4 * m.inner_width
     if adapter >= 0:
@@ -203,6 +224,66 @@ def _gate(m: Any, a: Any, b: Any, adapter: int, layer: int, row: int, ranks: int
     if adapter >= 0 and a.inputs[adapter, layer, p.DOWN] != 0:
         r.multiply(gate, a.inputs[adapter, layer, p.DOWN], m.inner_width)
     _quantize(m, b, row, gate, m.inner_width, m.inner_top)
+
+
+@_phase
+@compiled
+def _attention_norm(
+    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, ranks: int, scores: int
+) -> None:
+    """Add the previous layer's feed-forward to the residual stream of a row, and norm it."""
+    adapter = s.rows[row, p.ADAPTER]
+    if layer > 0:
+        x = b.gate_up + 8 * row * m.inner_width
+        _add_to_residual(m, a, b, adapter, layer - 1, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+    _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_1], p.QKV)
+
+
+@_phase
+@compiled
+def _attend_all(
+    m: Any, a: Any, b: Any, s: Any, layer: int, piece: int, ranks: int, scores: int
+) -> None:
+    """Attention of a row and a key head."""
+    attend(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
+
+
+@_phase
+@compiled
+def _quantize_attended(
+    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, ranks: int, scores: int
+) -> None:
+    """Prepare the attention's output of a row for its product."""
+    adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+    if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
+        r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
+    _quantize(m, b, row, x, m.attended_width, m.attended_top)
+
+
+@_phase
+@compiled
+def _feed_forward_norm(
+    m: Any, a: Any, b: Any, s: Any, layer: int, row: int, ranks: int, scores: int
+) -> None:
+    """Add the attention's output to the residual stream of a row, and norm it."""
+    adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
+    _add_to_residual(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
+    _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_2], p.GATE_UP)
+
+
+@_phase
+@compiled
+def _final_norm(
+    m: Any, a: Any, b: Any, s: Any, layer: int, index: int, ranks: int, scores: int
+) -> None:
+    """Add the last layer's feed-forward to the residual stream of a kept row, and apply the final norm."""
+    row = s.keep[index]
+    adapter, x = s.rows[row, p.ADAPTER], b.gate_up + 8 * row * m.inner_width
+    _add_to_residual(m, a, b, adapter, layer, row, p.DOWN_PROJ, x, m.inner_width, ranks)
+    x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * index * m.hidden_width
+    inverse = _inverse_length(x, m.hidden, m.hidden_width, m.epsilon)
+    r.scaled(x, m.final_norm, inverse, target, m.hidden_width)
+    _quantize(m, b, index, target, m.hidden_width, m.hidden_top)
 
 
 @compiled
@@ -225,124 +306,6 @@ def _panels(
     wait(counters, phase, count)
 
 
-@compiled
-def _attention_norm(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
-) -> None:
-    """A phase over rows: add the previous layer's feed-forward to the residual stream, and norm it."""
-    count = len(s.rows)
-    while True:
-        row = claim(counters, phase, count)
-        if row < 0:
-            break
-        adapter = s.rows[row, p.ADAPTER]
-        if layer > 0:
-            x = b.gate_up + 8 * row * m.inner_width
-            _add_to_residual(m, a, b, adapter, layer - 1, row, p.DOWN_PROJ, x, m.inner_width, ranks)
-        _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_1], p.QKV)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _fill_cache(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int, scores: int
-) -> None:
-    """A phase over rows: finish queries, and write keys and values to the KV cache."""
-    count = len(s.rows)
-    while True:
-        row = claim(counters, phase, count)
-        if row < 0:
-            break
-        _keys_and_values(m, a, b, s.rows, layer, row, ranks, scores)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _attend_all(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, scores: int
-) -> None:
-    """A phase over rows and key heads: attention."""
-    count = len(s.rows) * m.kv_heads
-    while True:
-        piece = claim(counters, phase, count)
-        if piece < 0:
-            break
-        attend(m, a, b, s, layer, piece // m.kv_heads, piece % m.kv_heads, scores)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _quantize_attended(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int
-) -> None:
-    """A phase over rows: prepare the attention's output for its product."""
-    count = len(s.rows)
-    while True:
-        row = claim(counters, phase, count)
-        if row < 0:
-            break
-        adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
-        if adapter >= 0 and a.inputs[adapter, layer, p.OUTPUT] != 0:
-            r.multiply(x, a.inputs[adapter, layer, p.OUTPUT], m.attended_width)
-        _quantize(m, b, row, x, m.attended_width, m.attended_top)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _feed_forward_norm(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
-) -> None:
-    """A phase over rows: add the attention's output to the residual stream, and norm it."""
-    count = len(s.rows)
-    while True:
-        row = claim(counters, phase, count)
-        if row < 0:
-            break
-        adapter, x = s.rows[row, p.ADAPTER], b.attended + 4 * row * m.attended_width
-        _add_to_residual(m, a, b, adapter, layer, row, p.OUT, x, m.attended_width, ranks)
-        _norm(m, a, b, adapter, layer, row, m.layers[layer, p.NORM_2], p.GATE_UP)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _gate_all(
-    m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, layer: int, ranks: int
-) -> None:
-    """A phase over rows: the activations of the feed-forward."""
-    count = len(s.rows)
-    while True:
-        row = claim(counters, phase, count)
-        if row < 0:
-            break
-        _gate(m, a, b, s.rows[row, p.ADAPTER], layer, row, ranks)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
-@compiled
-def _final_norm(m: Any, a: Any, b: Any, s: Any, counters: int, phase: int, ranks: int) -> None:
-    """A phase over kept rows: add the last layer's feed-forward, and apply the final norm."""
-    count, last = len(s.keep), len(m.layers) - 1
-    while True:
-        index = claim(counters, phase, count)
-        if index < 0:
-            break
-        row = s.keep[index]
-        adapter, x = s.rows[row, p.ADAPTER], b.gate_up + 8 * row * m.inner_width
-        _add_to_residual(m, a, b, adapter, last, row, p.DOWN_PROJ, x, m.inner_width, ranks)
-        x, target = b.hidden + 4 * row * m.hidden_width, b.normed + 4 * index * m.hidden_width
-        inverse = _inverse_length(x, m.hidden, m.hidden_width, m.epsilon)
-        r.scaled(x, m.final_norm, inverse, target, m.hidden_width)
-        _quantize(m, b, index, target, m.hidden_width, m.hidden_top)
-        done(counters, phase)
-    wait(counters, phase, count)
-
-
 @compiled_and_cached
 def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
     """Run the rows of `s` through all layers, and its kept rows through the head, which writes the logits.
@@ -351,35 +314,36 @@ def run(thread: int, counters: int, m: Any, a: Any, b: Any, s: Any) -> None:
     with the same arguments except `thread`; `counters` are the team's.
     """
     count, kept = len(s.rows), len(s.keep)
+    pieces = count * m.kv_heads  # of attention
     scores, ranks = b.scores + 4 * thread * b.thread_room, b.ranks + 4 * thread * b.rank_room
     hidden, inner = m.hidden_width, m.inner_width
     phase = 0
     for layer in range(len(m.layers)):
         panels = m.panels[layer]
-        _attention_norm(m, a, b, s, counters, phase, layer, ranks)
+        _attention_norm(m, a, b, s, counters, phase, count, layer, ranks, scores)
         _panels(
             m, b, counters, phase + 1, panels[p.QKV], m.counts[p.QKV], count, b.normed, hidden, hidden,
             b.qkv, m.qkv_width,
         )  # fmt: skip
-        _fill_cache(m, a, b, s, counters, phase + 2, layer, ranks, scores)
-        _attend_all(m, a, b, s, counters, phase + 3, layer, scores)
-        _quantize_attended(m, a, b, s, counters, phase + 4, layer)
+        _fill_cache(m, a, b, s, counters, phase + 2, count, layer, ranks, scores)
+        _attend_all(m, a, b, s, counters, phase + 3, pieces, layer, ranks, scores)
+        _quantize_attended(m, a, b, s, counters, phase + 4, count, layer, ranks, scores)
         _panels(
             m, b, counters, phase + 5, panels[p.OUTPUT], m.counts[p.OUTPUT], count, b.attended,
             m.attended_width, m.attended_width, b.branch, hidden,
         )  # fmt: skip
-        _feed_forward_norm(m, a, b, s, counters, phase + 6, layer, ranks)
+        _feed_forward_norm(m, a, b, s, counters, phase + 6, count, layer, ranks, scores)
         _panels(
             m, b, counters, phase + 7, panels[p.GATE_UP], m.counts[p.GATE_UP], count, b.normed, hidden,
             hidden, b.gate_up, 2 * inner,
         )  # fmt: skip
-        _gate_all(m, a, b, s, counters, phase + 8, layer, ranks)
+        _gate(m, a, b, s, counters, phase + 8, count, layer, ranks, scores)
         _panels(
             m, b, counters, phase + 9, panels[p.DOWN], m.counts[p.DOWN], count, b.gate_up, 2 * inner,
             inner, b.branch, hidden,
         )  # fmt: skip
         phase += _PHASES
-    _final_norm(m, a, b, s, counters, phase, ranks)
+    _final_norm(m, a, b, s, counters, phase, kept, len(m.layers) - 1, ranks, scores)
     _panels(
         m, b, counters, phase + 1, m.head_panels, len(m.head_panels), kept, b.normed, hidden, hidden,
         b.logits, m.vocabulary,

@@ -217,6 +217,16 @@ class Emit:
         b.position_at_end(after)
         return new
 
+    def map(self, out: Any, count: Any, function: Callable[..., Any], *rows: Any) -> None:
+        """Emit out = function(*rows), element by element, for rows of `count` floats."""
+
+        def body(index: Any, _: list[Any]) -> list[Any]:
+            values = [self.load(self.at(row, index, 4), self.floats) for row in rows]
+            self.store(function(*values), self.at(out, index, 4))
+            return []
+
+        self.loop(count, self.lanes, body)
+
 
 def vector_function(
     arguments: str, result: str = "void"

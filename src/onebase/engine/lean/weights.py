@@ -50,7 +50,7 @@ class LeanWeights:
         first: Any = base.layers[0]
         self.quantized = base.precision.name == "w8a8"
         heads, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        key_at, inner = padded(heads), _inner(first)
+        key_at, inner = padded(heads), int(first.mlp.down_proj.in_features)
         value_at = key_at + padded(keys)
         layers = np.zeros((shape.layers, plan.LAYER_COLUMNS), np.int64)
         tables: list[list[list[tuple[int, int, int, int]]]] = []
@@ -227,11 +227,6 @@ def _gate_up(layer: Any, inner: int) -> list[Part]:
         fused = layer.mlp.gate_up_proj
         return [_part(fused, slice(0, inner)), _part(fused, slice(inner, 2 * inner))]
     return [_part(layer.mlp.gate_proj), _part(layer.mlp.up_proj)]
-
-
-def _inner(layer: Any) -> int:
-    inputs: int = layer.mlp.down_proj.in_features
-    return inputs
 
 
 def _activation(config: Any) -> str:
