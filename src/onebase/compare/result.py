@@ -117,7 +117,8 @@ class NearDuplicate:
 class Comparison:
     """Methods compared on one task. `metric` is the one that decides; `metrics` are all those that are
     measured row by row. `rows_sha256` is over the rows of training, validation and held-out part as the
-    model sees them.
+    model sees them. `phases` says where the time went: seconds by phase (`loading`, `tuning`,
+    `training`, `scoring`, `forgetting`, `alone`), in the order in which they ran.
     """
 
     run: str
@@ -138,6 +139,7 @@ class Comparison:
     seconds: float
     cpu_seconds: float
     machine: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def methods(self) -> tuple[str, ...]:

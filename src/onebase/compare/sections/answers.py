@@ -1,0 +1,127 @@
+"""Held-out answers side by side: the best, the worst, and those that differ most between methods."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from onebase.compare.document import Block, Column, Facts, Group, Mark, Row, Section, Table
+from onebase.compare.evidence import Evidence
+from onebase.compare.metric_name import metric_name
+from onebase.compare.quantity import decimals, number
+from onebase.compare.result import Arm
+from onebase.language import say
+
+_EACH = 3  # rows of a kind
+_LONGEST = 600  # characters that are shown of a text
+
+
+def answers_section(evidence: Evidence) -> Section:
+    """Rows of the three kinds with every method's answer. A row is shown once."""
+    title = say("Answers side by side", "答案对照")
+    arms = _arms(evidence)
+    trained = [arm for arm in arms if arm.trained]
+    if not trained:
+        return Section("answers", title, say("There are no answers.", "没有答案。"))
+    scores = {arm.method: evidence.comparison.values(arm, evidence.metric) for arm in arms}
+    rows = range(len(evidence.comparison.held_out))
+    sign = -1 if evidence.lower_is_better else 1
+    means = [sign * statistics.fmean(scores[arm.method][row] for arm in trained) for row in rows]
+    apart = [_range([scores[arm.method][row] for arm in trained]) for row in rows]
+    answers = [len({arm.outcomes[row].answer for arm in trained}) for row in rows]
+    losses = [statistics.fmean(arm.outcomes[row].loss for arm in trained) for row in rows]
+
+    shown: set[int] = set()
+    groups: list[Block] = []
+
+    def group(text: str, chosen: Sequence[int]) -> None:
+        shown.update(chosen)
+        cards = tuple(_card(evidence, arms, scores, row) for row in chosen)
+        if cards:
+            groups.append(Group(text, cards))
+
+    def first(key: Callable[[int], tuple[float, ...]]) -> list[int]:
+        return sorted((row for row in rows if row not in shown), key=key)[:_EACH]
+
+    different = first(lambda row: (-apart[row], -answers[row], row))
+    group(
+        say("Most different", "分歧最大"),
+        [row for row in different if apart[row] > 0 or answers[row] > 1],
+    )
+    group(say("Worst", "最差"), first(lambda row: (means[row], -losses[row], row)))
+    group(say("Best", "最好"), first(lambda row: (-means[row], losses[row], row)))
+    return Section("answers", title, _lead(trained, answers), tuple(groups))
+
+
+def _arms(evidence: Evidence) -> list[Arm]:
+    """The arm of each method whose answers are shown: its first seed that did not diverge."""
+    comparison = evidence.comparison
+    return [comparison.arms_of(name)[0] for name in (*evidence.trained, *evidence.references)]
+
+
+def _range(values: Sequence[float]) -> float:
+    return max(values) - min(values)
+
+
+def _lead(trained: Sequence[Arm], answers: Sequence[int]) -> str:
+    differ = sum(count > 1 for count in answers)
+    seeds = sorted({arm.seed for arm in trained if arm.seed is not None})
+    shown = say(" of seed ", "，取自种子 ") + "/".join(map(str, seeds)) if seeds else ""
+    return say(
+        f"The trained methods give different answers to {differ} of {len(answers)} held-out rows "
+        f"(answers{shown}; all of them are in outcomes.jsonl).",
+        f"在 {len(answers)} 行留出数据中，各训练方法对 {differ} 行给出了不同的答案"
+        f"（全部答案见 outcomes.jsonl{shown}）。",
+    )
+
+
+def _card(
+    evidence: Evidence, arms: Sequence[Arm], scores: dict[str, list[float]], row: int
+) -> Group:
+    held_out = evidence.comparison.held_out[row]
+    values = [scores[arm.method][row] for arm in arms]
+    places = decimals(values)
+    low, high = min(values), max(values)
+    best, worst = (low, high) if evidence.lower_is_better else (high, low)
+
+    def mark(value: float) -> Mark:
+        if best == worst:
+            return ""
+        return "good" if value == best else "bad" if value == worst else ""
+
+    rows = tuple(
+        Row(
+            (arm.method, _cut(arm.outcomes[row].answer), number(value, places)),
+            mark(value),
+        )
+        for arm, value in zip(arms, values, strict=True)
+    )
+    place = f"{held_out.file}:{held_out.line}"
+    return Group(
+        place,
+        (
+            Facts(
+                (
+                    (say("Input", "输入"), _cut(held_out.input)),
+                    (say("Reference", "参考答案"), _cut(held_out.reference)),
+                )
+            ),
+            Table(
+                say(f"Answers to {place}", f"{place} 的答案"),
+                (
+                    Column(say("method", "方法")),
+                    Column(say("answer", "答案")),
+                    Column(metric_name(evidence.metric), numeric=True),
+                ),
+                rows,
+            ),
+        ),
+    )
+
+
+def _cut(text: str) -> str:
+    """A text as it is shown: where it is long, its beginning."""
+    if not text.strip():
+        return say("(empty)", "（空）")
+    if len(text) <= _LONGEST:
+        return text
+    left = len(text) - _LONGEST
+    return text[:_LONGEST] + say(f" … ({left:,} more characters)", f"……（还有 {left:,} 个字符）")
