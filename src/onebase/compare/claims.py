@@ -136,7 +136,9 @@ def medium_quality(method: str, lower: str, upper: str) -> Callable[[Evidence], 
             if name not in evidence.summary.intervals:
                 return _not_compared(name)
         above, beyond = evidence.beats(method, lower), evidence.beats(method, upper)
-        numbers = listed(_difference(evidence, method, other) for other in (lower, upper))
+        numbers = say("; ", "；").join(
+            _difference(evidence, method, other) for other in (lower, upper)
+        )
         if above is False or beyond is True:
             return Finding("not held", numbers)
         return Finding("held" if above else "not decided", numbers)

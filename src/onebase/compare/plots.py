@@ -25,7 +25,14 @@ _FONTS = (
 _SIZE = (5.6, 3.9)  # inches
 _INK, _GREY, _RULE = "#1f2328", "#656d76", "#d8dee4"
 _WIDE = 10.0  # a logarithmic axis where the largest value is this many times the smallest
-_OFFSETS = ((8, 4), (8, -12), (-8, 4), (-8, -12), (0, 11), (0, -19), (14, 14), (-14, 14))
+_FAR = 24  # points: a name that far from its point is joined to it
+# Where a name may stand: points to the right of its point and above it.
+_OFFSETS = tuple(
+    (dx, dy)
+    for dx in (8, -8, 0, 26, -26, 44, -44)
+    for dy in (4, -12, 14, -22, 28, -36, 42, -50)
+    if dx or abs(dy) > 12
+)
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,8 @@ def short(value: float, _: object = None) -> str:
     """A count on an axis: `20k`, `1.5M`."""
     for count, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= count:
-            return f"{value / count:g}{unit}"
-    return f"{value:g}"
+            return f"{value / count:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 @contextmanager
@@ -251,22 +258,35 @@ def _leading_digit(value: float) -> int:
 
 
 def _name_points(axes: Any, points: Sequence[Point], colour_of: Mapping[str, int]) -> None:
-    """Write each name beside its point, where it covers no other name and no point."""
+    """Write each name near its point, where it covers no other name, no point and no interval."""
     places = {point.name: axes.transData.transform((point.cost, point.mean)) for point in points}
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
-    frame = axes.bbox
+    for point in points:
+        ends = [
+            axes.transData.transform((point.cost, value))
+            for value in (point.low, point.high)
+            if math.isfinite(value)
+        ]
+        if len(ends) == 2:
+            (x, one), (_, other) = ends
+            taken.append((x - 3, min(one, other), x + 3, max(one, other)))
     for point in points:
         x, y = places[point.name]
-        boxes = [(offset, _box(x, y, offset, point.name)) for offset in _OFFSETS]
 
-        def covered(item: tuple[tuple[int, int], tuple[float, float, float, float]]) -> float:
-            box = item[1]
+        def covered(
+            offset: tuple[int, int], x: float = x, y: float = y, point: Point = point
+        ) -> float:
+            box = _box(x, y, offset, point.name)
+            frame = axes.bbox
             outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1)
             outside += max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
-            return sum(_overlap(box, other) for other in taken) + 20 * outside
+            overlap = sum(_overlap(box, other) for other in taken)
+            return overlap + 20 * outside + math.hypot(*offset)
 
-        offset, box = min(boxes, key=covered)
-        taken.append(box)
+        offset = min(_OFFSETS, key=covered)
+        taken.append(_box(x, y, offset, point.name))
+        colour = _COLOURS[colour_of[point.name] % len(_COLOURS)]
+        far = math.hypot(*offset) > _FAR
         axes.annotate(
             point.name,
             (point.cost, point.mean),
@@ -275,7 +295,8 @@ def _name_points(axes: Any, points: Sequence[Point], colour_of: Mapping[str, int
             ha="left" if offset[0] > 0 else "right" if offset[0] < 0 else "center",
             fontsize=9.5,
             fontweight="bold" if point.tied else "normal",
-            color=_COLOURS[colour_of[point.name] % len(_COLOURS)],
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if far else None,
             zorder=5,
         )
 

@@ -85,7 +85,7 @@ def _lead(evidence: Evidence) -> str:
     names = listed(best)
     return say(
         f"For quality against memory, the Pareto front is {names}, the cheapest first.",
-        f"质量与内存的帕累托前沿（从省到费）：{names}。",
+        f"质量与内存的帕累托前沿（按成本从低到高）：{names}。",
     )
 
 
