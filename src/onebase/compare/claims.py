@@ -21,7 +21,7 @@ from onebase.language import say
 
 Result = Literal["held", "not held", "not decided"]
 # Costs that differ by less say nothing: a process's own memory and time vary by about as much.
-_MARGIN = 1.1
+_MARGIN = 0.1
 _FEW_MB = 10e6  # bytes
 _SECONDS = 10.0
 
@@ -247,9 +247,9 @@ def _costs(evidence: Evidence, quantity: Quantity) -> dict[str, float]:
 
 def _below(low: float, high: float) -> Result:
     """Whether a cost is below another by more than the margin of a measurement."""
-    if low * _MARGIN <= high:
+    if high - low >= _MARGIN * low:
         return "held"
-    return "not held" if low >= high * _MARGIN else "not decided"
+    return "not held" if low - high >= _MARGIN * high else "not decided"
 
 
 def _all(results: list[Result]) -> Result:

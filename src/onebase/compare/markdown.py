@@ -17,7 +17,7 @@ from onebase.language import say
 PLOTS = "plots"  # the folder of the plots, beside the file
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~$!#&])")
 # What starts a list, a heading or a quotation where it stands first in a line.
-_FIRST = re.compile(r"^(?:([-+]|=+)|(\d+)([.)]))(?=\s|$)")
+_FIRST = re.compile(r"^(?:(-+|\+|=+)|(\d+)([.)]))(?=\s|$)")
 
 
 def markdown(document: Document, suffix: str) -> str:

@@ -185,19 +185,23 @@ def _figure() -> Iterator[tuple[Any, Any]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "onebase",
-        "text.parse_math": False,
-        "font.family": ["DejaVu Sans"],
-        "font.size": 10,
-        "axes.edgecolor": _GREY,
-        "axes.labelcolor": _INK,
-        "xtick.color": _GREY,
-        "ytick.color": _GREY,
-        "text.color": _INK,
-    }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    with (
+        mpl.rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "onebase",
+                "text.parse_math": False,
+                "font.family": ["DejaVu Sans"],
+                "font.size": 10,
+                "axes.edgecolor": _GREY,
+                "axes.labelcolor": _INK,
+                "xtick.color": _GREY,
+                "ytick.color": _GREY,
+                "text.color": _INK,
+            }
+        ),
+        warnings.catch_warnings(),
+    ):
         # Words are measured in a font that may not have them; the reader's fonts draw them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -281,7 +285,8 @@ def _name_points(axes: Any, points: Sequence[Point], colour_of: Mapping[str, int
             outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1)
             outside += max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
             overlap = sum(_overlap(box, other) for other in taken)
-            return overlap + 20 * outside + math.hypot(*offset)
+            cover: float = overlap + 20 * outside + math.hypot(*offset)
+            return cover
 
         offset = min(_OFFSETS, key=covered)
         taken.append(_box(x, y, offset, point.name))

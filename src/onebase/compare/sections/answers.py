@@ -21,7 +21,7 @@ def answers_section(evidence: Evidence) -> Section:
     trained = [arm for arm in arms if arm.trained]
     if not trained:
         return Section("answers", title, say("There are no answers.", "没有答案。"))
-    scores = {arm.method: evidence.comparison.values(arm, evidence.metric) for arm in arms}
+    scores = {arm.method: _scores_of(arm, evidence.metric) for arm in arms}
     rows = range(len(evidence.comparison.held_out))
     sign = -1 if evidence.lower_is_better else 1
     means = [sign * statistics.fmean(scores[arm.method][row] for arm in trained) for row in rows]
@@ -55,6 +55,13 @@ def _arms(evidence: Evidence) -> list[Arm]:
     """The arm of each method whose answers are shown: its first seed that did not diverge."""
     comparison = evidence.comparison
     return [comparison.arms_of(name)[0] for name in (*evidence.trained, *evidence.references)]
+
+
+def _scores_of(arm: Arm, metric: str) -> list[float]:
+    """The metric of each row as its own number: the loss of a row is per token."""
+    if metric == "loss":
+        return [outcome.loss for outcome in arm.outcomes]
+    return [outcome.scores[metric] for outcome in arm.outcomes]
 
 
 def _range(values: Sequence[float]) -> float:
