@@ -29,6 +29,7 @@ def answers_section(evidence: Evidence) -> Section:
     answers = [len({arm.outcomes[row].answer for arm in trained}) for row in rows]
     losses = [statistics.fmean(arm.outcomes[row].loss for arm in trained) for row in rows]
 
+    each = min(_EACH, max(1, len(rows) // 3))
     shown: set[int] = set()
     groups: list[Block] = []
 
@@ -39,7 +40,7 @@ def answers_section(evidence: Evidence) -> Section:
             groups.append(Group(text, cards))
 
     def first(key: Callable[[int], tuple[float, ...]]) -> list[int]:
-        return sorted((row for row in rows if row not in shown), key=key)[:_EACH]
+        return sorted((row for row in rows if row not in shown), key=key)[:each]
 
     different = first(lambda row: (-apart[row], -answers[row], row))
     group(
