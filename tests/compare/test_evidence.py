@@ -50,6 +50,6 @@ def test_the_best_mean_comes_first(evidence) -> None:
 
 def test_the_pareto_front_has_no_point_that_another_beats_in_both() -> None:
     points = {"a": (1, 0.5), "b": (2, 0.4), "c": (3, 0.9), "d": (3, 0.8), "e": (4, 0.9)}
-    assert front(points, "accuracy") == ["a", "c"]
-    assert front(points, "loss") == ["a", "b"]
-    assert front({}, "loss") == []
+    assert front(points, lower_is_better=False) == ["a", "c"]
+    assert front(points, lower_is_better=True) == ["a", "b"]
+    assert front({}, lower_is_better=True) == []

@@ -17,10 +17,10 @@ POINTS = [
 COLOURS = {"lora": 0, "ia3": 1, "full": 9}
 
 
-def quality(points=POINTS, metric="accuracy", **labels) -> str:
+def quality(points=POINTS, lower=False, **labels) -> str:
     texts = {
         "cost_label": "peak memory",
-        "metric_label": metric,
+        "metric_label": "accuracy",
         "tied_label": "tied set",
         "front_label": "Pareto front",
     }
@@ -28,7 +28,7 @@ def quality(points=POINTS, metric="accuracy", **labels) -> str:
         points,
         ["ia3", "lora"],
         {"base": 0.3},
-        metric=metric,
+        lower_is_better=lower,
         colour_of=COLOURS,
         cost_text=short,
         **(texts | labels),
@@ -77,9 +77,9 @@ def height(svg: str, text: str) -> float:
     raise AssertionError(text)
 
 
-@pytest.mark.parametrize(("metric", "above"), [("accuracy", "0.9"), ("loss", "0.6")])
-def test_the_better_value_stands_above(metric, above) -> None:
-    svg = quality(metric=metric)
+@pytest.mark.parametrize(("lower", "above"), [(False, "0.9"), (True, "0.6")])
+def test_the_better_value_stands_above(lower, above) -> None:
+    svg = quality(lower=lower)
     below = {"0.9": "0.6", "0.6": "0.9"}[above]
     assert height(svg, above) < height(svg, below)
 
@@ -89,7 +89,7 @@ def test_one_point_is_enough() -> None:
         POINTS[:1],
         ["lora"],
         {},
-        metric="accuracy",
+        lower_is_better=False,
         colour_of=COLOURS,
         cost_label="c",
         metric_label="m",

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from onebase.compare.result import better
-
 # No pair differs in red and green alone (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -61,7 +59,7 @@ def cost_plot(
     front: Sequence[str],
     references: Mapping[str, float],
     *,
-    metric: str,
+    lower_is_better: bool,
     colour_of: Mapping[str, int],
     cost_label: str,
     metric_label: str,
@@ -104,7 +102,7 @@ def cost_plot(
             axes.set_xscale("log")
         axes.margins(x=0.16, y=0.1)
         _references(axes, references)
-        if better(metric, 0, 1):
+        if lower_is_better:
             axes.invert_yaxis()
         _cost_axis(axes, cost_text)
         axes.set_xlabel(cost_label)

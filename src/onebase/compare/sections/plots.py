@@ -79,7 +79,7 @@ def _lead(evidence: Evidence) -> str:
         point.name: (point.cost, point.mean)
         for point in _points(evidence, lambda method: method.peak_memory_bytes)
     }
-    best = front(points, evidence.metric)
+    best = front(points, lower_is_better=evidence.lower_is_better)
     if not best or evidence.summary.direction == "neutral":
         return say("The curves of every method that was trained.", "各训练方法的曲线。")
     names = listed(best)
@@ -115,14 +115,17 @@ def _against(
     best = (
         []
         if evidence.summary.direction == "neutral"
-        else front({point.name: (point.cost, point.mean) for point in points}, metric)
+        else front(
+            {point.name: (point.cost, point.mean) for point in points},
+            lower_is_better=evidence.lower_is_better,
+        )
     )
-    label = metric_name(metric) + direction_note(metric)
+    label = metric_name(metric) + direction_note(evidence.summary.direction)
     svg = cost_plot(
         points,
         best,
         {name: evidence.mean(name) for name in evidence.references},
-        metric=metric,
+        lower_is_better=evidence.lower_is_better,
         colour_of=_colours(evidence),
         cost_label=cost_label,
         metric_label=label,

@@ -39,7 +39,7 @@ def _lead(evidence: Evidence) -> str:
             f"没有最佳方法：指标“{name}”的数值没有好坏之分。",
         )
     name = metric_name(evidence.metric)
-    best = _with_interval(evidence, verdict.best) + direction_note(evidence.metric)
+    best = _with_interval(evidence, verdict.best) + direction_note(evidence.summary.direction)
     if verdict.winner:
         return say(
             f"{verdict.winner} is the best: its mean {name} is {best}, and every other method is worse "
