@@ -1,0 +1,1 @@
+"""The sections of the report of a comparison, one a file, in the order in which they are shown."""
