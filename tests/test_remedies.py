@@ -1,6 +1,6 @@
-"""What messages tell a user to type: each command and each option exists, and takes what is written.
+"""The commands and options in messages: each exists and accepts its arguments.
 
-The messages are read from the source. A value that is put into one stands as VALUE.
+The messages are read from the source. VALUE stands for every value of an f-string.
 """
 
 import ast
@@ -19,9 +19,9 @@ from onebase.data.preferences import COMMANDS
 
 SOURCE = Path(__file__).parents[1] / "src" / "onebase"
 VALUE = "7"
-# Values that are a part of a command's name.
+# The values of f-strings that are part of a command's name.
 NAMED = {"command": sorted({command for names in COMMANDS.values() for command in names})}
-# What `onebase` does in sentences of its own.
+# Verbs after `onebase` in sentences about the program.
 VERBS = {"itself", "can't", "puts", "could", "can", "is", "reads", "has", "was", "or", "classifies"}
 FOREIGN = re.compile(r"\b(pip|iconv|jq|python|hf)\b[^`]*")
 
@@ -53,16 +53,19 @@ def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def joined(node: ast.JoinedStr) -> list[str]:
-    """An f-string with its values put in."""
-    found = [""]
+    """An f-string with its values put in, once for each choice of a command or of the workspace."""
+    variants = [""]
     for part in node.values:
         if isinstance(part, ast.Constant):
-            found = [text + str(part.value) for text in found]
+            values = [str(part.value)]
         else:
             assert isinstance(part, ast.FormattedValue)
-            known = NAMED.get(ast.unparse(part.value), []) if found[0].endswith("onebase ") else []
-            found = [text + value for text in found for value in known or [VALUE]]
-    return found
+            name = ast.unparse(part.value)
+            values = NAMED.get(name, []) if variants[0].endswith("onebase ") else []
+            if name.endswith("option"):  # Workspace.option
+                values = ["", f" --workspace {VALUE}"]
+        variants = [text + value for text in variants for value in values or [VALUE]]
+    return variants
 
 
 MESSAGES = [
@@ -76,45 +79,47 @@ COMMAND: Any = typer.main.get_command(app)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
-def place_holder(word: str) -> bool:
-    """Whether a word stands for one of the user's: FILE, TASK, …"""
-    stands_in = word in ("…", "文件") or set(word) == {VALUE}  # two values may stand side by side
-    return stands_in or (word.isascii() and word.isupper())
+def is_placeholder(word: str) -> bool:
+    """Whether a word stands for a value of the user, such as FILE or TASK."""
+    if word in ("…", "文件") or set(word) == {VALUE}:  # two values may be adjacent
+        return True
+    return word.isascii() and word.isupper()
 
 
-def told(text: str) -> Iterator[tuple[Any, list[str]]]:
-    """The commands that a message tells to type: each as click knows it, with the words behind it.
+def commands_in(text: str) -> Iterator[tuple[Any, list[str]]]:
+    """The commands in a message, as Click's objects, with their arguments.
 
-    Between backticks all belongs to it; in a sentence, its options with their values and what stands for
-    a value.
+    Between backticks, all words belong to the command; in a sentence, its options with their values and
+    placeholders.
     """
-    for at in re.finditer(r"(`?)\bonebase (?=\S)", text):
-        rest = text[at.end() :]
-        words = rest.partition("`")[0].split() if at[1] else re.split(r"[ \n，。；]", rest)
+    for start in re.finditer(r"(`?)\bonebase (?=\S)", text):
+        rest = text[start.end() :]
+        words = rest.partition("`")[0].split() if start[1] else re.split(r"[ \n，。；]", rest)
         command, name = COMMAND, ""
         while words and isinstance(command, TyperGroup):
             word = words[0].rstrip(".,;:")
-            found = command.get_command(None, word)
-            if found is None:
+            subcommand = command.get_command(None, word)
+            if subcommand is None:
                 assert command is COMMAND, f"no command {name} {word}: {text}"
                 break
-            command, name = found, f"{name} {word}"
+            command, name = subcommand, f"{name} {word}"
             if words.pop(0) != word:
                 words = []
         if command is COMMAND:
             known = words[0] in VERBS or words[0].startswith("--") or not words[0].isascii()
             assert known, f"no command {words[0]}: {text}"
             continue
-        own = words if at[1] else own_words(command, words)
-        yield command, [word for word in own if word != "--debug"]  # which goes with every command
+        arguments = words if start[1] else leading_arguments(command, words)
+        # --debug belongs to every command.
+        yield command, [word for word in arguments if word != "--debug"]
 
 
-def own_words(command: Any, words: list[str]) -> Iterator[str]:
-    """Of the words behind a command those that belong to it."""
+def leading_arguments(command: Any, words: list[str]) -> Iterator[str]:
+    """The words after a command that are its arguments; the others continue the sentence."""
     takes_value = False
     for word in words:
         plain = word.rstrip(".,;:")
-        if not plain or not (takes_value or plain.startswith("-") or place_holder(plain)):
+        if not plain or not (takes_value or plain.startswith("-") or is_placeholder(plain)):
             return
         yield plain
         option = next((item for item in command.params if plain in item.opts), None)
@@ -124,9 +129,9 @@ def own_words(command: Any, words: list[str]) -> Iterator[str]:
 
 
 def require_commands(place: str, text: str) -> None:
-    """Raise where a message tells to type what the command line does not take."""
-    for command, words in told(text):
-        if words:  # a bare name is no command to type
+    """Raise if the command line does not accept a command in a message."""
+    for command, words in commands_in(text):
+        if words:  # a bare name only mentions the command
             command.make_context(place, shlex.split(" ".join(words)))
 
 
@@ -134,7 +139,7 @@ def require_commands(place: str, text: str) -> None:
     ("place", "text"),
     [(place, text) for place, text in MESSAGES if re.search(r"\bonebase \S", text)],
 )
-def test_a_command_in_a_message_is_one_and_takes_its_words(place: str, text: str) -> None:
+def test_a_command_in_a_message_exists_and_accepts_its_arguments(place: str, text: str) -> None:
     require_commands(place, text)
 
 
@@ -150,9 +155,9 @@ OPTIONS = {*all_options(COMMAND), "--debug", "--help"}
 
 def test_an_option_in_a_message_exists() -> None:
     sentences = [(place, FOREIGN.sub("", text)) for place, text in MESSAGES if " " in text]
-    found = [(place, name) for place, text in sentences for name in OPTION.findall(text)]
-    assert len(found) > 150
-    assert [item for item in found if item[1] not in OPTIONS] == []
+    options = [(place, name) for place, text in sentences for name in OPTION.findall(text)]
+    assert len(options) > 150
+    assert [(place, name) for place, name in options if name not in OPTIONS] == []
 
 
 @pytest.mark.parametrize(
@@ -161,8 +166,8 @@ def test_an_option_in_a_message_exists() -> None:
         "Make one with: onebase key new.",
         "See `onebase data chekc FILE`.",
         "Start `onebase align dpo --task T --prompts F`.",
-        "Begin anew with onebase train --anew.",
-        "Go on with `onebase resume --workspace W`.",
+        "Start over with onebase train --anew.",
+        "Continue with `onebase resume --workspace W`.",
         "Use `onebase classify --task T more`.",
     ],
 )

@@ -60,16 +60,16 @@ def reward(run: Run) -> Any:
 
 
 def metrics_of(adapter: dict[str, Any]) -> dict[str, Any]:
-    """What is stored beside an adapter of a command's answer."""
+    """The stored metrics of an adapter in a command's JSON."""
     record = Path(adapter["path"]) / "onebase.json"
     metrics: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["metrics"]
     return metrics
 
 
 def test_reward_then_score_then_ppo(run: Run, base: str, onebase: Run) -> None:
-    found = reward(run)
-    assert found.code == 0, found.err
-    (adapter,) = found.json["adapters"]
+    trained = reward(run)
+    assert trained.code == 0, trained.err
+    (adapter,) = trained.json["adapters"]
     assert (adapter["task"], adapter["version"], adapter["method"]) == ("quality", 1, "lora")
     assert adapter["pair_accuracy"] == metrics_of(adapter)["pair_accuracy"]
     scored = run("align", "score", "--task", "quality", "--prompt", "Where?", "--answer", "No.")
@@ -109,15 +109,15 @@ def test_reward_then_score_then_ppo(run: Run, base: str, onebase: Run) -> None:
 
 @pytest.mark.parametrize(("kind", "data"), [("dpo", "pairs.jsonl"), ("kto", "judged.jsonl")])
 def test_preferences(kind: str, data: str, run: Run) -> None:
-    found = run("align", kind, "--task", "desk", "--data", data, "--method", "lora", *SMALL)
-    assert found.code == 0, found.err
-    assert "desk@1 (lora): held-out loss" in found.out
-    again = run("align", kind, "--task", "desk", "--data", data, *SMALL, "--lang", "zh")
-    assert again.code == 0, again.err
-    assert "desk@2 (lora): 留出损失" in again.out
+    first = run("align", kind, "--task", "desk", "--data", data, "--method", "lora", *SMALL)
+    assert first.code == 0, first.err
+    assert "desk@1 (lora): held-out loss" in first.out
+    second = run("align", kind, "--task", "desk", "--data", data, *SMALL, "--lang", "zh")
+    assert second.code == 0, second.err
+    assert "desk@2 (lora): 留出损失" in second.out
 
 
-def test_a_function_of_the_users(run: Run) -> None:
+def test_a_reward_function_of_the_user(run: Run) -> None:
     flags = ("--prompts", "prompts.jsonl", "--method", "lora", "--advantage", "group")
     small = (
         "--set",
@@ -179,17 +179,17 @@ def test_a_function_of_the_users(run: Run) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_wrong_usage(
     arguments: tuple[str, ...], code: int, text: str, run: Run, tmp_path: Path
 ) -> None:
-    found = run("align", *arguments)
-    assert found.code == code, found.err
-    assert text in found.err
+    refused = run("align", *arguments)
+    assert refused.code == code, refused.err
+    assert text in refused.err
     assert not (tmp_path / "ws" / "adapters").exists()
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
-def test_a_task_is_aligned_and_scored_as_it_was_trained(
+def test_a_task_is_aligned_and_scored_on_its_own_base(
     precision: str, run: Run, onebase: Run
 ) -> None:
     """With neither base nor precision named again."""

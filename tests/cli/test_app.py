@@ -1,4 +1,4 @@
-"""What the package and the command line offer, and what they wait for."""
+"""The names of the package, the commands, and their imports."""
 
 import os
 import re
@@ -24,14 +24,14 @@ COMPLETION = {
 
 
 def run_and_list_modules(arguments: list[str], environment: dict[str, str]) -> tuple[str, set[str]]:
-    """What a process of the command prints, and the modules that it imported."""
+    """The output of the command in a new process, and the modules that it imported."""
     code = (
         "import sys\n"
         "from onebase.cli.app import main\n"
         "try:\n"
         f"    main({arguments!r})\n"
-        "except SystemExit as left:\n"
-        "    assert not left.code\n"
+        "except SystemExit as ended:\n"
+        "    assert not ended.code\n"
         "print(*sys.modules, file=sys.stderr)\n"
     )
     ran = subprocess.run(
@@ -53,7 +53,7 @@ def run_and_list_modules(arguments: list[str], environment: dict[str, str]) -> t
         *("train --help", "align ppo --help", "serve --help", "generate --help", "doctor --help"),
     ],
 )
-def test_a_light_command_waits_for_no_heavy_import(arguments: str, tmp_path: Path) -> None:
+def test_a_light_command_imports_no_heavy_module(arguments: str, tmp_path: Path) -> None:
     environment = {"ONEBASE_WORKSPACE": str(tmp_path)}
     _, modules = run_and_list_modules(arguments.split(), environment)
     assert not HEAVY & modules
@@ -100,17 +100,17 @@ def test_a_shell_gets_a_script_that_asks_for_completions(shell: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(ENTRIES))
-def test_every_command_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_every_command_exists(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
-    assert left.value.code == 0
+    assert ended.value.code == 0
     assert f"Usage: onebase {name} " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--help"])
     assert f"  {name}  " in capsys.readouterr().out
 
 
-def test_every_name_of_the_package_is_there() -> None:
+def test_every_name_of_the_package_exists() -> None:
     for name in onebase.__all__:
         assert getattr(onebase, name).__name__ == name
     assert {*onebase.__all__} <= set(dir(onebase))
@@ -121,6 +121,6 @@ def test_every_name_of_the_package_is_there() -> None:
 def test_a_group_of_one_command_is_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "--help"])
-    told = capsys.readouterr().out
-    assert told.startswith("Usage: onebase data [OPTIONS] COMMAND")
-    assert "\n  check " in told
+    output = capsys.readouterr().out
+    assert output.startswith("Usage: onebase data [OPTIONS] COMMAND")
+    assert "\n  check " in output

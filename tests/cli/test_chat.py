@@ -60,27 +60,27 @@ def edited(workspace: Path, _: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     "fault", [damaged, base_gone, of_another_base, reward_model, unreadable, edited]
 )
-def test_a_task_that_can_not_be_loaded_changes_nothing(
+def test_a_task_that_cannot_be_loaded_changes_nothing(
     fault: Callable[..., str], onebase: Run, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    expected_words: list[str] = []
     readline = io.StringIO.readline
 
     def lines(stream: io.StringIO) -> str:
         line = readline(stream)
         if line.startswith("/task"):  # by now the first task has been loaded
-            told.append(fault(trained, monkeypatch))
+            expected_words.append(fault(trained, monkeypatch))
         return line
 
     monkeypatch.setattr("io.StringIO", type("Typed", (io.StringIO,), {"readline": lines}))
-    asked = ("chat", "--task", "support", *SHORT, "--json")
-    result = onebase(*asked, stdin="Hi\n/task mood\nHello\n")
+    command = ("chat", "--task", "support", *SHORT, "--json")
+    result = onebase(*command, stdin="Hi\n/task mood\nHello\n")
     assert result.code == 0, result.err
     assert [(item["task"], item["prompt"]) for item in result.json["answers"]] == [
         ("support", "Hi"),
         ("support", "Hello"),
     ]
-    assert told[0] in result.err
+    assert expected_words[0] in result.err
     assert "Now: mood" not in result.err
 
 
@@ -124,32 +124,32 @@ def _asks(chunk: Any, text: str) -> bool:
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("fault", [too_long, half_a_character, not_a_number, out_of_memory])
 @pytest.mark.parametrize("as_json", [True, False])
-def test_an_answer_that_fails_is_told_and_the_chat_goes_on(
+def test_the_chat_continues_after_a_failed_answer(
     fault: Callable[..., tuple[str, str]],
     as_json: bool,
     onebase: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = ("chat", "--task", "support", *SHORT, *(["--json"] if as_json else []))
-    sound = onebase(*asked, stdin="Hi\nHello\n")
+    command = ("chat", "--task", "support", *SHORT, *(["--json"] if as_json else []))
+    without_fault = onebase(*command, stdin="Hi\nHello\n")
     line, words = fault(monkeypatch)
-    result = onebase(*asked, stdin=f"Hi\n{line}\nHello\n")
+    result = onebase(*command, stdin=f"Hi\n{line}\nHello\n")
     assert result.code == 0, result.err
     assert words in result.err
     assert "Traceback" not in result.err
     if not as_json:
-        assert result.out == sound.out
+        assert result.out == without_fault.out
         return
     first, failed, last = result.json["answers"]
-    # What failed is not part of the conversation.
-    assert [first, last] == sound.json["answers"]
+    # A failed answer is not part of the conversation.
+    assert [first, last] == without_fault.json["answers"]
     assert failed["prompt"] == line.strip()
     assert failed["error"].keys() == {"code", "message", "remedy"}
 
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("answered", [0, 1, 2])
-def test_ctrl_c_leaves_the_answers(
+def test_the_answers_are_printed_after_ctrl_c(
     answered: int, onebase: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readline = io.StringIO.readline
@@ -168,14 +168,14 @@ def test_ctrl_c_leaves_the_answers(
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_chat_with_a_full_context_begins_anew(onebase: Run, base: str, desk: Path) -> None:
+def test_reset_clears_a_full_context(onebase: Run, base: str, desk: Path) -> None:
     shutil.copytree(base, desk / "short")
     file = desk / "short/config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "max_position_embeddings": 60}), encoding="utf-8")
     lines = [*["Hello, how are you?"] * 4, "/reset", "Hello, how are you?"]
-    asked = ("chat", "--base", "short", *SHORT, "--json")
-    result = onebase(*asked, stdin="\n".join(lines))
+    command = ("chat", "--base", "short", *SHORT, "--json")
+    result = onebase(*command, stdin="\n".join(lines))
     assert result.code == 0, result.err
     answers = result.json["answers"]
     assert "error" in answers[3]

@@ -1,4 +1,4 @@
-"""What each command does, through its arguments, its exit code, stdout and stderr."""
+"""Each command by its arguments, exit code, stdout and stderr."""
 
 import json
 import os
@@ -44,9 +44,9 @@ EMBEDDED = ["smollm2-135m", "gemma3-270m"]
 
 @pytest.mark.parametrize("method", [*METHODS, "prefix-tuning"])
 def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
-    found = trains(onebase, base, "--method", method, "--instruction", "Be kind.", "--seed", "3")
-    assert found.keys() == {"run", "adapters"}
-    (adapter,) = found["adapters"]
+    result = trains(onebase, base, "--method", method, "--instruction", "Be kind.", "--seed", "3")
+    assert result.keys() == {"run", "adapters"}
+    (adapter,) = result["adapters"]
     contract = {"task", "version", "method", "path", "trainable", "eval_loss", "base_eval_loss"}
     contract |= {"best_step", "steps", "diverged", "learned", "truncated"}
     assert adapter.keys() == contract | {"seconds", "tokens_per_second"}
@@ -62,19 +62,19 @@ def test_train_by_flags(onebase, base: str, desk: Path, method: str) -> None:
     }
     files = {"adapter_config.json", "adapter_model.safetensors", "onebase.json"}
     compiled = "compiled-transformers-fp32-cpu.safetensors"
-    kept = {compiled} if method in ("prompt-tuning", "p-tuning") else set()
-    there = {file.name for file in folder.iterdir()}
-    if method == "full":  # a base of its own
-        assert {"config.json", "model.safetensors", "tokenizer.json", "onebase.json"} <= there
+    compiled_files = {compiled} if method in ("prompt-tuning", "p-tuning") else set()
+    file_names = {file.name for file in folder.iterdir()}
+    if method == "full":  # the version is a base itself
+        assert {"config.json", "model.safetensors", "tokenizer.json", "onebase.json"} <= file_names
     else:
-        assert there == files | kept
+        assert file_names == files | compiled_files
     assert (desk / "ws/adapters/support/current").read_text(encoding="utf-8").strip() == "1"
-    config = (desk / "ws/runs" / found["run"] / "config.yaml").read_text(encoding="utf-8")
+    config = (desk / "ws/runs" / result["run"] / "config.yaml").read_text(encoding="utf-8")
     assert "Be kind." in config
     assert "seed: 3" in config
 
 
-def test_train_again_is_the_next_version_and_the_same_numbers(onebase, base: str) -> None:
+def test_training_again_stores_a_new_version_with_the_same_losses(onebase, base: str) -> None:
     first, second = (trains(onebase, base)["adapters"][0] for _ in range(2))
     assert (first["version"], second["version"]) == (1, 2)
     assert first["eval_loss"] == second["eval_loss"]
@@ -85,7 +85,7 @@ def test_train_again_is_the_next_version_and_the_same_numbers(onebase, base: str
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "{base}"])
 def test_train_by_tasks_file(onebase, base: str, desk: Path, name: str) -> None:
-    """Data files are found beside the tasks file; --base is over what the file says."""
+    """Paths of data files are relative to the tasks file; --base overrides its base."""
     folder = desk / "jobs"
     folder.mkdir()
     for file in ("support.jsonl", "mood.jsonl"):
@@ -100,13 +100,13 @@ def test_train_by_tasks_file(onebase, base: str, desk: Path, name: str) -> None:
     override = () if name == "{base}" else ("--base", base)
     result = onebase("train", "-c", "jobs/tasks.yaml", *override, "--json")
     assert result.code == 0, result.err
-    found = [(item["task"], item["method"], item["version"]) for item in result.json["adapters"]]
-    assert found == [("support", "p-tuning", 1), ("mood", "lora", 1)]
+    stored = [(item["task"], item["method"], item["version"]) for item in result.json["adapters"]]
+    assert stored == [("support", "p-tuning", 1), ("mood", "lora", 1)]
     assert all(item["eval_loss"] > 0 for item in result.json["adapters"])
     assert len(list((desk / "ws/runs").iterdir())) == 1
 
 
-def test_train_without_json_says_what_came_of_it(onebase, base: str) -> None:
+def test_train_without_json_prints_the_losses(onebase, base: str) -> None:
     flags = ("--task", "support", "--data", "support.jsonl", "--base", base, "--set", "epochs=1")
     result = onebase("train", *flags)
     assert result.code == 0
@@ -137,7 +137,7 @@ def test_train_without_json_says_what_came_of_it(onebase, base: str) -> None:
         ),
     ],
 )
-def test_the_command_that_asks_the_task(
+def test_train_suggests_the_command_for_the_task(
     onebase, base: str, data: str, workspace: tuple[str, ...], hint: str
 ) -> None:
     flags = ("--task", "t", "--data", data, "--base", base, "--set", "epochs=1")
@@ -148,8 +148,8 @@ def test_the_command_that_asks_the_task(
 
 
 def test_train_without_held_out_rows(onebase, base: str) -> None:
-    found = trains(onebase, base, "--set", "held_out=0")["adapters"][0]
-    assert found["eval_loss"] is found["base_eval_loss"] is None
+    adapter = trains(onebase, base, "--set", "held_out=0")["adapters"][0]
+    assert adapter["eval_loss"] is adapter["base_eval_loss"] is None
 
 
 def test_skip_bad_and_columns(onebase, base: str, desk: Path) -> None:
@@ -159,7 +159,7 @@ def test_skip_bad_and_columns(onebase, base: str, desk: Path) -> None:
     assert trains(onebase, base, *flags, data="d.csv")["adapters"][0]["version"] == 1
 
 
-def test_a_training_interrupted_leaves_no_adapter(
+def test_an_interrupted_training_stores_no_adapter(
     onebase, base: str, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -204,7 +204,7 @@ def test_generate_names_a_version_or_the_base(onebase, base: str) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_generate_a_file_of_mixed_tasks(onebase, base: str, desk: Path) -> None:
-    asked = [
+    questions = [
         ("mood", "The lamp is lovely."),
         ("support", "Where is parcel 3?"),
         ("base", "Where is parcel 3?"),
@@ -212,23 +212,25 @@ def test_generate_a_file_of_mixed_tasks(onebase, base: str, desk: Path) -> None:
         ("mood", "The rug is broken."),
         (None, "Where is parcel 5?"),
     ]
-    rows = [{"task": task, "input": text} for task, text in asked]
+    rows = [{"task": task, "input": text} for task, text in questions]
     text = "\n\n".join(json.dumps(row) for row in rows)
     (desk / "r.jsonl").write_text("\ufeff" + text, encoding="utf-8")
-    found = answers(onebase, "--file", "r.jsonl", "--task", "support")
-    names = [(item["task"], item["version"]) for item in found]
+    results = answers(onebase, "--file", "r.jsonl", "--task", "support")
+    names = [(item["task"], item["version"]) for item in results]
     assert names == [
         ("mood", 1), ("support", 2), ("base", 0), ("support", 1), ("mood", 1), ("support", 2),
     ]  # fmt: skip
-    for (task, text), item in zip(asked, found, strict=True):
-        own = ("--base", base) if task == "base" else ()
-        assert answers(onebase, "--task", task or "support", "--prompt", text, *own) == [item]
+    for (task, text), item in zip(questions, results, strict=True):
+        base_option = ("--base", base) if task == "base" else ()
+        assert answers(onebase, "--task", task or "support", "--prompt", text, *base_option) == [
+            item
+        ]
     plain = onebase("generate", "--file", "r.jsonl", *SHORT)
     assert plain.out.startswith("[mood] ")
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_seed_repeats_a_draw(onebase) -> None:
+def test_a_seed_makes_sampling_reproducible(onebase) -> None:
     ask = ("--task", "support", "--prompt", "Hi", "--temperature", "1.5", "--top-k", "50")
     first = answers(onebase, *ask, "--seed", "7")
     assert first == answers(onebase, *ask, "--seed", "7")
@@ -238,7 +240,7 @@ def test_a_seed_repeats_a_draw(onebase) -> None:
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_min_p_and_the_penalties_reach_the_draw(onebase, command: str) -> None:
+def test_min_p_and_the_penalties_affect_sampling(onebase, command: str) -> None:
     def said(*flags: str) -> str:
         ask = ("--prompt", "Hi, lamp, lamp!") if command == "generate" else ()
         flags = ("--task", "support", "--max-tokens", "24", *ask, *flags, "--json")
@@ -288,8 +290,8 @@ CHAT = "Hi\n/task nope\n\nHello\n/task mood\nThe rug is broken.\n/reset\n/help\n
 def test_chat_from_stdin(onebase) -> None:
     result = onebase("chat", "--task", "support", *SHORT, "--json", stdin=CHAT)
     assert result.code == 0, result.err
-    told = [(item["task"], item["prompt"]) for item in result.json["answers"]]
-    assert told == [("support", "Hi"), ("support", "Hello"), ("mood", "The rug is broken.")]
+    prompts = [(item["task"], item["prompt"]) for item in result.json["answers"]]
+    assert prompts == [("support", "Hi"), ("support", "Hello"), ("mood", "The rug is broken.")]
     notes = result.err.splitlines()
     assert "Unknown task: 'nope'. Valid: base, mood, support." in notes
     assert "Now: mood" in notes
@@ -300,7 +302,7 @@ def test_chat_from_stdin(onebase) -> None:
     assert plain.out == "".join(f"{text}\n" for text in texts)
 
 
-def test_an_answer_comes_in_parts_without_white_space_around_it(base: str) -> None:
+def test_an_answer_is_streamed_without_white_space_around_it(base: str) -> None:
     engine = Engine(Base.load(base))
     for prompt in ("Hi", "Where is my parcel?", "The rug is broken."):
         sampling = Sampling(max_tokens=40, temperature=1.0, seed=3)
@@ -316,7 +318,7 @@ def test_an_answer_comes_in_parts_without_white_space_around_it(base: str) -> No
 
 
 @pytest.mark.usefixtures("trained")
-def test_chat_ends_with_its_input_and_reaches_the_base(onebase) -> None:
+def test_chat_ends_with_its_input_and_can_use_the_base(onebase) -> None:
     result = onebase("chat", "--task", "mood", *SHORT, "--json", stdin="/task base\nHi")
     assert [item["task"] for item in result.json["answers"]] == ["base"]
     assert onebase("chat", "--task", "mood", stdin="").out == ""
@@ -326,11 +328,11 @@ def test_chat_ends_with_its_input_and_reaches_the_base(onebase) -> None:
 def test_adapters_list(onebase, base: str) -> None:
     result = onebase("adapters", "list", "--json")
     assert result.code == 0
-    found = result.json["adapters"]
-    assert [(item["task"], item["version"], item["current"]) for item in found] == [
+    adapters = result.json["adapters"]
+    assert [(item["task"], item["version"], item["current"]) for item in adapters] == [
         ("mood", 1, True), ("support", 1, False), ("support", 2, True),
     ]  # fmt: skip
-    for item in found:
+    for item in adapters:
         contract = {"task", "version", "current", "method", "base", "bytes", "created", "metrics"}
         assert contract <= item.keys()
         assert item["base"] == base
@@ -346,11 +348,11 @@ def test_adapters_list(onebase, base: str) -> None:
 @pytest.mark.usefixtures("trained")
 def test_adapters_show(onebase) -> None:
     assert onebase("adapters", "show", "support", "--json").json["version"] == 2
-    found = onebase("adapters", "show", "support@1", "--json").json
-    assert (found["task"], found["version"], found["current"]) == ("support", 1, False)
-    assert found["path"] == str(Path("ws/adapters/support/1"))
-    assert found["record"]["template"]["instruction"] == "Be kind."
-    assert found["record"]["data_sha256"]
+    shown = onebase("adapters", "show", "support@1", "--json").json
+    assert (shown["task"], shown["version"], shown["current"]) == ("support", 1, False)
+    assert shown["path"] == str(Path("ws/adapters/support/1"))
+    assert shown["record"]["template"]["instruction"] == "Be kind."
+    assert shown["record"]["data_sha256"]
 
 
 @pytest.mark.usefixtures("trained")
@@ -396,12 +398,12 @@ def test_runs(onebase) -> None:
     assert [(run["status"], run["tasks"]) for run in runs] == [
         ("finished", ["support", "mood"]), ("finished", ["support"]),
     ]  # fmt: skip
-    found = onebase("runs", "show", runs[0]["run"], "--json").json
-    assert found["config"]["jobs"][0]["set"]["learning_rate"] == METHODS["lora"].learning_rate
-    steps = [item for item in found["metrics"] if "loss" in item]
+    shown = onebase("runs", "show", runs[0]["run"], "--json").json
+    assert shown["config"]["jobs"][0]["set"]["learning_rate"] == METHODS["lora"].learning_rate
+    steps = [item for item in shown["metrics"] if "loss" in item]
     assert {item["task"] for item in steps} == {"support", "mood"}
     assert all(item["loss"] > 0 and item["tokens_per_second"] > 0 for item in steps)
-    assert found["summary"]["status"] == "finished"
+    assert shown["summary"]["status"] == "finished"
     plain = onebase("runs", "show", runs[1]["run"])
     assert plain.out.startswith(f"Run {runs[1]['run']}: finished")
     assert "finished" in onebase("runs", "list").out
@@ -419,35 +421,35 @@ def test_doctor(onebase) -> None:
     result = onebase("doctor", "--json")
     assert result.code == 0
     assert result.err == ""
-    found = result.json
-    assert found["tasks"] == ["mood", "support"]
-    assert found["missing"] == ["smollm2-135m"]
-    assert found["workspace"] == "ws"
-    assert found["memory_bytes"] == psutil.virtual_memory().total
+    report = result.json
+    assert report["tasks"] == ["mood", "support"]
+    assert report["missing"] == ["smollm2-135m"]
+    assert report["workspace"] == "ws"
+    assert report["memory_bytes"] == psutil.virtual_memory().total
     for name in ("torch", "transformers", "peft", "safetensors"):
-        assert found["libraries"][name] == version(name)
+        assert report["libraries"][name] == version(name)
     hint = "Missing: the default base smollm2-135m. Fetch it with: onebase model pull smollm2-135m"
     assert hint in onebase("doctor").out.splitlines()
 
 
 def test_model(onebase, base: str, desk: Path) -> None:
     assert onebase("model", "path", base).out == f"{base}\n"
-    found = onebase("model", "path", base, "--json").json
-    assert found["path"] == base
-    assert found["bytes"] == sum(file.stat().st_size for file in Path(base).iterdir())
+    described = onebase("model", "path", base, "--json").json
+    assert described["path"] == base
+    assert described["bytes"] == sum(file.stat().st_size for file in Path(base).iterdir())
     assert onebase("model", "pull", base).code == 0
     cached = Path(os.environ["ONEBASE_CACHE"]) / "models" / "smollm2-135m"
     cached.parent.mkdir(parents=True)
     cached.symlink_to(base, target_is_directory=True)
     assert onebase("model", "path").out == f"{cached}\n"
-    found = onebase("model", "list", "--json").json
-    assert [item["name"] for item in found["models"]] == ["smollm2-135m"]
-    assert found["models"][0]["licence"] == "Apache-2.0"
-    assert found["available"] == ["gemma3-270m"]
+    described = onebase("model", "list", "--json").json
+    assert [item["name"] for item in described["models"]] == ["smollm2-135m"]
+    assert described["models"][0]["licence"] == "Apache-2.0"
+    assert described["available"] == ["gemma3-270m"]
     listed = onebase("model", "list").out
     assert "smollm2-135m" in listed
     assert "onebase model pull gemma3-270m" in " ".join(listed.split())
-    # And with it at hand, a base need not be named.
+    # The default base is found in the cache, so --base is not needed.
     assert Base.load("smollm2-135m").path == cached
     assert answers(onebase, "--prompt", "Hi")[0]["task"] == "base"
 
@@ -456,20 +458,20 @@ def test_data_check(onebase, base: str) -> None:
     flags = ("--base", base, "--instruction", "Be kind.")
     result = onebase("data", "check", "support.jsonl", *flags, "--json")
     assert result.code == 0, result.err
-    found = result.json
-    assert found["format"] == "question-answer"
-    assert found["columns"] == {"input": "question", "output": "answer"}
-    assert found["rows"] == 10
-    assert found["bad"] == []
-    assert found["duplicates"] == []
+    report = result.json
+    assert report["format"] == "question-answer"
+    assert report["columns"] == {"input": "question", "output": "answer"}
+    assert report["rows"] == 10
+    assert report["bad"] == []
+    assert report["duplicates"] == []
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = map(json.loads, Path("support.jsonl").read_text(encoding="utf-8").splitlines())
     answered = [len(tokenizer(row["answer"])["input_ids"]) + 1 for row in rows]  # and its end
-    assert found["learned_tokens"]["min"] == min(answered)
-    assert found["learned_tokens"]["max"] == max(answered)
+    assert report["learned_tokens"]["min"] == min(answered)
+    assert report["learned_tokens"]["max"] == max(answered)
     learned = "⟦Parcel 0 arrives on Monday.<|im_end|>⟧"
-    assert learned in found["first_example"]
-    assert found["first_example"].count("⟦") == 1
+    assert learned in report["first_example"]
+    assert report["first_example"].count("⟦") == 1
     plain = onebase("data", "check", "support.jsonl", *flags)
     assert plain.code == 0
     assert learned in plain.out
@@ -498,16 +500,16 @@ def test_data_check_of_overlap(onebase, base: str) -> None:
 def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
     pairs = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     (desk / "p.jsonl").write_text(pairs + '{"prompt": "a", "chosen": "b"}\n', encoding="utf-8")
-    found = onebase("data", "check", "p.jsonl", "--base", base, "--json")
-    assert found.code == 3  # a bad row
-    assert (found.json["kind"], found.json["rows"]) == ("pairs", 2)
-    assert found.json["bad"][0]["column"] == "rejected"
+    checked = onebase("data", "check", "p.jsonl", "--base", base, "--json")
+    assert checked.code == 3  # a bad row
+    assert (checked.json["kind"], checked.json["rows"]) == ("pairs", 2)
+    assert checked.json["bad"][0]["column"] == "rejected"
     plain = onebase("data", "check", "p.jsonl", "--base", base)
     assert "⟦c<|im_end|>⟧" in plain.out
     refused = onebase("data", "check", "p.jsonl", "--base", base, "--as", "answers")
     assert refused.code == 3
     assert "preference pairs" in refused.err
-    # Rated answers are not trained on as they are, unless the columns say so.
+    # Judged answers are not trained on as answers, unless --columns says so.
     (desk / "j.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n')
     judged = onebase("data", "check", "j.jsonl", "--base", base, "--json")
     assert (judged.json["kind"], judged.json["read_by"]) == ("judged", ["onebase align kto"])
@@ -537,7 +539,7 @@ def test_chinese(onebase, base: str) -> None:
     error = onebase("data", "check", "no.jsonl", *zh, "--json").json["error"]
     assert CHINESE.search(error["message"])
     assert CHINESE.search(error["remedy"])
-    # It lasts for its own command only.
+    # --lang applies to its own command only.
     assert "Unknown task" in onebase("generate", "--task", "suport", "--prompt", "a").err
 
 
@@ -569,7 +571,7 @@ def test_help(onebase, arguments: tuple[str, ...]) -> None:
     assert result.err == ""
 
 
-def test_workspace_option_is_over_the_environment(onebase, base: str, desk: Path) -> None:
+def test_the_workspace_option_overrides_the_environment(onebase, base: str, desk: Path) -> None:
     trains(onebase, base, "--workspace", "elsewhere")
     assert (desk / "elsewhere/adapters/support/1").is_dir()
     assert not (desk / "ws").exists()
@@ -582,7 +584,7 @@ def test_debug_shows_the_traceback(onebase) -> None:
     assert result.out == ""
 
 
-def test_a_fault_of_ours_shows_no_traceback(onebase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_shows_no_traceback(onebase, monkeypatch: pytest.MonkeyPatch) -> None:
     def faulty(*_: object) -> None:
         raise ZeroDivisionError("never mind")
 

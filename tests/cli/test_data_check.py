@@ -66,7 +66,7 @@ def test_judged_answers_are_not_trained_on(onebase, base: str, desk: Path, row: 
     assert not (desk / "ws" / "adapters").exists()
 
 
-def test_training_names_what_it_does_not_read(onebase, base: str, desk: Path) -> None:
+def test_training_names_the_fields_that_it_does_not_read(onebase, base: str, desk: Path) -> None:
     rows = [{"input": f"q{n}", "output": "a", "tools": [{"name": "w"}]} for n in range(9)]
     (desk / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     flags = ("--task", "t", "--data", "a.jsonl", "--base", base, "--set", "epochs=1")
@@ -107,10 +107,10 @@ def test_labels_with_commas(onebase, options: tuple[str, ...], expected: list[st
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("option", ["--label=", "--labels=,", "--label= "])
-def test_labels_that_name_none_are_refused(onebase, option: str) -> None:
+def test_label_options_without_a_label_are_refused(onebase, option: str) -> None:
     result = onebase("classify", "--task", "mood", "--text", "Hi", option)
     assert result.code == 2
-    assert "names no labels" in result.err
+    assert "contains no label" in result.err
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "half \udc00", "a\ud800b"])
@@ -136,7 +136,7 @@ def test_a_broken_score_file_is_bad_data(onebase, base: str, desk: Path, content
 
 
 @pytest.mark.parametrize(("twice", "code"), [("rank=8", 2), ("rank=4", 3)])
-def test_a_setting_that_is_given_twice(onebase, base: str, twice: str, code: int) -> None:
+def test_a_setting_given_twice_is_refused(onebase, base: str, twice: str, code: int) -> None:
     flags = ("--data", "no.jsonl", "--base", base, "--set", "rank=4", "--set", twice)
     result = onebase("train", "--task", "t", *flags)
     assert result.code == code, result.err
@@ -152,7 +152,7 @@ def test_a_setting_that_is_given_twice(onebase, base: str, twice: str, code: int
         ("race", "--methods", "lora", "--methods", "ia3"),
     ],
 )
-def test_an_option_of_one_value_is_given_once(onebase, words: tuple[str, ...]) -> None:
+def test_a_single_valued_option_given_twice_is_refused(onebase, words: tuple[str, ...]) -> None:
     result = onebase(*words)
     assert result.code == 2
     assert "is given twice" in result.err

@@ -63,7 +63,9 @@ def test_every_command_that_reads_a_file_has_the_option(name: str) -> None:
 
 @pytest.mark.usefixtures("russian")
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
-def test_the_printed_option_reads_the_file(onebase, base: str, command: tuple[str, ...]) -> None:
+def test_the_printed_encoding_option_reads_the_file(
+    onebase, base: str, command: tuple[str, ...]
+) -> None:
     refused = onebase(*command, "--base", base)
     assert refused.code == 3
     named = re.search(r"--encoding (\S+)", refused.err)
@@ -74,7 +76,7 @@ def test_the_printed_option_reads_the_file(onebase, base: str, command: tuple[st
         assert "Где посылка 0?" in done.out
 
 
-def test_a_tasks_file_names_it(onebase, base: str, russian: Path) -> None:
+def test_a_tasks_file_can_name_the_encoding(onebase, base: str, russian: Path) -> None:
     (russian / "tasks.yaml").write_text(
         "jobs: [{task: t, data: rows.jsonl, encoding: cp1251, set: {epochs: 1}}]"
     )
@@ -84,7 +86,7 @@ def test_a_tasks_file_names_it(onebase, base: str, russian: Path) -> None:
 
 
 @pytest.mark.usefixtures("russian")
-def test_an_unknown_one_is_named_before_the_base_is_loaded(onebase) -> None:
+def test_an_unknown_encoding_is_refused_before_the_base_is_loaded(onebase) -> None:
     wrong = onebase("train", "--task", "t", "--data", "rows.jsonl", "--encoding", "cp12511")
     assert wrong.code == 2
     assert "Did you mean 'cp1251'?" in wrong.err
@@ -92,7 +94,9 @@ def test_an_unknown_one_is_named_before_the_base_is_loaded(onebase) -> None:
 
 
 @pytest.mark.usefixtures("russian")
-def test_a_resumed_run_remembers_it(onebase, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_uses_its_encoding(
+    onebase, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[int] = []
 
     def pressed(display: RunDisplay, task: str, step: int, record: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def test_chat_stops_where_training_taught_it(
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     taught(Base.load(str(folder)), tmp_path)
-    asked = ("chat", "--task", "t", "--base", folder, "--workspace", tmp_path / "w")
-    result = onebase(*asked, "--max-tokens", "24", "--json", stdin="where is 3?\n")
+    command = ("chat", "--task", "t", "--base", folder, "--workspace", tmp_path / "w")
+    result = onebase(*command, "--max-tokens", "24", "--json", stdin="where is 3?\n")
     assert result.code == 0, result.err
     assert result.json["answers"][0]["text"] == ANSWER

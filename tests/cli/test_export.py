@@ -87,7 +87,7 @@ def test_a_folder_with_files_is_refused(onebase: Run, desk: Path) -> None:
     assert [path.name for path in (desk / "out").iterdir()] == ["mine"]
 
 
-def test_a_base_that_is_gone(onebase: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_missing_base(onebase: Run, trained: Path, tmp_path: Path) -> None:
     record = trained / "adapters/support/2/onebase.json"
     text = record.read_text(encoding="utf-8")
     folder = onebase("adapters", "list", "--json").json["adapters"][-1]["base"]

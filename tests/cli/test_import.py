@@ -74,7 +74,7 @@ def refused(onebase: Run, folder: Path | str, base: str) -> str:
         (None, False),
     ],
 )
-def test_another_base_is_told(
+def test_an_adapter_of_another_base_is_refused(
     onebase: Run, base: str, desk: Path, written: str | None, told: bool
 ) -> None:
     name = written and written.format(name=Path(base).name)
@@ -95,25 +95,25 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(
     file = folder / "adapter_model.safetensors"
     torch.save(load_file(file), folder / "adapter_model.bin")
     file.unlink()
-    said = refused(onebase, folder, base)
-    assert "adapter_model.bin" in said
-    command = shlex.split(said.strip().splitlines()[-1].partition("import again: ")[2])
+    error = refused(onebase, folder, base)
+    assert "adapter_model.bin" in error
+    command = shlex.split(error.strip().splitlines()[-1].partition("import again: ")[2])
     subprocess.run(command, check=True, timeout=120)
     assert imported(onebase, folder, base)["method"] == "lora"
 
 
 @pytest.mark.parametrize("below", ["lora", "runs/checkpoint-30", "a folder"])
-def test_an_adapter_in_a_folder_below_is_named(
+def test_an_adapter_in_a_subfolder_is_named(
     onebase: Run, base: str, desk: Path, below: str
 ) -> None:
     foreign(base, desk / "out" / below)
-    said = refused(onebase, "out", base)
-    (folder,) = shlex.split(said.partition("in subfolders: import ")[2].strip().removesuffix("."))
+    error = refused(onebase, "out", base)
+    (folder,) = shlex.split(error.partition("in subfolders: import ")[2].strip().removesuffix("."))
     assert folder == f"out/{below}"
     imported(onebase, folder, base)
 
 
-def test_what_is_no_adapter_is_named(onebase: Run, base: str, desk: Path) -> None:
+def test_a_folder_without_an_adapter_is_refused(onebase: Run, base: str, desk: Path) -> None:
     assert f"--base {base}" in refused(onebase, base, base)
     assert "support.jsonl" in refused(onebase, ".", base)
     (desk / "empty").mkdir()
@@ -127,7 +127,7 @@ def test_what_is_no_adapter_is_named(onebase: Run, base: str, desk: Path) -> Non
 
 
 @pytest.mark.parametrize("before", ["", "base_model.model.base_model.model.", "model."])
-def test_renamed_tensors_are_shown_beside_the_name_expected(
+def test_renamed_tensors_are_shown_with_the_expected_name(
     onebase: Run, base: str, desk: Path, before: str
 ) -> None:
     folder = foreign(base, desk / "lora")
@@ -135,9 +135,9 @@ def test_renamed_tensors_are_shown_beside_the_name_expected(
     prefix = "base_model.model."
     tensors = {before + key.removeprefix(prefix): value for key, value in load_file(file).items()}
     save_file(tensors, file)
-    said = refused(onebase, folder, base)
+    error = refused(onebase, folder, base)
     key = min(tensors).removeprefix(before)
-    assert f"it has {before}{key} instead of {prefix}{key}" in said
+    assert f"it has {before}{key} instead of {prefix}{key}" in error
 
 
 def test_the_adapters_name_in_tensor_names_is_read(onebase: Run, base: str, desk: Path) -> None:
@@ -174,19 +174,19 @@ def test_a_classifier_of_several_labels_is_refused_with_the_reason(
     onebase: Run, base: str, desk: Path, labels: int
 ) -> None:
     folder, _ = classifier(base, desk / "classifier", labels)
-    said = refused(onebase, folder, base)
-    assert f"{labels} labels" in said
-    assert "Train a classification task" in said
+    error = refused(onebase, folder, base)
+    assert f"{labels} labels" in error
+    assert "Train a classification task" in error
 
 
 def scores(onebase: Run, task: str, base: str, answers: list[str]) -> list[float]:
-    found = []
+    scores = []
     for answer in answers:
         ask = ("--task", task, "--prompt", "Is it here?", "--answer", answer, "--base", base)
         result = onebase("align", "score", *ask, "--json")
         assert result.code == 0, result.err
-        found.append(result.json["scores"][0]["score"])
-    return found
+        scores.append(result.json["scores"][0]["score"])
+    return scores
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -207,13 +207,13 @@ def test_a_classifier_of_one_label_becomes_a_reward_model(
         expected.append(float(logits[0, 0]))
     assert max(expected) - min(expected) > 0.01
     assert scores(onebase, "new", base, answers) == pytest.approx(expected, abs=1e-4)
-    asked = onebase("generate", "--task", "new", "--prompt", "Hi", "--base", base)
-    assert asked.code == 2
-    assert "is a reward model" in asked.err
+    generated = onebase("generate", "--task", "new", "--prompt", "Hi", "--base", base)
+    assert generated.code == 2
+    assert "is a reward model" in generated.err
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_reward_model_comes_back_with_its_scale(onebase: Run, base: str, desk: Path) -> None:
+def test_an_imported_reward_model_has_its_scale(onebase: Run, base: str, desk: Path) -> None:
     loaded = Base.load(base)
     adapter = build_adapter(loaded, "lora", {"rank": 2}, init_text="hello", seed=0)
     adapter.head = ScalarHead(loaded.shape.hidden)
@@ -245,8 +245,8 @@ def test_a_reward_model_comes_back_with_its_scale(onebase: Run, base: str, desk:
     peft.PeftModel.from_pretrained(theirs, "out")
     assert imported(onebase, "out", base)["notes"] == []
     answers = ["Yes.", "No, not at all."]
-    found = scores(onebase, "new", base, answers)
-    assert found == pytest.approx(scores(onebase, "quality", base, answers))
+    imported_scores = scores(onebase, "new", base, answers)
+    assert imported_scores == pytest.approx(scores(onebase, "quality", base, answers))
     record = onebase("adapters", "show", "new", "--json").json["record"]
     assert (record["method"], record["precision"]) == ("qlora", "nf4:fp32")
     assert record["metrics"]["pair_accuracy"] == 0.75
@@ -255,7 +255,7 @@ def test_a_reward_model_comes_back_with_its_scale(onebase: Run, base: str, desk:
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("source", ["export", "version"])
-def test_a_classification_task_comes_back_with_its_labels(
+def test_an_imported_classification_task_has_its_labels(
     onebase: Run, base: str, desk: Path, source: str
 ) -> None:
     if source == "export":
@@ -281,7 +281,7 @@ def test_a_classification_task_comes_back_with_its_labels(
 
 
 @pytest.mark.usefixtures("trained")
-def test_an_option_has_more_weight_than_the_record(onebase: Run, base: str) -> None:
+def test_an_option_overrides_the_record(onebase: Run, base: str) -> None:
     more = ("--instruction", "Be brief.", "--template", "plain")
     imported(onebase, "ws/adapters/support/2", base, *more)
     record = onebase("adapters", "show", "new", "--json").json["record"]
@@ -289,7 +289,7 @@ def test_an_option_has_more_weight_than_the_record(onebase: Run, base: str) -> N
 
 
 @pytest.mark.usefixtures("trained")
-def test_weights_that_changed_after_the_record_are_told(
+def test_weights_that_changed_after_the_record_are_reported(
     onebase: Run, base: str, desk: Path
 ) -> None:
     shutil.copytree(desk / "ws/adapters/support/2", "out")
@@ -315,18 +315,18 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=str)
-def test_a_record_that_cannot_be_used_is_named(
+def test_an_invalid_record_is_refused(
     onebase: Run, base: str, desk: Path, record: dict[str, object]
 ) -> None:
     folder = foreign(base, desk / "lora")
     (folder / "onebase.json").write_text(json.dumps(record), encoding="utf-8")
-    said = refused(onebase, folder, base)
-    assert next(iter(record)) in said
-    assert "delete it" in said
+    error = refused(onebase, folder, base)
+    assert next(iter(record)) in error
+    assert "delete it" in error
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "\udcff"])
-def test_a_record_that_is_no_object_is_named(
+def test_a_record_that_is_not_an_object_is_refused(
     onebase: Run, base: str, desk: Path, text: str
 ) -> None:
     folder = foreign(base, desk / "lora")
@@ -359,12 +359,12 @@ def test_a_checkpoint_of_chatglms_scripts_becomes_a_task(
     assert with_it.out != onebase("generate", *ask).out
     torch.save({**tensors, min(tensors): torch.randn(6, width)}, "checkpoint/pytorch_model.bin")
     onebase("adapters", "remove", "new")
-    said = refused(onebase, "checkpoint", "glm")
-    assert f"(6, {width}), but this base needs (5, {width})" in said
+    error = refused(onebase, "checkpoint", "glm")
+    assert f"(6, {width}), but this base needs (5, {width})" in error
 
 
 @pytest.mark.parametrize("marks", ["no current", "current", "no version"])
-def test_a_folder_copied_by_hand_is_named_with_a_command_that_takes_it_in(
+def test_a_folder_copied_by_hand_is_reported_with_a_command_that_imports_it(
     onebase: Run, base: str, desk: Path, marks: str
 ) -> None:
     place = desk / "ws/adapters/copied" / ("" if marks == "no version" else "1")
@@ -381,13 +381,13 @@ def test_a_folder_copied_by_hand_is_named_with_a_command_that_takes_it_in(
     assert item["message"] in shown.err
     ask = ("generate", "--task", "copied", "--prompt", "Hi", "--base", base)
     for command in (("adapters", "show", "copied"), ask):
-        asked = onebase(*command)
-        assert asked.code == 1
-        assert item["remedy"] in asked.err
+        refusal = onebase(*command)
+        assert refusal.code == 1
+        assert item["remedy"] in refusal.err
     commands = item["remedy"].removeprefix("Import it with: ")
     first, _, then = commands.partition(" ; ")
-    taken_in = onebase(*shlex.split(first)[1:])
-    assert taken_in.code == 0, taken_in.err
+    imported_again = onebase(*shlex.split(first)[1:])
+    assert imported_again.code == 0, imported_again.err
     if marks == "no version":
         (place / "adapter_config.json").unlink()
     else:
@@ -401,7 +401,7 @@ def test_a_folder_copied_by_hand_is_named_with_a_command_that_takes_it_in(
 @pytest.mark.parametrize(
     "name", ["a" * 64, "任务" * 32, "an-adapter.with_a-long.name-of-60-letters"]
 )
-def test_a_list_in_a_pipe_cuts_no_name(onebase: Run, base: str, desk: Path, name: str) -> None:
+def test_a_list_in_a_pipe_has_full_names(onebase: Run, base: str, desk: Path, name: str) -> None:
     folder = foreign(base, desk / "lora")
     imported(onebase, folder, base, task=name)
     shown = onebase("adapters", "list").out

@@ -77,8 +77,8 @@ def alone(_stored: Path, tiny_folder: Path, unlike_folder: Path) -> dict[str, En
     for name, (method, precision) in TASKS.items():
         folder = unlike_folder if "b" in name else tiny_folder
         adapter = stored.get(name)
-        own = str(adapter.path) if method == FULL else str(folder)
-        engines[name] = Engine(Base.load(own, precision=precision), [adapter])
+        base_name = str(adapter.path) if method == FULL else str(folder)
+        engines[name] = Engine(Base.load(base_name, precision=precision), [adapter])
     engines["base a"] = Engine(Base.load(str(tiny_folder)))
     engines["base b"] = Engine(Base.load(str(unlike_folder)))
     return engines
@@ -118,14 +118,14 @@ def test_a_mixed_file_is_answered_as_each_task_alone(
 
 @pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("task", ["la", "na", "ia", "fa", "fb"])
-def test_labels_are_scored_as_in_an_engine_of_its_own(
+def test_labels_are_scored_as_in_a_separate_engine(
     task: str, onebase: Run, alone: dict[str, Engine]
 ) -> None:
     result = onebase("classify", "--task", task, "--text", ASKED, "--json")
     assert result.code == 0, result.err
     (scores,) = alone[task].classify(task, [ASKED])
-    told = {item["label"]: item["logprob"] for item in result.json["labels"]}
-    assert told == pytest.approx({score.label: score.logprob for score in scores}, abs=1e-6)
+    logprobs = {item["label"]: item["logprob"] for item in result.json["labels"]}
+    assert logprobs == pytest.approx({score.label: score.logprob for score in scores}, abs=1e-6)
     assert result.err == ""
 
 
@@ -156,7 +156,7 @@ def test_chat_switches_to_the_tasks_own_base_and_precision(
         assert "Precision nf4" in result.err
 
 
-def test_base_and_precision_that_are_named_hold_for_all(
+def test_the_base_and_precision_options_apply_to_all_tasks(
     desk: Path, onebase: Run, stored: AdapterStore, tiny_folder: Path
 ) -> None:
     shutil.copytree(tiny_folder, desk / "moved")
@@ -174,7 +174,9 @@ def test_base_and_precision_that_are_named_hold_for_all(
 
 
 @pytest.mark.usefixtures("stored")
-def test_base_beside_tasks_of_several_bases_has_to_be_named(desk: Path, onebase: Run) -> None:
+def test_the_task_base_needs_a_base_option_beside_tasks_of_several_bases(
+    desk: Path, onebase: Run
+) -> None:
     rows = [{"task": name, "input": ASKED} for name in ("la", "lb", "base")]
     (desk / "r.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     result = onebase("generate", "--file", "r.jsonl")
@@ -184,14 +186,14 @@ def test_base_beside_tasks_of_several_bases_has_to_be_named(desk: Path, onebase:
 
 
 @pytest.mark.parametrize("command", ["generate", "classify", "chat"])
-def test_a_base_that_is_gone_is_told_with_its_task(
+def test_the_error_for_a_missing_base_names_its_task(
     command: str, onebase: Run, stored: AdapterStore, desk: Path
 ) -> None:
     file = stored.get("la").path / "onebase.json"
     record = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**record, "base": "/gone/base"}), encoding="utf-8")
-    asked = {"generate": ("--prompt", "x"), "classify": ("--text", "x"), "chat": ()}[command]
-    result = onebase(command, "--task", "la", *asked)
+    options = {"generate": ("--prompt", "x"), "classify": ("--text", "x"), "chat": ()}[command]
+    result = onebase(command, "--task", "la", *options)
     assert result.code == 1
     assert "la@1 belongs to the base /gone/base" in result.err
     assert "--base" in result.err
@@ -203,8 +205,8 @@ def test_a_full_task_does_not_need_the_base_it_came_from(
     file = stored.get("fa").path / "onebase.json"
     record = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**record, "base": "/gone/base"}), encoding="utf-8")
-    asked = ("chat", "--task", "fa", "--precision", "fp32", *FIVE, "--json")
-    result = onebase(*asked, stdin=f"{ASKED}\n/task base\n/reset\n{ASKED}\n")
+    command = ("chat", "--task", "fa", "--precision", "fp32", *FIVE, "--json")
+    result = onebase(*command, stdin=f"{ASKED}\n/task base\n/reset\n{ASKED}\n")
     assert result.code == 0, result.err
     assert [item["text"] for item in result.json["answers"]] == [expected(alone, "fa")] * 2
     assert "/gone/base" in result.err

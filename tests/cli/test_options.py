@@ -20,10 +20,10 @@ TRAINING = ["train", "plan", "race", "align reward", "align dpo", "align kto", "
 
 def command(words: str) -> Any:
     """A command as typer builds it."""
-    found: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     for word in words.split():
-        found = found.commands[word]
-    return found
+        group = group.get_command(None, word)
+    return group
 
 
 def options(words: str) -> dict[str, Any]:
@@ -33,16 +33,16 @@ def options(words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("words", TRAINING)
 @pytest.mark.parametrize("group", [BaseFlags, LearningFlags, SessionFlags])
 def test_a_command_has_the_options_of_its_groups(words: str, group: Any) -> None:
-    found = options(words)
+    options_by_name = options(words)
     for field in fields(group):
-        assert found[field.name].default == field.default
-        assert not found[field.name].required
-        assert found[field.name].help
+        assert options_by_name[field.name].default == field.default
+        assert not options_by_name[field.name].required
+        assert options_by_name[field.name].help
 
 
 def test_an_option_without_a_default_is_required() -> None:
-    found = options("align dpo")
-    assert [name for name, option in found.items() if option.required] == ["task", "data"]
+    options_by_name = options("align dpo")
+    assert [name for name, option in options_by_name.items() if option.required] == ["task", "data"]
     assert not options("train")["task"].required
 
 

@@ -1,4 +1,4 @@
-"""A task is usable from any folder; a folder that can't be written to is named before any work."""
+"""A task can be used from any folder; a read-only folder is reported before any work."""
 
 import shlex
 import shutil
@@ -15,8 +15,8 @@ from onebase.model.base import Base
 def train_and_move(onebase: Run, desk: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train a task on a base named relatively, then go to another folder."""
     monkeypatch.setenv("ONEBASE_WORKSPACE", str(desk / "ws"))
-    asked = ("train", "--task", "t", "--data", "support.jsonl", "--base", base)
-    result = onebase(*asked, "--set", "epochs=1")
+    arguments = ("train", "--task", "t", "--data", "support.jsonl", "--base", base)
+    result = onebase(*arguments, "--set", "epochs=1")
     assert result.code == 0, result.err
     (desk / "elsewhere").mkdir()
     monkeypatch.chdir(desk / "elsewhere")
@@ -71,26 +71,26 @@ def test_the_base_in_a_remedy_can_be_pasted(
 
 
 @pytest.mark.parametrize("command", ["train", "align dpo", "race"])
-def test_a_workspace_that_can_not_be_written_to_is_told_before_the_base_is_loaded(
+def test_a_read_only_workspace_is_reported_before_the_base_is_loaded(
     command: str, desk: Path, base: str, onebase: Run
 ) -> None:
     (desk / "file").write_text("", encoding="utf-8")
-    asked = [*command.split(), "--task", "t", "--data", "support.jsonl", "--base", base]
-    result = onebase(*asked, "--workspace", "file/ws", "--json")
+    arguments = [*command.split(), "--task", "t", "--data", "support.jsonl", "--base", base]
+    result = onebase(*arguments, "--workspace", "file/ws", "--json")
     assert result.code == 1, result.err
     assert "file is a file" in result.json["error"]["message"]
     assert "ONEBASE_WORKSPACE" in result.json["error"]["remedy"]
     assert "Loading" not in result.err
 
 
-def test_the_remedy_names_what_chose_the_folder(
+def test_the_remedy_names_the_option_of_the_folder(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEBASE_CACHE", str(desk / "cache"))
     assert "ONEBASE_CACHE" in _folder_remedy(str(desk / "cache" / "models" / "x"), [])
     assert "ONEBASE_WORKSPACE" in _folder_remedy("ws/adapters/t", [])
-    own = ["train", "--workspace", str(desk / "own")]
-    assert "--workspace" in _folder_remedy(str(desk / "own" / "runs"), own)
+    for option in (["--workspace", str(desk / "mine")], [f"--workspace={desk / 'mine'}"]):
+        assert "--workspace" in _folder_remedy(str(desk / "mine" / "runs"), ["train", *option])
     for other in (str(desk / "out"), None, 3):
         assert "choose another folder" not in _folder_remedy(other, ["--workspace"])
 
@@ -131,7 +131,7 @@ def copied_adapter(desk: Path, _: pytest.MonkeyPatch) -> str:
     "fault",
     [cache_in_a_file, workspace_in_a_file, cache_that_is_read_only, no_home, copied_adapter],
 )
-def test_doctor_names_what_would_hinder(
+def test_doctor_reports_what_makes_other_commands_fail(
     fault: Callable[[Path, pytest.MonkeyPatch], str],
     desk: Path,
     onebase: Run,
@@ -142,6 +142,6 @@ def test_doctor_names_what_would_hinder(
     words = fault(desk, monkeypatch)
     result = onebase("doctor", "--json")
     assert result.code == 0, result.err
-    told = result.json["problems"]
-    assert any(words in item["remedy"] for item in told)
-    assert told[0]["message"] in onebase("doctor").out
+    problems = result.json["problems"]
+    assert any(words in item["remedy"] for item in problems)
+    assert problems[0]["message"] in onebase("doctor").out

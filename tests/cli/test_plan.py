@@ -14,7 +14,7 @@ FLAGS = ("--task", "support", "--data", "support.jsonl", "--set", "batch_size=3"
 
 @pytest.fixture
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial in this process: quicker, and the errors are the same."""
+    """Runs the dry run in this process, which is faster; the errors are the same."""
 
     def run_dry_run(jobs: Any, *, base: str, precision: str | None, limit: int) -> dict[str, Any]:
         return {"seconds": 20.0, **dry_run(request_for(jobs, base=base, precision=precision))}
@@ -27,7 +27,7 @@ def _little_memory(monkeypatch: pytest.MonkeyPatch, _here: None) -> None:
     monkeypatch.setattr(planning, "free_memory", lambda device: 50 << 20)
 
 
-def test_a_plan_in_a_process_of_its_own(onebase, base: str, desk: Path) -> None:
+def test_a_plan_in_a_separate_process(onebase, base: str, desk: Path) -> None:
     result = onebase("plan", *FLAGS, "--base", base, "--json")
     assert result.code == 0, result
     assert result.json.keys() >= {
@@ -84,7 +84,7 @@ def test_train_and_plan_have_the_same_flags(onebase) -> None:
 
 
 @pytest.mark.usefixtures("_little_memory")
-def test_what_does_not_fit_leaves_with_4(onebase, base: str, desk: Path) -> None:
+def test_a_plan_that_does_not_fit_exits_with_4(onebase, base: str, desk: Path) -> None:
     result = onebase("plan", *FLAGS, "--base", base)
     assert result.code == 4
     assert "It does not fit." in result.out
@@ -108,7 +108,7 @@ def test_as_json_the_plan_and_the_error_are_one_object(onebase, base: str) -> No
     assert error["message"].startswith("It takes about ")
 
 
-def test_what_can_not_be_loaded(onebase, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_cannot_be_loaded(onebase, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
     result = onebase("plan", *FLAGS, "--base", base, "--method", "full")
     assert result.code == 4
@@ -132,7 +132,7 @@ def test_in_chinese(
 
 
 @pytest.mark.usefixtures("_here")
-def test_a_loss_that_explodes_in_the_trial_is_said(onebase, base: str) -> None:
+def test_a_loss_that_explodes_in_the_dry_run_is_reported(onebase, base: str) -> None:
     result = onebase("plan", *FLAGS, "--base", base, "--set", "learning_rate=1e30")
     assert result.code == 0
     assert "support: its loss exploded or was not finite in the dry run" in result.out
@@ -145,7 +145,7 @@ def test_a_loss_that_explodes_in_the_trial_is_said(onebase, base: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ((), 2, "--task and --data are missing"),
+        ((), 2, "--task and --data are required"),
         (("--task", "t", "--data", "no.jsonl"), 3, "no.jsonl"),
         (("--task", "t", "--data", "bad.jsonl"), 3, "bad.jsonl"),
         (("--task", "base", "--data", "support.jsonl"), 2, "'base' can't be a task's name"),

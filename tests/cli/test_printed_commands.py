@@ -1,4 +1,4 @@
-"""Commands and options that a message prints, run as they stand: they do what the message says."""
+"""Printed commands and options run as they are, and do what the message says."""
 
 import json
 import re
@@ -33,19 +33,19 @@ def write(rows: list[dict[str, Any]], name: str = FILE) -> str:
 
 
 def quoted(text: str) -> list[list[str]]:
-    """What stands between backticks, as a shell reads it."""
+    """The parts of a message between backticks, as a shell splits them."""
     return [shlex.split(item) for item in re.findall(r"`([^`]*)`", text)]
 
 
 def command_in(text: str, start: str) -> list[str]:
-    """The command of a message that begins so, without its first word."""
-    found = [words for words in quoted(text) if words[:1] == ["onebase"]]
-    found += [shlex.split(item) for item in re.findall(r"onebase [^`\n;]*", text)]
-    return next(words[1:] for words in found if " ".join(words[1:]).startswith(start))
+    """The arguments of the first printed command that begins with `start`."""
+    commands = [words for words in quoted(text) if words[:1] == ["onebase"]]
+    commands += [shlex.split(item) for item in re.findall(r"onebase [^`\n;]*", text)]
+    return next(words[1:] for words in commands if " ".join(words[1:]).startswith(start))
 
 
 @pytest.mark.parametrize(
-    ("asked", "rows", "start"),
+    ("command", "rows", "start"),
     [
         (TRAIN, [*GOOD, BAD], "data check"),
         (TRAIN, [BAD] * 3, "data check"),
@@ -53,9 +53,9 @@ def command_in(text: str, start: str) -> list[str]:
     ],
 )
 def test_bad_rows_are_shown_by_the_command_that_is_printed(
-    onebase, asked: tuple[str, ...], rows: list[dict[str, Any]], start: str
+    onebase, command: tuple[str, ...], rows: list[dict[str, Any]], start: str
 ) -> None:
-    refused = onebase(*asked, write(rows))
+    refused = onebase(*command, write(rows))
     assert refused.code == 3
     shown = onebase(*command_in(refused.err, start), "--json")
     assert shown.code == 3
@@ -63,14 +63,14 @@ def test_bad_rows_are_shown_by_the_command_that_is_printed(
 
 
 @pytest.mark.parametrize(
-    ("asked", "rows"), [(TRAIN, [*GOOD, BAD]), (DPO, [*PAIRS, {"prompt": "q", "chosen": "a"}])]
+    ("command", "rows"), [(TRAIN, [*GOOD, BAD]), (DPO, [*PAIRS, {"prompt": "q", "chosen": "a"}])]
 )
 def test_bad_rows_are_left_out_by_the_option_that_is_printed(
-    onebase, asked: tuple[str, ...], rows: list[dict[str, Any]]
+    onebase, command: tuple[str, ...], rows: list[dict[str, Any]]
 ) -> None:
-    refused = onebase(*asked, write(rows))
+    refused = onebase(*command, write(rows))
     (option,) = set(re.findall(r"--skip-\w+", refused.err))
-    assert onebase(*asked, FILE, option).code == 0
+    assert onebase(*command, FILE, option).code == 0
 
 
 @pytest.mark.parametrize(
@@ -107,23 +107,21 @@ def test_answers_are_learned_by_the_columns_that_are_printed(onebase, rows: Any)
     assert onebase(*TRAIN, FILE, *option).code == 0
 
 
-def test_what_a_training_proposes(onebase) -> None:
-    proposed = command_in(onebase(*TRAIN, write(GOOD)).out, "generate")
-    prompt_answer = onebase(
-        *["Hi" if word == "…" else word for word in proposed], "--max-tokens", "1"
-    )
-    assert prompt_answer.code == 0
+def test_the_command_that_a_training_suggests(onebase) -> None:
+    suggested = command_in(onebase(*TRAIN, write(GOOD)).out, "generate")
+    words = ["Hi" if word == "…" else word for word in suggested]
+    assert onebase(*words, "--max-tokens", "1").code == 0
 
 
-def test_what_an_alignment_proposes(onebase) -> None:
+def test_the_commands_that_alignments_suggest(onebase) -> None:
     trained = onebase("align", "reward", *DPO[2:], write(PAIRS))
     assert trained.code == 0, trained.err
     words = {"T": "policy", "F": write([{"prompt": f"q{n}"} for n in range(4)], "asked.jsonl")}
-    proposed = [words.get(word, word) for word in command_in(trained.out, "align ppo")]
-    brief = ("steps=1", "prompts=2", "samples=1", "max_tokens=4", "minibatch=2")
-    rolled = onebase(*proposed, *(w for b in brief for w in ("--set", b)))
-    assert rolled.code == 0, rolled.err
-    assert onebase(*command_in(rolled.out, "runs show")).code == 0
+    suggested = [words.get(word, word) for word in command_in(trained.out, "align ppo")]
+    settings = ("steps=1", "prompts=2", "samples=1", "max_tokens=4", "minibatch=2")
+    aligned = onebase(*suggested, *(word for item in settings for word in ("--set", item)))
+    assert aligned.code == 0, aligned.err
+    assert onebase(*command_in(aligned.out, "runs show")).code == 0
 
 
 @pytest.mark.usefixtures("trained")
@@ -136,7 +134,7 @@ def test_a_damaged_version_is_removed_by_the_command_that_is_printed(onebase) ->
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_copied_version_is_taken_in_by_the_commands_that_are_printed(onebase) -> None:
+def test_a_copied_version_is_imported_by_the_commands_that_are_printed(onebase) -> None:
     shutil.copytree("ws/adapters/mood/1", "ws/adapters/mood/7")
     Path("ws/adapters/mood/7/onebase.json").unlink()
     refused = onebase("generate", "--task", "mood@7", "--prompt", "Hi")
@@ -158,7 +156,7 @@ def test_a_version_is_made_current_by_the_command_that_is_printed(onebase) -> No
 
 
 @pytest.mark.parametrize("scope", [[], ["--scope", "admin"]])
-def test_a_key_is_made_by_the_command_that_is_printed(onebase, scope: list[str]) -> None:
+def test_a_key_is_created_by_the_command_that_is_printed(onebase, scope: list[str]) -> None:
     refused = onebase("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.code == 2
     assert onebase(*command_in(refused.err, "keys new"), *scope).code == 0
@@ -169,3 +167,36 @@ def test_an_example_of_an_option_works(onebase, trained: Path) -> None:
     example = re.search(r"For example (.*)\.", refused.err)
     assert example
     assert onebase("generate", *shlex.split(example[1]), "--max-tokens", "1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        (("serve", "--host", "0.0.0.0", "--port", "0"), "keys new"),
+        (("keys", "list"), "keys new"),
+        (("keys", "revoke", "x"), "keys new"),
+        (("adapters", "list"), "train"),
+        (("data", "check", FILE), "train"),
+        (("methods", "lora"), "train"),
+        (("doctor",), "demo"),
+    ],
+)
+def test_a_printed_command_names_a_workspace_other_than_the_default(
+    onebase, command: tuple[str, ...], start: str
+) -> None:
+    write(GOOD)
+    result = onebase(*command, "--workspace", "my desk")
+    words = command_in(result.out + result.err, start)
+    assert words[words.index("--workspace") + 1].rstrip(",") == "my desk"
+    result = onebase(*command)
+    assert "--workspace" not in command_in(result.out + result.err, start)
+
+
+def test_the_remedy_for_damaged_keys_names_the_workspace(onebase, desk: Path) -> None:
+    (desk / "my desk").mkdir()
+    (desk / "my desk" / "keys.json").write_text("damaged", encoding="utf-8")
+    refused = onebase("keys", "list", "--workspace", "my desk")
+    assert refused.code == 1
+    Path("my desk/keys.json").unlink()
+    assert onebase(*command_in(refused.err, "keys new")).code == 0
+    assert Path("my desk/keys.json").exists()

@@ -27,7 +27,7 @@ def asked(desk: Path, base: str) -> list[str]:
     return ["race", *data, *FLAGS]
 
 
-def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
+def test_the_leaderboard_is_printed(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "6", "--epochs", "2")
     assert result.code == 0, result.err
     assert "Racing 6 configurations (lora, p-tuning-v2, prompt-tuning, p-tuning, ia3)" in result.err
@@ -47,7 +47,7 @@ def test_the_ladder_is_shown(asked: list[str], onebase: Run) -> None:
     assert answer.json["answers"][0]["version"] == 1
 
 
-def test_on_a_terminal_the_ladder_is_live(
+def test_on_a_terminal_the_leaderboard_is_live(
     asked: list[str], onebase: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -63,20 +63,20 @@ def test_on_a_terminal_the_ladder_is_live(
 def test_as_json(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "6", "--epochs", "2", "--json")
     assert result.code == 0, result.err
-    found = result.json
-    assert {"run", "task", "winner", "adapter", "ladder", "plot", "tokens", "seconds"} <= set(found)
-    assert (found["task"], found["end"]) == ("support", "finished")
-    ladder = found["ladder"]
+    race = result.json
+    assert {"run", "task", "winner", "adapter", "ladder", "plot", "tokens", "seconds"} <= set(race)
+    assert (race["task"], race["end"]) == ("support", "finished")
+    ladder = race["ladder"]
     assert [row["rank"] for row in ladder] == [1, 2, 3, 4, 5, 6]
     assert sorted(row["number"] for row in ladder) == [1, 2, 3, 4, 5, 6]
     winner = {key: ladder[0][key] for key in ("number", "method", "settings")}
-    assert found["winner"] == {**winner, "eval_loss": found["adapter"]["eval_loss"]}
-    adapter = found["adapter"]
+    assert race["winner"] == {**winner, "eval_loss": race["adapter"]["eval_loss"]}
+    adapter = race["adapter"]
     assert {"task", "version", "method", "path", "trainable"} <= set(adapter)
     assert {"eval_loss", "base_eval_loss", "seconds", "tokens_per_second"} <= set(adapter)
     assert adapter["eval_loss"] < adapter["base_eval_loss"]
-    assert sum(row["tokens"] for row in ladder) == found["tokens"]
-    with Image.open(found["plot"]) as picture:
+    assert sum(row["tokens"] for row in ladder) == race["tokens"]
+    with Image.open(race["plot"]) as picture:
         picture.verify()
 
 
@@ -87,12 +87,12 @@ def test_in_chinese(asked: list[str], onebase: Run) -> None:
     assert "优胜：" in result.out
 
 
-def test_the_budget_chooses(asked: list[str], onebase: Run) -> None:
+def test_the_budget_determines_the_configurations(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--budget", "20k", "--json")
     assert result.code == 0, result.err
-    found = result.json
-    assert found["configurations"] == 24
-    assert found["tokens"] <= 20_000
+    race = result.json
+    assert race["configurations"] == 24
+    assert race["tokens"] <= 20_000
     timed = onebase(*asked, "--budget", "2s", "--configs", "3", "--json")
     assert timed.code == 0, timed.err
     assert timed.json["configurations"] == 3
@@ -100,13 +100,13 @@ def test_the_budget_chooses(asked: list[str], onebase: Run) -> None:
 
 
 def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:
-    found = onebase(
+    race = onebase(
         *asked, "--configs", "3", "--epochs", "1", "--methods", "ia3, prefix-tuning", "--json"
     ).json
-    assert {row["method"] for row in found["ladder"]} == {"ia3", "p-tuning-v2"}
+    assert {row["method"] for row in race["ladder"]} == {"ia3", "p-tuning-v2"}
     (desk / "space.yaml").write_text("lora: {rank: [1, 2]}\nia3:\n", encoding="utf-8")
-    found = onebase(*asked, "--epochs", "1", "--space", "space.yaml", "--json").json
-    settings = sorted((row["method"], str(row["settings"])) for row in found["ladder"])
+    race = onebase(*asked, "--epochs", "1", "--space", "space.yaml", "--json").json
+    settings = sorted((row["method"], str(row["settings"])) for row in race["ladder"])
     assert settings == [("ia3", "{}"), ("lora", "{'rank': 1}"), ("lora", "{'rank': 2}")]
 
 
@@ -123,18 +123,18 @@ def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:
         (["--set", "rank=4"], 2, "'rank'"),
         (["--epochs", "0"], 2, "epochs=0 is not valid"),
         (["--data", "none.jsonl"], 3, "none.jsonl"),
-        (["--task", ""], 2, "--task and --data are missing"),
+        (["--task", ""], 2, "--task and --data are required"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_wrong_usage(
     flags: list[str], code: int, named: str, asked: list[str], desk: Path, onebase: Run
 ) -> None:
-    # In place of what is asked otherwise: an option or setting that is given twice is refused.
+    # The flags replace those of the default command: an option or setting given twice is refused.
     option, value = flags[:2]
-    said = value.partition("=")[0] if option == "--set" else ""
-    for at in range(len(asked) - 2, 0, -1):
-        if asked[at] == option and asked[at + 1].startswith(said):
-            del asked[at : at + 2]
+    setting = value.partition("=")[0] if option == "--set" else ""
+    for index in range(len(asked) - 2, 0, -1):
+        if asked[index] == option and asked[index + 1].startswith(setting):
+            del asked[index : index + 2]
             break
     result = onebase(*asked, *flags)
     assert result.code == code
@@ -158,33 +158,33 @@ def _pressed_in_the_tenth_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_pressed_in_the_tenth_step")
-def test_ctrl_c_leaves_the_best_so_far(asked: list[str], onebase: Run) -> None:
+def test_ctrl_c_stores_the_best_so_far(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "3", "--epochs", "4", "--json")
     assert result.code == 130
-    found = result.json
-    assert found["end"] == "interrupted"
-    assert found["adapter"]["version"] == 1
+    race = result.json
+    assert race["end"] == "interrupted"
+    assert race["adapter"]["version"] == 1
     assert "the best so far is stored as support@1" in result.err
     (row,) = onebase("runs", "list", "--json").json["runs"]
-    assert row["run"] == found["run"]
+    assert row["run"] == race["run"]
     assert (row["status"], row["resumable"], row["race"]) == ("interrupted", False, 3)
     assert row["tasks"] == ["support"]
     listed = onebase("runs", "list")
     assert "race of 3" in listed.out
     assert "onebase resume" not in listed.err
-    shown = onebase("runs", "show", found["run"])
+    shown = onebase("runs", "show", race["run"])
     assert shown.code == 0, shown.err
     assert re.search(r"^  \d +2 +p-tuning-v2 ", shown.out, re.MULTILINE)
-    (Path("ws/runs") / found["run"] / "ladder.json").unlink()  # as before the race has ended
-    shown = onebase("runs", "show", found["run"])
+    (Path("ws/runs") / race["run"] / "ladder.json").unlink()  # as before the race has ended
+    shown = onebase("runs", "show", race["run"])
     assert re.search(r"^ +2 +p-tuning-v2 .*\d$", shown.out, re.MULTILINE)
-    resumed = onebase("resume", found["run"])
+    resumed = onebase("resume", race["run"])
     assert resumed.code == 2
     assert "is a race, and a race can't be resumed" in resumed.err
     assert "onebase race" in resumed.err
 
 
-def test_the_same_command_races_anew(asked: list[str], onebase: Run) -> None:
+def test_the_same_command_starts_a_new_race(asked: list[str], onebase: Run) -> None:
     first = onebase(*asked, "--configs", "2", "--epochs", "1", "--json").json
     again = onebase(*asked, "--configs", "2", "--epochs", "1", "--json").json
     assert again["run"] != first["run"]

@@ -1,4 +1,4 @@
-"""What doctor, data check, runs show, adapters show and the lists print for people."""
+"""The text output of doctor, data check, runs show, adapters show and the lists."""
 
 import json
 import re
@@ -7,7 +7,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from onebase.cli.units import aligned, change, duration, moment, settings_text, size, wrapped
+from onebase.cli.units import (
+    aligned,
+    duration,
+    loss_change,
+    moment,
+    options_text,
+    settings_text,
+    size,
+    wrapped,
+)
 
 RAW = re.compile(r"_bytes|\b[a-z]+_[a-z_]+: |\b\d{7,}\b(?!-)|\bTrue\b|\bFalse\b|\bNone\b|\{'|\['")
 
@@ -37,10 +46,11 @@ def test_durations_and_times() -> None:
 
 
 def test_changes_of_a_loss() -> None:
-    assert change(2.0, 1.0) == " (50 % lower)"
-    assert change(2.0, 3.0) == " (50 % higher)"
-    assert change(2.0, 2.001) == " (the same)"
-    assert change(0.0, 1.0) == change(1.0, float("nan")) == ""
+    assert loss_change(2.0, 1.0) == "2.000 -> 1.000 (50 % lower)"
+    assert loss_change(2.0, 3.0) == "2.000 -> 3.000 (50 % higher)"
+    assert loss_change(2.0, 2.001) == "2.000 -> 2.001 (the same)"
+    assert loss_change(0.0, 1.0) == "0.000 -> 1.000"
+    assert loss_change(1.0, float("nan")) == "1.000 -> nan"
 
 
 def test_a_table_is_aligned_for_wide_characters() -> None:
@@ -48,6 +58,10 @@ def test_a_table_is_aligned_for_wide_characters() -> None:
     assert settings_text({"rank": 8, "alpha": 16.0, "use_dora": True, "init_text": None}) == (
         "rank=8, alpha=16, use_dora=true"
     )
+    composite = {"lora": {"rank": 8}, "p-tuning": {"hidden": 64}}
+    assert options_text(composite) == "lora: rank=8; p-tuning: hidden=64"
+    patterned = {"rank": 8, "rank_pattern": {"q_proj": 4}}
+    assert options_text(patterned) == "rank=8, rank_pattern={q_proj: 4}"
     lines = wrapped("settings", ", ".join(["epochs=3"] * 20))
     assert [name for name, _ in lines] == ["settings", "", ""]
     assert all(len(text) <= 88 for _, text in lines)
@@ -55,10 +69,10 @@ def test_a_table_is_aligned_for_wide_characters() -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_doctor_speaks_in_sentences(onebase) -> None:
+def test_doctor_prints_sentences(onebase) -> None:
     lines = onebase("doctor").out.splitlines()
     total = size(psutil.virtual_memory().total)
-    assert any(re.fullmatch(rf"Memory: {total}, of which .* are free\.", line) for line in lines)
+    assert any(re.fullmatch(rf"Memory: {total}, .* free\.", line) for line in lines)
     assert "Tasks (in the workspace ws): mood, support." in lines
     assert lines[-1] == (
         "Missing: the default base smollm2-135m. Fetch it with: onebase model pull smollm2-135m"
@@ -69,7 +83,7 @@ def test_doctor_speaks_in_sentences(onebase) -> None:
     assert "任务（位于工作区 ws）：mood、support。" in chinese
 
 
-def test_doctor_says_what_to_do_where_nothing_is_missing(
+def test_doctor_suggests_a_command_if_nothing_is_missing(
     onebase, base: str, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = desk / "cache" / "models"
@@ -91,13 +105,13 @@ def imperfect(desk: Path) -> str:
     return "rows.jsonl"
 
 
-def test_data_check_speaks_in_sentences(onebase, base: str, imperfect: str) -> None:
+def test_data_check_prints_sentences(onebase, base: str, imperfect: str) -> None:
     check = ("data", "check", imperfect, "--base", base, "--max-tokens", "64")
     lines = onebase(*check).out.splitlines()
-    assert lines[0] == "rows.jsonl: 16 rows of answers to learn, format input-output."
+    assert lines[0] == "rows.jsonl: 16 rows with answers to learn, format input-output."
     for line in (
         "  id: not read",
-        "1 bad row, from which nothing can be learned:",
+        "1 bad row that can't be used for training:",
         "  rows.jsonl:15, column 'output': empty",
         "2 duplicates:",
         "  lines 1 and 13: the same input and the same answer",
@@ -131,7 +145,9 @@ def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
     pairs.append({"prompt": "q0", "chosen": "no", "rejected": "yes yes"})
     (desk / "p.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     out = onebase("data", "check", "p.jsonl", "--base", base).out
-    assert out.startswith("p.jsonl: 9 rows of pairs of answers, format preference-prompt; read by ")
+    assert out.startswith(
+        "p.jsonl: 9 rows with pairs of answers, format preference-prompt; used by "
+    )
     assert "The chosen answer is the longer one in 89% of the pairs." in out
     assert "  lines 1 and 9: the same answers, judged differently" in out
     assert out.endswith("Next: onebase align dpo --task T --data p.jsonl --method lora\n")
@@ -143,7 +159,7 @@ def test_data_check_of_preferences(onebase, base: str, desk: Path) -> None:
 
 
 @pytest.mark.usefixtures("desk")
-def test_a_file_of_bad_rows_alone_has_to_be_corrected(onebase, base: str, desk: Path) -> None:
+def test_a_file_with_only_bad_rows_has_to_be_corrected(onebase, base: str, desk: Path) -> None:
     (desk / "b.jsonl").write_text('{"input": "q", "output": ""}\n', encoding="utf-8")
     out = onebase("data", "check", "b.jsonl", "--base", base).out
     assert out.endswith("Next: correct the bad rows.\n")
@@ -151,7 +167,7 @@ def test_a_file_of_bad_rows_alone_has_to_be_corrected(onebase, base: str, desk: 
 
 
 @pytest.mark.usefixtures("trained")
-def test_runs_show_has_what_was_asked_for_and_the_losses(onebase) -> None:
+def test_runs_show_has_the_settings_and_the_losses(onebase) -> None:
     run = onebase("runs", "list", "--json").json["runs"][0]["run"]
     shown = onebase("runs", "show", run, "--json").json
     out = onebase("runs", "show", run).out
@@ -169,14 +185,14 @@ def test_runs_show_has_what_was_asked_for_and_the_losses(onebase) -> None:
         assert re.search(rf"^  0 +{before:.3f} +without the adapter$", out, re.MULTILINE)
         assert re.search(rf"^  {evaluated['step']} +1 +{losses}$", out, re.MULTILINE)
         use = {"support": "generate --task {} --prompt …", "mood": "classify --task {} --text …"}
-        again = f"Stored as {task}@1. Try: onebase {use[task].format(f'{task}@1')}"
-        assert again in out.splitlines()
+        suggestion = f"Stored as {task}@1. Try: onebase {use[task].format(f'{task}@1')}"
+        assert suggestion in out.splitlines()
     assert not RAW.search(out.replace(str(shown["config"]["base"]), ""))
     assert "不使用适配器" in onebase("runs", "show", run, "--lang", "zh").out
 
 
 @pytest.mark.usefixtures("trained")
-def test_runs_show_of_a_run_that_was_cut_off(onebase, trained: Path) -> None:
+def test_runs_show_of_an_interrupted_run(onebase, trained: Path) -> None:
     run = onebase("runs", "list", "--json").json["runs"][1]["run"]
     folder = trained / "runs" / run
     (folder / "summary.json").unlink()
@@ -192,7 +208,7 @@ def test_runs_show_of_a_run_that_was_cut_off(onebase, trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_adapters_show_says_what_a_version_is(onebase, base: str) -> None:
+def test_adapters_show_describes_a_version(onebase, base: str) -> None:
     old = onebase("adapters", "show", "support@1")
     lines = old.out.splitlines()
     assert lines[0] == "support@1 (lora): not the current version"
@@ -216,6 +232,23 @@ def test_adapters_show_says_what_a_version_is(onebase, base: str) -> None:
     assert now.endswith("试试：onebase classify --task mood --text …\n")
 
 
+def test_options_of_single_layers_are_shown(onebase, base: str) -> None:
+    job = ("--task", "t", "--data", "support.jsonl", "--base", base, "--set", "epochs=1")
+    run = onebase("train", *job, "--set", "rank_pattern={q_proj: 4}", "--json").json["run"]
+    for command in (("runs", "show", run), ("adapters", "show", "t")):
+        result = onebase(*command)
+        assert result.code == 0, result.err
+        text = " ".join(result.out.split())
+        assert "rank=8, alpha=16" in text
+        assert "rank_pattern={q_proj: 4}" in text
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_status_of_runs_is_in_the_language(onebase) -> None:
+    assert "finished" in onebase("runs", "list").out
+    assert "已完成" in onebase("runs", "list", "--lang", "zh").out
+
+
 @pytest.mark.usefixtures("trained")
 def test_lists_have_units(onebase) -> None:
     listed = onebase("adapters", "list", "--json").json["adapters"]
@@ -231,34 +264,32 @@ def test_lists_have_units(onebase) -> None:
     [
         ("adapters list", "No adapters yet. Train one: onebase train"),
         ("runs list", "No runs yet."),
-        ("keys list", "No keys yet. Make one: onebase keys new"),
+        ("keys list", "No keys yet. Create one: onebase keys new"),
     ],
 )
 def test_an_empty_list_says_so(onebase, command: str, words: str) -> None:
     assert onebase(*command.split()).out.startswith(words)
 
 
-def test_removing_the_current_version_names_the_one_that_takes_its_place(
-    onebase, trained: Path
-) -> None:
+def test_removing_the_current_version_names_the_new_one(onebase, trained: Path) -> None:
     assert onebase("adapters", "remove", "support@2").out.splitlines() == [
         "removed support@2", "support is now support@1",
     ]  # fmt: skip
     assert onebase("adapters", "remove", "mood").out == "removed mood@1\n"
 
 
-def test_a_new_key_is_explained_beside_the_key_itself(onebase) -> None:
-    made = onebase("keys", "new", "--scope", "admin")
+def test_a_new_key_is_explained_on_stderr(onebase) -> None:
+    created = onebase("keys", "new", "--scope", "admin")
     (listed,) = onebase("keys", "list", "--json").json["keys"]
-    assert made.out.count("\n") == 1  # the key alone
-    assert f"Key {listed['id']} with scope admin." in made.err
-    assert f"onebase keys revoke {listed['id']}" in made.err
+    assert created.out.count("\n") == 1  # the key alone
+    assert f"Key {listed['id']} with scope admin." in created.err
+    assert f"onebase keys revoke {listed['id']}" in created.err
 
 
 def test_pulling_a_base_says_what_was_done(onebase, base: str) -> None:
     lines = onebase("model", "pull", base).out.splitlines()
     total = size(sum(file.stat().st_size for file in Path(base).rglob("*") if file.is_file()))
-    assert lines[0] == f"{base} was there already: {total} in {base}"
+    assert lines[0] == f"{base} was already there: {total} in {base}"
     assert lines[-1] == f"Try: onebase generate --base {base} --prompt …"
 
 

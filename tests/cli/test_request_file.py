@@ -1,4 +1,4 @@
-"""Files of requests and of answers to score: read as data is, nothing in them left out in silence."""
+"""Files of requests and of answers to score are read like data files; a field that is not read is reported."""
 
 from pathlib import Path
 
@@ -25,21 +25,21 @@ def write(folder: Path, text: str | bytes, name: str = "r.jsonl") -> Path:
     ],
 )
 def test_requests(tmp_path: Path, text: str | bytes) -> None:
-    found = read_requests(write(tmp_path, text), None)
-    assert [task for task, _ in found] == ["t", "base", "base"]
-    assert all(isinstance(prompt, str) for _, prompt in found)
-    assert str(found[0][1]).startswith("A")
+    requests = read_requests(write(tmp_path, text), None)
+    assert [task for task, _ in requests] == ["t", "base", "base"]
+    assert all(isinstance(prompt, str) for _, prompt in requests)
+    assert str(requests[0][1]).startswith("A")
 
 
 @pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "utf-16-le"])
-def test_files_in_an_encoding_that_is_named(tmp_path: Path, encoding: str) -> None:
-    asked = write(tmp_path, '{"input": "Где посылка?"}\n'.encode(encoding))
-    assert read_requests(asked, "t", encoding=encoding) == [("t", "Где посылка?")]
-    scored = write(tmp_path, '{"text": "Скоро."}\n'.encode(encoding))
-    assert read_answers(scored, encoding=encoding) == [("", "Скоро.")]
+def test_files_in_a_given_encoding(tmp_path: Path, encoding: str) -> None:
+    request_file = write(tmp_path, '{"input": "Где посылка?"}\n'.encode(encoding))
+    assert read_requests(request_file, "t", encoding=encoding) == [("t", "Где посылка?")]
+    answer_file = write(tmp_path, '{"text": "Скоро."}\n'.encode(encoding))
+    assert read_answers(answer_file, encoding=encoding) == [("", "Скоро.")]
 
 
-def test_requests_may_hold_what_a_row_of_data_may(tmp_path: Path) -> None:
+def test_requests_may_have_the_fields_of_data_rows(tmp_path: Path) -> None:
     text = (
         '{"input": "q", "system": "s", "history": [["q0", "a0"]], "context": "c"}\n'
         '{"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}]}\n'

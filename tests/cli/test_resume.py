@@ -102,7 +102,7 @@ def test_the_same_command_again_continues(onebase, base: str, desk: Path, ctrl_c
     assert weights(desk / "ws", 1) == weights(desk / "ws", 2)
 
 
-def test_restart_begins_anew(onebase, base: str, ctrl_c: Pressed) -> None:
+def test_restart_starts_over(onebase, base: str, ctrl_c: Pressed) -> None:
     ctrl_c.at = 5
     assert onebase("train", *FLAGS, "--base", base).code == 130
     ctrl_c.steps.clear()
@@ -131,7 +131,7 @@ def test_in_chinese(onebase, base: str, ctrl_c: Pressed) -> None:
     assert f"训练 {run['run']} 从检查点 000003 继续（步数：support 4/9）。" in resumed.err
 
 
-def test_a_damaged_checkpoint_is_said(onebase, base: str, desk: Path, ctrl_c: Pressed) -> None:
+def test_a_damaged_checkpoint_is_reported(onebase, base: str, desk: Path, ctrl_c: Pressed) -> None:
     ctrl_c.at = 5
     onebase("train", *FLAGS, "--base", base)
     (run,) = (desk / "ws/runs").iterdir()
@@ -152,7 +152,7 @@ def test_a_run_that_ended_is_refused(onebase) -> None:
     assert "has ended (finished)" in result.json["error"]["message"]
 
 
-def test_an_unknown_run_and_none(onebase) -> None:
+def test_an_unknown_run_and_an_empty_workspace(onebase) -> None:
     result = onebase("resume", "20260101")
     assert result.code == 2
     assert "Unknown run: '20260101'" in result.err

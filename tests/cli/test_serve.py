@@ -1,4 +1,4 @@
-"""`onebase serve` and `onebase keys`, as a person runs them."""
+"""`onebase serve` and `onebase keys`, run as commands."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(desk: Path, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Start `onebase serve …` in a process of its own; returns it and what it said when it was ready."""
+    """Start `onebase serve …` in a new process; returns it and its JSON line when it is ready."""
     started = []
     monkeypatch.setenv("ONEBASE_CACHE", str(kernels))
 
@@ -51,8 +51,8 @@ def serve(desk: Path, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def chat(url: str, model: str, **headers: str) -> httpx2.Response:
     messages = [{"role": "user", "content": "hello"}]
-    asked = {"model": model, "messages": messages, "max_tokens": 4}
-    return httpx2.post(f"{url}/v1/chat/completions", json=asked, headers=headers, timeout=60)
+    body = {"model": model, "messages": messages, "max_tokens": 4}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
 
 
 def test_serve_until_ctrl_c(trained: Path, base: str, serve: Serve) -> None:
@@ -95,20 +95,22 @@ def test_some_tasks_and_prompts_in_the_log(trained: Path, serve: Serve) -> None:
     assert line["answer"] == [answer["choices"][0]["message"]["content"]]
 
 
-def test_a_host_that_others_reach_needs_a_key(onebase, trained: Path, serve: Serve) -> None:
+def test_a_host_that_other_machines_can_reach_needs_a_key(
+    onebase, trained: Path, serve: Serve
+) -> None:
     refused = onebase("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.code == 2
     assert "onebase keys new" in refused.err
-    made = onebase("keys", "new", "--scope", "use", "--name", "test", "--json").json
+    key = onebase("keys", "new", "--scope", "use", "--name", "test", "--json").json
     _, ready = serve("--host", "0.0.0.0", "--precision", "fp32")
     url = ready["url"].replace("0.0.0.0", "127.0.0.1")
     assert chat(url, "support").status_code == 401
-    token = {"Authorization": f"Bearer {made['key']}"}
+    token = {"Authorization": f"Bearer {key['key']}"}
     assert chat(url, "support", **token).status_code == 200
     assert (
         httpx2.post(f"{url}/v1/adapters", json={"task": "mood"}, headers=token).status_code == 403
     )
-    assert onebase("keys", "revoke", made["id"]).code == 0
+    assert onebase("keys", "revoke", key["id"]).code == 0
     assert chat(url, "support", **token).status_code == 401
 
 
@@ -143,7 +145,7 @@ def test_wrong_usage(onebase, trained: Path, arguments: tuple[str, ...], words: 
     assert words in refused.err
 
 
-def test_a_task_to_offer_that_cannot_be_loaded_ends_the_start(onebase, trained: Path) -> None:
+def test_the_server_does_not_start_if_a_task_cannot_be_loaded(onebase, trained: Path) -> None:
     weights = trained / "adapters" / "mood" / "1" / "adapter_model.safetensors"
     weights.write_bytes(b"no weights")
     refused = onebase("serve", "--tasks", "mood", "--port", "0")

@@ -1,4 +1,4 @@
-"""No character ends a command whose work is done: what a terminal can't show is replaced."""
+"""Characters that a terminal can't encode are escaped and never make a command fail."""
 
 import io
 import json
@@ -17,7 +17,7 @@ ENCODINGS = ["ascii", "gbk", "latin-1"]
 
 
 class Terminal:
-    """Streams of one encoding that raise at what they can't show, as Python opens them."""
+    """Streams with one encoding that raise for other characters, as Python opens them."""
 
     def __init__(self, encoding: str, monkeypatch: pytest.MonkeyPatch, stdin: bytes = b"") -> None:
         self.out, self.err = io.BytesIO(), io.BytesIO()
@@ -36,11 +36,11 @@ class Terminal:
         return ended.value.code
 
     @property
-    def shown(self) -> str:
+    def output(self) -> str:
         return self.out.getvalue().decode(self.encoding)
 
     @property
-    def told(self) -> str:
+    def errors(self) -> str:
         return self.err.getvalue().decode(self.encoding)
 
 
@@ -52,49 +52,49 @@ def test_a_training_ends_well(
     file = desk / "数据 é🙂.jsonl"
     write_rows(file, SUPPORT)
     terminal = Terminal(encoding, monkeypatch)
-    asked = ["train", "--task", "t", "--data", file, "--base", base, "--lang", "zh"]
-    code = terminal.run(*asked, "--set", "epochs=1", *(["--json"] if as_json else []))
-    assert code == 0, terminal.told
+    arguments = ["train", "--task", "t", "--data", file, "--base", base, "--lang", "zh"]
+    code = terminal.run(*arguments, "--set", "epochs=1", *(["--json"] if as_json else []))
+    assert code == 0, terminal.errors
     if as_json:
-        assert json.loads(terminal.shown)["adapters"][0]["task"] == "t"
+        assert json.loads(terminal.output)["adapters"][0]["task"] == "t"
     assert (desk / "ws" / "adapters" / "t").is_dir()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_error_is_told(
+def test_an_error_is_printed(
     encoding: str, as_json: bool, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert desk
     terminal = Terminal(encoding, monkeypatch)
-    asked = ["generate", "--task", "任务🙂", "--prompt", "x", "--lang", "zh"]
-    assert terminal.run(*asked, *(["--json"] if as_json else [])) == 2
-    assert "Traceback" not in terminal.told
+    arguments = ["generate", "--task", "任务🙂", "--prompt", "x", "--lang", "zh"]
+    assert terminal.run(*arguments, *(["--json"] if as_json else [])) == 2
+    assert "Traceback" not in terminal.errors
     if as_json:
-        assert "任务🙂" in json.loads(terminal.shown)["error"]["message"]
+        assert "任务🙂" in json.loads(terminal.output)["error"]["message"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.usefixtures("trained")
-def test_a_table_is_drawn(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_printed(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal(encoding, monkeypatch)
-    assert terminal.run("adapters", "list", "--lang", "zh") == 0, terminal.told
-    assert "support" in terminal.shown
+    assert terminal.run("adapters", "list", "--lang", "zh") == 0, terminal.errors
+    assert "support" in terminal.output
 
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("typed", [b"caf\xe9?\n", "你好".encode("gbk") + b"\n", b"\xff\xfe\n"])
-def test_what_is_typed_in_another_encoding_is_answered(
+def test_input_in_another_encoding_is_answered(
     typed: bytes, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal("utf-8", monkeypatch, stdin=typed)
-    asked = ["chat", "--task", "support", "--base", base, "--max-tokens", "2", "--json"]
-    assert terminal.run(*asked) == 0, terminal.told
-    assert len(json.loads(terminal.shown)["answers"]) == 1
+    arguments = ["chat", "--task", "support", "--base", base, "--max-tokens", "2", "--json"]
+    assert terminal.run(*arguments) == 0, terminal.errors
+    assert len(json.loads(terminal.output)["answers"]) == 1
 
 
 @pytest.mark.parametrize("place", ["file", "folder", "file without --json"])
-def test_a_data_file_whose_path_is_not_utf_8_is_told_before_training(
+def test_a_data_file_whose_path_is_not_utf_8_is_refused_before_training(
     place: str, desk: Path, base: str, onebase: Run
 ) -> None:
     name = os.fsdecode(b"caf\xe9")
@@ -106,8 +106,8 @@ def test_a_data_file_whose_path_is_not_utf_8_is_told_before_training(
     except OSError:
         pytest.skip("this disk takes no such name")
     as_json = [] if "without" in place else ["--json"]
-    asked = ("train", "--task", "t", "--data", str(file), "--base", base, *as_json)
-    result = onebase(*asked, "--set", "epochs=1")
+    arguments = ("train", "--task", "t", "--data", str(file), "--base", base, *as_json)
+    result = onebase(*arguments, "--set", "epochs=1")
     assert result.code == 3
     assert "is not UTF-8" in result.err
     assert RunStore(Workspace(desk / "ws")).list() == []
@@ -125,7 +125,7 @@ def test_a_data_file_whose_path_is_not_utf_8_is_told_before_training(
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_argument_that_is_not_utf_8_is_told(
+def test_an_argument_that_is_not_utf_8_is_refused(
     arguments: tuple[str, ...], as_json: bool, onebase: Run
 ) -> None:
     result = onebase(*arguments, *(["--json"] if as_json else []))
@@ -136,7 +136,7 @@ def test_an_argument_that_is_not_utf_8_is_told(
 
 @pytest.mark.parametrize("place", ["option", "variable", "current folder"])
 @pytest.mark.parametrize("command", ["train", "align kto", "race"])
-def test_a_workspace_whose_path_is_not_utf_8_is_told_before_training(
+def test_a_workspace_whose_path_is_not_utf_8_is_refused_before_training(
     place: str,
     command: str,
     desk: Path,
@@ -150,14 +150,14 @@ def test_a_workspace_whose_path_is_not_utf_8_is_told_before_training(
     except OSError:
         pytest.skip("this disk takes no such name")
     data = str(desk / "support.jsonl")
-    asked = [*command.split(), "--task", "t", "--data", data, "--base", base, "--json"]
+    arguments = [*command.split(), "--task", "t", "--data", data, "--base", base, "--json"]
     if place == "option":
-        asked += ["--workspace", str(folder)]
+        arguments += ["--workspace", str(folder)]
     elif place == "variable":
         monkeypatch.setenv("ONEBASE_WORKSPACE", str(folder / "ws"))
     else:
         monkeypatch.chdir(folder)
-    result = onebase(*asked)
+    result = onebase(*arguments)
     assert result.code == 1
     assert "workspace" in result.json["error"]["message"]
     assert "is not UTF-8" in result.json["error"]["message"]
@@ -165,7 +165,7 @@ def test_a_workspace_whose_path_is_not_utf_8_is_told_before_training(
     assert "Loading" not in result.err
 
 
-def test_an_adapter_whose_path_is_not_utf_8_is_told(desk: Path, base: str, onebase: Run) -> None:
+def test_an_adapter_whose_path_is_not_utf_8_is_refused(desk: Path, base: str, onebase: Run) -> None:
     folder = desk / os.fsdecode(b"caf\xe9")
     try:
         folder.mkdir()

@@ -22,7 +22,7 @@ from onebase.cli.training import report_line
         (1.0, None, "no held-out loss"),
     ],
 )
-def test_a_change_of_the_loss_is_told_by_its_direction(
+def test_the_report_says_whether_the_loss_is_lower_or_higher(
     before: float | None, after: float | None, words: str
 ) -> None:
     metrics = {"eval_loss": after, "base_eval_loss": before}

@@ -80,11 +80,11 @@ def test_unknown_fields_are_named_in_a_header() -> None:
 @pytest.mark.parametrize(
     ("neutral", "name", "value"),
     [
-        (chat_schema.other_fields(), "echo", True),
-        (chat_schema.other_fields(), "prompt", "x"),
+        (chat_schema.OTHER_FIELDS, "echo", True),
+        (chat_schema.OTHER_FIELDS, "prompt", "x"),
         (completion_schema.other_fields(fields(n=2)), "best_of", 3),
         (completion_schema.other_fields(fields()), "response_format", {"type": "json_object"}),
-        (responses_schema.other_fields(), "prompt", {"id": "p"}),
+        (responses_schema.OTHER_FIELDS, "prompt", {"id": "p"}),
     ],
 )
 def test_fields_of_one_api(neutral: Any, name: str, value: Any) -> None:

@@ -1,16 +1,17 @@
-"""A stored adapter as a person reads it."""
+"""The report on a stored adapter, for `adapters show`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.cli.units import aligned, change, listed, moment, settings_text, size, wrapped
+from onebase.cli.session import suggestion
+from onebase.cli.units import aligned, listed, loss_change, moment, options_text, size, wrapped
 from onebase.language import say
 
 
 def adapter_lines(item: StoredAdapter, workspace: Workspace) -> list[str]:
-    """What a version is, how it came to be, and what to do with it."""
+    """A version's state, origin, results and files, and the next commands."""
     state = (
         say("the current version", "当前版本")
         if item.current
@@ -27,13 +28,6 @@ def adapter_lines(item: StoredAdapter, workspace: Workspace) -> list[str]:
 def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
     template = record.get("template") or {}
     precision = record.get("precision")
-    options = record.get("options") or {}
-    # A composite adapter has options for each of its methods.
-    nested = any(isinstance(value, dict) for value in options.values())
-    settings = [
-        (f"  {method}", settings_text(values)) if isinstance(values, dict) else ("", "")
-        for method, values in (options.items() if nested else ())
-    ]
     return [
         (say("stored", "保存时间"), moment(record.get("created"))),
         (
@@ -43,21 +37,18 @@ def _origin(record: dict[str, Any]) -> list[tuple[str, str]]:
         (say("trained by", "训练方式"), _how(record)),
         (say("data", "数据"), str(record.get("data") or "")),
         (say("run", "训练记录"), str(record.get("run") or "")),
-        (say("options", "方法设置"), "" if nested else settings_text(options)),
-        *settings,
+        (say("options", "方法选项"), options_text(record.get("options") or {})),
         (say("instruction", "指令"), str(template.get("instruction") or "")),
         (say("labels", "标签"), listed([str(label) for label in record.get("labels") or []])),
     ]
 
 
 def _how(record: dict[str, Any]) -> str:
-    """The command that made the version."""
+    """The command that trained the version."""
     if record.get("imported"):
-        return say("elsewhere; it was imported", "在别处训练，后导入")
+        return say("another program (imported)", "由其他程序训练后导入")
     if record.get("head"):
-        return say(
-            "onebase align reward; it scores answers", "onebase align reward；用于给回答打分"
-        )
+        return say("onebase align reward (a reward model)", "onebase align reward，奖励模型")
     if algorithm := record.get("aligned"):
         start = record.get("reference") or say("a new adapter", "新的适配器")
         command = f"align {algorithm}"
@@ -71,9 +62,7 @@ def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     loss, before = metrics.get("eval_loss"), metrics.get("base_eval_loss")
     text = ""
     if isinstance(loss, float):
-        text = f"{loss:.3f}"
-        if isinstance(before, float):
-            text = f"{before:.3f} -> {loss:.3f}{change(before, loss)}"
+        text = loss_change(before, loss) if isinstance(before, float) else f"{loss:.3f}"
     rows = [(say("held-out loss", "留出损失"), text)]
     for key, name in (
         ("pair_accuracy", say("pair accuracy", "回答对准确率")),
@@ -99,7 +88,7 @@ def _files(item: StoredAdapter) -> list[tuple[str, str]]:
 
 
 def command_to_use(name: str, record: Mapping[str, Any], workspace: Workspace) -> str:
-    """The command for what a task was trained for: to score, to classify or to generate."""
+    """The command that uses a task: score for a reward model, classify for labels, else generate."""
     if record.get("head"):
         return f"onebase align score --task {name}{workspace.option} --prompt … --answer …"
     if record.get("labels"):
@@ -109,7 +98,7 @@ def command_to_use(name: str, record: Mapping[str, Any], workspace: Workspace) -
 
 def _next_steps(item: StoredAdapter, workspace: Workspace) -> list[str]:
     command = command_to_use(item.task if item.current else item.name, item.record, workspace)
-    lines = [say(f"Try: {command}", f"试试：{command}")]
+    lines = [suggestion(command)]
     if not item.current:
         promote = f"onebase adapters promote {item.name}{workspace.option}"
         lines.append(say(f"Make it the current version: {promote}", f"设为当前版本：{promote}"))

@@ -1,4 +1,4 @@
-"""`onebase adapters`: the tasks, their versions, PEFT adapters from elsewhere."""
+"""`onebase adapters`: tasks, their versions, and the import of PEFT adapters."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from onebase.adapters.store import StoredAdapter, check_task_name
 from onebase.cli.options import BaseOption, SessionFlags
-from onebase.cli.session import begin, note
+from onebase.cli.session import begin, note_all, suggestion
 from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
@@ -18,18 +18,21 @@ Name = Annotated[str, typer.Argument(help="task or task@version")]
 
 @adapters_app.command("list")
 def list_command(*, flags: SessionFlags) -> None:
-    """Every version of every task."""
+    """List every version of every task."""
     session = begin(flags)
     items = session.store.list()
     left_out = session.store.unlisted()
-    for error in left_out.values():
-        note(say(f"Note: {error.message} {error.remedy}", f"注意：{error.message}{error.remedy}"))
+    note_all(
+        say(f"{item.message} {item.remedy}", f"{item.message}{item.remedy}")
+        for item in left_out.values()
+    )
     result: dict[str, Any] = {"adapters": [described(item) for item in items]}
     if left_out:
         result["unlisted"] = [
             {"path": str(path), "message": error.message, "remedy": error.remedy}
             for path, error in left_out.items()
         ]
+    train = f"onebase train --task T --data F --method lora{session.workspace.option}"
     session.table(
         result,
         [
@@ -53,10 +56,7 @@ def list_command(*, flags: SessionFlags) -> None:
             ]
             for item in items
         ],
-        empty=say(
-            "No adapters yet. Train one: onebase train --task T --data F --method lora",
-            "暂无适配器。训练一个：onebase train --task T --data F --method lora",
-        ),
+        empty=say(f"No adapters yet. Train one: {train}", f"暂无适配器。训练一个：{train}"),
     )
 
 
@@ -66,7 +66,7 @@ def show_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """One version: what it is, how it was trained, where it is."""
+    """Show how a version was trained, its results and its files."""
     from onebase.cli.adapter_report import adapter_lines
 
     session = begin(flags)
@@ -85,9 +85,7 @@ def promote_command(
     """Make a version the task's current one."""
     session = begin(flags)
     item = session.store.promote(name)
-    session.show(
-        described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
-    )
+    session.show(described(item), _now_current(item))
 
 
 @adapters_app.command("rollback")
@@ -96,12 +94,10 @@ def rollback_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Make the version current that was current before."""
+    """Make the previously current version current again."""
     session = begin(flags)
     item = session.store.rollback(task)
-    session.show(
-        described(item), say(f"{item.task} is now {item.name}", f"{item.task} 现在是 {item.name}")
-    )
+    session.show(described(item), _now_current(item))
 
 
 @adapters_app.command("remove")
@@ -115,8 +111,7 @@ def remove_command(
     removed = session.store.remove(name)
     lines = [say(f"removed {item.name}", f"已删除 {item.name}") for item in removed]
     if any(item.current for item in removed) and removed[0].task in session.store.tasks():
-        now = session.store.get(removed[0].task)
-        lines.append(say(f"{now.task} is now {now.name}", f"{now.task} 现在是 {now.name}"))
+        lines.append(_now_current(session.store.get(removed[0].task)))
     session.show({"removed": [item.name for item in removed]}, *lines)
 
 
@@ -125,10 +120,10 @@ def import_command(
     folder: Annotated[
         Path, typer.Argument(help="A folder saved by PEFT or by ChatGLM2's ptuning scripts.")
     ],
-    task: Annotated[str, typer.Option(help="The name of its task here.")],
+    task: Annotated[str, typer.Option(help="The task to store it as.")],
     base: BaseOption = None,
     instruction: Annotated[
-        str | None, typer.Option(help="The instruction that it was trained with.")
+        str | None, typer.Option(help="The instruction it was trained with.")
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="auto (default), chat, plain, or a text with {input}.")
@@ -136,7 +131,7 @@ def import_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Import an adapter in PEFT's format; it is checked against its base."""
+    """Import an adapter in PEFT's format, and check it against its base."""
     # Late: of this group only this command imports torch.
     from onebase.adapters.importing import find_adapter, read_adapter
     from onebase.cli.adapter_report import command_to_use
@@ -173,14 +168,16 @@ def import_command(
             "metrics": imported.metrics,
         },
     )
-    for text in imported.notes:
-        note(say(f"Note: {text}", f"注意：{text}"))
-    try_it = command_to_use(item.task, item.record, session.workspace)
+    note_all(imported.notes)
     session.show(
         {**described(item), "notes": list(imported.notes)},
         say(f"imported as {item.name}", f"已导入为 {item.name}"),
-        say(f"Try: {try_it}", f"试试：{try_it}"),
+        suggestion(command_to_use(item.task, item.record, session.workspace)),
     )
+
+
+def _now_current(item: StoredAdapter) -> str:
+    return say(f"{item.task} is now {item.name}", f"{item.task} 的当前版本现在是 {item.name}")
 
 
 def _rounded(loss: object) -> object:

@@ -1,6 +1,6 @@
 """`onebase align`: reward models, PPO, DPO, KTO, and scoring answers.
 
-What imports torch is imported in the commands: shell completion and `--help` read this file.
+Modules that import torch are imported in the commands, so that shell completion and `--help` stay fast.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ align_app = typer.Typer(
 def score_command(
     task: Annotated[str, typer.Option("--task", help="The reward model's task.")],
     file: Annotated[
-        Path | None, typer.Option("--file", help="Rows with text, or input and output.")
+        Path | None, typer.Option("--file", help="Rows with text, or with input and output.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="The prompt of the answer.")
@@ -43,7 +43,7 @@ def score_command(
     base: BaseFlags,
     flags: SessionFlags,
 ) -> None:
-    """Score answers with a reward model: 0 is its mean, 1 is one standard deviation above."""
+    """Score answers with a reward model. 0 is the mean score, 1 one standard deviation above it."""
     from onebase.align.base_choice import base_for_scores
     from onebase.align.scoring import score_answers
     from onebase.cli.request_file import answers_to_score
@@ -76,8 +76,7 @@ def reward_command(
     from onebase.cli.aligning import align, align_job
 
     session = begin(flags)
-    start = StartFlags(method=method or DEFAULT_METHOD)
-    job = align_job(target.task, target.data, start, learning)
+    job = align_job(target, StartFlags(method=method or DEFAULT_METHOD), learning)
     align(session, train_reward, job, base, restart=restart)
 
 
@@ -96,7 +95,7 @@ def dpo_command(
     from onebase.cli.aligning import align, align_job
 
     session = begin(flags)
-    job = align_job(target.task, target.data, start, learning)
+    job = align_job(target, start, learning)
     align(session, train_dpo, job, base, restart=restart)
 
 
@@ -115,7 +114,7 @@ def kto_command(
     from onebase.cli.aligning import align, align_job
 
     session = begin(flags)
-    job = align_job(target.task, target.data, start, learning)
+    job = align_job(target, start, learning)
     align(session, train_kto, job, base, restart=restart)
 
 
@@ -143,5 +142,5 @@ def ppo_command(
     session = begin(flags)
     if advantage:
         learning = replace(learning, set_=[*(learning.set_ or []), f"advantage={advantage}"])
-    job = align_job(task, prompts, start, learning)
+    job = align_job(AlignFlags(task=task, data=prompts), start, learning)
     align(session, train_ppo, job, base, restart=restart, reward=reward)

@@ -1,6 +1,6 @@
 """`onebase generate`, `classify` and `chat`.
 
-What imports torch is imported in the commands: shell completion and `--help` read this file.
+Modules that import torch are imported in the commands, so that shell completion and `--help` stay fast.
 """
 
 from dataclasses import asdict
@@ -21,13 +21,13 @@ from onebase.cli.session import begin, note
 from onebase.errors import UsageError
 from onebase.language import say
 
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Most tokens of an answer.")]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", help="Longest answer, in tokens.")]
 
 
 def generate_command(
     task: Annotated[str | None, typer.Option(help="The task, task@version, or base.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt to answer.")] = None,
-    file: Annotated[Path | None, typer.Option(help='Rows {"task", "input"}.')] = None,
+    file: Annotated[Path | None, typer.Option(help='Rows with "task" and "input".')] = None,
     encoding: EncodingOption = None,
     *,
     base: BaseFlags,
@@ -38,7 +38,7 @@ def generate_command(
     ] = None,
     flags: SessionFlags,
 ) -> None:
-    """Answer a prompt, or a file of requests in mixed batches."""
+    """Answer a prompt, or a file of requests for several tasks in mixed batches."""
     from onebase.cli.loading import TaskLoader
     from onebase.cli.request_file import requests_of
     from onebase.cli.sampling import sampling_of
@@ -69,7 +69,7 @@ def classify_command(
     text: Annotated[str, typer.Option(help="The text to classify.")],
     labels: Annotated[
         list[str] | None,
-        typer.Option("--labels", help="Labels separated by commas; given twice, one label each."),
+        typer.Option("--labels", help="Labels separated by commas; if repeated, one label each."),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -109,7 +109,7 @@ def chat_command(
     sampling: SamplingFlags,
     flags: SessionFlags,
 ) -> None:
-    """Talk to a task; /task NAME switches, /reset clears the conversation, /quit ends."""
+    """Chat with a task. /task NAME switches, /reset clears the conversation, /quit exits."""
     from onebase.cli.chat import Chat, lines_of_stdin
     from onebase.cli.loading import TaskLoader
     from onebase.cli.sampling import sampling_of
@@ -119,7 +119,7 @@ def chat_command(
     chat = Chat(session, TaskLoader(session, [task], base, precision), task, chosen)
     note(
         say(
-            "/task NAME switches, /reset clears the conversation, /quit ends.",
+            "/task NAME switches, /reset clears the conversation, /quit exits.",
             "/task 名称 切换任务，/reset 清空对话，/quit 退出。",
         )
     )

@@ -33,17 +33,17 @@ def welcome(context: typer.Context) -> None:
             say(
                 "onebase: one base model, many tasks.\n"
                 "  onebase demo                                   five tasks on one base, start to finish\n"
-                "  onebase data check FILE                        what is in your data\n"
+                "  onebase data check FILE                        check a data file\n"
                 "  onebase train --task T --data F --method lora  train a task\n"
-                "  onebase generate --task T --prompt …           answer with it\n"
+                "  onebase generate --task T --prompt …           get an answer from it\n"
                 "  onebase serve                                  serve every task over HTTP\n"
                 "  onebase --help                                 every command",
                 "onebase：一个基座模型，多个任务。\n"
                 "  onebase demo                                   在一个基座上完整演示五个任务\n"
-                "  onebase data check 文件                        检查你的数据\n"
+                "  onebase data check 文件                        检查数据文件\n"
                 "  onebase train --task T --data F --method lora  训练一个任务\n"
-                "  onebase generate --task T --prompt …           用它回答\n"
-                "  onebase serve                                  通过 HTTP 提供所有任务\n"
+                "  onebase generate --task T --prompt …           用任务回答\n"
+                "  onebase serve                                  通过 HTTP 为所有任务提供服务\n"
                 "  onebase --help                                 所有命令",
             )
         )
@@ -65,54 +65,46 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    as_json = "--json" in arguments
     try:
         _require_text(arguments)
         code = app(arguments, prog_name="onebase", standalone_mode=False)
-    except OnebaseError as error:
-        print_error(error, as_json=as_json)
-        if debug:
-            traceback.print_exc()
-        return error.exit_code
-    except TyperException as error:
-        message = error.format_message()  # names the option, as `message` does not
-        remedy = say(
-            "See onebase --help, or --help after the command.",
-            "请查看 onebase --help，或在命令后加 --help。",
-        )
-        print_error(UsageError(message, remedy), as_json=as_json)
-        return 2
     except (KeyboardInterrupt, typer.Abort):
         note(say("Interrupted.", "已中断。"))
         return 130
-    except OSError as error:
-        # A full disk or a folder without permission: the user can mend it and needs no traceback.
-        cause = say(
-            f"{error.strerror or error}: {error.filename or ''}",
-            f"{error.strerror or error}：{error.filename or ''}",
-        )
-        print_error(OnebaseError(cause, _folder_remedy(error.filename, arguments)), as_json=as_json)
-        if debug:
-            traceback.print_exc()
-        return 1
     except Exception as error:  # noqa: BLE001 - the outermost edge: no traceback reaches a user
-        print_error(
-            OnebaseError(
-                say(
-                    f"onebase itself failed: {type(error).__name__}: {error}",
-                    f"onebase 自身出错：{type(error).__name__}：{error}",
-                ),
-                say(
-                    "Repeat with --debug and report what it shows.",
-                    "请加 --debug 重试，并报告所显示的内容。",
-                ),
-            ),
-            as_json=as_json,
-        )
+        reported = _as_onebase_error(error, arguments)
+        print_error(reported, as_json="--json" in arguments)
         if debug:
             traceback.print_exc()
-        return 1
+        return reported.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _as_onebase_error(error: Exception, arguments: list[str]) -> OnebaseError:
+    if isinstance(error, OnebaseError):
+        return error
+    if isinstance(error, TyperException):
+        return UsageError(
+            error.format_message(),  # names the option, as `message` does not
+            say(
+                "See onebase --help, or --help after the command.",
+                "请查看 onebase --help，或在命令后加 --help。",
+            ),
+        )
+    if isinstance(error, OSError):  # such as a full disk or a missing permission
+        reason, file = error.strerror or error, error.filename or ""
+        cause = say(f"{reason}: {file}", f"{reason}：{file}")
+        return OnebaseError(cause, _folder_remedy(error.filename, arguments))
+    return OnebaseError(
+        say(
+            f"onebase itself failed: {type(error).__name__}: {error}",
+            f"onebase 自身出错：{type(error).__name__}：{error}",
+        ),
+        say(
+            "Run the command again with --debug and report the output.",
+            "请加 --debug 重新运行该命令，并反馈其输出。",
+        ),
+    )
 
 
 def _require_text(arguments: list[str]) -> None:
@@ -135,11 +127,10 @@ def _require_text(arguments: list[str]) -> None:
 
 
 def _folder_remedy(file: object, arguments: list[str]) -> str:
-    """The remedy for a file that can't be read or written; names the option that chose its folder."""
+    """The remedy for a file that can't be read or written, with the option for another folder."""
     check = say("Check the disk and the permissions", "请检查磁盘空间和权限")
-    after = arguments[arguments.index("--workspace") + 1 :] if "--workspace" in arguments else []
     roots = {
-        "--workspace / ONEBASE_WORKSPACE": Workspace(after[0] if after else None).root,
+        "--workspace / ONEBASE_WORKSPACE": Workspace(_value_of("--workspace", arguments)).root,
         "ONEBASE_CACHE": results_root(),
     }
     if isinstance(file, str):
@@ -151,3 +142,12 @@ def _folder_remedy(file: object, arguments: list[str]) -> str:
                     f"，或用 {chosen_by} 指定其他目录。",
                 )
     return check + say(".", "。")
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The value of an option, as `--option value` or `--option=value`."""
+    for index, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == option:
+            return value if separator else next(iter(arguments[index + 1 :]), None)
+    return None

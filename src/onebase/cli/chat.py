@@ -11,18 +11,19 @@ from onebase.engine.engine import Engine
 from onebase.engine.sampling import Sampling
 from onebase.errors import OnebaseError
 from onebase.language import say
+from onebase.serving.streaming_strip import StreamingStrip
 
-# Failures of one answer; the chat goes on after them. RuntimeError is torch's.
+# Failures of one answer, after which the chat continues. torch raises RuntimeError.
 _FAILED = (OnebaseError, RuntimeError, MemoryError)
-# Failures of loading a task, whose files may be gone or whose record may have been edited.
+# Failures to load a task, whose files may be missing or whose record may have been edited by hand.
 _NOT_LOADED = (*_FAILED, OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class Chat:
-    """A conversation with one task at a time. An answer or a switch that fails is reported, and the
-    conversation stays as it was.
+    """A conversation with one task at a time. If an answer or a switch fails, the error is printed and
+    the conversation is unchanged.
 
-    `exchanges` holds every line of the user with its answer, or with the `error` in place of one.
+    `exchanges` holds every line of the user with its answer or its `error`.
     """
 
     def __init__(self, session: Session, loader: TaskLoader, task: str, sampling: Sampling) -> None:
@@ -34,7 +35,7 @@ class Chat:
         self._turns: list[Turn] = []
 
     def run(self, lines: Iterator[str]) -> None:
-        """Answer each line, or carry out its command, until /quit or the last line."""
+        """Answer each line or run its command, until /quit or the end of `lines`."""
         for line in lines:
             command, _, argument = line.partition(" ")
             if not line.startswith("/"):
@@ -49,7 +50,7 @@ class Chat:
                 note(say("Commands: /task NAME, /reset, /quit", "命令：/task 名称、/reset、/quit"))
 
     def show(self) -> None:
-        """With --json, print the conversation; without it, each answer was printed as it came."""
+        """With --json, print the conversation. Without, the answers were printed as they were generated."""
         if self._session.json:
             self._session.show({"answers": self.exchanges})
 
@@ -57,8 +58,8 @@ class Chat:
         try:
             self._loader.load([name])
         except _NOT_LOADED as error:
-            what = say(f"{name} can't be loaded", f"无法加载 {name}")
-            _note_error(_as_onebase_error(error, what))
+            summary = say(f"{name} can't be loaded", f"无法加载 {name}")
+            _note_error(_as_onebase_error(error, summary))
             return
         self._task, self._turns = name, []
         note(say(f"Now: {name}", f"当前任务：{name}"))
@@ -76,8 +77,8 @@ class Chat:
         except _FAILED as error:
             if exchange["text"] and not self._session.json:
                 print(flush=True)
-            what = say("The pass over the model failed", "模型的前向计算失败")
-            failure = _as_onebase_error(error, what)
+            summary = say("The forward pass failed", "模型的前向计算失败")
+            failure = _as_onebase_error(error, summary)
             self.exchanges[-1] = {**exchange, "error": error_detail(failure)}
             _note_error(failure)
             if self._turns:
@@ -92,32 +93,28 @@ def _note_error(error: OnebaseError) -> None:
     note(f"{error.message} {error.remedy}")
 
 
-def _as_onebase_error(error: BaseException, what: str) -> OnebaseError:
+def _as_onebase_error(error: BaseException, summary: str) -> OnebaseError:
     if isinstance(error, OnebaseError):
         return error
     cause = str(error) or type(error).__name__
     return OnebaseError(
-        say(f"{what}: {cause}", f"{what}：{cause}"),
-        say("Ask again, or end with /quit.", "请重试，或用 /quit 退出。"),
+        say(f"{summary}: {cause}", f"{summary}：{cause}"),
+        say("Try again, or exit with /quit.", "请重试，或用 /quit 退出。"),
     )
 
 
 def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Sampling) -> Iterator[str]:
-    """Yield an answer in parts as they are generated, without white space around the whole.
+    """Yield an answer in parts as they are generated, without white space around the whole answer.
 
-    Raises OnebaseError where the answer fails.
+    Raises OnebaseError if the answer fails.
     """
     request = engine.add_request(task, turns, sampling)
-    withheld, started = "", False  # white space is withheld until text follows
+    strip = StreamingStrip()
     try:
         while request.finish_reason is None:
             for event in engine.step():
-                if event.request is not request:  # events of an answer that failed before
-                    continue
-                text = withheld + event.text if started else event.text.lstrip()
-                withheld = text[len(text.rstrip()) :]
-                if part := text.rstrip():
-                    started = True
+                # An answer that failed earlier may still have events.
+                if event.request is request and (part := strip.add(event.text)):
                     yield part
     finally:
         engine.abort(request)
@@ -126,7 +123,7 @@ def streamed(engine: Engine, task: str, turns: Sequence[Turn], sampling: Samplin
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """The lines of stdin that are not blank, as they come; a terminal shows a prompt."""
+    """The non-blank lines of stdin as they arrive, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)

@@ -1,11 +1,11 @@
 """The commands of `onebase`, each imported when it is used.
 
-Training and answering import torch and transformers, which takes seconds. They do so when the command
-runs: help, shell completion, and lists of adapters or keys do not wait for it.
+torch and transformers take seconds to import. Only the commands that need them import them, and only
+when they run, so that help, shell completion and lists stay fast.
 """
 
-from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -27,33 +27,33 @@ class Entry:
 
 ENTRIES = {
     "demo": Entry("demo:demo_command", "Train five tasks on one base and compare the answers."),
-    "methods": Entry("methods:methods_command", "The methods: their options, papers, and limits."),
-    "plan": Entry("plan:plan_command", "Estimate what a training needs, and whether it fits."),
-    "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
-    "compare": Entry("compare:compare_command", "Train and score every method on your own rows."),
-    "race": Entry("race:race_command", "Race many configurations on one task."),
-    "resume": Entry("train:resume_command", "Continue an interrupted run exactly."),
+    "methods": Entry("methods:methods_command", "List the methods, or describe one."),
+    "plan": Entry("plan:plan_command", "Estimate the memory, time and disk of a training."),
+    "train": Entry("train:train_command", "Train one task, or all tasks of a tasks.yaml together."),
+    "compare": Entry("compare:compare_command", "Compare methods on your own data."),
+    "race": Entry("race:race_command", "Train many configurations of a task; store the best."),
+    "resume": Entry("train:resume_command", "Continue an interrupted run."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),
-    "chat": Entry("answering:chat_command", "Talk to a task."),
+    "chat": Entry("answering:chat_command", "Chat with a task."),
     "serve": Entry(
-        "serve:serve_command", "Serve every task over HTTP, in the shapes of OpenAI's API."
+        "serve:serve_command", "Serve every task over HTTP, with an OpenAI-compatible API."
     ),
     "export": Entry(
-        "export:export_command", "Write an adapter for PEFT, merged, or for llama.cpp."
+        "export:export_command", "Export an adapter for PEFT, transformers or llama.cpp."
     ),
-    "doctor": Entry("doctor:doctor_command", "What this machine has, and what is missing."),
+    "doctor": Entry("doctor:doctor_command", "Describe this machine and report problems."),
     "align": Entry("align:align_app", "Learn from preferences and rewards: PPO, DPO, KTO, GRPO."),
-    "adapters": Entry("adapters:adapters_app", "Tasks and their versions."),
-    "keys": Entry("keys:keys_app", "API keys of the server."),
-    "model": Entry("models:model_app", "Base models."),
+    "adapters": Entry("adapters:adapters_app", "Manage tasks and their versions."),
+    "keys": Entry("keys:keys_app", "Manage the API keys of the server."),
+    "model": Entry("models:model_app", "Fetch and list base models."),
     "data": Entry("data:data_app", "Check data files."),
-    "runs": Entry("runs:runs_app", "Past runs."),
+    "runs": Entry("runs:runs_app", "List and show past runs."),
 }
 
 
 class OnceCommand(TyperCommand):
-    """A command that refuses a single-valued option given twice, of which the last would win."""
+    """A command that refuses a single-valued option given twice; Click would use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Raises UsageError."""
@@ -69,66 +69,44 @@ class OnceCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class _Commands(MutableMapping[str, Any]):
-    """The commands by name, as typer expects them; a value is imported when it is read."""
-
-    def __init__(self) -> None:
-        self._imported: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._imported:
-            module, _, attribute = ENTRIES[name].place.partition(":")
-            entry = getattr(import_module(f"onebase.cli.{module}"), attribute)
-            if isinstance(entry, typer.Typer):
-                entry.rich_markup_mode = None  # as the group of all
-                for command in entry.registered_commands:
-                    assert command.callback
-                    command.callback = with_options_of_groups(command.callback)
-                    command.cls = OnceCommand
-                self._imported[name] = typer.main.get_group(entry)
-            else:
-                single = typer.Typer(add_completion=False, rich_markup_mode=None)
-                single.command(name, cls=OnceCommand)(with_options_of_groups(entry))
-                self._imported[name] = typer.main.get_command(single)
-            self._imported[name].name = name
-        return self._imported[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._imported[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._imported[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(ENTRIES)
-
-    def __len__(self) -> int:
-        return len(ENTRIES)
+@cache
+def _imported(name: str) -> Any:
+    """The command `name`, whose module is imported when it is first used."""
+    module, _, attribute = ENTRIES[name].place.partition(":")
+    entry = getattr(import_module(f"onebase.cli.{module}"), attribute)
+    if isinstance(entry, typer.Typer):
+        entry.rich_markup_mode = None  # as in the top-level group
+        for subcommand in entry.registered_commands:
+            assert subcommand.callback
+            subcommand.callback = with_options_of_groups(subcommand.callback)
+            subcommand.cls = OnceCommand
+        command: Any = typer.main.get_group(entry)
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name, cls=OnceCommand)(with_options_of_groups(entry))
+        command = typer.main.get_command(single)
+    command.name = name
+    return command
 
 
 class CommandGroup(TyperGroup):
-    """The group of all commands. Its help reads ENTRIES and imports none of them."""
+    """The group of all commands. Its help and completion import none of them."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{**settings, "commands": None})
-        self.commands = _Commands()
+        commands = {name: TyperCommand(name, help=entry.help) for name, entry in ENTRIES.items()}
+        super().__init__(**{**settings, "commands": commands})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by name; None where there is none."""
-        return self.commands[cmd_name] if cmd_name in ENTRIES else None
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names, in the order of the help."""
-        return list(ENTRIES)
+        """A command by name, or None."""
+        return _imported(cmd_name) if cmd_name in ENTRIES else None
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """The names that begin with `incomplete`; no command is imported for it."""
-        self.commands = {
-            name: TyperCommand(name, help=entry.help) for name, entry in ENTRIES.items()
-        }
-        return super().shell_complete(ctx, incomplete)
+        """Complete a name without importing a command."""
+        listed = TyperGroup(commands=dict(self.commands), params=self.params)
+        ctx.command = listed
+        return listed.shell_complete(ctx, incomplete)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the names and their lines of help."""
+        """Write the names and their help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in ENTRIES.items()])

@@ -32,7 +32,7 @@ def compared_job(task: str | None, data: str | None, learning: LearningFlags) ->
 
 def run_comparison(session: Session, job: Job, options: CompareOptions, base: Base) -> Comparison:
     """Compare with the live display; an interrupted comparison of the same rows continues."""
-    with yield_to_server(session.workspace), run_display() as display:
+    with yield_to_server(session.workspace), run_display(session.workspace) as display:
         return compare(job, options, base=base, workspace=session.workspace, observer=display)
 
 

@@ -1,4 +1,4 @@
-"""`onebase data`: what is in a data file."""
+"""`onebase data`: checks of data files."""
 
 from typing import Annotated, Literal
 
@@ -29,7 +29,8 @@ def check_command(
     content: Annotated[
         Content,
         typer.Option(
-            "--as", help="answers to learn, or preferences (pairs, ratings, labelled answers)."
+            "--as",
+            help="auto, answers (to learn), or preferences (pairs, ratings, labelled answers).",
         ),
     ] = "auto",
     base: BaseOption = None,
@@ -41,7 +42,7 @@ def check_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Format, first rendered example, bad rows, duplicates, overlap, token counts."""
+    """Report a file's format, first example, bad rows, duplicates, overlap and token counts."""
     # Late: it imports torch.
     from onebase.cli.data_report import check_file, next_step, report_lines
 
@@ -58,6 +59,6 @@ def check_command(
         max_tokens=max_tokens,
     )
     result = report.to_dict()
-    session.show(result, *report_lines(result), next_step(data, report))
+    session.show(result, *report_lines(result), next_step(data, report, session.workspace))
     if report.bad:
         raise typer.Exit(3)

@@ -1,9 +1,10 @@
-"""A check of a data file, and its report as a person reads it."""
+"""The check of a data file, and its report as text."""
 
 import shlex
 from pathlib import Path
 from typing import Any
 
+from onebase.adapters.workspace import Workspace
 from onebase.cli.units import listed, plural
 from onebase.data.check import CheckReport, check
 from onebase.data.columns import columns_of
@@ -34,7 +35,7 @@ def check_file(
     template: str,
     max_tokens: int,
 ) -> tuple[Dataset | PreferenceSet, CheckReport | PreferenceReport]:
-    """A file's rows, and what is found in them. Of the base only its tokenizer is loaded."""
+    """A file's rows, and the report on them. Loads only the tokenizer of the base."""
     chosen = columns_of(columns) if columns else None
     data = _loaded(file, chosen, encoding, content)
     bare = isinstance(data, PreferenceSet) and data.bare
@@ -56,7 +57,7 @@ def check_file(
 def _loaded(
     file: str, columns: dict[str, str] | None, encoding: str | None, content: str
 ) -> Dataset | PreferenceSet:
-    """Answers where the columns are those of such a format, else preferences."""
+    """The rows as answers if their columns match such a format, otherwise as preferences."""
     if content == "preferences":
         return load_preferences(file, columns=columns, encoding=encoding)
     try:
@@ -88,7 +89,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """What a report says, in the order in which a person asks: the format, what is wrong, lengths."""
+    """The report as text."""
     return [
         *_summary(report),
         *_columns(report["fields"]),
@@ -102,12 +103,14 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def next_step(data: Dataset | PreferenceSet, report: CheckReport | PreferenceReport) -> str:
-    """The command that learns from the file, or what has to be done before."""
+def next_step(
+    data: Dataset | PreferenceSet, report: CheckReport | PreferenceReport, workspace: Workspace
+) -> str:
+    """The command that learns from the file, or what has to be corrected first."""
     file = shlex.quote(data.path) + data.options
     start = "onebase train" if isinstance(report, CheckReport) else report.read_by[-1]
     method = " --method lora" if start != "onebase align reward" else ""
-    command = f"{start} --task T --data {file}{method}"
+    command = f"{start} --task T --data {file}{method}{workspace.option}"
     if report.bad and len(report.bad) >= report.rows:
         return say("Next: correct the bad rows.", "下一步：请修正坏行。")
     if report.bad:
@@ -124,8 +127,8 @@ def _summary(report: dict[str, Any]) -> list[str]:
     if "kind" not in report:
         return [
             say(
-                f"{file}: {count} of answers to learn, format {form}.",
-                f"{file}：{rows:,} 行可学习的回答，格式 {form}。",
+                f"{file}: {count} with answers to learn, format {form}.",
+                f"{file}：{rows:,} 行带回答的样例，格式 {form}。",
             )
         ]
     kind = {
@@ -136,7 +139,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
     commands = listed(report["read_by"])
     return [
         say(
-            f"{file}: {count} of {kind}, format {form}; read by {commands}.",
+            f"{file}: {count} with {kind}, format {form}; used by {commands}.",
             f"{file}：{rows:,} 行{kind}，格式 {form}；用于 {commands}。",
         )
     ]
@@ -149,7 +152,7 @@ def _columns(fields: dict[str, str]) -> list[str]:
         REFUSED: say("not supported", "不支持"),
     }
     return [
-        say("Columns, and what they are read as:", "各列的用途："),
+        say("Columns and their use:", "各列的用途："),
         *(f"  {name}: {uses.get(use, use)}" for name, use in fields.items()),
     ]
 
@@ -174,7 +177,7 @@ def _lengths(report: dict[str, Any]) -> list[str]:
                 )
             )
     total, truncated = report["total_tokens"], report["truncated"]
-    lines.append(say(f"  all together: {total:,}", f"  合计：{total:,}"))
+    lines.append(say(f"  total: {total:,}", f"  合计：{total:,}"))
     if truncated:
         lines.append(
             say(
@@ -217,8 +220,8 @@ def _bad_rows(rows: list[dict[str, Any]]) -> list[str]:
     count = len(rows)
     return [
         say(
-            f"{plural(count, 'bad row', 'bad rows')}, from which nothing can be learned:",
-            f"{count:,} 个坏行，无法学习：",
+            f"{plural(count, 'bad row', 'bad rows')} that can't be used for training:",
+            f"{count:,} 个坏行，无法用于训练：",
         ),
         *_first(
             [
@@ -237,7 +240,7 @@ def _bad_rows(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _repeated(report: dict[str, Any]) -> list[str]:
-    """Duplicates of a data set, or repeats among preferences."""
+    """The duplicates in a data set or among preferences."""
     if "duplicates" in report:
         rows, key = report["duplicates"], "conflicting"
         same = say("the same input and the same answer", "输入相同，回答也相同")
@@ -271,7 +274,7 @@ def _overlap(pairs: list[tuple[int, int]]) -> list[str]:
     return [
         say(
             f"{plural(count, 'row', 'rows')} whose input is also in the held-out file: the evaluation "
-            "would flatter the adapter.",
+            "would be too optimistic.",
             f"{count:,} 行的输入也出现在评估文件中：评估结果会偏高。",
         ),
         *_first(
@@ -299,7 +302,7 @@ def _first_example(text: str) -> list[str]:
 
 
 def _first(items: list[str]) -> list[str]:
-    """The first few of a list, indented, and how many more there are."""
+    """The first items of a list, indented, and the number of the others."""
     more = len(items) - _SHOWN
     rest = [say(f"  … and {more:,} more", f"  … 另有 {more:,} 项")] if more > 0 else []
     return [*(f"  {item}" for item in items[:_SHOWN]), *rest]

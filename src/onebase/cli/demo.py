@@ -1,4 +1,4 @@
-"""`onebase demo`: five tasks trained together, the same prompts answered before and after."""
+"""`onebase demo`: trains five tasks together and compares answers before and after."""
 
 from typing import Annotated
 
@@ -11,10 +11,10 @@ from onebase.model.fetch import DEFAULT_BASE
 
 
 def demo_command(
-    data: Annotated[str, typer.Option(help="en or zh: the language of the demo's data.")] = "en",
+    data: Annotated[str, typer.Option(help="The language of the demo's data: en or zh.")] = "en",
     base: BaseOption = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Train again, even if it is already done.")
+        bool, typer.Option("--again", help="Train again, even if the demo was already trained.")
     ] = False,
     *,
     flags: SessionFlags,
@@ -35,9 +35,9 @@ def demo_command(
     if data == "zh" and chosen == DEFAULT_BASE:
         note(
             say(
-                f"{DEFAULT_BASE} knows little Chinese: expect poor answers. For better ones choose a base "
-                "that knows Chinese, for example --base gemma3-270m.",
-                f"{DEFAULT_BASE} 几乎不懂中文，回答会很差。请用 --base 换成懂中文的基座，例如 gemma3-270m。",
+                f"{DEFAULT_BASE} knows little Chinese, so the answers will be poor. Choose a base that knows "
+                "Chinese, for example with --base gemma3-270m.",
+                f"{DEFAULT_BASE} 几乎不懂中文，回答会很差。请换用懂中文的基座，例如 --base gemma3-270m。",
             )
         )
     stored = [] if again else finished_demo(session, jobs, chosen)
@@ -46,8 +46,8 @@ def demo_command(
     if stored:
         note(
             say(
-                "Already trained; nothing is done twice (--again repeats it).",
-                "已经训练过，不再重复（--again 可重新训练）。",
+                "Already trained. Use --again to train again.",
+                "已经训练过。要重新训练，请使用 --again。",
             )
         )
     else:

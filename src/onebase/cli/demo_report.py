@@ -1,4 +1,4 @@
-"""What the demo compares, and its report."""
+"""The demo's comparison and its report."""
 
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from onebase.training.stored_result import summary
 
 
 def demo_folder(name: str) -> Path:
-    """Where the demo's data of a language is. Raises UsageError."""
+    """The folder of the demo's data in a language. Raises UsageError."""
     root = Path(onebase.demo.__file__).parent
     if name not in ("en", "zh"):
         raise unknown("data set of the demo", "演示数据", name, ["en", "zh"])
@@ -35,27 +35,25 @@ def finished_demo(session: Session, jobs: Sequence[Job], base: str) -> list[Stor
     """The adapters of an earlier demo with these jobs on this base; empty without one."""
     base_name = lasting_name(base)
     for run in reversed(RunStore(session.workspace).list()):
-        same = [(job["task"], job["data"], job["method"]) for job in run.config.get("jobs", [])]
-        wanted = [(job.task, str(job.data), job.method) for job in jobs]
-        if run.status == "finished" and same == wanted and run.config.get("base") == base_name:
-            tasks = set(session.store.tasks())
-            stored = [
-                item
-                for job in jobs
-                if job.task in tasks
-                for item in session.store.list(job.task)
-                if item.record.get("run") == run.id
-            ]
-            if len(stored) == len(jobs):
-                return stored
+        run_jobs = [(job["task"], job["data"], job["method"]) for job in run.config.get("jobs", [])]
+        demo_jobs = [(job.task, str(job.data), job.method) for job in jobs]
+        if (
+            run.status == "finished"
+            and run_jobs == demo_jobs
+            and run.config.get("base") == base_name
+        ):
+            adapters = session.store.list()
+            stored = {item.task: item for item in adapters if item.record.get("run") == run.id}
+            if all(job.task in stored for job in jobs):
+                return [stored[job.task] for job in jobs]
     return []
 
 
 def answers_before_and_after(
     base: Base, jobs: Sequence[Job], stored: Sequence[StoredAdapter]
 ) -> tuple[list[Answer], list[Answer]]:
-    """The first held-out prompt of every task, answered by the base with the instruction alone
-    and by the task's adapter: before and after, all in one mixed batch.
+    """The answers to each task's first held-out prompt: by the base with the instruction alone, and by the
+    task's adapter. All are generated in one mixed batch.
     """
     engine = Engine(base, stored)
     requests: list[tuple[str, Any]] = []
@@ -102,14 +100,14 @@ def _report(
     stored: Sequence[StoredAdapter], before: Sequence[Answer], after: Sequence[Answer]
 ) -> str:
     lines = [say("# Five tasks on one base", "# 一个基座上的五个任务"), ""]
-    for item, old, new in zip(stored, before, after, strict=True):
+    for item, base_answer, answer in zip(stored, before, after, strict=True):
         lines += [
             f"## {report_line(item)}",
             "",
             say("before:", "训练前："),
-            _quoted(old.text),
+            _quoted(base_answer.text),
             say("after:", "训练后："),
-            _quoted(new.text),
+            _quoted(answer.text),
             "",
         ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The live display of a run: a bar for each job with its losses and the time left, and a race's leaderboard."""
+"""The live display of a run: a progress bar for each job, and a race's leaderboard."""
 
 import sys
 import time
@@ -12,35 +12,26 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from onebase.adapters.workspace import Workspace
 from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
+from onebase.cli.measurements import name_of
 from onebase.cli.session import note
+from onebase.cli.units import duration
 from onebase.errors import OnebaseError
 from onebase.language import say
 from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import JobStart, Observer
 from onebase.search.leaderboard import ranked
+from onebase.serving.server_lock import yield_to_server
 
-# The numbers of a step and of an evaluation that are shown, where a record has them.
-_STEP = {
-    "loss": ("loss", "损失"),
-    "reward": ("reward", "奖励"),
-    "kl": ("KL", "KL"),
-    "entropy": ("entropy", "熵"),
-    "pair_accuracy": ("pair accuracy", "回答对准确率"),
-    "margin": ("margin", "差值"),
-}
-_EVALUATION = {
-    "eval_loss": ("held-out loss", "留出损失"),
-    "pair_accuracy": ("pair accuracy", "回答对准确率"),
-    "eval_reward": ("held-out reward", "留出奖励"),
-    "eval_kl": ("KL", "KL"),
-    "margin": ("margin", "差值"),
-}
+# The measurements to show of a step and of an evaluation, if a record has them.
+_STEP = ("loss", "reward", "kl", "entropy", "pair_accuracy", "margin")
+_EVALUATION = ("eval_loss", "pair_accuracy", "eval_reward", "eval_kl", "margin")
 
 
 class RunDisplay(Observer):
-    """Bars on a terminal. Elsewhere a line for every evaluation, and for every tenth of the steps of an
-    alignment.
+    """Progress bars on a terminal. Otherwise one line per evaluation; for an alignment also one per tenth
+    of its steps.
     """
 
     def __init__(self) -> None:
@@ -75,7 +66,7 @@ class RunDisplay(Observer):
             self._live.stop()
 
     def started(self, jobs: Sequence[JobStart]) -> None:
-        """Draw a bar for every job, and print its facts."""
+        """Add a bar for each job, and print the job's facts."""
         # The result of a race shows the leaderboard again.
         self._live.transient = any(job.unit == "tokens" for job in jobs)
         for job in jobs:
@@ -87,7 +78,7 @@ class RunDisplay(Observer):
                 note(fact if job.unit == "tokens" else f"{job.title}: {fact}")
 
     def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
-        """Move the job's bar; of a race, the bar of its tokens."""
+        """Advance the job's bar, or the token bar of a race."""
         numbers = _numbers(_STEP, record)
         if task not in self._bars:
             self._move_race(task, record, numbers)
@@ -108,7 +99,7 @@ class RunDisplay(Observer):
         )
 
     def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
-        """Show the held-out numbers; of a race, the leaderboard after each rung."""
+        """Show the held-out measurements, or a race's leaderboard after a rung."""
         if "leaderboard" in record:
             self._show_leaderboard(step, record)
         if task not in self._bars or "leaderboard" in record:
@@ -123,8 +114,8 @@ class RunDisplay(Observer):
         )
         if step > job.done:
             seconds = time.perf_counter() - self._began
-            left = seconds / (step - job.done) * (job.total - step)
-            text += say(f", about {left:.0f} s left", f"，约剩 {left:.0f} 秒")
+            left = duration(seconds / (step - job.done) * (job.total - step))
+            text += say(f", about {left} left", f"，约剩 {left}")
         note(f"{task}: {text}")
 
     def noted(self, text: str, **facts: Any) -> None:
@@ -133,8 +124,8 @@ class RunDisplay(Observer):
 
     def _move_race(self, task: str, record: Mapping[str, Any], numbers: str) -> None:
         self._tokens[task] = record["tokens"]
+        completed = sum(self._tokens.values())
         for bar in self._bars.values():
-            completed = sum(self._tokens.values())
             self._progress.update(bar, completed=completed, numbers=f"{task} {numbers}")
 
     def _show_leaderboard(self, rung: int, record: Mapping[str, Any]) -> None:
@@ -159,23 +150,25 @@ class RunDisplay(Observer):
         )
 
 
-def _numbers(names: Mapping[str, tuple[str, str]], record: Mapping[str, Any]) -> str:
-    shown = [f"{say(*names[key])} {record[key]:.3f}" for key in names if key in record]
-    return "  ".join(shown)
+def _numbers(keys: Sequence[str], record: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name_of(key)} {record[key]:.3f}" for key in keys if key in record)
 
 
 class Stopped(OnebaseError):
-    """An interruption, as the error that ends a command."""
+    """The error with which an interrupted command exits."""
 
     code = Interrupted.code
     exit_code = Interrupted.exit_code
 
 
 @contextmanager
-def run_display() -> Iterator[RunDisplay]:
-    """The display of a run. Raises Stopped after Ctrl-C, with the command that resumes the run."""
+def run_display(workspace: Workspace) -> Iterator[RunDisplay]:
+    """The display of a run, which yields the CPU to a running server of the workspace.
+
+    Raises Stopped after Ctrl-C, with the command that resumes the run.
+    """
     try:
-        with RunDisplay() as display:
+        with yield_to_server(workspace), RunDisplay() as display:
             yield display
     except Interrupted as stop:
         # Typer would end silently at any KeyboardInterrupt.

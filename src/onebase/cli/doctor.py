@@ -1,4 +1,4 @@
-"""`onebase doctor`: what this machine has, and what is missing."""
+"""`onebase doctor`: the resources of this machine, and problems."""
 
 import importlib.metadata
 import platform
@@ -16,10 +16,10 @@ from onebase.model.fetch import DEFAULT_BASE
 
 
 def doctor_command(*, flags: SessionFlags) -> None:
-    """Device, memory, disk, libraries and base models of this machine, and what is missing."""
+    """Show this machine's device, memory, disk, libraries and base models, and report problems."""
     session = begin(flags)
     result = _examined(session)
-    session.show(result, *_lines(result))
+    session.show(result, *_lines(result, session.workspace.option))
 
 
 def _examined(session: Session) -> dict[str, Any]:
@@ -57,17 +57,15 @@ def _examined(session: Session) -> dict[str, Any]:
 
 
 def _cache() -> tuple[Path | None, list[str]]:
-    """The folder of the base models and their names; no folder where there is no home folder."""
+    """The folder of the base models, and their names. The folder is None if there is no home folder."""
     try:
         return models_folder(), [path.name for path in cached_models()]
-    except FolderError:  # reported among the problems
+    except FolderError:  # one of the problems
         return None, []
 
 
 def _problems(session: Session) -> list[OnebaseError]:
-    """What would make other commands fail: folders that can't be written to, adapters that can't be
-    read.
-    """
+    """The causes that would make other commands fail: read-only folders and unreadable adapters."""
     problems: list[OnebaseError] = []
     for require in (require_writable_cache, session.workspace.require_writable):
         try:
@@ -77,8 +75,8 @@ def _problems(session: Session) -> list[OnebaseError]:
     return [*problems, *session.store.unlisted().values()]
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
-    """The result as a person reads it, and what to do next."""
+def _lines(result: dict[str, Any], workspace_option: str) -> list[str]:
+    """The result as text, with the next commands."""
     lines = [*_machine(result), *_contents(result)]
     for item in result["problems"]:
         lines.append(
@@ -97,8 +95,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if not result["problems"] and not result["missing"]:
         lines.append(
             say(
-                "Nothing is missing. Next: onebase demo, or onebase data check FILE.",
-                "一切就绪。下一步：onebase demo，或 onebase data check 文件。",
+                f"Nothing is missing. Next: onebase demo{workspace_option}, or onebase data check FILE.",
+                f"一切就绪。下一步：onebase demo{workspace_option}，或 onebase data check 文件。",
             )
         )
     return lines
@@ -111,8 +109,8 @@ def _machine(result: dict[str, Any]) -> list[str]:
     libraries = listed([f"{name} {version}" for name, version in result["libraries"].items()])
     device = (
         say(
-            "No GPU that torch can use: everything runs on the CPU.",
-            "torch 没有可用的 GPU：所有计算都在 CPU 上进行。",
+            "torch finds no GPU: everything runs on the CPU.",
+            "torch 未检测到可用的 GPU：所有计算都在 CPU 上进行。",
         )
         if result["device"] == "cpu"
         else say(f"GPU: {result['device']}.", f"GPU：{result['device']}。")
@@ -123,7 +121,7 @@ def _machine(result: dict[str, Any]) -> list[str]:
             f"CPU: {plural(cores, 'core', 'cores')}; torch uses {plural(threads, 'thread', 'threads')}.",
             f"CPU：{cores} 核；torch 使用 {threads} 个线程。",
         ),
-        say(f"Memory: {memory}, of which {free} are free.", f"内存：{memory}，可用 {free}。"),
+        say(f"Memory: {memory}, {free} free.", f"内存：{memory}，可用 {free}。"),
         say(f"Disk: {disk} free for base models.", f"磁盘：可用于基座模型的空间 {disk}。"),
         say(
             f"Software: Python {result['python']}, {libraries}.",

@@ -1,4 +1,4 @@
-"""`onebase export`: an adapter in a format that other programs read."""
+"""`onebase export`: writes an adapter in a format of other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,17 +6,17 @@ from typing import Annotated
 import typer
 
 from onebase.cli.options import BaseOption, SessionFlags
-from onebase.cli.session import begin, note
+from onebase.cli.session import begin, note_all
 from onebase.cli.units import size
 from onebase.language import say
 
 
 def export_command(
     task: Annotated[
-        str, typer.Option(help="task or task@version; base: the base without an adapter.")
+        str, typer.Option(help="task or task@version; base exports the base without an adapter.")
     ],
     to: Annotated[str, typer.Option(help="peft, merged or gguf.")],
-    out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist yet.")],
+    out: Annotated[Path, typer.Option(help="The output folder; it must be empty or not exist.")],
     dtype: Annotated[
         str | None,
         typer.Option(help="merged: fp32 (default), bf16, fp16; gguf: f16 (default), f32, q8_0."),
@@ -25,13 +25,12 @@ def export_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Write an adapter for PEFT, merged into its base, or for llama.cpp."""
+    """Export an adapter for PEFT, merged into its base, or for llama.cpp."""
     from onebase.export.export import export  # late: it imports torch and transformers
 
     session = begin(flags)
     written = export(session.store, task, to, out, dtype=dtype, base=base)
-    for text in written.notes:
-        note(say(f"Note: {text}", f"注意：{text}"))
+    note_all(written.notes)
     sizes = {file.relative_to(out).as_posix(): file.stat().st_size for file in written.files}
     session.show(
         {

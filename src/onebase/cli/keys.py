@@ -17,13 +17,13 @@ keys_app = typer.Typer(help="API keys of the server.")
 @keys_app.command("new")
 def new_command(
     scope: Annotated[
-        str, typer.Option(help="use; or admin, which may also manage adapters.")
+        str, typer.Option(help="use, or admin (may also manage adapters over HTTP).")
     ] = "use",
-    name: Annotated[str, typer.Option(help="A name for it, such as its user.")] = "",
+    name: Annotated[str, typer.Option(help="A name for the key, such as its user.")] = "",
     *,
     flags: SessionFlags,
 ) -> None:
-    """Make a key. It is shown only once; its hash is stored."""
+    """Create a key. It is shown only once; only its hash is stored."""
     session = begin(flags)
     key, token = KeyStore(session.workspace).new(cast(KeyScope, scope), name)
     session.show({"key": token, **_described(key)}, token)
@@ -32,33 +32,32 @@ def new_command(
         say(
             f"Key {key.id} with scope {key.scope}. Copy it now: it is not shown again. Revoke it with: "
             f"{revoke}",
-            f"密钥 {key.id}，权限 {key.scope}。请立即复制：不会再次显示。吊销：{revoke}",
+            f"密钥 {key.id}，权限 {key.scope}。请立即复制，密钥不会再次显示。吊销命令：{revoke}",
         )
     )
 
 
 @keys_app.command("list")
 def list_command(*, flags: SessionFlags) -> None:
-    """Every key's id, name and scope."""
+    """List the id, name and scope of every key."""
     session = begin(flags)
     keys = [_described(key) for key in KeyStore(session.workspace).all()]
+    create = f"onebase keys new{session.workspace.option}"
     session.table(
         {"keys": keys},
         ["id", say("name", "名称"), say("scope", "权限"), say("created", "创建时间")],
         [[key["id"], key["name"], key["scope"], moment(key["created"])] for key in keys],
-        empty=say(
-            "No keys yet. Make one: onebase keys new", "暂无密钥。创建一个：onebase keys new"
-        ),
+        empty=say(f"No keys yet. Create one: {create}", f"暂无密钥。创建一个：{create}"),
     )
 
 
 @keys_app.command("revoke")
 def revoke_command(
-    key: Annotated[str, typer.Argument(help="The key's id, as list shows it.")],
+    key: Annotated[str, typer.Argument(help="The id of the key, from `onebase keys list`.")],
     *,
     flags: SessionFlags,
 ) -> None:
-    """Refuse a key from now on, in running servers too."""
+    """Delete a key; running servers refuse it at once."""
     session = begin(flags)
     revoked = KeyStore(session.workspace).revoke(key)
     session.show(_described(revoked), say(f"revoked {revoked.id}", f"已吊销 {revoked.id}"))

@@ -1,4 +1,4 @@
-"""The labels that the options of `onebase classify` name."""
+"""The label options of `onebase classify`."""
 
 import re
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ _PIECE = re.compile(r"([^,]+)")
 
 
 def chosen_labels(lists: Sequence[str], single: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The labels of `--label` and `--labels`, each once; empty where neither is given.
+    """The distinct labels of `--label` and `--labels`; empty if neither is given.
 
-    Raises UsageError where what is given names no label.
+    Raises UsageError if the given options contain no label.
     """
     names = [name for item in single if (name := item.strip())]
     names = list(dict.fromkeys([*names, *labels_of(lists, known)]))
     if (lists or single) and not names:
         given = ", ".join(map(repr, [*lists, *single]))
         raise UsageError(
-            say(f"{given} names no labels.", f"{given} 中没有标签。"),
+            say(f"{given} contains no label.", f"{given} 中没有标签。"),
             say(
                 "Give at least one: --label yes --label no.",
                 "请至少给出一个：--label 是 --label 否。",
@@ -30,10 +30,10 @@ def chosen_labels(lists: Sequence[str], single: Sequence[str], known: Sequence[s
 
 
 def labels_of(options: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The labels that `--labels` names. Several options are a label each.
+    """The labels of `--labels`. If the option is given several times, each is one label.
 
-    One option alone is a list separated by commas, in which a label that is `known`, or in double
-    quotes, may contain commas.
+    A single option is a comma-separated list. In it, a label may contain commas if it is one of the
+    `known` labels or in double quotes.
     """
     if len(options) != 1:
         return list(dict.fromkeys(name for option in options if (name := option.strip())))

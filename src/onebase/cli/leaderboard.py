@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from onebase.cli.units import listed
 from onebase.language import say
 from onebase.search.budget import RacePlan
 from onebase.search.leaderboard import Entry
 
 
 def leaderboard_header(plan: RacePlan) -> list[str]:
-    """The columns: a rung is named by its share of the full length."""
+    """The columns. A rung is named by its share of the full length."""
     return [
         say("rank", "名次"),
         "#",
@@ -22,7 +23,7 @@ def leaderboard_header(plan: RacePlan) -> list[str]:
 
 
 def leaderboard_rows(plan: RacePlan, entries: Sequence[Entry]) -> list[list[Any]]:
-    """The rows, `entries` best first."""
+    """The rows. `entries` are sorted, the best first."""
     return [[rank, *_row(plan, entry)] for rank, entry in enumerate(entries, start=1)]
 
 
@@ -30,12 +31,12 @@ def _row(plan: RacePlan, entry: Entry) -> list[Any]:
     """One configuration: its held-out loss at each rung and at the end."""
     losses = [f"{loss:.3f}" for loss in entry.rung_losses]
     losses += [""] * (len(plan.rungs) - len(losses))
-    late = [item.loss for item in entry.evaluations if item.rung is None]
+    losses_after_rungs = [item.loss for item in entry.evaluations if item.rung is None]
     return [
         entry.configuration.number,
         entry.configuration.text,
         *losses,
-        f"{min(late):.3f}" if late else "",
+        f"{min(losses_after_rungs):.3f}" if losses_after_rungs else "",
         _stopped_at(plan, entry),
         f"{entry.tokens:,}",
     ]
@@ -44,11 +45,11 @@ def _row(plan: RacePlan, entry: Entry) -> list[Any]:
 def _stopped_at(plan: RacePlan, entry: Entry) -> str:
     if entry.stop is None:
         return ""
-    at = [*plan.shares, say("end", "终点")][entry.stop.rung - 1]
+    place = [*plan.shares, say("end", "终点")][entry.stop.rung - 1]
     reasons = {
         "exploded": say("exploded", "损失发散"),
         "not finite": say("not finite", "非有限值"),
         "stopped": say("stopped", "停止"),
     }
     reason = reasons.get(entry.stop.reason)
-    return f"{at}, {reason}" if reason else at
+    return listed([place, reason]) if reason else place

@@ -1,4 +1,4 @@
-"""Loading the tasks that a command answers for, each on its own base."""
+"""Loading the tasks of a command, each on its own base."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from onebase.model.base import Base
 
 
 class TaskLoader:
-    """One engine, and the tasks that are loaded into it on request, each on the base that BaseOptions
-    chooses. A base is loaded once.
+    """Loads tasks into one engine on request, each on the base that BaseOptions chooses. A base is loaded
+    once.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TaskLoader:
     def _base(self, choice: BaseChoice, adapter: StoredAdapter | None) -> Base:
         if choice not in self._bases:
             try:
-                self._bases[choice] = load_base(choice.name, choice.precision)
+                self._bases[choice] = load_base_for_answering(choice.name, choice.precision)
             except MissingBaseError as error:
                 if adapter is None or self._options.base is not None:
                     raise
@@ -82,8 +82,8 @@ class TaskLoader:
                         f"{adapter.name} 属于基座 {choice.name}，但找不到该基座：{error.message}",
                     ),
                     say(
-                        "Put it back, or name its new place with --base. ",
-                        "请恢复该基座，或用 --base 指明其现在的位置。",
+                        "Restore it, or name its new location with --base. ",
+                        "请恢复该基座，或用 --base 指明其新位置。",
                     )
                     + error.remedy,
                 ) from error
@@ -92,8 +92,8 @@ class TaskLoader:
         return self._bases[choice]
 
 
-def load_base(name: str, precision: str | None) -> Base:
-    """A base to answer with. For `auto` the user is told the chosen precision and its loss of quality."""
+def load_base_for_answering(name: str, precision: str | None) -> Base:
+    """Load a base to answer with. For `auto`, print the chosen precision and its loss of quality."""
     # Late: it imports numba, which not every command needs.
     from onebase.engine.lean.quality import load_for_answering
 
@@ -101,8 +101,9 @@ def load_base(name: str, precision: str | None) -> Base:
     if quality is not None:
         note(
             say(
-                f"Precision w8a8: on a sample of texts its loss is {quality.loss:+.3f} nats a token from "
-                f"that of fp32, the divergence {quality.divergence:.4f}. --precision fp32 is exact.",
+                f"Precision w8a8: on sample texts, its loss differs from that of fp32 by "
+                f"{quality.loss:+.3f} nats per token, with a KL divergence of {quality.divergence:.4f}. "
+                "Use --precision fp32 for exact results.",
                 f"精度 w8a8：在样本文本上，损失与 fp32 相差 {quality.loss:+.3f} 纳特/词元，"
                 f"KL 散度为 {quality.divergence:.4f}。需要精确结果时请用 --precision fp32。",
             )

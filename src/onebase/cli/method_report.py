@@ -1,4 +1,4 @@
-"""The methods and their options as a person reads them, from the descriptions beside the code."""
+"""The methods and their options as text, from the descriptions in the code."""
 
 from collections.abc import Iterator
 from types import NoneType
@@ -9,13 +9,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from onebase.adapters.methods import ALIASES, METHODS, Method, parts_of
+from onebase.adapters.workspace import Workspace
 from onebase.cli.units import aligned, listed, settings_text
 from onebase.language import say
 from onebase.training.options import TrainOptions
 
 
 def overview() -> dict[str, Any]:
-    """All methods, each with its summary, for JSON."""
+    """All methods with their summaries, for JSON."""
     methods = [
         {"method": name, "summary": say(*method.summary), "learning_rate": method.learning_rate}
         for name, method in METHODS.items()
@@ -24,7 +25,7 @@ def overview() -> dict[str, Any]:
 
 
 def overview_lines() -> list[str]:
-    """All methods, a line each."""
+    """All methods as text, one per line."""
     rows = [[name, say(*method.summary)] for name, method in METHODS.items()]
     aliases = [
         say(f"{alias} is another name of {name}.", f"{alias} 是 {name} 的别名。")
@@ -34,12 +35,12 @@ def overview_lines() -> list[str]:
         *aligned(rows, indent=""),
         *aliases,
         say(
-            "Methods of different kinds can be joined, as in lora+p-tuning.",
+            "Methods of different kinds can be combined, as in lora+p-tuning.",
             "不同类型的方法可以组合，例如 lora+p-tuning。",
         ),
         say(
-            "Options, defaults, paper: onebase methods NAME",
-            "设置、默认值与论文：onebase methods 名称",
+            "For options, defaults and the paper: onebase methods NAME",
+            "查看选项、默认值与论文：onebase methods 名称",
         ),
     ]
 
@@ -61,8 +62,8 @@ def method_result(name: str) -> dict[str, Any]:
     }
 
 
-def method_lines(name: str) -> list[str]:
-    """The same for a person."""
+def method_lines(name: str, workspace: Workspace) -> list[str]:
+    """One method, or each of a composite, as text. Raises UsageError for an unknown one."""
     lines = []
     for part in parts_of(name):
         method = METHODS[part]
@@ -72,18 +73,19 @@ def method_lines(name: str) -> list[str]:
             say(f"  Paper: {method.paper[0]}", f"  论文：{method.paper[1]}"),
             f"  {say(*method.not_for)}",
             "",
-            say(f"Options of {part} (--set key=value):", f"{part} 的设置（--set key=value）："),
+            say(f"Options of {part} (--set key=value):", f"{part} 的选项（--set key=value）："),
             *_option_lines(_options(method.options)),
             "",
             say(
                 f"Training options, with the defaults for {part} (--set key=value):",
-                f"训练设置及其用于 {part} 的默认值（--set key=value）：",
+                f"训练选项，附 {part} 的默认值（--set key=value）：",
             ),
             *_option_lines(_training_options(method)),
             "",
         ]
-    example = f"onebase train --task T --data F --method {'+'.join(parts_of(name))} --set epochs=5"
-    return [*lines, say(f"For example: {example}", f"示例：{example}")]
+    methods, option = "+".join(parts_of(name)), workspace.option
+    example = f"onebase train --task T --data F --method {methods} --set epochs=5{option}"
+    return [*lines, say(f"For example: {example}", f"例如：{example}")]
 
 
 def _option_lines(options: Iterator[dict[str, Any]]) -> list[str]:
@@ -123,7 +125,7 @@ def _options(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
 
 
 def _allowed(field: FieldInfo) -> str:
-    """The values that a field takes, in words."""
+    """The allowed values of a field, in words."""
     kind: Any = field.annotation
     if NoneType in get_args(kind):
         kind = next(other for other in get_args(kind) if other is not NoneType)

@@ -1,4 +1,4 @@
-"""`onebase methods`: what each method learns, its options, and when to choose another."""
+"""`onebase methods`: what each method learns, its options, and its limits."""
 
 from typing import Annotated
 
@@ -10,7 +10,8 @@ from onebase.cli.session import begin
 
 def methods_command(
     name: Annotated[
-        str | None, typer.Argument(help="A method, or several joined by +; all of them by default.")
+        str | None,
+        typer.Argument(help="A method, or several joined with +; all methods by default."),
     ] = None,
     *,
     flags: SessionFlags,
@@ -23,4 +24,4 @@ def methods_command(
     if name is None:
         session.show(overview(), *overview_lines())
     else:
-        session.show(method_result(name), *method_lines(name))
+        session.show(method_result(name), *method_lines(name, session.workspace))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from onebase.cli.options import SessionFlags
-from onebase.cli.session import begin, note
+from onebase.cli.session import begin, note, suggestion
 from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.cache import cached_models
@@ -39,25 +39,20 @@ def pull_command(
     described = _described(name, path)
     total = size(described["bytes"])
     lines = [
-        say(f"{name} was there already: {total} in {path}", f"{name} 已存在：{total}，位于 {path}")
+        say(f"{name} was already there: {total} in {path}", f"{name} 已存在：{total}，位于 {path}")
         if present
         else say(f"{name} is ready: {total} in {path}", f"{name} 已就绪：{total}，位于 {path}")
     ]
     if "licence" in described:
         licence = described["licence"]
         lines.append(say(f"License of its weights: {licence}", f"权重许可：{licence}"))
-    lines.append(
-        say(
-            f"Try: onebase generate --base {quote(name)} --prompt …",
-            f"试试：onebase generate --base {quote(name)} --prompt …",
-        )
-    )
+    lines.append(suggestion(f"onebase generate --base {quote(name)} --prompt …"))
     session.show(described, *lines)
 
 
 @model_app.command("list")
 def list_command(*, flags: SessionFlags) -> None:
-    """The base models in the cache."""
+    """List the base models in the cache, and those that can be fetched by name."""
     session = begin(flags)
     cached = {path.name: path for path in cached_models()}
     rows = [_described(name, path) for name, path in cached.items()]
@@ -86,7 +81,7 @@ def path_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Print a base model's folder; it is fetched if it is not there."""
+    """Print a base model's folder; fetch the model first if it is missing."""
     session = begin(flags)
     path = resolve(name)
     session.show(_described(name, path), str(path))

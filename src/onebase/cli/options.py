@@ -1,8 +1,7 @@
 """The options that several commands share, each declared once.
 
-A command takes a group of them as one parameter (`base: BaseFlags`); `with_options_of_groups` shows
-typer the group's options in its place. Nothing here imports torch: shell completion and `--help` read
-these declarations.
+A command takes a group of options as one parameter (`base: BaseFlags`); `with_options_of_groups` expands
+it for typer. Nothing here imports torch, so that shell completion and `--help` stay fast.
 """
 
 import inspect
@@ -19,8 +18,8 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="Precision of the base's weights: fp32, bf16, fp16, int8, nf4, nf4:bf16 …; to answer on "
-        "a CPU, also w8a8 or auto.",
+        help="Precision of the base's weights: fp32, bf16, fp16, int8, nf4, nf4:bf16 …; for inference "
+        "on a CPU also w8a8 or auto.",
     ),
 ]
 EncodingOption = Annotated[
@@ -29,10 +28,10 @@ EncodingOption = Annotated[
 ]
 ColumnsOption = Annotated[
     list[str] | None,
-    typer.Option("--columns", "--column", help="input=a,output=b; repeatable."),
+    typer.Option("--columns", "--column", help="Column names, as input=a,output=b; repeatable."),
 ]
 InstructionOption = Annotated[
-    str | None, typer.Option("--instruction", help="The task's instruction, in a sentence.")
+    str | None, typer.Option("--instruction", help="The task's instruction, as a sentence.")
 ]
 HeldOutOption = Annotated[
     str | None, typer.Option("--held-out", help="A data file for evaluation.")
@@ -47,21 +46,19 @@ StartMethodOption = Annotated[
 ]
 RestartOption = Annotated[
     bool,
-    typer.Option(
-        "--restart", help="Start from the beginning, not where an interrupted run stopped."
-    ),
+    typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
 ]
 
 
 @dataclass(frozen=True)
 class SessionFlags:
-    """What every command takes."""
+    """The options of every command."""
 
     workspace: Annotated[
         Path | None,
-        typer.Option("--workspace", help="The folder where adapters and runs are stored."),
+        typer.Option("--workspace", help="The folder of adapters and runs."),
     ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
     lang: Annotated[str | None, typer.Option("--lang", help="en or zh.")] = None
 
 
@@ -84,7 +81,7 @@ class JobFlags:
         str,
         typer.Option(
             "--method",
-            help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; join several with +.",
+            help="lora, qlora, ia3, prompt-tuning, p-tuning, p-tuning-v2, full; combine with +.",
         ),
     ] = "lora"
 
@@ -99,7 +96,7 @@ class AlignFlags:
 
 @dataclass(frozen=True)
 class StartFlags:
-    """What an alignment starts from, where it is not the task's current adapter."""
+    """What an alignment starts from, if not from the task's current adapter."""
 
     method: StartMethodOption = None
     start: Annotated[
@@ -123,43 +120,41 @@ class LearningFlags:
 
 @dataclass(frozen=True)
 class SamplingFlags:
-    """How the tokens of an answer are chosen."""
+    """How the tokens of an answer are sampled."""
 
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus sampling.")] = 1.0
-    top_k: Annotated[int, typer.Option("--top-k", help="0 keeps all tokens.")] = 0
+    top_k: Annotated[int, typer.Option("--top-k", help="Tokens to sample from; 0: all.")] = 0
     min_p: Annotated[
         float,
-        typer.Option(
-            "--min-p", help="Drop tokens less likely than this share of the likeliest one."
-        ),
+        typer.Option("--min-p", help="Drop tokens below this fraction of the best probability."),
     ] = 0.0
     repetition_penalty: Annotated[
         float,
         typer.Option(
             "--repetition-penalty",
-            help="Above 1, tokens already in the prompt or the answer become less likely.",
+            help="Above 1, makes tokens of the prompt and the answer less likely.",
         ),
     ] = 1.0
     frequency_penalty: Annotated[
         float,
         typer.Option(
             "--frequency-penalty",
-            help="Subtracted from a token's logit for each time it is in the answer.",
+            help="Subtracted from a token's logit for each time it was generated.",
         ),
     ] = 0.0
     presence_penalty: Annotated[
         float,
         typer.Option(
             "--presence-penalty",
-            help="Subtracted from a token's logit once it is in the answer.",
+            help="Subtracted once from the logit of a generated token.",
         ),
     ] = 0.0
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None
 
 
 def with_options_of_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` as typer calls it: each parameter that is a group is replaced by its options."""
+    """`command` with each group parameter replaced by the options of the group."""
     signature = inspect.signature(command)
     groups: dict[str, Any] = {
         name: parameter.annotation
@@ -184,7 +179,7 @@ def with_options_of_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any) -> Iterator[Parameter]:
-    """The fields of a group as parameters; a field without a default is a required option."""
+    """The fields of a group as parameters. A field without a default is a required option."""
     types = get_type_hints(group, include_extras=True)
     for field in fields(group):
         default = Parameter.empty if field.default is MISSING else field.default

@@ -14,9 +14,9 @@ def plan_command(
     restart: RestartOption = False,
     flags: SessionFlags,
 ) -> None:
-    """What a training needs, and whether it fits; the options are those of train.
+    """Estimate what a training needs, and whether it fits. Takes the options of train.
 
-    A few steps are run; nothing is saved. The estimates are for the whole training, from its start.
+    Runs a few steps and saves nothing. The estimates are for the whole training.
     """
     from onebase.cli.jobs import tasks_of
     from onebase.cli.plan_report import show_plan

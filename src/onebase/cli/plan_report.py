@@ -1,11 +1,11 @@
-"""A plan as a person reads it: a table of the tasks, the estimates and the verdict."""
+"""A plan as text: a table of the tasks, the estimates and the verdict."""
 
 from typing import Any
 
 import typer
 
 from onebase.cli.session import Session, error_detail
-from onebase.cli.units import duration
+from onebase.cli.units import duration, listed
 from onebase.language import say
 from onebase.planning.advice import gigabytes
 from onebase.planning.plan import Plan
@@ -72,7 +72,7 @@ def _lines(made: Plan) -> list[str]:
         return [estimate, verdict]
     time, disk = duration(made.seconds), gigabytes(made.disk_bytes or 0)
     free_disk = gigabytes(made.free_disk_bytes)
-    diverged = ", ".join(made.measured["trouble"])
+    diverged = listed(made.measured["trouble"])
     warning = say(
         f"{diverged}: its loss exploded or was not finite in the dry run, so the estimates may be off; "
         "lower learning_rate.",
@@ -91,7 +91,7 @@ def _lines(made: Plan) -> list[str]:
         ),
         say(
             f"time (estimate): {time} for all epochs, loading and storing included",
-            f"时间（估计）：全部轮次 {time}，含加载和保存",
+            f"时间（估计）：{time}（全部各轮，含加载和保存）",
         ),
         say(
             f"disk (estimate): {disk} with its checkpoints; free: {free_disk}",

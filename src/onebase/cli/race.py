@@ -1,4 +1,4 @@
-"""`onebase race`: many configurations at once, losers stopped early, the best kept."""
+"""`onebase race`: trains many configurations, stops the worse ones early, and stores the best."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +25,17 @@ def race_command(
     data: DataOption = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="600s, 10m, 1h, or tokens to train on: 200k, 200000tokens."),
+        typer.Option(help="A time (600s, 10m, 1h) or training tokens (200k, 200000tokens)."),
     ] = None,
     configs: Annotated[
-        int | None, typer.Option(help="Number of configurations; by default as the budget allows.")
+        int | None,
+        typer.Option(help="Number of configurations; the default depends on the budget."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="The winner's epochs; by default as the budget allows.")
+        int | None, typer.Option(help="Epochs of the finalists; the default depends on the budget.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Race these methods only, separated by commas.")
+        str | None, typer.Option(help="Only race these methods, separated by commas.")
     ] = None,
     space: Annotated[
         Path | None, typer.Option(help="A YAML file: method: {setting: [values]}, or a list.")
@@ -44,15 +45,17 @@ def race_command(
     learning: LearningFlags,
     flags: SessionFlags,
 ) -> None:
-    """Race many configurations on one task, stop losers early, and keep the best.
+    """Train many configurations of one task, stop the worse ones early, and store the best.
 
-    All that remain train together on one base. Ctrl-C at any time keeps the best so far.
+    They train together on one base. Ctrl-C at any time stores the best so far.
     """
+    from onebase.cli.display import run_display
     from onebase.cli.jobs import tasks_of
-    from onebase.cli.race_report import run_race, show_race, space_of
+    from onebase.cli.race_report import show_race, space_of
     from onebase.cli.training import load_base
     from onebase.runs.interruption import Interrupted
     from onebase.search.budget import Budget
+    from onebase.search.race import race
     from onebase.search.successive_halving import candidate_job
     from onebase.training.train import precision_for
 
@@ -60,23 +63,32 @@ def race_command(
     if not task or not data:
         raise UsageError(
             say(
-                "There is nothing to race: --task and --data are missing.",
-                "没有竞赛内容：缺少 --task 和 --data。",
+                "There is nothing to race: --task and --data are required.",
+                "没有竞赛内容：必须给出 --task 和 --data。",
             ),
-            say("Give both.", "请给出两者。"),
+            say("Give both options.", "请给出这两个选项。"),
         )
     limit = None if budget is None else Budget.read(budget)
     if epochs is not None:
         learning = replace(learning, set_=[*(learning.set_ or []), f"epochs={epochs}"])
     (job,) = tasks_of(JobFlags(task=task, data=data), learning).jobs
-    configurations = space_of(methods, space, job)
-    count = len(configurations.configurations) if configs is None else configs
-    jobs = [candidate_job(job, item, 1) for item in configurations.first(count)]
-    for item in jobs:
-        item.options()
+    search_space = space_of(methods, space, job)
+    count = len(search_space.configurations) if configs is None else configs
+    candidates = [candidate_job(job, item, 1) for item in search_space.first(count)]
+    for candidate in candidates:
+        candidate.options()  # raises for an invalid setting
     session.workspace.require_writable()
-    loaded = load_base(base.base or DEFAULT_BASE, precision_for(jobs, base.precision))
-    raced = run_race(session, job, loaded, configurations, limit, configs)
+    loaded = load_base(base.base or DEFAULT_BASE, precision_for(candidates, base.precision))
+    with run_display(session.workspace) as display:
+        raced = race(
+            job,
+            base=loaded,
+            workspace=session.workspace,
+            observer=display,
+            space=search_space,
+            budget=limit,
+            count=configs,
+        )
     show_race(session, raced)
     if raced.end == "interrupted":
         raise typer.Exit(Interrupted.exit_code)

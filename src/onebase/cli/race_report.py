@@ -1,40 +1,21 @@
-"""Running a race with its live leaderboard, and its result as a person reads it."""
+"""The configurations of a race, and its result as text."""
 
 from pathlib import Path
 
-from onebase.cli.display import run_display
 from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
 from onebase.cli.session import Session, note
 from onebase.cli.training import next_command, report_line
+from onebase.cli.units import duration
 from onebase.errors import UsageError
 from onebase.language import say
-from onebase.model.base import Base
-from onebase.search.budget import Budget
-from onebase.search.race import RaceResult, race
+from onebase.search.race import RaceResult
 from onebase.search.space import Space, default_space, read_space
-from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job
 from onebase.training.stored_result import summary
 
 
-def run_race(
-    session: Session, job: Job, base: Base, space: Space, budget: Budget | None, count: int | None
-) -> RaceResult:
-    """Race `count` configurations of the space with the live leaderboard. Raises Stopped."""
-    with yield_to_server(session.workspace), run_display() as display:
-        return race(
-            job,
-            base=base,
-            workspace=session.workspace,
-            observer=display,
-            space=space,
-            budget=budget,
-            count=count,
-        )
-
-
 def space_of(methods: str | None, file: Path | None, job: Job) -> Space:
-    """The configurations to race: a file's, or those of some methods. Raises UsageError."""
+    """The configurations to race, from a file or for the given methods. Raises UsageError."""
     if methods is not None and file is not None:
         raise UsageError(
             say("Both --methods and --space were given.", "同时给出了 --methods 和 --space。"),
@@ -47,7 +28,7 @@ def space_of(methods: str | None, file: Path | None, job: Job) -> Space:
 
 
 def show_race(session: Session, raced: RaceResult) -> None:
-    """The result of a race: the leaderboard, the winner, and how it ended."""
+    """Print the leaderboard, the winner, and why the race ended."""
     winner, adapter = raced.entries[0].configuration, raced.adapter
     _note_ending(raced)
     result = {
@@ -78,9 +59,9 @@ def show_race(session: Session, raced: RaceResult) -> None:
         report_line(adapter),
         say(
             f"Trained on {raced.tokens:,} tokens and evaluated on {raced.evaluated_tokens:,} in "
-            f"{raced.seconds:.0f} s.",
-            f"共学习 {raced.tokens:,} 个词元，评估 {raced.evaluated_tokens:,} 个词元，"
-            f"用时 {raced.seconds:.0f} 秒。",
+            f"{duration(raced.seconds)}.",
+            f"共训练 {raced.tokens:,} 个词元，评估 {raced.evaluated_tokens:,} 个词元，"
+            f"用时 {duration(raced.seconds)}。",
         ),
         say(f"Plot of the leaderboard: {raced.plot}", f"排行榜图：{raced.plot}"),
         next_command(session, adapter),
@@ -90,25 +71,21 @@ def show_race(session: Session, raced: RaceResult) -> None:
 
 def _note_ending(raced: RaceResult) -> None:
     name = raced.adapter.name
-    if raced.end == "interrupted":
-        note(
-            say(
-                f"Interrupted: the best so far is stored as {name}. A race cannot be resumed; the same "
-                "command starts a new one.",
-                f"已中断：当前最佳结果已保存为 {name}。竞赛不能继续，再次运行同一命令会重新开始。",
-            )
-        )
-    elif raced.end == "out of budget":
-        note(
-            say(
-                f"The budget ended the race early: the best so far is stored as {name}.",
-                f"预算已用完，竞赛提前结束：当前最佳结果已保存为 {name}。",
-            )
-        )
-    elif raced.end == "nobody left":
-        note(
-            say(
-                f"The losses of all remaining configurations exploded: the best before that is stored as {name}.",
-                f"剩余配置的损失全部发散：此前的最佳结果已保存为 {name}。",
-            )
-        )
+    endings = {
+        "interrupted": say(
+            f"Interrupted: the best so far is stored as {name}. A race cannot be resumed; the same "
+            "command starts a new one.",
+            f"已中断：当前最佳结果已保存为 {name}。竞赛不能继续，再次运行同一命令会重新开始。",
+        ),
+        "out of budget": say(
+            f"The budget is used up and the race ended early: the best so far is stored as {name}.",
+            f"预算已用完，竞赛提前结束：当前最佳结果已保存为 {name}。",
+        ),
+        "nobody left": say(
+            "The losses of all remaining configurations exploded: the best before that is stored as "
+            f"{name}.",
+            f"剩余配置的损失全部发散：此前的最佳结果已保存为 {name}。",
+        ),
+    }
+    if raced.end in endings:
+        note(endings[raced.end])

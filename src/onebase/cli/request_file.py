@@ -1,7 +1,8 @@
 """Requests and answers to score, from the flags or from files that the data readers read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from onebase.cli.session import note
 from onebase.data import rows as data_rows
@@ -18,6 +19,7 @@ from onebase.engine.prompt import Prompt, require_text
 from onebase.errors import DataError, UsageError
 from onebase.language import say
 
+Item = TypeVar("Item")
 _TASK = {"task": ("task",)}
 _REQUESTS = (
     Format("chat", {"messages": ("messages",)}, beside={**_TASK, **BEFORE}),
@@ -48,19 +50,17 @@ def read_requests(
 ) -> list[tuple[str, Prompt]]:
     """The task and the prompt of every row; `task` is the default for rows that name none.
 
-    The user is told which fields are not read. Raises DataError naming the line.
+    Prints a note on fields that are not read. Raises DataError with the line.
     """
     remedy = say(
         'Write rows like {"task": "support", "input": "…"}.',
         '请写入 {"task": "support", "input": "…"} 这样的行。',
     )
-    requests = []
-    for row, columns in _matched(file, encoding, _REQUESTS, "input", remedy):
-        try:
-            requests.append((_task(row, task), _prompt(row, columns)))
-        except InvalidValue as invalid:
-            raise _bad_row(row, invalid, remedy) from invalid
-    return requests
+
+    def request(row: Row, columns: Mapping[str, str]) -> tuple[str, Prompt]:
+        return _task(row, task), _prompt(row, columns)
+
+    return _read(file, encoding, _REQUESTS, "input", remedy, request)
 
 
 def answers_to_score(
@@ -69,10 +69,10 @@ def answers_to_score(
     """The questions and answers of a file, or the one pair of the flags. Raises UsageError."""
     if (file is None) == (answer is None):
         raise UsageError(
-            say("There is nothing to score.", "没有要打分的内容。"),
+            say("Give either --answer or --file.", "请给出 --answer 或 --file 之一。"),
             say(
-                "Give --answer (with --prompt), or --file.",
-                "请给出 --answer（配合 --prompt），或 --file。",
+                "For example --prompt 'Where is my lamp?' --answer 'On its way.'",
+                "例如 --prompt '我的灯在哪里？' --answer '正在路上。'",
             ),
         )
     if file is None:
@@ -84,42 +84,47 @@ def answers_to_score(
 
 
 def read_answers(file: Path, *, encoding: str | None = None) -> list[tuple[str, str]]:
-    """The question, which may be empty, and the answer of every row. Raises DataError as above."""
+    """The question (it may be empty) and the answer of every row. Raises DataError with the line."""
     remedy = say(
         'Write rows like {"text": "…"} or {"input": "…", "output": "…"}.',
         '请写成 {"text": "…"} 或 {"input": "…", "output": "…"} 这样的行。',
     )
-    pairs = []
-    for row, columns in _matched(file, encoding, _ANSWERS, "output", remedy):
-        input_column = columns.get("input", "")
-        try:
-            require_supported(row.values)
-            question = (
-                "" if is_empty(row.values.get(input_column)) else text_of(row.values, input_column)
-            )
-            pairs.append((question, text_of(row.values, columns["output"])))
-        except InvalidValue as invalid:
-            raise _bad_row(row, invalid, remedy) from invalid
-    return pairs
+    return _read(file, encoding, _ANSWERS, "output", remedy, _question_and_answer)
 
 
-def _matched(
-    file: Path, encoding: str | None, formats: Sequence[Format], needed: str, remedy: str
-) -> list[tuple[Row, dict[str, str]]]:
-    """The rows of a file, each with the column of every role."""
-    matched = []
-    unused: dict[str, Field] = {}
+def _read(
+    file: Path,
+    encoding: str | None,
+    formats: Sequence[Format],
+    required: str,
+    remedy: str,
+    convert: Callable[[Row, Mapping[str, str]], Item],
+) -> list[Item]:
+    """`convert(row, columns)` for every row of a file. `columns` has the row's column of each role."""
+    items = []
+    fields_not_read: dict[str, Field] = {}
     for row in data_rows.read_requests(file, encoding=encoding).rows:
-        columns = next(
-            (match for form in formats if (match := form.match(row.values, {})) is not None), None
-        )
-        if columns is None:
-            raise _bad_row(row, InvalidValue(needed, say("missing", "缺失")), remedy)
-        matched.append((row, columns))
-        unused |= {field.name: field for field in fields_of([row], columns) if field.use == UNREAD}
-    for warning in unread(list(unused.values())):
+        matches = (form.match(row.values, {}) for form in formats)
+        columns = next((match for match in matches if match is not None), None)
+        try:
+            if columns is None:
+                raise InvalidValue(required, say("missing", "缺失"))
+            items.append(convert(row, columns))
+        except InvalidValue as invalid:
+            location, reason = f"{row.file}:{row.line}", invalid.reason
+            raise DataError(
+                say(
+                    f"{location}, {invalid.column!r}: {reason}.",
+                    f"{location}，{invalid.column!r}：{reason}。",
+                ),
+                remedy,
+            ) from invalid
+        fields_not_read |= {
+            field.name: field for field in fields_of([row], columns) if field.use == UNREAD
+        }
+    for warning in unread(list(fields_not_read.values())):
         note(warning)
-    return matched
+    return items
 
 
 def _task(row: Row, task: str | None) -> str:
@@ -137,11 +142,8 @@ def _prompt(row: Row, columns: Mapping[str, str]) -> Prompt:
     return turns if len(turns) > 1 else turns[0].content
 
 
-def _bad_row(row: Row, invalid: InvalidValue, remedy: str) -> DataError:
-    return DataError(
-        say(
-            f"{row.file}:{row.line}, {invalid.column!r}: {invalid.reason}.",
-            f"{row.file}:{row.line}，{invalid.column!r}：{invalid.reason}。",
-        ),
-        remedy,
-    )
+def _question_and_answer(row: Row, columns: Mapping[str, str]) -> tuple[str, str]:
+    require_supported(row.values)
+    column = columns.get("input", "")
+    question = "" if is_empty(row.values.get(column)) else text_of(row.values, column)
+    return question, text_of(row.values, columns["output"])

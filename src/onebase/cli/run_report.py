@@ -1,4 +1,4 @@
-"""A run as a person reads it: what was asked for, the losses, the notes, and what to do next."""
+"""The report on a run, for `runs show`: its jobs, losses and notes, and the next commands."""
 
 import json
 from collections.abc import Sequence
@@ -8,16 +8,24 @@ from typing import Any
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.cli.adapter_report import command_to_use
-from onebase.cli.units import aligned, duration, moment, settings_text, wrapped
+from onebase.cli.measurements import name_of
+from onebase.cli.units import (
+    aligned,
+    duration,
+    listed,
+    moment,
+    options_text,
+    settings_text,
+    wrapped,
+)
 from onebase.errors import OnebaseError
 from onebase.language import say
+from onebase.runs.resume import resume_command
 from onebase.runs.run import Run
-
-_EVALUATED = "eval_"
 
 
 def run_lines(run: Run, metrics: Sequence[dict[str, Any]], workspace: Workspace) -> list[str]:
-    """All that a person may want to know of a run."""
+    """The whole report."""
     config = run.config
     lines = [_status(run)]
     base, precision = config.get("base"), config.get("precision")
@@ -26,23 +34,35 @@ def run_lines(run: Run, metrics: Sequence[dict[str, Any]], workspace: Workspace)
         say(f"Folder: {run.path}", f"目录：{run.path}"),
     ]
     if "align" in config:
-        lines += _asked(config["job"], say(f"align {config['align']}", f"对齐 {config['align']}"))
+        lines += _job_lines(
+            config["job"], say(f"align {config['align']}", f"对齐 {config['align']}")
+        )
         lines += _alignment_losses(metrics)
     elif run.is_race:
         lines += _race(run, metrics)
     else:
         for job in config.get("jobs", []):
-            lines += _asked(job, str(job["method"]))
+            lines += _job_lines(job, str(job["method"]))
             lines += _training_losses([item for item in metrics if item.get("task") == job["task"]])
     lines += _notes(metrics)
-    files = [run.path / name for name in ("curves.png", "samples.jsonl", "ladder.png", "report.md")]
-    if made := [str(file) for file in files if file.exists()]:
-        lines += [say("Files:", "文件："), *(f"  {file}" for file in made)]
+    names = ("curves.png", "samples.jsonl", "ladder.png", "report.md")
+    if files := [run.path / name for name in names if (run.path / name).exists()]:
+        lines += [say("Files:", "文件："), *(f"  {file}" for file in files)]
     return lines + _next_steps(run, workspace)
 
 
+def status_name(status: str) -> str:
+    """The name of a run's status in the current language."""
+    return {
+        "running": say("running", "运行中"),
+        "finished": say("finished", "已完成"),
+        "interrupted": say("interrupted", "已中断"),
+        "failed": say("failed", "失败"),
+    }[status]
+
+
 def _status(run: Run) -> str:
-    """How the run ended, or that it has not."""
+    """The run's status, its duration, and why it ended."""
     seconds, ended = run.summary.get("seconds"), run.summary.get("ended")
     after = (
         say(f" after {duration(seconds)}", f"，用时 {duration(seconds)}")
@@ -50,20 +70,15 @@ def _status(run: Run) -> str:
         else ""
     )
     when = say(f" ({moment(ended)})", f"（{moment(ended)}）") if ended else ""
-    status = {
-        "running": say("still running", "仍在运行"),
-        "finished": say("finished", "已完成"),
-        "interrupted": say("interrupted", "已中断"),
-        "failed": say("failed", "失败"),
-    }[run.status]
+    status = status_name(run.status)
     reason = run.summary.get("reason")
-    because = say(f": {reason}", f"：{reason}") if reason else ""
-    return say(f"Run {run.id}: {status}", f"训练 {run.id}：{status}") + after + when + because
+    cause = say(f": {reason}", f"：{reason}") if reason else ""
+    return say(f"Run {run.id}: {status}", f"训练 {run.id}：{status}") + after + when + cause
 
 
-def _asked(job: dict[str, Any], how: str) -> list[str]:
-    """What a job was asked to learn, from which data, with which settings."""
-    given = {
+def _job_lines(job: dict[str, Any], kind: str) -> list[str]:
+    """A job's data and settings. `kind` is its method or its alignment algorithm."""
+    settings = {
         **{
             key: value
             for key, value in job.get("set", {}).items()
@@ -71,7 +86,7 @@ def _asked(job: dict[str, Any], how: str) -> list[str]:
         },
         "seed": job.get("seed"),
     }
-    method = job.get("method") if how != job.get("method") else None
+    method = job.get("method") if kind != job.get("method") else None
     rows = [
         (say("method", "方法"), method),
         (say("starts from", "起点"), job.get("start")),
@@ -79,29 +94,22 @@ def _asked(job: dict[str, Any], how: str) -> list[str]:
         (say("held-out data", "评估数据"), job.get("held_out")),
         (say("reward", "奖励"), job.get("reward")),
         (say("instruction", "指令"), job.get("instruction")),
-        (say("settings", "设置"), settings_text(given)),
-        (say("method's options", "方法设置"), _options(job.get("options") or {})),
+        (say("settings", "设置"), settings_text(settings)),
+        (say("method's options", "方法选项"), options_text(job.get("options") or {})),
     ]
     return [
         "",
-        say(f"{job['task']} ({how})", f"{job['task']}（{how}）"),
+        say(f"{job['task']} ({kind})", f"{job['task']}（{kind}）"),
         *aligned([row for name, value in rows if value for row in wrapped(name, str(value))]),
     ]
 
 
-def _options(options: dict[str, Any]) -> str:
-    """A method's options; those of a composite, each method's behind its name."""
-    if any(isinstance(value, dict) for value in options.values()):
-        return "; ".join(f"{name}: {settings_text(values)}" for name, values in options.items())
-    return settings_text(options)
-
-
 def _training_losses(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """A job's losses at every evaluation, the base's own loss first."""
+    """A job's losses at each evaluation, after the loss of the base without the adapter."""
     rows = [
         [
             say("step", "步"),
-            say("epoch", "轮次"),
+            say("epoch", "轮"),
             say("training loss", "训练损失"),
             say("held-out loss", "留出损失"),
             "",
@@ -120,7 +128,7 @@ def _training_losses(metrics: Sequence[dict[str, Any]]) -> list[str]:
         elif "loss" in item:
             losses.append(item["loss"])
             last = item
-    if losses:  # no evaluation since: the job has no held-out rows, or it was interrupted
+    if losses:  # not evaluated since: the job has no held-out rows, or was interrupted
         rows.append(_loss_row(last, losses, best))
     if len(rows) == 1:
         return [say("  no step yet", "  尚未训练")]
@@ -128,7 +136,7 @@ def _training_losses(metrics: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _best(metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation whose state is kept: the last one that was better than all before."""
+    """The evaluation whose state is kept: the last one that was the best so far."""
     return next((item for item in reversed(metrics) if item.get("best")), None)
 
 
@@ -144,14 +152,13 @@ def _loss_row(item: dict[str, Any], losses: list[float], best: dict[str, Any] | 
 
 
 def _alignment_losses(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """What every evaluation of an alignment measured."""
-    evaluations = [item for item in metrics if any(key.startswith(_EVALUATED) for key in item)]
+    """The measurements of each evaluation of an alignment."""
+    evaluations = [item for item in metrics if any(key.startswith("eval_") for key in item)]
     if not evaluations:
         return [say("  no evaluation yet", "  尚未评估")]
     left_out = ("time", "step", "best")
     keys = list(dict.fromkeys(key for item in evaluations for key in item if key not in left_out))
-    names = [_measure(key) for key in keys]
-    rows = [[say("step", "步"), *names, ""]]
+    rows = [[say("step", "步"), *map(name_of, keys), ""]]
     best = _best(evaluations)
     for item in evaluations:
         numbers = [f"{item[key]:.3f}" if isinstance(item.get(key), float) else "" for key in keys]
@@ -160,26 +167,10 @@ def _alignment_losses(metrics: Sequence[dict[str, Any]]) -> list[str]:
     return aligned(rows)
 
 
-def _measure(key: str) -> str:
-    """The name of a measurement, from its key."""
-    names = {
-        "eval_loss": say("held-out loss", "留出损失"),
-        "eval_reward": say("held-out reward", "留出奖励"),
-        "eval_kl": "KL",
-        "eval_deviation": say("reward's deviation", "奖励标准差"),
-        "eval_distinct_2": "distinct-2",
-        "eval_length": say("answer's tokens", "回答词元数"),
-        "eval_objective": say("objective", "目标值"),
-        "pair_accuracy": say("pair accuracy", "回答对准确率"),
-        "margin": say("margin", "差值"),
-    }
-    return names.get(key, key.removeprefix(_EVALUATED).replace("_", " "))
-
-
 def _race(run: Run, metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """What was raced, and the leaderboard; before the race has ended, each configuration's losses."""
+    """A race's setup and leaderboard; the losses so far if it has not ended."""
     race, jobs = run.config["race"], run.config.get("jobs", [])
-    methods = ", ".join(dict.fromkeys(job["method"] for job in jobs))
+    methods = listed(dict.fromkeys(job["method"] for job in jobs))
     header = [say("rank", "名次"), "#", say("method", "方法"), say("settings", "设置")]
     rows = [[*header, say("best held-out loss", "最佳留出损失"), say("steps", "步数")]]
     ladder = run.path / "ladder.json"
@@ -206,7 +197,7 @@ def _race(run: Run, metrics: Sequence[dict[str, Any]]) -> list[str]:
             f"{race['task']}: race of {race['configurations']} configurations ({methods}) over "
             f"{race['epochs']} epochs, budget {race['budget'] or 'none'}",
             f"{race['task']}：{race['configurations']} 个配置（{methods}）的竞赛，"
-            f"{race['epochs']} 个 epoch，预算 {race['budget'] or '无'}",
+            f"{race['epochs']} 轮，预算 {race['budget'] or '无'}",
         ),
         *(aligned([[say("data", "数据"), str(jobs[0]["data"])]]) if jobs else ()),
         *aligned(rows),
@@ -214,7 +205,7 @@ def _race(run: Run, metrics: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _place(number: int, job: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A configuration of a race that has no leaderboard yet, in the form of the leaderboard's."""
+    """A configuration of a race without a leaderboard, as an entry of ladder.json."""
     records = [item for item in metrics if item.get("task") == job["task"]]
     return {
         "rank": "",
@@ -228,11 +219,11 @@ def _place(number: int, job: dict[str, Any], metrics: Sequence[dict[str, Any]]) 
 
 def _notes(metrics: Sequence[dict[str, Any]]) -> list[str]:
     notes = [item["note"] for item in metrics if "note" in item]
-    return [say("Notes:", "提示："), *(f"  {text}" for text in notes)] if notes else []
+    return [say("Notes:", "注意："), *(f"  {text}" for text in notes)] if notes else []
 
 
 def _record_of(name: str, workspace: Workspace) -> dict[str, Any]:
-    """The record of a stored version; empty where it was removed or can't be read."""
+    """The record of a stored version; empty if it was removed or can't be read."""
     try:
         return AdapterStore(workspace).get(name).record
     except OnebaseError:
@@ -240,9 +231,8 @@ def _record_of(name: str, workspace: Workspace) -> dict[str, Any]:
 
 
 def _next_steps(run: Run, workspace: Workspace) -> list[str]:
-    option = workspace.option
     if run.resumable:
-        command = f"onebase resume {run.id}{option}"
+        command = resume_command(run, workspace)
         return ["", say(f"Continue it: {command}", f"继续训练：{command}")]
     lines = [""]
     for adapter in run.summary.get("adapters", ()):

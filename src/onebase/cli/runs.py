@@ -1,12 +1,15 @@
-"""`onebase runs`: past trainings."""
+"""`onebase runs`: past runs."""
 
 from typing import Annotated, Any
 
 import typer
 
 from onebase.cli.options import SessionFlags
+from onebase.cli.run_report import run_lines, status_name
 from onebase.cli.session import begin, note
+from onebase.cli.units import listed
 from onebase.language import say
+from onebase.runs.resume import resume_command
 from onebase.runs.run import RunStore
 
 runs_app = typer.Typer(help="Past runs.")
@@ -14,10 +17,11 @@ runs_app = typer.Typer(help="Past runs.")
 
 @runs_app.command("list")
 def list_command(*, flags: SessionFlags) -> None:
-    """Every run, newest last."""
+    """List all runs, the newest last."""
     session = begin(flags)
     rows: list[dict[str, Any]] = []
-    for run in RunStore(session.workspace).list():
+    runs = RunStore(session.workspace).list()
+    for run in runs:
         config = run.config
         race = config.get("race")
         tasks = [race["task"]] if race else [job["task"] for job in config.get("jobs", [])]
@@ -32,20 +36,19 @@ def list_command(*, flags: SessionFlags) -> None:
     session.table(
         {"runs": rows},
         [say("run", "训练记录"), say("status", "状态"), say("tasks", "任务")],
-        [[row["run"], row["status"], ", ".join(row["tasks"]) + _kind(row)] for row in rows],
+        [
+            [row["run"], status_name(row["status"]), listed(row["tasks"]) + _kind(row)]
+            for row in rows
+        ],
         empty=say("No runs yet.", "暂无训练记录。"),
     )
-    if resumable := [row["run"] for row in rows if row["resumable"]]:
-        note(
-            say(
-                f"Continue the last one: onebase resume {resumable[-1]}{session.workspace.option}",
-                f"继续训练：onebase resume {resumable[-1]}{session.workspace.option}",
-            )
-        )
+    if resumable := [run for run in runs if run.resumable]:
+        command = resume_command(resumable[-1], session.workspace)
+        note(say(f"Continue the last one: {command}", f"继续最近中断的训练：{command}"))
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """The kind of a run, in brackets; empty for a training from examples."""
+    """The kind of a run, in brackets; empty for an ordinary training."""
     if "align" in row:
         return f" ({row['align']})"
     count = row.get("race")
@@ -58,9 +61,7 @@ def show_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """One run: what was asked for, its losses, how it ended."""
-    from onebase.cli.run_report import run_lines
-
+    """Show a run's jobs, losses and status."""
     session = begin(flags)
     shown = RunStore(session.workspace).get(run)
     metrics = shown.metrics()

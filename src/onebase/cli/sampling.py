@@ -1,4 +1,4 @@
-"""The sampling options of a command as one value."""
+"""The sampling options of a command as a Sampling."""
 
 from dataclasses import asdict
 from typing import Any
@@ -9,5 +9,5 @@ from onebase.engine.sampling import Sampling
 
 
 def sampling_of(flags: SamplingFlags, **more: Any) -> Sampling:
-    """The flags, and the options that only one command has. Raises UsageError."""
+    """The sampling for the flags and the command's own options. Raises UsageError."""
     return parse_options(Sampling, {**asdict(flags), **more})

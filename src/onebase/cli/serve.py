@@ -11,7 +11,7 @@ from onebase.cli.session import begin
 
 def serve_command(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8000,
+    port: Annotated[int, typer.Option(help="The port; 0 picks a free one.")] = 8000,
     tasks: Annotated[
         str | None, typer.Option(help="The tasks to serve, separated by commas; all by default.")
     ] = None,
@@ -23,30 +23,32 @@ def serve_command(
     allow_full: Annotated[
         bool,
         typer.Option(
-            "--allow-full", help="Serve full fine-tuned tasks too, each a base of its own."
+            "--allow-full", help="Also serve fully fine-tuned tasks; each loads its own base."
         ),
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="A host name by which this server is reached; repeatable."),
+        typer.Option(help="A host name that clients may use for this server; repeatable."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="An origin whose web pages may call the server; repeatable."),
+        typer.Option(help="An origin whose web pages may call this server; repeatable."),
     ] = None,
     adapter_memory: Annotated[
         str, typer.Option(help="Memory for adapters, such as 500MB.")
     ] = "1GB",
     max_body: Annotated[str, typer.Option(help="Largest request body.")] = "4MB",
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt, in tokens.")
+    ] = None,
     default_max_tokens: Annotated[
-        int, typer.Option(help="Longest answer of a chat that sets no limit.")
+        int, typer.Option(help="Longest chat answer, in tokens, if the request sets no limit.")
     ] = 1024,
-    concurrent: Annotated[int, typer.Option(help="Sequences that are answered at once.")] = 64,
-    queue: Annotated[int, typer.Option(help="Sequences that may wait in addition.")] = 256,
-    timeout: Annotated[float, typer.Option(help="Most seconds for one request.")] = 600.0,
+    concurrent: Annotated[int, typer.Option(help="Sequences to generate at the same time.")] = 64,
+    queue: Annotated[int, typer.Option(help="Further sequences that may wait.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 600.0,
     drain: Annotated[
-        float, typer.Option(help="Seconds that running answers get when the server stops.")
+        float, typer.Option(help="Seconds for running answers to finish when the server stops.")
     ] = 30.0,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
@@ -54,7 +56,7 @@ def serve_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Answer for every task over HTTP, in the shapes of OpenAI's API."""
+    """Serve every task over HTTP, with an OpenAI-compatible API."""
     from onebase.adapters.methods import parse_options
     from onebase.cli.server_start import byte_count, start_server
     from onebase.serving.settings import Limits, ServerSettings

@@ -1,4 +1,4 @@
-"""Starting the server of `onebase serve`, and what it says to the user."""
+"""Starting the server of `onebase serve`, and its messages."""
 
 import logging
 import re
@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from onebase.adapters.full import FULL
-from onebase.cli.loading import load_base
+from onebase.cli.loading import load_base_for_answering
 from onebase.cli.session import Session, note
+from onebase.cli.units import listed
 from onebase.engine.engine import Engine
 from onebase.engine.task_bases import trained_on, training_precision
 from onebase.errors import UsageError
@@ -32,13 +33,14 @@ def start_server(
 ) -> None:
     """Load the base and serve until Ctrl-C. `began` is time.perf_counter() at the command's start."""
     keys = KeyStore(session.workspace)
-    check_keys(settings, keys)
+    _require_key(settings, keys, session)
     with bind(settings.host, settings.port) as listening, hold_server_lock(session.workspace):
-        chosen = base or choose_base(session, settings.tasks)
+        chosen = base or _choose_base(session, settings.tasks)
         note(say(f"Loading {chosen} …", f"正在加载 {chosen} …"))
-        engine = Engine(load_base(chosen, precision), slots=settings.limits.concurrent)
+        loaded = load_base_for_answering(chosen, precision)
+        engine = Engine(loaded, slots=settings.limits.concurrent)
         note(say("Compiling kernels …", "正在编译内核 …"))
-        url = f"http://{_shown(settings.host)}:{listening.getsockname()[1]}"
+        url = f"http://{_bracketed(settings.host)}:{listening.getsockname()[1]}"
 
         def ready(service: Service) -> None:
             _report_ready(session, service, url, time.perf_counter() - began)
@@ -49,48 +51,50 @@ def start_server(
     note(say("Stopped.", "已停止。"))
 
 
-def check_keys(settings: ServerSettings, keys: KeyStore) -> None:
-    """Raise UsageError for a server that others could reach without a key."""
+def _require_key(settings: ServerSettings, keys: KeyStore, session: Session) -> None:
+    """Raise UsageError if other machines can reach the server and there is no key."""
     if settings.on_loopback or keys.any:
         return
+    command = f"onebase keys new{session.workspace.option}"
     raise UsageError(
         say(
             f"{settings.host} can be reached from other machines, and there is no API key.",
             f"其他机器可以访问 {settings.host}，但尚未设置 API 密钥。",
         ),
         say(
-            f"Make one with `onebase keys new`, or set {VARIABLE}.",
-            f"请用 `onebase keys new` 创建，或设置 {VARIABLE}。",
+            f"Create one with `{command}`, or set {VARIABLE}.",
+            f"请用 `{command}` 创建，或设置 {VARIABLE}。",
         ),
     )
 
 
-def choose_base(session: Session, tasks: Sequence[str]) -> str:
-    """The base that the tasks to serve were trained on; of several, the one with the most tasks.
+def _choose_base(session: Session, tasks: Sequence[str]) -> str:
+    """The base that the tasks to serve were trained on; if there are several, that of most tasks.
 
-    Raises UsageError where named tasks have different bases.
+    Raises UsageError if the named tasks have different bases.
     """
     store = session.store
-    wanted = [store.get(name) for name in tasks] or [item for item in store.list() if item.current]
-    # A task of full fine-tuning is a base of its own and is served beside any other.
-    bases = Counter(trained_on(item) for item in wanted if item.base and item.method != FULL)
+    adapters = [store.get(name) for name in tasks]
+    adapters = adapters or [item for item in store.list() if item.current]
+    # A fully fine-tuned task is its own base and can be served beside any other.
+    bases = Counter(trained_on(item) for item in adapters if item.base and item.method != FULL)
     if len(bases) > 1 and tasks:
         raise UsageError(
             say(
-                f"These tasks were trained on different bases: {', '.join(bases)}.",
-                f"这些任务训练于不同的基座：{'、'.join(bases)}。",
+                f"These tasks were trained on different bases: {listed(bases)}.",
+                f"这些任务的训练基座不同：{listed(bases)}。",
             ),
-            say("Serve the tasks of one base.", "请只提供同一基座上的任务。"),
+            say("Serve the tasks of one base.", "请只选择同一基座上的任务。"),
         )
     if not bases:
         return DEFAULT_BASE
     chosen = bases.most_common(1)[0][0]
     if len(bases) > 1:
-        others = ", ".join(name for name in bases if name != chosen)
+        others = listed(name for name in bases if name != chosen)
         note(
             say(
                 f"Serving {chosen}; tasks of {others} are not available.",
-                f"提供 {chosen} 上的任务；{others} 上的任务不可用。",
+                f"为 {chosen} 上的任务提供服务；{others} 上的任务不可用。",
             )
         )
     return chosen
@@ -109,13 +113,13 @@ def _report_ready(session: Session, service: Service, url: str, seconds: float) 
         )
     )
     for offer in offers:
-        lossy = training_precision(offer.adapter)
-        if offer.reason is None and lossy not in (None, base.precision.text):
+        trained = training_precision(offer.adapter)
+        if offer.reason is None and trained not in (None, base.precision.text):
             note(
                 say(
-                    f"{offer.name} was trained with its base in {lossy}; --precision {lossy} serves "
-                    "it that way.",
-                    f"{offer.name} 训练时基座精度为 {lossy}；可用 --precision {lossy} 提供。",
+                    f"{offer.name} was trained on its base in {trained}. Use --precision {trained} to "
+                    "serve it on the same.",
+                    f"{offer.name} 训练时基座精度为 {trained}；要以同样的精度提供服务，请用 --precision {trained}。",
                 )
             )
     if session.json:
@@ -124,7 +128,8 @@ def _report_ready(session: Session, service: Service, url: str, seconds: float) 
         sys.stdout.flush()
 
 
-def _shown(host: str) -> str:
+def _bracketed(host: str) -> str:
+    """A host as it is written in a URL: an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
@@ -133,7 +138,7 @@ def byte_count(option: str, text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise UsageError(
-            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是大小。"),
+            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是有效的大小。"),
             say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
         )
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ _NO_WIDTH = 100_000  # columns
 
 @dataclass(frozen=True)
 class Session:
-    """The workspace and the output format of one command. Results go to stdout, all else to stderr."""
+    """The workspace and output format of one command. Results go to stdout, all else to stderr."""
 
     workspace: Workspace
     json: bool
@@ -42,7 +43,7 @@ class Session:
     def table(
         self, result: dict[str, Any], columns: list[str], rows: list[list[Any]], empty: str = ""
     ) -> None:
-        """Print a command's result: as JSON, or as a table. `empty` stands in for one without rows."""
+        """Print a command's result: as JSON, or as a table, or `empty` if the table has no rows."""
         if self.json or (empty and not rows):
             self.show(result, empty)
             return
@@ -75,7 +76,7 @@ def begin(flags: SessionFlags) -> Session:
 
 
 def json_line(content: dict[str, Any]) -> str:
-    """`content` as JSON, with escapes for characters that stdout cannot encode."""
+    """`content` as JSON; characters that stdout can't encode are escaped."""
     line = json.dumps(content, ensure_ascii=False, default=str)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
@@ -85,8 +86,8 @@ def json_line(content: dict[str, Any]) -> str:
 
 
 def replace_unencodable() -> None:
-    """Write characters that stdout or stderr cannot encode as escapes, and read undecodable bytes of
-    stdin as U+FFFD, so that no character ends a command with an error.
+    """Escape characters that stdout or stderr can't encode, and read undecodable bytes of stdin as
+    U+FFFD, so that no character makes a command fail.
     """
     for stream, errors in (
         (sys.stdin, "replace"),
@@ -98,12 +99,23 @@ def replace_unencodable() -> None:
 
 
 def note(text: str) -> None:
-    """Print a message to the user on stderr; it is not part of the result."""
+    """Print a message on stderr, apart from the result."""
     print(text, file=sys.stderr, flush=True)
 
 
+def note_all(texts: Iterable[str]) -> None:
+    """Print notes on a result."""
+    for text in texts:
+        note(say(f"Note: {text}", f"注意：{text}"))
+
+
+def suggestion(command: str) -> str:
+    """The line that suggests the next command."""
+    return say(f"Try: {command}", f"试试：{command}")
+
+
 def print_error(error: OnebaseError, *, as_json: bool) -> None:
-    """Print an error: a line for its cause and one for its remedy; with `as_json` also as JSON."""
+    """Print an error: one line for the cause, one for the remedy; with `as_json` also as JSON."""
     if as_json:
         print(json_line({"error": error_detail(error)}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))

@@ -1,4 +1,4 @@
-"""Keeps standard output for the command's result while the user's code runs."""
+"""Keeps stdout free for the command's result while the user's code runs."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _OUT, _ERR = 1, 2
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Send what is printed to stderr, also what started processes print."""
+    """Redirect stdout to stderr, also for child processes."""
     _flush()
     stdout: int | None = None
     with suppress(OSError):  # stdout or stderr is closed: nothing to redirect

@@ -1,7 +1,6 @@
 """`onebase train` and `onebase resume`.
 
-As in every file of commands, what imports torch is imported in the command: shell completion and
-`--help` read this file.
+Modules that import torch are imported in the commands, so that shell completion and `--help` stay fast.
 """
 
 from typing import Annotated
@@ -21,9 +20,9 @@ def train_command(
     restart: RestartOption = False,
     flags: SessionFlags,
 ) -> None:
-    """Train one task, or every job of a tasks.yaml together on one base.
+    """Train one task, or all tasks of a tasks.yaml together on one base.
 
-    The same command continues a training that was interrupted.
+    If the training is interrupted, the same command continues it.
     """
     from onebase.cli.jobs import tasks_of
     from onebase.cli.training import load_base, run_training, show_trained
@@ -43,7 +42,7 @@ def resume_command(
     *,
     flags: SessionFlags,
 ) -> None:
-    """Continue an interrupted run exactly."""
+    """Continue an interrupted run; the result is the same as without the interruption."""
     from onebase.cli.aligning import resume_align
     from onebase.cli.training import load_base, resume_training, show_trained
     from onebase.runs.resume import resumable_run

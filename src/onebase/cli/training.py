@@ -1,20 +1,19 @@
-"""Loading a base, training on it with a live display, and saying what came of it."""
+"""Loading a base, training on it with the live display, and printing the result."""
 
 from onebase.adapters.store import StoredAdapter
 from onebase.cli.adapter_report import command_to_use
 from onebase.cli.display import run_display
-from onebase.cli.session import Session, note
-from onebase.cli.units import change
+from onebase.cli.session import Session, note, suggestion
+from onebase.cli.units import loss_change
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job
 from onebase.training.stored_result import LEARNED, name_to_use, summary
 from onebase.training.train import resume, train
 
 
 def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
-    """The result of a training, new or resumed."""
+    """Print the result of a training, new or resumed."""
     session.show(
         {"run": stored[0].record["run"], "adapters": [summary(item) for item in stored]},
         *(report_line(item) for item in stored),
@@ -23,13 +22,12 @@ def show_trained(session: Session, stored: list[StoredAdapter]) -> None:
 
 
 def next_command(session: Session, stored: StoredAdapter) -> str:
-    """The command to try a task that was just trained."""
-    command = command_to_use(name_to_use(stored), stored.record, session.workspace)
-    return say(f"Try: {command}", f"试试：{command}")
+    """The line that suggests how to use a new version."""
+    return suggestion(command_to_use(name_to_use(stored), stored.record, session.workspace))
 
 
 def load_base(name: str, precision: str | None) -> Base:
-    """Load a base and say so, as it takes seconds; its precision is stated."""
+    """Load a base to train on, with notes on its progress and its precision."""
     note(say(f"Loading {name} …", f"正在加载 {name} …"))
     base = Base.load(name, precision=precision)
     note(
@@ -44,8 +42,8 @@ def load_base(name: str, precision: str | None) -> Base:
 def run_training(
     session: Session, jobs: list[Job], base: Base, *, restart: bool = False
 ) -> list[StoredAdapter]:
-    """Train the jobs with the live display; an interrupted run of them continues."""
-    with yield_to_server(session.workspace), run_display() as display:
+    """Train the jobs with the live display, or continue their interrupted run."""
+    with run_display(session.workspace) as display:
         return train(
             jobs, base=base, workspace=session.workspace, observer=display, restart=restart
         )
@@ -53,12 +51,12 @@ def run_training(
 
 def resume_training(session: Session, run: str, base: Base) -> list[StoredAdapter]:
     """Continue an interrupted training with the live display."""
-    with yield_to_server(session.workspace), run_display() as display:
+    with run_display(session.workspace) as display:
         return resume(run, base=base, workspace=session.workspace, observer=display)
 
 
 def report_line(adapter: StoredAdapter) -> str:
-    """One trained task in a sentence."""
+    """The result of one task, as a sentence."""
     metrics = adapter.metrics
     loss, before = metrics["eval_loss"], metrics["base_eval_loss"]
     text = f"{adapter.name} ({adapter.method}): "
@@ -74,7 +72,5 @@ def report_line(adapter: StoredAdapter) -> str:
         )
     if loss is None or before is None:
         return text + say("no held-out loss", "没有可供评估的留出损失")
-    return text + say(
-        f"held-out loss {before:.3f} -> {loss:.3f}{change(before, loss)}",
-        f"留出损失 {before:.3f} -> {loss:.3f}{change(before, loss)}",
-    )
+    change = loss_change(before, loss)
+    return text + say(f"held-out loss {change}", f"留出损失 {change}")

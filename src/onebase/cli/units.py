@@ -1,9 +1,10 @@
-"""Sizes, counts, times and tables as people read them."""
+"""Sizes, counts, times and tables as text."""
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from onebase.language import say
 
@@ -25,8 +26,8 @@ def plural(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def listed(names: list[str]) -> str:
-    """Names with commas between, separated as in the current language."""
+def listed(names: Iterable[str]) -> str:
+    """Names separated by the list comma of the current language."""
     return say(", ", "、").join(names)
 
 
@@ -39,20 +40,21 @@ def duration(seconds: float) -> str:
     return say(f"{seconds / 3600:.1f} h", f"{seconds / 3600:.1f} 小时")
 
 
-def change(before: float, now: float) -> str:
-    """By how much a loss changed, in brackets; empty where `before` is not above 0."""
+def loss_change(before: float, now: float) -> str:
+    """A change of a loss, as `2.000 -> 1.000 (50 % lower)`; without the percentage if `before` is 0."""
+    text = f"{before:.3f} -> {now:.3f}"
     if before <= 0 or not (math.isfinite(before) and math.isfinite(now)):
-        return ""
+        return text
     percent = round(100 * (now / before - 1))
     if percent == 0:
-        return say(" (the same)", "（不变）")
+        return text + say(" (the same)", "（不变）")
     if percent < 0:
-        return say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
-    return say(f" ({percent} % higher)", f"（升高 {percent} %）")
+        return text + say(f" ({-percent} % lower)", f"（降低 {-percent} %）")
+    return text + say(f" ({percent} % higher)", f"（升高 {percent} %）")
 
 
 def moment(text: object) -> str:
-    """An ISO time of a record, to the minute: `2026-11-28 07:13 UTC`."""
+    """A record's ISO time, to the minute: `2026-11-28 07:13 UTC`."""
     try:
         return f"{datetime.fromisoformat(str(text)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -60,7 +62,7 @@ def moment(text: object) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:
-    """The rows of a table as lines, its columns aligned; a Chinese character is two columns wide."""
+    """The rows of a table as lines with aligned columns; a Chinese character is two columns wide."""
     from rich.cells import cell_len  # late: most commands print no such table
 
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
@@ -74,19 +76,28 @@ def aligned(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:
 
 
 def settings_text(settings: Mapping[str, object]) -> str:
-    """Settings as `--set` takes them: `rank=8, alpha=16`. Those that are None are left out."""
+    """Settings as `--set` takes them: `rank=8, alpha=16`; without those that are None."""
     return ", ".join(
         f"{key}={_plain(value)}" for key, value in settings.items() if value is not None
     )
 
 
+def options_text(options: Mapping[str, Any]) -> str:
+    """A method's options; of a composite, as `lora: rank=8; p-tuning: hidden=64`."""
+    if options and all(isinstance(value, Mapping) for value in options.values()):
+        return "; ".join(f"{method}: {settings_text(part)}" for method, part in options.items())
+    return settings_text(options)
+
+
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_plain(item)}' for key, item in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def wrapped(name: str, text: str) -> list[list[str]]:
-    """A row of a table, its text on several lines where it is long; no row for an empty text."""
+    """A table row with its text wrapped over several lines; no row for an empty text."""
     lines = textwrap.wrap(text, _LINE, break_long_words=False, break_on_hyphens=False)
     return [["" if index else name, line] for index, line in enumerate(lines)]

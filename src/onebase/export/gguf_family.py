@@ -24,9 +24,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 class Family:
     """One of llama.cpp's architectures.
 
-    `interleaved`: it rotates adjacent pairs of a head where transformers rotates its two halves, so
-    the rows of queries and keys are reordered. `norms_from_zero`: transformers stores the norms' weights
-    minus one. `activation` is the only activation that it supports, `rope` the supported rope types.
+    `interleaved`: llama.cpp rotates adjacent pairs of a head and transformers its two halves, so the rows
+    of queries and keys are reordered. `norms_from_zero`: transformers stores the norms' weights minus one.
+    `activation` is the only supported activation, `rope` are the supported rope types.
     """
 
     architecture: MODEL_ARCH

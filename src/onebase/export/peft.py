@@ -26,7 +26,7 @@ def check_known_to_peft(stored: StoredAdapter) -> None:
         raise UsageError(
             say(
                 f"{stored.name} is a whole model (full fine-tuning), not an adapter.",
-                f"{stored.name} 是完整的模型（全参数微调），而不是适配器。",
+                f"{stored.name} 是完整的模型（全量微调），而不是适配器。",
             ),
             say("Use --to merged or --to gguf.", "请使用 --to merged 或 --to gguf。"),
         )

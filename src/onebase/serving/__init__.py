@@ -1,1 +1,1 @@
-"""One process answers for every task over HTTP, in the shapes of OpenAI's API."""
+"""The HTTP server: one process serves every task, with an OpenAI-compatible API."""

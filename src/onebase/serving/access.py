@@ -4,8 +4,8 @@
   own name to 127.0.0.1 (DNS rebinding), and the browser then sends that name.
 - An Origin that is neither this server's nor allowed is refused: pages of other origins may send
   simple requests without a preflight request.
-- A key is required if any keys exist, if the server listens on more than the loopback, or if a
-  header shows that a proxy forwarded the request: behind a proxy, all clients look local.
+- A key is required if any keys exist, if the server listens on an address other than the loopback,
+  or if a header shows that a proxy forwarded the request: behind a proxy, all clients look local.
 """
 
 from starlette.datastructures import Headers
@@ -60,10 +60,13 @@ class AccessMiddleware:
                 421,
                 "host_not_allowed",
                 say(
-                    f"This server does not answer for the host {name!r}.",
-                    f"此服务不接受主机名 {name!r}。",
+                    f"This server does not accept the host name {name!r}.",
+                    f"此服务器不接受主机名 {name!r}。",
                 ),
-                say("Start it with --allowed-host.", "请用 --allowed-host 启动服务。"),
+                say(
+                    "Start the server with --allowed-host NAME.",
+                    "请在启动服务器时加上 --allowed-host 名称。",
+                ),
             )
 
     def _check_origin(self, headers: Headers) -> None:
@@ -75,10 +78,13 @@ class AccessMiddleware:
                 403,
                 "origin_not_allowed",
                 say(
-                    f"Pages of {origin!r} may not call this server.",
-                    f"来自 {origin!r} 的网页无权访问此服务。",
+                    f"Web pages from {origin!r} may not call this server.",
+                    f"来自 {origin!r} 的网页无权访问此服务器。",
                 ),
-                say("Start it with --allow-origin.", "请用 --allow-origin 启动服务。"),
+                say(
+                    "Start the server with --allow-origin ORIGIN.",
+                    "请在启动服务器时加上 --allow-origin 源。",
+                ),
             )
 
     def _key_of(self, headers: Headers, method: str, path: str) -> ApiKey | None:
@@ -96,7 +102,7 @@ class AccessMiddleware:
                 "invalid_api_key",
                 say("A valid API key is required.", "需要有效的 API 密钥。"),
                 say(
-                    "Create one with `onebase keys new` and send it as Authorization: Bearer KEY.",
+                    "Create one with `onebase keys new`, and send it as Authorization: Bearer KEY.",
                     "请用 `onebase keys new` 创建密钥，并在请求头中发送 Authorization: Bearer 密钥。",
                 ),
             )
@@ -106,8 +112,8 @@ class AccessMiddleware:
                 "insufficient_scope",
                 say("A key with the scope admin is required.", "需要权限为 admin 的密钥。"),
                 say(
-                    "Create one with: onebase keys new --scope admin.",
-                    "请用 onebase keys new --scope admin 创建。",
+                    "Create one with `onebase keys new --scope admin`.",
+                    "请用 `onebase keys new --scope admin` 创建。",
                 ),
             )
         return key

@@ -1,7 +1,7 @@
 """The cache of adapters in memory, with least-recently-used eviction.
 
-An evicted adapter, or one whose files were replaced, is loaded from disk at the next request for it.
-Files are read outside the engine's thread; only prompt KV that has to be computed waits for a step.
+If an adapter was evicted or its files were replaced, the next request for it loads it from disk. Files are
+read outside the engine's thread. Only prompt KV that has to be computed waits for a step.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from onebase.serving.errors import broken_adapter
 from onebase.serving.metrics import Metrics
 
 log = logging.getLogger("onebase.serving")
-# The errors that damaged files can cause, including records that were edited by hand.
+# The errors that damaged files and hand-edited records can cause.
 _UNREADABLE = (
     OnebaseError,
     OSError,
@@ -79,8 +79,8 @@ class AdapterCache:
 
     @asynccontextmanager
     async def use(self, offer: Offer | None) -> AsyncIterator[tuple[str, LoadedTask]]:
-        """The name in the engine, and the task, of an offer (the base for None), which stays in memory
-        while the block runs. Raises ApiError, which names the adapter, if it cannot be loaded.
+        """The engine's name and the task of an offer (the base for None). The adapter stays in memory while
+        the block runs. Raises ApiError with the adapter's name if it can't be loaded.
         """
         if offer is None:
             yield BASE_TASK, self.engine.tasks[BASE_TASK]
@@ -116,8 +116,13 @@ class AdapterCache:
 
     async def _load(self, offer: Offer) -> CachedAdapter:
         name = f"{offer.name}#{next(self._serial)}"
+
+        def read() -> LoadedTask:
+            self.store.verify(offer.adapter)
+            return self.engine.load(offer.adapter, name=name)
+
         try:
-            task = await self._read(offer, name)
+            task = await asyncio.to_thread(read)
         except _UNREADABLE as error:
             fields = {"adapter": offer.name, "error": str(error)}
             log.error("adapter not loadable", extra={"fields": fields})
@@ -129,13 +134,6 @@ class AdapterCache:
         self.metrics.adapter_loads.labels(offer.adapter.task).inc()
         log.info("adapter loaded", extra={"fields": {"adapter": offer.name, "bytes": task.bytes}})
         return cached
-
-    async def _read(self, offer: Offer, name: str) -> LoadedTask:
-        def read() -> LoadedTask:
-            self.store.verify(offer.adapter)
-            return self.engine.load(offer.adapter, name=name)
-
-        return await asyncio.to_thread(read)
 
     def _evict(self) -> None:
         """Remove the least recently used adapters until the rest is within the limit."""

@@ -18,7 +18,7 @@ class Admission:
         self._limits = limits
         self._open = True
         self.sequences = 0
-        self._seconds = 1.0  # a moving average of the duration of a request
+        self._seconds = 1.0  # the moving average of the duration of a request
 
     def close(self) -> None:
         """Refuse all requests from now on."""

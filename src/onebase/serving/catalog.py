@@ -1,8 +1,8 @@
 """The tasks that a server offers: those of its workspace, in their current state on disk.
 
 The modification time of a task's folder changes when a version is added or removed, or when another
-version becomes current. One `stat` therefore detects any change. It is called at each request for a
-task, and for all tasks every second.
+version becomes current, so one `stat` detects any change. It is called for each request of a task, and
+for all tasks every second.
 """
 
 import os
@@ -31,8 +31,8 @@ FileState = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Offer:
-    """One version of a task in the workspace. `state` changes with its files. `reason` is why it is not
-    available, None if it is.
+    """One version of a task in the workspace. `state` changes with its files. `reason` says why it is not
+    available; it is None if the version is available.
     """
 
     adapter: StoredAdapter
@@ -65,7 +65,7 @@ class _Folder:
 class Catalog:
     """The tasks of a store: which of them are available on `base`, and why the others are not.
 
-    `tasks` are offered; all tasks if it is empty. Raises UsageError if one of them is not in the store
+    Offers `tasks`, or all tasks if that is empty. Raises UsageError if one of `tasks` is not in the store
     or not available.
     """
 
@@ -146,7 +146,7 @@ class Catalog:
             name = task.partition("@")[0]
             raise UsageError(
                 say(
-                    f"{task} names a version; a task is always offered with all of its versions.",
+                    f"{task} names a version, but a task is always offered with all of its versions.",
                     f"{task} 指定了版本，但任务总是连同所有版本一起提供。",
                 ),
                 say(
@@ -228,7 +228,7 @@ class Catalog:
                 return None
             return say(
                 "it is a fully fine-tuned model; start the server with --allow-full",
-                "它是全量微调得到的完整模型；请用 --allow-full 启动服务",
+                "它是全量微调得到的完整模型；请在启动服务器时加上 --allow-full",
             )
         trained_on = record.get("base_fingerprint")
         if trained_on and trained_on != self._base.fingerprint:

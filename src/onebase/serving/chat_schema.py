@@ -66,7 +66,7 @@ class ChatRequest(SamplingFields):
 
 def turns_of(messages: list[ChatMessage], field: str = "messages", first: int = 0) -> list[Turn]:
     """The messages as turns. Raises ApiError for tools, images and all other content that is not text.
-    The error's `param` numbers the messages of `field`, of which `messages[first]` is number 0.
+    The error's `param` is `field.N`, where N counts from `messages[first]`.
     """
     return [
         Turn(_role(message, path), _text(message, path))
@@ -115,8 +115,10 @@ def _empty(path: str) -> ApiError:
     )
 
 
-def other_fields() -> dict[str, tuple[Any, ...]]:
-    """Unsupported fields of chat requests, in addition to those of all requests, with the values that
-    have no effect.
-    """
-    return {"echo": (False,), "add_special_tokens": (False,), "suffix": ("",), "prompt": ()}
+# Unsupported fields, besides those of all requests, with the values that have no effect.
+OTHER_FIELDS: dict[str, tuple[Any, ...]] = {
+    "echo": (False,),
+    "add_special_tokens": (False,),
+    "suffix": ("",),
+    "prompt": (),
+}

@@ -42,9 +42,7 @@ class CompletionRequest(SamplingFields):
 
 
 def other_fields(body: CompletionRequest) -> dict[str, tuple[Any, ...]]:
-    """Unsupported fields of completion requests, in addition to those of all requests, with the values
-    that have no effect.
-    """
+    """Unsupported fields, besides those of all requests, with the values that have no effect."""
     return {
         "best_of": (1, body.n or 1),
         "add_special_tokens": (True,),

@@ -80,7 +80,7 @@ def unsupported(param: str) -> ApiError:
     return ApiError(
         400,
         "unsupported_parameter",
-        say(f"{param!r} is not supported here.", f"此服务不支持 {param!r}。"),
+        say(f"{param!r} is not supported here.", f"此服务器不支持 {param!r}。"),
         say("Leave it out.", "请去掉该字段。"),
         param=param,
     )
@@ -163,8 +163,8 @@ def generation_failed(reason: str) -> ApiError:
 
 
 def timed_out() -> ApiError:
-    """A request that was not finished in the time for one request, or while the server drains, and for
-    which partial results are useless.
+    """A request that exceeded its time limit, or the time to drain the server, and for which partial
+    results are useless.
     """
     return ApiError(
         504,
@@ -172,7 +172,7 @@ def timed_out() -> ApiError:
         say("The request timed out.", "请求超时。"),
         say(
             "Send a smaller request, or start the server with a longer --timeout.",
-            "请减小请求，或在启动服务时用 --timeout 指定更长的时间。",
+            "请减小请求，或在启动服务器时用 --timeout 指定更长的时间。",
         ),
     )
 
@@ -236,7 +236,7 @@ def _from_http(error: HTTPException) -> ApiError:
         return body_too_large()
     messages = {
         400: ("invalid_body", say("The body can't be read.", "无法读取请求体。")),
-        404: ("not_found", say("There is nothing at this path.", "该路径不存在。")),
+        404: ("not_found", say("This path does not exist.", "该路径不存在。")),
         405: (
             "method_not_allowed",
             say("This path does not support this method.", "该路径不支持此方法。"),

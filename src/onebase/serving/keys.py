@@ -28,8 +28,8 @@ _ENVIRONMENT_ID = "environment"
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One stored key. The scope `use` allows generation, `admin` also changes of adapters. `created` is
-    in ISO 8601, UTC.
+    """One stored key. The scope `use` allows generation; `admin` also allows changes to adapters.
+    `created` is in ISO 8601, UTC.
     """
 
     id: str
@@ -47,6 +47,7 @@ class KeyStore:
 
     def __init__(self, workspace: Workspace, environment: Mapping[str, str] = os.environ) -> None:
         self._file = workspace.root / "keys.json"
+        self._create_command = f"onebase keys new{workspace.option}"
         self._state: tuple[int, int, int] | None = None
         self._keys: list[ApiKey] = []
         token = environment.get(VARIABLE, "").strip()
@@ -55,8 +56,8 @@ class KeyStore:
         )
 
     def all(self) -> list[ApiKey]:
-        """The keys of the workspace, oldest first. Raises CorruptFileError for a damaged file,
-        OnebaseError for one that this user may not read.
+        """The keys of the workspace, oldest first. Raises CorruptFileError for a damaged file, and
+        OnebaseError for a file that this user may not read.
         """
         state = _state(self._file)
         if state != self._state:
@@ -70,7 +71,7 @@ class KeyStore:
         return self._environment_key is not None or bool(self.all())
 
     def find(self, token: str) -> ApiKey | None:
-        """The key of `token`, None if there is none. The time does not depend on the result."""
+        """The key with this token, or None. Takes the same time in both cases."""
         digest = _digest(token)
         matching = None
         for key in [*self.all(), *([self._environment_key] if self._environment_key else [])]:
@@ -92,11 +93,11 @@ class KeyStore:
         return key, token
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Delete a key, which is refused from the next request on. Raises UsageError."""
+        """Delete a key; servers refuse it from the next request on. Raises UsageError."""
         if not self._file.exists():
             raise UsageError(
                 say("There are no keys.", "没有任何密钥。"),
-                say("Create one with: onebase keys new.", "请用 onebase keys new 创建。"),
+                say(f"Create one: {self._create_command}", f"创建一个：{self._create_command}"),
             )
         with self._lock():
             keys = self._read()
@@ -127,8 +128,8 @@ class KeyStore:
             raise CorruptFileError(
                 say(f"{self._file} is damaged: {error}.", f"{self._file} 已损坏：{error}。"),
                 say(
-                    "Delete it and create new keys with: onebase keys new.",
-                    "请删除该文件，再用 onebase keys new 创建密钥。",
+                    f"Delete it and create new keys: {self._create_command}",
+                    f"请删除该文件，再创建新的密钥：{self._create_command}",
                 ),
             ) from error
 

@@ -1,7 +1,7 @@
 """Converts messages and texts to a task's prompt, as token ids.
 
-An adapter was trained with its task's instruction, so the instruction is always part of the prompt. A
-request's system messages are appended to it after a blank line. If a client sends the instruction
+An adapter was trained with its task's instruction, so the instruction is always part of the prompt. The
+system messages of a request are appended to it after a blank line. If a client sends the instruction
 itself, it is not repeated. (In training data, a row's own system message replaces the instruction.)
 """
 

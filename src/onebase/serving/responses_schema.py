@@ -89,15 +89,12 @@ class ResponsesRequest(SamplingFields):
         )
 
 
-def other_fields() -> dict[str, tuple[Any, ...]]:
-    """Unsupported fields of the responses API, in addition to those of all requests, with the values
-    that have no effect.
-    """
-    return {
-        "prompt": (),
-        "messages": ([],),
-        "max_tokens": (),
-        "max_completion_tokens": (),
-        "response_format": ({"type": "text"},),
-        "echo": (False,),
-    }
+# Unsupported fields, besides those of all requests, with the values that have no effect.
+OTHER_FIELDS: dict[str, tuple[Any, ...]] = {
+    "prompt": (),
+    "messages": ([],),
+    "max_tokens": (),
+    "max_completion_tokens": (),
+    "response_format": ({"type": "text"},),
+    "echo": (False,),
+}

@@ -15,7 +15,7 @@ from onebase.serving.service import Service
 
 class Server(uvicorn.Server):
     """A uvicorn server that drains. After the first Ctrl-C or SIGTERM, running answers continue for up
-    to `drain_seconds`, and new requests get 503. The second signal ends the server at once.
+    to `drain_seconds`, and new requests get 503. A second signal stops the server at once.
     """
 
     def __init__(self, app: FastAPI, drain_seconds: float) -> None:
@@ -68,7 +68,7 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, before the model is loaded. Raises UsageError."""
+    """A socket bound to an address; called before the model is loaded. Raises UsageError."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,7 +1,7 @@
 """The lock of a running server, and the low priority of training beside it.
 
 A server holds a lock on its workspace while it runs. While the lock is held, training lowers the
-priority of all its threads, so that streams keep most of the cores; training uses what they leave.
+priority of all its threads: streams keep most of the cores, and training uses the rest.
 """
 
 import os
@@ -68,9 +68,7 @@ def yield_to_server(workspace: Workspace) -> Iterator[None]:
 
 
 def lower_priority() -> None:
-    """Raise the niceness of every thread of this process. Does nothing where the system has no
-    niceness.
-    """
+    """Raise the niceness of every thread of this process. Does nothing on systems without niceness."""
     if not hasattr(os, "setpriority"):
         return
     # On Linux, niceness is a property of a thread. It matters only within one session: the kernel

@@ -43,7 +43,7 @@ class Service:
         )
         self._texts: WeakKeyDictionary[Base, TokenText] = WeakKeyDictionary()
         self.ready = False
-        self.failure: BaseException | None = None  # the reason why it could not start
+        self.failure: BaseException | None = None  # why the server could not start
         self.created = int(time.time())
         self._add_gauges()
 
@@ -57,8 +57,8 @@ class Service:
     async def lease(
         self, model: str, sequences: int, log: dict[str, Any]
     ) -> AsyncIterator["Lease"]:
-        """Load the task of `model` and reserve room for `sequences` while the block runs. Fields of the
-        request's log line are added to `log`. Raises ApiError.
+        """Load the task of `model`, and reserve room for `sequences` while the block runs. Adds fields of
+        the request's log line to `log`. Raises ApiError.
         """
         began = time.perf_counter()
         offer = self.catalog.find(model)
@@ -88,32 +88,15 @@ class Service:
                 pass
 
     def record_start(self, start: "asyncio.Task[None]") -> None:
-        """Record the exception of a failed start, with which the server then exits."""
+        """Record the exception of a failed start. The server then exits with it."""
         if not start.cancelled():
             self.failure = start.exception()
-
-    def log_text(self, log: dict[str, Any], name: str, text: object) -> None:
-        """Add a prompt or an answer to a request's log line, if the settings allow it."""
-        if self.settings.log_prompts:
-            log[name] = text
 
     def texts(self, base: Base) -> TokenText:
         """The texts of a base's tokens. A fully fine-tuned task may have its own tokenizer."""
         if base not in self._texts:
             self._texts[base] = TokenText(base.tokenizer)
         return self._texts[base]
-
-    def fingerprint(self, task: LoadedTask) -> str:
-        """Identifies everything that the numbers depend on: base, kernel, precision, adapter."""
-        base = task.base
-        name = base.name.rstrip("/").rpartition("/")[2]
-        parts = (
-            f"{name}-{base.fingerprint[:8]}",
-            base.precision.text,
-            self.engine.kernel_of(base),
-            task.hash[:12] or BASE_TASK,
-        )
-        return "/".join(part.replace(" ", "-") for part in parts)
 
     def _add_gauges(self) -> None:
         gauge = self.metrics.add_gauge
@@ -137,7 +120,7 @@ class Service:
 
 @dataclass
 class Lease:
-    """The use of a task by one HTTP request. `model` is its name in the response: `task@version`."""
+    """The use of a task by one HTTP request. `model` is the task's name in the response: `task@version`."""
 
     service: Service
     model: str
@@ -150,8 +133,33 @@ class Lease:
 
     @property
     def fingerprint(self) -> str:
-        """The response's system_fingerprint."""
-        return self.service.fingerprint(self.task)
+        """The response's system_fingerprint: all that the numbers depend on (base, precision, kernel,
+        adapter).
+        """
+        base = self.task.base
+        name = base.name.rstrip("/").rpartition("/")[2]
+        parts = (
+            f"{name}-{base.fingerprint[:8]}",
+            base.precision.text,
+            self.service.engine.kernel_of(base),
+            self.task.hash[:12] or BASE_TASK,
+        )
+        return "/".join(part.replace(" ", "-") for part in parts)
+
+    def log_text(self, name: str, text: object) -> None:
+        """Add a prompt or an answer to the request's log line, if the settings allow it."""
+        if self.service.settings.log_prompts:
+            self.log[name] = text
+
+    def head(self, id: str, kind: str) -> dict[str, Any]:
+        """The first fields of a chat or a completions response."""
+        return {
+            "id": id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
 
     @property
     def texts(self) -> TokenText:

@@ -14,7 +14,7 @@ class Limits(BaseModel):
     prompt_tokens: int | None = Field(
         None,
         ge=1,
-        description="the length of a prompt, in addition to the limit by the base's context",
+        description="the length of a prompt, besides the limit of the base's context",
     )
     concurrent: int = Field(64, ge=1, description="sequences that run at once")
     queue: int = Field(

@@ -80,26 +80,25 @@ async def withdraw_task(task: str, request: Request) -> dict[str, Any]:
 @router.post("/v1/adapters/{task}/promote")
 async def promote(task: str, body: Version, request: Request) -> dict[str, Any]:
     """Make a version the current one, which the bare task name refers to."""
-    store: AdapterStore = request.app.state.service.catalog.store
-    return await _change(request, task, lambda: store.promote(f"{task}@{body.version}"))
+    name = f"{task}@{body.version}"
+    return await _change(request, task, lambda store: store.promote(name))
 
 
 @router.post("/v1/adapters/{task}/rollback")
 async def rollback(task: str, request: Request) -> dict[str, Any]:
     """Make the previously current version current again."""
-    store: AdapterStore = request.app.state.service.catalog.store
-    return await _change(request, task, lambda: store.rollback(task))
+    return await _change(request, task, lambda store: store.rollback(task))
 
 
 async def _change(
-    request: Request, task: str, change: Callable[[], StoredAdapter]
+    request: Request, task: str, change: Callable[[AdapterStore], StoredAdapter]
 ) -> dict[str, Any]:
     """Change the store; returns the version that is current afterwards. Raises ApiError."""
     service: Service = request.app.state.service
     if not service.catalog.has(task):
         raise unknown_model(task, sorted({o.adapter.task for o in service.catalog.offers()}))
     try:
-        adapter = await asyncio.to_thread(change)
+        adapter = await asyncio.to_thread(change, service.catalog.store)
     except UsageError as error:
         raise ApiError(400, "invalid_value", error.message, error.remedy) from error
     except OnebaseError as error:

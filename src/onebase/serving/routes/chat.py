@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from onebase.engine.request import Event, FinishReason
 from onebase.serving.answer_format import constraint_of
-from onebase.serving.chat_schema import ChatRequest, other_fields, turns_of
+from onebase.serving.chat_schema import OTHER_FIELDS, ChatRequest, turns_of
 from onebase.serving.errors import ApiError
 from onebase.serving.event_stream import DONE, ChunkFrames, frame
 from onebase.serving.fields import check_fields, ignored_header
@@ -18,7 +18,7 @@ from onebase.serving.prompts import chat_prompt, check_ids
 from onebase.serving.routes.response import respond
 from onebase.serving.sampling_fields import sampling_of_choice
 from onebase.serving.sequence_group import SequenceGroup, SequenceSpec
-from onebase.serving.service import Lease, Service
+from onebase.serving.service import Lease
 from onebase.serving.streaming_strip import StreamingStrip
 from onebase.serving.usage import usage_of
 
@@ -28,11 +28,9 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/chat/completions")
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, whole or as server-sent events."""
-    service: Service = request.app.state.service
-    headers = ignored_header(check_fields(body, other_fields()))
-    chat = _Chat(service, body, request)
+    headers = ignored_header(check_fields(body, OTHER_FIELDS))
     return await respond(
-        chat,
+        _Chat(body, request.state.request_id),
         request,
         model=body.model,
         sequences=body.n or 1,
@@ -44,13 +42,11 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 class _Chat:
     """A chat request: its sequences are the `n` choices."""
 
-    def __init__(self, service: Service, body: ChatRequest, request: Request) -> None:
-        self._service = service
+    def __init__(self, body: ChatRequest, request_id: str) -> None:
         self._body = body
         self._choices = body.n or 1
         self._with_logprobs = body.requested_logprobs() is not None
-        self._id = f"chatcmpl-{request.state.request_id}"
-        self._log: dict[str, Any] = request.state.log
+        self._id = f"chatcmpl-{request_id}"
 
     async def submit(self, lease: Lease) -> SequenceGroup:
         """As Generation."""
@@ -58,12 +54,12 @@ class _Chat:
         self._texts = lease.texts
         turns = turns_of(body.messages)
         prompt = await chat_prompt(lease.task, turns, "messages")
-        max_tokens = body.token_limit or self._service.settings.limits.default_tokens
+        max_tokens = body.token_limit or lease.service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.requested_logprobs())
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
         constraint = constraint_of(body.response_format, "response_format")
         sampling = sampling.model_copy(update={"constraint": constraint})
-        self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
+        lease.log_text("prompt", [turn.content for turn in turns])
         specs = [
             SequenceSpec(prompt, sampling_of_choice(sampling, choice), streamed=bool(body.stream))
             for choice in range(self._choices)
@@ -75,10 +71,10 @@ class _Chat:
         """As Generation."""
         answers = await group.results()
         texts = [event.text.strip() for event in answers]
-        self._service.log_text(self._log, "answer", texts)
-        self._log["finish_reason"] = [event.finish_reason for event in answers]
+        lease.log_text("answer", texts)
+        lease.log["finish_reason"] = [event.finish_reason for event in answers]
         return {
-            **self._head(lease, "chat.completion"),
+            **lease.head(self._id, "chat.completion"),
             "choices": [
                 {
                     "index": index,
@@ -95,7 +91,7 @@ class _Chat:
         """For each choice the role, the text and the finish reason; then the usage, if requested."""
         options = self._body.stream_options
         usage = {"usage": None} if options and options.include_usage else {}
-        head = {**self._head(lease, "chat.completion.chunk"), **usage}
+        head = {**lease.head(self._id, "chat.completion.chunk"), **usage}
 
         def chunk(
             index: int, delta: dict[str, str], logprobs: Any, reason: FinishReason | None
@@ -128,20 +124,11 @@ class _Chat:
         except ApiError as error:
             yield frame(error.body())
             return
-        self._log["finish_reason"] = reasons
+        lease.log["finish_reason"] = reasons
         if usage:
             yield frame({**head, "choices": [], "usage": usage_of(group, 1)})
-        self._service.log_text(self._log, "answer", [item.text.strip() for item in group.requests])
+        lease.log_text("answer", [item.text.strip() for item in group.requests])
         yield DONE
-
-    def _head(self, lease: Lease, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": lease.created,
-            "model": lease.model,
-            "system_fingerprint": lease.fingerprint,
-        }
 
     def _logprobs(self, event: Event) -> dict[str, Any] | None:
         return chat_logprobs(event.tokens, self._texts) if self._with_logprobs else None

@@ -63,12 +63,12 @@ async def _scores(service: Service, body: ClassifyRequest, log: dict[str, Any]) 
                     "请指定标签，或用含有 text 和 label 的数据训练该任务。",
                 ),
             )
-        service.log_text(log, "prompt", texts)
+        lease.log_text("prompt", texts)
         scores = await _label_scores(lease, texts, labels)
         fingerprint = lease.fingerprint
     data = [
-        {"index": index, "label": ordered[0].label, "labels": [asdict(item) for item in ordered]}
-        for index, ordered in enumerate(scores)
+        {"index": index, "label": ranking[0].label, "labels": [asdict(item) for item in ranking]}
+        for index, ranking in enumerate(scores)
     ]
     single = {"labels": data[0]["labels"]} if isinstance(body.input, str) else {}
     task = {"task": lease.task.task, "version": lease.task.version}

@@ -17,7 +17,7 @@ from onebase.serving.prompts import check_ids, text_prompt
 from onebase.serving.routes.response import respond
 from onebase.serving.sampling_fields import sampling_of_choice
 from onebase.serving.sequence_group import SequenceGroup, SequenceSpec, require_complete_scores
-from onebase.serving.service import Lease, Service
+from onebase.serving.service import Lease
 from onebase.serving.usage import usage_of
 
 router = APIRouter(route_class=JsonRoute)
@@ -26,9 +26,8 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/completions")
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue bare prompts, without a template."""
-    service: Service = request.app.state.service
     headers = ignored_header(check_fields(body, other_fields(body)))
-    completion = _Completion(service, body, request)
+    completion = _Completion(body, request.state.request_id)
     return await respond(
         completion,
         request,
@@ -40,16 +39,14 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
 
 
 class _Completion:
-    """A completion request. Its sequences are the `n` choices of the first prompt, then of the next."""
+    """A completion request. Its sequences are the `n` choices of each prompt, one prompt after another."""
 
-    def __init__(self, service: Service, body: CompletionRequest, request: Request) -> None:
-        self._service = service
+    def __init__(self, body: CompletionRequest, request_id: str) -> None:
         self._body = body
         self._prompts = body.prompts()
         self._choices = body.n or 1
         self.sequences = len(self._prompts) * self._choices
-        self._id = f"cmpl-{request.state.request_id}"
-        self._log: dict[str, Any] = request.state.log
+        self._id = f"cmpl-{request_id}"
         self._echoed: list[str] = []
 
     async def submit(self, lease: Lease) -> SequenceGroup:
@@ -74,7 +71,7 @@ class _Completion:
                         streamed=bool(body.stream),
                     )
                 )
-        self._service.log_text(self._log, "prompt", self._echoed or self._prompts)
+        lease.log_text("prompt", self._echoed or self._prompts)
         return await lease.submit(specs, "prompt")
 
     def _echo(self, lease: Lease, given: str | list[int]) -> str:
@@ -91,11 +88,11 @@ class _Completion:
         answers = await group.results()
         for request in group.requests:
             require_complete_scores(request)
-        self._log["finish_reason"] = [event.finish_reason for event in answers]
+        lease.log["finish_reason"] = [event.finish_reason for event in answers]
         texts = [self._echo_of(index) + event.text for index, event in enumerate(answers)]
-        self._service.log_text(self._log, "answer", texts)
+        lease.log_text("answer", texts)
         return {
-            **self._head(lease),
+            **lease.head(self._id, "text_completion"),
             "choices": [
                 {
                     "index": index,
@@ -114,7 +111,7 @@ class _Completion:
         """For each choice the echo, if requested, the text and the finish reason; then the usage."""
         options = self._body.stream_options
         usage = {"usage": None} if options and options.include_usage else {}
-        head = {**self._head(lease), **usage}
+        head = {**lease.head(self._id, "text_completion"), **usage}
 
         def chunk(index: int, text: str, logprobs: Any, reason: FinishReason | None) -> Any:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
@@ -147,11 +144,11 @@ class _Completion:
         except ApiError as error:
             yield frame(error.body())
             return
-        self._log["finish_reason"] = reasons
+        lease.log["finish_reason"] = reasons
         if usage:
             totals = usage_of(group, len(self._prompts))
             yield frame({**head, "choices": [], "usage": totals})
-        self._service.log_text(self._log, "answer", [item.text for item in group.requests])
+        lease.log_text("answer", [item.text for item in group.requests])
         yield DONE
 
     def _echo_of(self, index: int) -> str:
@@ -168,12 +165,3 @@ class _Completion:
         if self._body.logprobs is None:
             return None
         return completion_logprobs(tokens, self._texts, offsets)
-
-    def _head(self, lease: Lease) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "text_completion",
-            "created": lease.created,
-            "model": lease.model,
-            "system_fingerprint": lease.fingerprint,
-        }

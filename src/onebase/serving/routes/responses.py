@@ -16,10 +16,10 @@ from onebase.serving.fields import check_fields, ignored_header
 from onebase.serving.json_body import JsonRoute
 from onebase.serving.logprobs import chat_logprobs
 from onebase.serving.prompts import chat_prompt, check_ids
-from onebase.serving.responses_schema import ResponsesRequest, other_fields
+from onebase.serving.responses_schema import OTHER_FIELDS, ResponsesRequest
 from onebase.serving.routes.response import respond
 from onebase.serving.sequence_group import SequenceGroup, SequenceSpec
-from onebase.serving.service import Lease, Service
+from onebase.serving.service import Lease
 from onebase.serving.streaming_strip import StreamingStrip
 from onebase.serving.usage import usage_of
 
@@ -29,11 +29,10 @@ router = APIRouter(route_class=JsonRoute)
 @router.post("/v1/responses")
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer a text or messages, whole or as server-sent events. Nothing is stored."""
-    service: Service = request.app.state.service
-    headers = ignored_header(check_fields(body, other_fields()))
+    headers = ignored_header(check_fields(body, OTHER_FIELDS))
     if body.n not in (None, 1):
         raise unsupported("n")
-    response = _Response(service, body, request)
+    response = _Response(body, request.state.request_id)
     return await respond(
         response, request, model=body.model, sequences=1, stream=body.stream, headers=headers
     )
@@ -42,12 +41,10 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
 class _Response:
     """A request of the responses API, with one sequence."""
 
-    def __init__(self, service: Service, body: ResponsesRequest, request: Request) -> None:
-        self._service = service
+    def __init__(self, body: ResponsesRequest, request_id: str) -> None:
         self._body = body
-        self._id = f"resp_{request.state.request_id}"
-        self._item = f"msg_{request.state.request_id}"
-        self._log: dict[str, Any] = request.state.log
+        self._id = f"resp_{request_id}"
+        self._item = f"msg_{request_id}"
 
     async def submit(self, lease: Lease) -> SequenceGroup:
         """As Generation."""
@@ -55,12 +52,12 @@ class _Response:
         self._texts = lease.texts
         turns = turns_of(body.messages(), "input", 1 if body.instructions else 0)
         prompt = await chat_prompt(lease.task, turns, "input")
-        max_tokens = body.max_output_tokens or self._service.settings.limits.default_tokens
+        max_tokens = body.max_output_tokens or lease.service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.top_logprobs or None)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
         constraint = constraint_of(body.response_format(), "text.format")
         sampling = sampling.model_copy(update={"constraint": constraint})
-        self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
+        lease.log_text("prompt", [turn.content for turn in turns])
         spec = SequenceSpec(prompt, sampling, streamed=bool(body.stream))
         format_param = "text.format" if constraint else None
         return await lease.submit([spec], "input", format_param=format_param)
@@ -69,7 +66,7 @@ class _Response:
         """As Generation."""
         (event,) = await group.results()
         text = event.text.strip()
-        self._log_answer(text, event.finish_reason)
+        _log_answer(lease, text, event.finish_reason)
         return self._response(lease, group, text, event.tokens, event.finish_reason)
 
     async def frames(self, lease: Lease, group: SequenceGroup) -> AsyncIterator[bytes]:
@@ -106,17 +103,13 @@ class _Response:
             body = error.body()["error"]
             yield event("error", **{key: body[key] for key in ("code", "message", "param")})
             return
-        self._log_answer(text, reason)
+        _log_answer(lease, text, reason)
         response = self._response(lease, group, text, tokens, reason)
         logprobs = self._logprobs(tokens)
         yield event("response.output_text.done", **location, text=text, logprobs=logprobs)
         yield event("response.content_part.done", **location, part=self._part(text, tokens))
         yield event("response.output_item.done", output_index=0, item=response["output"][0])
         yield event(f"response.{response['status']}", response=response)
-
-    def _log_answer(self, text: str, reason: FinishReason | None) -> None:
-        self._log["finish_reason"] = [reason]
-        self._service.log_text(self._log, "answer", [text])
 
     def _response(
         self,
@@ -203,3 +196,8 @@ class _Response:
             return []
         content: list[Any] = chat_logprobs(tokens, self._texts)["content"]
         return content
+
+
+def _log_answer(lease: Lease, text: str, reason: FinishReason | None) -> None:
+    lease.log["finish_reason"] = [reason]
+    lease.log_text("answer", [text])
