@@ -1,4 +1,4 @@
-"""Blaker's exact interval of a proportion (Canadian Journal of Statistics 28, 2000, section 2).
+"""Blaker's exact interval of a proportion (Canadian Journal of Statistics 28, 2000).
 
 Its coverage is at least the nominal one for every proportion, like that of Clopper and Pearson, and it lies
 inside theirs. scipy has Clopper-Pearson and Wilson, but not this one.

@@ -16,6 +16,7 @@ from onebase.compare.clusters import PRIOR_CLUSTERS, Clusters, Floats
 
 CONFIDENCE = 0.95
 
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and its 95 % interval, in the unit of the metric.
@@ -56,7 +57,7 @@ def mean_intervals(
     if bounds is None:
         return _hall(values, clusters, confidence)
     low, width = bounds[0], bounds[1] - bounds[0]
-    shares = (values - low) / width
+    shares = np.clip((values - low) / width, 0.0, 1.0)
     if len(clusters) == 1:  # a single input says nothing about the next one
         mean = values.mean(axis=-1)
         return mean, np.full_like(mean, bounds[0]), np.full_like(mean, bounds[1])
@@ -70,7 +71,7 @@ def mean_intervals(
 
 def _hall(values: Floats, clusters: Clusters, confidence: float) -> tuple[Floats, Floats, Floats]:
     """Student's interval over clusters with Hall's correction for skewness (Journal of the Royal
-    Statistical Society B 54, 1992, eq. 2.4): losses have a long right tail, and Student's interval is
+    Statistical Society B 54, 1992): losses have a long right tail, and Student's interval is
     then too short on that side.
     """
     mean = values.mean(axis=-1)
@@ -95,7 +96,7 @@ def _skewness(residuals: Floats) -> Floats:
         return np.zeros_like(square)
     with np.errstate(invalid="ignore", divide="ignore"):
         skewness = (residuals**3).mean(axis=-1) / square**1.5
-    return np.nan_to_num(skewness) * np.sqrt(count * (count - 1)) / (count - 2)
+    return np.asarray(np.nan_to_num(skewness) * np.sqrt(count * (count - 1)) / (count - 2))
 
 
 def _undo_skewness(t: float, skewness: Floats, count: int) -> Floats:

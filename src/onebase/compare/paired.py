@@ -104,12 +104,10 @@ def _widened(
     return np.maximum(low, -width), np.minimum(high, width)
 
 
-def added_rows_interval(
-    rows: Floats, clusters: Clusters, width: float
-) -> tuple[Floats, Floats]:
+def added_rows_interval(rows: Floats, clusters: Clusters, width: float) -> tuple[Floats, Floats]:
     """The interval of mean differences, [pairs, rows] to two [pairs], with two rows added, one for each
     method, that differ as much as the other rows that differ do (Bonett and Price, Journal of
-    Educational and Behavioral Statistics 37, 2012, eq. 6), and Student's t over clusters.
+    Educational and Behavioral Statistics 37, 2012), and Student's t over clusters.
     """
     differing = np.maximum((rows != 0).sum(axis=-1), 1)
     size = np.sqrt((rows**2).sum(axis=-1) / differing)
