@@ -31,6 +31,9 @@ ENTRIES = {
     "plan": Entry("plan:plan_command", "Estimate what a training needs, and whether it fits."),
     "train": Entry("train:train_command", "Train one task, or all of a tasks.yaml together."),
     "race": Entry("race:race_command", "Race many configurations on one task."),
+    "recommend": Entry(
+        "recommend:recommend_command", "Which method to train, from what was measured."
+    ),
     "resume": Entry("train:resume_command", "Continue an interrupted run exactly."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),

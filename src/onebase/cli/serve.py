@@ -56,7 +56,8 @@ def serve_command(
 ) -> None:
     """Answer for every task over HTTP, in the shapes of OpenAI's API."""
     from onebase.adapters.methods import parse_options
-    from onebase.cli.server_start import byte_count, start_server
+    from onebase.cli.server_start import start_server
+    from onebase.cli.units import byte_count
     from onebase.serving.settings import Limits, ServerSettings
 
     began = time.perf_counter()
