@@ -32,6 +32,7 @@ ENTRIES = {
     "train": Entry("train:train_command", "Train one task, or all tasks of a tasks.yaml together."),
     "compare": Entry("compare:compare_command", "Compare methods on your own data."),
     "race": Entry("race:race_command", "Train many configurations of a task; store the best."),
+    "recommend": Entry("recommend:recommend_command", "Recommend a method from comparisons."),
     "resume": Entry("train:resume_command", "Continue an interrupted run."),
     "generate": Entry("answering:generate_command", "Answer a prompt, or a file of requests."),
     "classify": Entry("answering:classify_command", "Score every label of a task for a text."),

@@ -79,7 +79,7 @@ class RunDisplay(Observer):
 
     def step(self, task: str, step: int, record: Mapping[str, Any]) -> None:
         """Advance the job's bar, or the token bar of a race."""
-        numbers = _numbers(_STEP, record)
+        numbers = record.get("arm") or _numbers(_STEP, record)
         if task not in self._bars:
             self._move_race(task, record, numbers)
             return
@@ -87,11 +87,8 @@ class RunDisplay(Observer):
         if "tokens_per_second" in record:
             numbers += f"  {record['tokens_per_second']:.0f} tok/s"
         elif not self._terminal and step % max(1, job.total // 10) == 0:
-            note(
-                f"{task}: "
-                + say(f"step {step}/{job.total}", f"第 {step}/{job.total} 步")
-                + f", {numbers}"
-            )
+            count = say(f"step {step}/{job.total}", f"第 {step}/{job.total} 步")
+            note(f"{job.task}: " + ", ".join(filter(None, (count, numbers))))
         self._progress.update(
             self._bars[task],
             completed=step,

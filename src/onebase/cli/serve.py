@@ -58,7 +58,8 @@ def serve_command(
 ) -> None:
     """Serve every task over HTTP, with an OpenAI-compatible API."""
     from onebase.adapters.methods import parse_options
-    from onebase.cli.server_start import byte_count, start_server
+    from onebase.cli.server_start import start_server
+    from onebase.cli.units import byte_count
     from onebase.serving.settings import Limits, ServerSettings
 
     began = time.perf_counter()

@@ -1,7 +1,6 @@
 """Starting the server of `onebase serve`, and its messages."""
 
 import logging
-import re
 import sys
 import time
 from collections import Counter
@@ -23,9 +22,6 @@ from onebase.serving.server import Server, bind
 from onebase.serving.server_lock import hold_server_lock
 from onebase.serving.service import Service
 from onebase.serving.settings import ServerSettings
-
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
 def start_server(
@@ -131,14 +127,3 @@ def _report_ready(session: Session, service: Service, url: str, seconds: float) 
 def _bracketed(host: str) -> str:
     """A host as it is written in a URL: an IPv6 address is in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def byte_count(option: str, text: str) -> int:
-    """The size that `500MB` or `1.5GB` names."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise UsageError(
-            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是有效的大小。"),
-            say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,15 +1,19 @@
 """Sizes, counts, times and tables as text."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from onebase.errors import UsageError
 from onebase.language import say
 
 _LINE = 88  # columns of a long text in a table
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
 def size(count: float) -> str:
@@ -19,6 +23,17 @@ def size(count: float) -> str:
             number = count / unit
             return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
     return say(f"{count:.0f} bytes", f"{count:.0f} 字节")
+
+
+def byte_count(option: str, text: str) -> int:
+    """The bytes that `500MB` or `1.5GB`, given for an option, names. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(
+            say(f"--{option} {text!r} is not a size.", f"--{option} {text!r} 不是大小。"),
+            say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
+        )
+    return int(float(match[1]) * _FACTORS[match[2].upper()])
 
 
 def plural(count: int, one: str, many: str) -> str:

@@ -27,24 +27,23 @@ def run_alone(request: Mapping[str, Any], observer: Observer) -> Cost:
     ):
         stdin.write(json.dumps(request).encode())
         stdin.seek(0)
-        process = subprocess.Popen(
+        result: dict[str, Any] = {}
+        with subprocess.Popen(
             [sys.executable, "-m", "onebase.compare.alone"],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,  # Ctrl-C ends it from here
-        )
-        result: dict[str, Any] = {}
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                event = json.loads(line)
-                result |= event.get("result", {})
-                _pass_on(event, observer)
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    event = json.loads(line)
+                    result |= event.get("result", {})
+                    _pass_on(event, observer)
+                process.wait()
+            finally:
+                process.kill()
         seconds = time.perf_counter() - began
         stderr.seek(0)
         reason = (stderr.read().decode(errors="replace").strip().splitlines() or [""])[-1]

@@ -25,6 +25,7 @@ from onebase.model.fetch import resolve
 from onebase.model.sizes import sizes_of
 from onebase.planning.advice import FULL_BYTES, gigabytes
 from onebase.planning.free_memory import free_memory
+from onebase.runs.observer import JobStart
 from onebase.runs.session import RunSession
 from onebase.training.job import Job
 
@@ -111,9 +112,11 @@ class Measurement:
         with self._phase("scoring"):
             tokens = self._options.answer_tokens
             answerer = Answerer(base, self._data, answer_tokens=tokens, check=self._run.check)
+            title = say("scoring", "评分")
+            self._run.recorder.started([JobStart("scoring", title, 0, len(arms))])
             for number, arm in enumerate(arms, start=1):
                 save_arm(self._measured(arm, answerer), self._file(arm))
-                self._note_scored(arm, number, len(arms))
+                self._run.recorder.step("scoring", number, {"arm": _name(arm)})
                 self._run.check()
         self._training.clean(trained)
         self._run.save()
@@ -195,10 +198,6 @@ class Measurement:
 
     def _file(self, arm: PlannedArm) -> Path:
         return self._folder / f"{arm.identity}.json"
-
-    def _note_scored(self, arm: PlannedArm, number: int, count: int) -> None:
-        name = _name(arm)
-        self._run.note(say(f"Scored {number}/{count}: {name}", f"已评分 {number}/{count}：{name}"))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
