@@ -4,9 +4,15 @@ from onebase.cli.display import run_display
 from onebase.cli.jobs import job_fields
 from onebase.cli.options import LearningFlags
 from onebase.cli.session import Session
-from onebase.compare.compare import compare
+from onebase.cli.units import aligned
+from onebase.compare.compare import compare, resume_comparison
+from onebase.compare.document import Paragraph, Table
+from onebase.compare.evidence import Evidence
 from onebase.compare.options import CompareOptions
 from onebase.compare.result import Comparison
+from onebase.compare.sections.methods import methods_section
+from onebase.compare.sections.verdict import verdict_section
+from onebase.compare.tables import report_json
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
@@ -36,6 +42,34 @@ def run_comparison(session: Session, job: Job, options: CompareOptions, base: Ba
         return compare(job, options, base=base, workspace=session.workspace, observer=display)
 
 
+def resume_comparing(session: Session, run: str, base: Base) -> Comparison:
+    """Continue an interrupted comparison with the live display."""
+    with yield_to_server(session.workspace), run_display(session.workspace) as display:
+        return resume_comparison(run, base=base, workspace=session.workspace, observer=display)
+
+
 def show_comparison(session: Session, comparison: Comparison) -> None:
-    """The result: the table of methods, who is tied, and where the report is."""
-    session.show({"run": comparison.run})
+    """The table of methods, the verdict, and where the report is."""
+    evidence = Evidence.of(comparison)
+    report = session.workspace.runs / comparison.run / "report" / "report.html"
+    session.show(
+        report_json(evidence, str(report)),
+        *comparison_lines(evidence),
+        say(f"Report: {report}", f"报告：{report}"),
+        say(
+            f"Next: onebase recommend --task {comparison.task}{session.workspace.option}",
+            f"下一步：onebase recommend --task {comparison.task}{session.workspace.option}",
+        ),
+    )
+
+
+def comparison_lines(evidence: Evidence) -> list[str]:
+    """The table of methods and the verdict, as the report has them."""
+    verdict = verdict_section(evidence)
+    tables = [block for block in methods_section(evidence).blocks if isinstance(block, Table)]
+    lines = []
+    for table in tables:
+        titles = [column.title for column in table.columns]
+        lines += [table.caption, *aligned([titles, *(row.cells for row in table.rows)]), ""]
+    lines.append(verdict.lead)
+    return lines + [block.text for block in verdict.blocks if isinstance(block, Paragraph)]

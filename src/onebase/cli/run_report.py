@@ -38,6 +38,8 @@ def run_lines(run: Run, metrics: Sequence[dict[str, Any]], workspace: Workspace)
             config["job"], say(f"align {config['align']}", f"对齐 {config['align']}")
         )
         lines += _alignment_losses(metrics)
+    elif "compare" in config:
+        lines += _comparison(run)
     elif run.is_race:
         lines += _race(run, metrics)
     else:
@@ -45,7 +47,7 @@ def run_lines(run: Run, metrics: Sequence[dict[str, Any]], workspace: Workspace)
             lines += _job_lines(job, str(job["method"]))
             lines += _training_losses([item for item in metrics if item.get("task") == job["task"]])
     lines += _notes(metrics)
-    names = ("curves.png", "samples.jsonl", "ladder.png", "report.md")
+    names = ("curves.png", "samples.jsonl", "ladder.png", "report.md", "report/report.html")
     if files := [run.path / name for name in names if (run.path / name).exists()]:
         lines += [say("Files:", "文件："), *(f"  {file}" for file in files)]
     return lines + _next_steps(run, workspace)
@@ -202,6 +204,25 @@ def _race(run: Run, metrics: Sequence[dict[str, Any]]) -> list[str]:
         *(aligned([[say("data", "数据"), str(jobs[0]["data"])]]) if jobs else ()),
         *aligned(rows),
     ]
+
+
+def _comparison(run: Run) -> list[str]:
+    """What was compared; its tables and its verdict once it has finished."""
+    # Its libraries for statistics take a second to import.
+    from onebase.cli.compare_report import comparison_lines
+    from onebase.compare.evidence import Evidence
+    from onebase.compare.record import FILE, load
+
+    asked, job = run.config["compare"], run.config["job"]
+    methods = listed(asked["methods"])
+    kind = say(
+        f"comparison of {methods}; seeds: {asked['seeds']}",
+        f"{methods} 的对比，种子数 {asked['seeds']}",
+    )
+    lines = _job_lines(job, kind)
+    if (run.path / FILE).exists():
+        lines += ["", *comparison_lines(Evidence.of(load(run.path)))]
+    return lines
 
 
 def _place(number: int, job: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:

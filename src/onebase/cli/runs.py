@@ -25,13 +25,15 @@ def list_command(*, flags: SessionFlags) -> None:
         config = run.config
         race = config.get("race")
         tasks = [race["task"]] if race else [job["task"] for job in config.get("jobs", [])]
-        if "align" in config:
+        if "align" in config or "compare" in config:
             tasks = [config["job"]["task"]]
         row = {"run": run.id, "status": run.status, "resumable": run.resumable, "tasks": tasks}
         if race:
             row["race"] = race["configurations"]
         if "align" in config:
             row["align"] = config["align"]
+        if "compare" in config:
+            row["compare"] = config["compare"]["methods"]
         rows.append(row)
     session.table(
         {"runs": rows},
@@ -51,6 +53,9 @@ def _kind(row: dict[str, Any]) -> str:
     """The kind of a run, in brackets; empty for an ordinary training."""
     if "align" in row:
         return f" ({row['align']})"
+    if "compare" in row:
+        methods = len(row["compare"])
+        return say(f" (comparison of {methods} methods)", f"（{methods} 种方法的对比）")
     count = row.get("race")
     return say(f" (race of {count})", f"（{count} 个配置的竞赛）") if count else ""
 

@@ -51,7 +51,12 @@ def resume_command(
     session = begin(flags)
     interrupted = resumable_run(session.workspace, run)
     base = load_base(*base_in(interrupted))
-    if "align" in interrupted.config:
+    if "compare" in interrupted.config:
+        # Its libraries for statistics and plots take a second to import.
+        from onebase.cli.compare_report import resume_comparing, show_comparison
+
+        show_comparison(session, resume_comparing(session, interrupted.id, base))
+    elif "align" in interrupted.config:
         resume_align(session, interrupted.id, base)
     else:
         show_trained(session, resume_training(session, interrupted.id, base))
