@@ -110,7 +110,7 @@ def test_labels_with_commas(onebase, options: tuple[str, ...], expected: list[st
 def test_label_options_without_a_label_are_refused(onebase, option: str) -> None:
     result = onebase("classify", "--task", "mood", "--text", "Hi", option)
     assert result.code == 2
-    assert "contains no label" in result.err
+    assert "contains no labels" in result.err
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "half \udc00", "a\ud800b"])

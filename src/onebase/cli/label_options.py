@@ -20,7 +20,7 @@ def chosen_labels(lists: Sequence[str], single: Sequence[str], known: Sequence[s
     if (lists or single) and not names:
         given = ", ".join(map(repr, [*lists, *single]))
         raise UsageError(
-            say(f"{given} contains no label.", f"{given} 中没有标签。"),
+            say(f"{given} contains no labels.", f"{given} 中没有标签。"),
             say(
                 "Give at least one: --label yes --label no.",
                 "请至少给出一个：--label 是 --label 否。",
