@@ -16,7 +16,6 @@ from onebase.compare.tables import report_json
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.serving.server_lock import yield_to_server
 from onebase.training.job import Job
 
 
@@ -38,13 +37,13 @@ def compared_job(task: str | None, data: str | None, learning: LearningFlags) ->
 
 def run_comparison(session: Session, job: Job, options: CompareOptions, base: Base) -> Comparison:
     """Compare with the live display; an interrupted comparison of the same rows continues."""
-    with yield_to_server(session.workspace), run_display(session.workspace) as display:
+    with run_display(session.workspace) as display:
         return compare(job, options, base=base, workspace=session.workspace, observer=display)
 
 
 def resume_comparing(session: Session, run: str, base: Base) -> Comparison:
     """Continue an interrupted comparison with the live display."""
-    with yield_to_server(session.workspace), run_display(session.workspace) as display:
+    with run_display(session.workspace) as display:
         return resume_comparison(run, base=base, workspace=session.workspace, observer=display)
 
 
