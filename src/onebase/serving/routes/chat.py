@@ -61,7 +61,7 @@ class _Chat:
         max_tokens = body.token_limit or self._service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.requested_logprobs())
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
-        constraint = constraint_of(body.response_format, "response_format")
+        constraint = constraint_of(body.response_format, "response_format.json_schema.schema")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
         specs = [

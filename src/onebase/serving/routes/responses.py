@@ -58,7 +58,7 @@ class _Response:
         max_tokens = body.max_output_tokens or self._service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.top_logprobs or None)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
-        constraint = constraint_of(body.response_format(), "text.format")
+        constraint = constraint_of(body.response_format(), "text.format.schema")
         sampling = sampling.model_copy(update={"constraint": constraint})
         self._service.log_text(self._log, "prompt", [turn.content for turn in turns])
         spec = SequenceSpec(prompt, sampling, streamed=bool(body.stream))
