@@ -129,7 +129,7 @@ def test_good_names(store: AdapterStore, name: str) -> None:
 def test_bad_names(store: AdapterStore, name: str) -> None:
     with pytest.raises(UsageError, match="can't be a task's name"):
         check_task_name(name)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="can't be a task's name"):
         add(store, name)
     assert not store.workspace.root.exists()
 
@@ -314,7 +314,7 @@ def test_a_damaged_version_stands_apart(store: AdapterStore, text: str) -> None:
 def test_a_damaged_version_does_not_become_current(store: AdapterStore) -> None:
     add(store, "support", 3)
     damage(store, "support", 2)
-    with pytest.raises(CorruptFileError):
+    with pytest.raises(CorruptFileError, match=r"2/onebase\.json"):
         store.rollback("support")
     assert store.get("support").version == 3
     store.remove("support@3")

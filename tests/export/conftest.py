@@ -215,9 +215,9 @@ def engine_logits() -> Callable[[Base, Contribution], torch.Tensor]:
 
     def logits(base: Base, contribution: Contribution) -> torch.Tensor:
         pack = Pack({"it": contribution})
-        pack.add("it", tuple(TOKENS[0].tolist()))
+        node = pack.nodes[pack.add("it", tuple(TOKENS[0].tolist()))]
         with torch.no_grad():
-            return run_pack(base, pack, torch.arange(TOKENS.shape[1]))
+            return run_pack(base, pack, torch.arange(node.start, node.start + node.length))
 
     return logits
 

@@ -45,9 +45,14 @@ def test_merged(
 ) -> None:
     exported = export(store, "support@1", "merged", tmp_path / "out")
     assert (exported.task, exported.version, exported.notes) == ("support", 1, ())
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(
-        names(exported)
-    )
+    assert names(exported) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     with torch.no_grad():
         expected = engine_logits(base, make_lora(base, rank=4).contribution())
         logits = Base.load(str(tmp_path / "out")).model(tokens).logits[0]
@@ -70,7 +75,8 @@ def test_what_llama_cpp_can_not_add_is_only_merged(
     keep(base, make_lora(base, use_dora=True))
     exported = export(store, "support", "gguf", tmp_path / "out")
     assert names(exported) == ["model.gguf"]
-    assert "only the merged model" in exported.notes[0]
+    (note,) = exported.notes
+    assert "only the merged model" in note
 
 
 def test_the_bare_base(
@@ -162,17 +168,20 @@ def test_another_base_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "endings"),
     [
-        ({"kind": "chat", "instruction": None}, None),
-        ({"kind": "chat", "instruction": "Be kind."}, "system message: Be kind."),
-        ({"kind": "plain", "instruction": "Be kind."}, "Output:', with the instruction: Be kind."),
-        ({"kind": "Q: {input} A:", "instruction": None}, "in the format 'Q: {input} A:'"),
+        ({"kind": "chat", "instruction": None}, []),
+        ({"kind": "chat", "instruction": "Be kind."}, ["system message: Be kind."]),
+        (
+            {"kind": "plain", "instruction": "Be kind."},
+            ["Output:', with the instruction: Be kind."],
+        ),
+        ({"kind": "Q: {input} A:", "instruction": None}, ["in the format 'Q: {input} A:'"]),
     ],
 )
 def test_how_to_ask_is_told(
     template: dict[str, Any],
-    words: str | None,
+    endings: list[str],
     base: Base,
     make_lora: Any,
     keep: Any,
@@ -181,8 +190,8 @@ def test_how_to_ask_is_told(
 ) -> None:
     keep(base, make_lora(base), template=template)
     notes = export(store, "support", "peft", tmp_path / "out").notes
-    assert len(notes) == (words is not None)
-    assert words is None or notes[0].endswith(words)
+    for note, ending in zip(notes, endings, strict=True):
+        assert note.endswith(ending)
 
 
 @pytest.mark.parametrize("precision", ["nf4:fp32", "nf4:bf16:single", "int8:fp32", "nf4"])

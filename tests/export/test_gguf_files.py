@@ -108,7 +108,14 @@ def test_the_adapters_header(make_family: MakeBase, make_lora: MakeLora, tmp_pat
     assert field(file, "general.architecture") == "qwen3"
     assert field(file, "adapter.type") == "lora"
     assert field(file, "adapter.lora.alpha") == 6.0
-    assert "blk.0.attn_q.weight.lora_a" in values(file)
+    assert field(file, "adapter.lora.task_name") == "support@2"
+    modules = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    assert values(file).keys() == {
+        f"blk.{layer}.{module}.weight.lora_{letter}"
+        for layer in range(3)
+        for module in modules
+        for letter in "ab"
+    }
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
@@ -152,9 +159,9 @@ def test_values_that_f16_can_not_hold(make_family: MakeBase, tmp_path: Path) -> 
 def test_llama_3s_frequencies(make_family: MakeBase, tmp_path: Path) -> None:
     written(make_family("llama3"), tmp_path / "m.gguf", name="m", kind="f32")
     factors = values(tmp_path / "m.gguf")["rope_freqs.weight"]
-    assert factors.shape == (4,)
-    assert factors[0] == pytest.approx(1.0)
-    assert factors[-1] == pytest.approx(8.0)
+    # Waves of 2 pi 10^i tokens: below 64 / 4 as they are, above 64 / 1 by 8, one between.
+    smooth = (64 / (20 * math.pi) - 1) / (4 - 1)
+    assert factors.tolist() == pytest.approx([1, 1 / (smooth + (1 - smooth) / 8), 8, 8], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_what_does_not_answer_here_says_why(
     store_task("support", record=record)
     catalog = catalog_of(store, base)
     (offer,) = catalog.offers()
-    assert offer.reason
+    assert re.search(words, offer.reason or "")
     status, text = status_of(catalog, "support")
     assert status == 409
     assert re.search(words, text)
@@ -131,7 +131,9 @@ def test_what_does_not_answer_here_says_why(
 def test_full_tasks_if_allowed(store: AdapterStore, base: Base, store_task: StoreTask) -> None:
     store_task("whole", record={"method": "full", "base_fingerprint": "0" * 16})
     assert status_of(catalog_of(store, base), "whole")[0] == 409
-    assert catalog_of(store, base, allow_full=True).find("whole")
+    offer = catalog_of(store, base, allow_full=True).find("whole")
+    assert offer is not None
+    assert (offer.name, offer.reason) == ("whole@1", None)
 
 
 def test_offer_and_withdraw(store: AdapterStore, base: Base, store_task: StoreTask) -> None:

@@ -1,14 +1,24 @@
 """POST /v1/chat/completions: shapes, streams, choices, log-probabilities, systems, refusals."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from onebase.adapters.adapter import Adapter
+from onebase.adapters.peft_format import load_adapter
 from onebase.data.example import Turn
-from onebase.engine.engine import Engine
+from onebase.data.template import Template
+from onebase.engine.engine import Answer, Engine
+from onebase.engine.forward import run_pack
+from onebase.engine.pack import Pack
 from onebase.engine.sampling import Sampling
 from onebase.model.base import Base
+from onebase.serving.token_text import TokenText
 
 Task = str
 PATH = "/v1/chat/completions"
@@ -16,22 +26,28 @@ TASKS = ["base", "support", "support@1", "tone", "mood", "reply"]
 USER = [{"role": "user", "content": "hello"}]
 
 
-def test_the_whole_answer(server: Any) -> None:
+def test_the_whole_answer(server: Any, base: Base) -> None:
     answer = server.chat("support")
     assert answer.status_code == 200
     body = answer.json()
     (choice,) = body["choices"]
     assert body["object"] == "chat.completion"
-    assert body["id"].startswith("chatcmpl-")
     assert body["model"] == "support@2"
     assert choice["index"] == 0
     assert choice["message"]["role"] == "assistant"
-    assert choice["finish_reason"] in ("stop", "length")
+    assert choice["finish_reason"] == "length"
     assert choice["logprobs"] is None
-    usage = body["usage"]
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert usage["prompt_tokens"] > 10
-    assert answer.headers["x-request-id"] in body["id"]
+    prompt = (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    tokens = len(base.tokenizer(prompt)["input_ids"])
+    assert body["usage"] == {
+        "prompt_tokens": tokens,
+        "completion_tokens": 8,
+        "total_tokens": tokens + 8,
+    }
+    assert body["id"] == f"chatcmpl-{answer.headers['x-request-id']}"
     assert "x-onebase-ignored" not in answer.headers
 
 
@@ -94,15 +110,30 @@ def test_choices(stream: bool, server: Any) -> None:
         assert [choice["index"] for choice in choices] == [0, 1, 2]
         texts = [choice["message"]["content"] for choice in choices]
     assert texts == [choice["message"]["content"] for choice in again]
-    assert len(set(texts)) > 1
+    assert len(set(texts)) == 3
     # Each is what its own seed says.
     for place, text in enumerate(texts):
         one = server.http.post(PATH, json={**body, "n": 1, "seed": 11 + place}).json()
         assert one["choices"][0]["message"]["content"] == text
 
 
+def greedy_steps(base: Base, adapter: Adapter, prompt: list[int]) -> Iterator[Tensor]:
+    """The log-probabilities of the vocabulary at each step of a greedy answer: one pass a step."""
+    ids = list(prompt)
+    while True:
+        pack = Pack({"it": adapter.contribution()})
+        pack.add("it", ids)
+        with torch.no_grad():
+            logprobs = run_pack(base, pack, torch.tensor([len(ids) - 1]))[0].log_softmax(-1)
+        yield logprobs
+        ids.append(int(logprobs.argmax()))
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs(stream: bool, server: Any) -> None:
+def test_logprobs(stream: bool, server: Any, make_base: Callable[..., Base]) -> None:
+    base, stored = make_base(), server.store.get("support")
+    adapter = load_adapter(stored.path, base).eval()
+    prompt = Template(base.tokenizer, instruction="Be kind.").prompt("hello")
     body = {"model": "support", "messages": USER, "max_tokens": 6, "temperature": 0}
     body |= {"logprobs": True, "top_logprobs": 3}
     if stream:
@@ -112,18 +143,24 @@ def test_logprobs(stream: bool, server: Any) -> None:
     else:
         content = server.http.post(PATH, json=body).json()["choices"][0]["logprobs"]["content"]
     assert len(content) == 6
-    for entry in content:
-        top = [likely["logprob"] for likely in entry["top_logprobs"]]
-        assert len(top) == 3
-        assert top == sorted(top, reverse=True)
-        assert entry["logprob"] == top[0] <= 0  # greedy
-        assert entry["token"] == entry["top_logprobs"][0]["token"]
-        assert bytes(entry["bytes"]).decode(errors="replace")
+    texts = TokenText(base.tokenizer)
+    for entry, logprobs in zip(content, greedy_steps(base, adapter, prompt), strict=False):
+        best = logprobs.topk(3)
+        found = [likely["logprob"] for likely in entry["top_logprobs"]]
+        assert found == pytest.approx(best.values.tolist(), abs=1e-5)
+        ids = best.indices.tolist()
+        assert [likely["token"] for likely in entry["top_logprobs"]] == [texts.of(i) for i in ids]
+        assert entry["bytes"] == list(texts.bytes_of(ids[0]))
+        first = entry["top_logprobs"][0]
+        assert {name: entry[name] for name in first} == first  # the answer is greedy
 
 
 def test_no_top_logprobs(server: Any) -> None:
-    content = server.chat(logprobs=True).json()["choices"][0]["logprobs"]["content"]
-    assert all(entry["top_logprobs"] == [] for entry in content)
+    body = server.chat(logprobs=True).json()
+    content = body["choices"][0]["logprobs"]["content"]
+    tokens = body["usage"]["completion_tokens"]
+    assert [entry["top_logprobs"] for entry in content] == [[]] * tokens
+    assert tokens == 8
 
 
 def test_both_names_of_the_longest_answer(server: Any) -> None:
@@ -135,7 +172,9 @@ def test_both_names_of_the_longest_answer(server: Any) -> None:
 
 def test_a_default_length(start: Callable[..., Any]) -> None:
     server = start(limits={"default_tokens": 5})
-    assert server.chat(max_tokens=None).json()["usage"]["completion_tokens"] <= 5
+    body = server.chat(max_tokens=None, logit_bias={"2": -100}).json()
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_conversation_and_parts_of_text(server: Any, make_base: Callable[..., Base]) -> None:
@@ -170,9 +209,11 @@ def test_a_system_message_stands_behind_the_instruction(
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "image_url"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "role=tool"),
-        ([{"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}], "tool_calls"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+         "messages.0.content.0.type=image_url"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages.0.role=tool"),
+        ([*USER, {"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}],
+         "messages.1.tool_calls"),
         ([{"role": "user", "content": None}], "messages.0.content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
         ([{"role": "user", "content": "  "}], "messages"),
@@ -181,20 +222,19 @@ def test_a_system_message_stands_behind_the_instruction(
         ([{"role": "robot", "content": "x"}], "messages.0.role"),
         ("hello", "messages"),
     ],
-)
+)  # fmt: skip
 def test_messages_that_are_refused(messages: Any, param: str, server: Any) -> None:
     refused = server.chat(messages=messages)
     assert refused.status_code == 400
     error = refused.json()["error"]
-    assert error["type"] == "invalid_request_error"
-    assert param in error["param"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert error["message"]
 
 
 def test_turns_that_do_not_end_with_a_user(server: Any) -> None:
     refused = server.chat(messages=[*USER, {"role": "assistant", "content": "yes"}])
     assert refused.status_code == 400
-    assert "user" in refused.json()["error"]["message"]
+    assert "The last turn is not the user's." in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +263,31 @@ def test_unknown_fields_are_ignored_and_named(server: Any) -> None:
     assert answer.headers["x-onebase-ignored"] == "colour, mood"
 
 
-def test_bias_penalties_and_min_tokens_count(server: Any) -> None:
-    plain = server.text()
-    bias = {str(number): -100.0 for number in range(3, 300) if number % 2}
-    assert server.text(logit_bias=bias) != plain
-    assert server.text(repetition_penalty=3.0, max_tokens=20) != server.text(max_tokens=20)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": {number: -100.0 for number in range(3, 300) if number % 2}},
+        {"repetition_penalty": 3.0},
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0},
+        {"logit_bias": {2: 30.0}, "min_tokens": 7},
+    ],
+    ids=lambda fields: list(fields)[-1],
+)
+def test_bias_penalties_and_min_tokens_count(
+    fields: dict[str, Any], server: Any, make_base: Callable[..., Base]
+) -> None:
+    engine = Engine(make_base())
+
+    def expected(**values: Any) -> Answer:
+        return engine.generate([("base", "hello")], Sampling(max_tokens=20, **values))[0]
+
+    answer = server.chat(max_tokens=20, **fields).json()
+    text, tokens = answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+    assert (text, tokens) == (expected(**fields).text, expected(**fields).tokens)
+    *_, last = fields
+    without = expected(**{name: fields[name] for name in fields if name != last})
+    assert (text, tokens) != (without.text, without.tokens)
 
 
 def test_a_prompt_beyond_the_limit(start: Callable[..., Any]) -> None:
@@ -242,4 +302,14 @@ def test_a_prompt_beyond_the_limit(start: Callable[..., Any]) -> None:
 def test_fingerprints_tell_adapters_apart(server: Any) -> None:
     prints = {task: server.chat(task).json()["system_fingerprint"] for task in TASKS}
     assert len(set(prints.values())) == len(TASKS)  # support is support@2
-    assert all("tiny-base" in value and "fp32" in value for value in prints.values())
+    base = server.service.engine.base
+    kernels, hashes = set(), {}
+    for task, value in prints.items():
+        name, precision, kernel, hashes[task] = value.split("/")
+        assert name == f"{Path(base.path).name}-{base.fingerprint[:8]}"
+        assert precision == "fp32"
+        kernels.add(kernel)
+    assert len(kernels) == 1
+    assert hashes.pop("base") == "base"
+    assert all(re.fullmatch("[0-9a-f]{12}", value) for value in hashes.values())
+    assert server.chat("support@2").json()["system_fingerprint"] == prints["support"]

@@ -17,34 +17,39 @@ def is_error(answer: Any, status: int) -> str:
     return str(error["code"])
 
 
+USER = b'"messages": [{"role": "user", "content": "x"}]'
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "code", "param"),
     [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"x"',
-        b"\xff\xfe",
-        b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
-        b'{"model": "base", "messages": [{"role": "user", "content": "\\ud800"}]}',
-        b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
-        b'{"model": "base", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
-        b"[" * 100_000,
-        b'{"seed": ' + b"9" * 5000 + b"}",
-        json.dumps({"model": "base"}).encode(),
+        (b"", "missing_required_parameter", None),
+        (b"{", "invalid_value", None),
+        (b"[]", "invalid_value", None),
+        (b"null", "invalid_value", None),
+        (b'"x"', "invalid_value", None),
+        (b"\xff\xfe", "invalid_value", None),
+        (b'{"model": "\\ud800", ' + USER + b"}", "invalid_value", "model"),
+        (b'{"model": "base", ' + USER.replace(b'"x"', b'"\\ud800"') + b"}", "invalid_value",
+         "messages.0.content"),
+        (b'{"model": "base", ' + USER + b', "temperature": NaN}', "invalid_value", "temperature"),
+        (b'{"model": "base", ' + USER + b', "temperature": 1e999}', "invalid_value", "temperature"),
+        (b"[" * 100_000, "invalid_body", None),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_body", None),
+        (b'{"model": "base"}', "missing_required_parameter", "messages"),
     ],
     ids=range(13),
-)
-def test_bodies_that_are_none(body: bytes, server: Any) -> None:
+)  # fmt: skip
+def test_bodies_that_are_none(body: bytes, code: str, param: str | None, server: Any) -> None:
     headers = {"Content-Type": "application/json"}
     answer = server.http.post(PATH, content=body, headers=headers)
-    is_error(answer, 400)
+    assert is_error(answer, 400) == code
+    assert answer.json()["error"]["param"] == param
 
 
 def test_a_body_of_another_type(server: Any) -> None:
     answer = server.http.post(PATH, content=b"model=base", headers={"Content-Type": "text/plain"})
-    is_error(answer, 400)
+    assert is_error(answer, 400) == "invalid_value"
 
 
 @pytest.mark.parametrize("chunked", [False, True])

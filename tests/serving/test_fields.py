@@ -53,7 +53,9 @@ def fields(**values: Any) -> SamplingFields:
 
 
 def test_neutral_values_pass() -> None:
-    assert check_fields(fields(**NEUTRAL)) == []
+    neutral = fields(**NEUTRAL)
+    assert neutral.model_extra == NEUTRAL
+    assert check_fields(neutral) == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -66,7 +68,7 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str) -> None:
 
 
 def test_zero_is_not_false() -> None:
-    with pytest.raises(ApiError):
+    with pytest.raises(ApiError, match="ignore_eos"):
         check_fields(fields(ignore_eos=0))
 
 
@@ -74,7 +76,9 @@ def test_unknown_fields_are_named_in_a_header() -> None:
     names = check_fields(fields(colour="red", **{"é\r\nx": 1}))
     assert ignored_header(names) == {"x-onebase-ignored": "colour, %C3%A9%0D%0Ax"}
     assert ignored_header([]) == {}
-    assert len(ignored_header([f"field{n}" for n in range(10_000)])["x-onebase-ignored"]) < 4096
+    many = [f"{n:03}" + "x" * 1000 for n in range(10_000)]
+    shown = ", ".join(f"{n:03}" + "x" * 61 for n in range(32))
+    assert ignored_header(many) == {"x-onebase-ignored": shown}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_tokens_are_spelled_as_its_own_tokenizer_does(full_server: tuple[Any, Ba
     assert echoed["logprobs"]["text_offset"][1] == len(spelled[0])
 
     chat = server.chat("whole", prompt, logprobs=True, max_tokens=12).json()["choices"][0]
+    assert len(chat["logprobs"]["content"]) == 12
+    assert whole_characters(chat["message"]["content"])
     raw = b"".join(bytes(item["bytes"]) for item in chat["logprobs"]["content"])
     assert whole_characters(raw.decode(errors="replace")) == whole_characters(
         chat["message"]["content"]

@@ -1,5 +1,7 @@
 """API keys: made, found, revoked, never kept in the clear."""
 
+import hashlib
+import re
 import stat
 from pathlib import Path
 
@@ -25,8 +27,12 @@ def test_a_key_is_found_by_its_token_alone(tmp_path: Path) -> None:
     assert (first.scope, first.name, second.scope) == ("use", "laptop", "admin")
     for wrong in ("", token[:-1], token + "x", token.upper(), first.id, first.sha256):
         assert keys.find(wrong) is None
-    assert len({token, other}) == 2
-    assert len(token) > 50
+    for key, own in ((first, token), (second, other)):
+        # 256 bits in base64 are 43 characters.
+        assert re.fullmatch(rf"ob-{key.id}-[\w-]{{43}}", own)
+        assert re.fullmatch("[0-9a-f]{8}", key.id)
+        assert key.sha256 == hashlib.sha256(own.encode()).hexdigest()
+    assert token[-43:] != other[-43:]
 
 
 def test_no_token_is_kept(tmp_path: Path) -> None:
@@ -40,7 +46,7 @@ def test_no_token_is_kept(tmp_path: Path) -> None:
 def test_another_process_revokes(tmp_path: Path) -> None:
     keys = keys_in(tmp_path)
     key, token = keys.new("use")
-    assert keys.find(token)
+    assert keys.find(token) == key
     keys_in(tmp_path).revoke(key.id)
     assert keys.find(token) is None
     assert not keys.any

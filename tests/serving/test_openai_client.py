@@ -39,7 +39,9 @@ def test_chat(client: OpenAI, server: Any) -> None:
     chunks = list(stream)
     deltas = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(deltas) == expected
-    assert chunks[-1].usage is not None
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 8
     # The helper takes no answer that was cut off.
     with client.chat.completions.stream(
         model="support", messages=USER, stop=expected[3], **GREEDY
@@ -80,8 +82,12 @@ def test_completions_and_responses(client: OpenAI, server: Any) -> None:
     completion = client.completions.create(
         model="base", prompt="the parcel", logprobs=2, echo=True, **GREEDY
     )
-    assert completion.choices[0].text.startswith("the parcel")
+    body = {"model": "base", "prompt": "the parcel", "logprobs": 2, "echo": True, **GREEDY}
+    (choice,) = server.http.post("/v1/completions", json=body).json()["choices"]
+    assert completion.choices[0].text == choice["text"]
+    assert choice["text"].startswith("the parcel")
     assert completion.choices[0].logprobs is not None
+    assert completion.choices[0].logprobs.model_dump() == choice["logprobs"]
     expected = server.text("support")
     body: Any = {"model": "support", "input": "hello", "temperature": 0, "max_output_tokens": 8}
     assert client.responses.create(**body).output_text == expected
@@ -90,11 +96,21 @@ def test_completions_and_responses(client: OpenAI, server: Any) -> None:
         assert stream.get_final_response().output_text == "".join(deltas) == expected[:3].strip()
 
 
-def test_models_and_extra_fields(client: OpenAI) -> None:
-    assert {"base", "support", "support@1"} <= {model.id for model in client.models.list()}
+def test_models_and_extra_fields(client: OpenAI, server: Any) -> None:
+    versions = [f"{task}@1" for task in ("mood", "reply", "support", "tone")]
+    names = ["base", "mood", "reply", "support", "support@2", "tone", *versions]
+    assert sorted(model.id for model in client.models.list()) == sorted(names)
     assert client.models.retrieve("support@1").id == "support@1"
-    extra = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
-    client.chat.completions.create(model="base", messages=USER, extra_body=extra, **GREEDY)
+    drawn: Any = {"max_tokens": 20, "temperature": 2.0, "seed": 1}
+    texts = {server.text(**drawn)}
+    for extra in ({"top_k": 2}, {"min_p": 0.2}, {"repetition_penalty": 3.0}):
+        completion = client.chat.completions.create(
+            model="base", messages=USER, extra_body=extra, **drawn
+        )
+        text = completion.choices[0].message.content
+        assert text == server.text(**drawn, **extra)
+        texts.add(text)
+    assert len(texts) == 4
 
 
 def test_errors_have_their_types(client: OpenAI) -> None:

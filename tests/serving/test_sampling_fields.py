@@ -59,14 +59,16 @@ def test_values_at_the_edge() -> None:
     ],
 )
 def test_values_out_of_range(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         sampling(**wrong)
+    assert {error["loc"][0] for error in caught.value.errors()} == set(wrong)
 
 
 @pytest.mark.parametrize("key", ["x", "-1", "1.5", "", "９", "9" * 20])
 def test_a_bias_for_no_token(key: str) -> None:
-    with pytest.raises(ApiError, match="token"):
+    with pytest.raises(ApiError, match="is not a token id") as caught:
         sampling(logit_bias={key: 1})
+    assert caught.value.param == "logit_bias"
 
 
 def test_each_choice_has_draws_of_its_own() -> None:

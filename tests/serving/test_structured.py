@@ -17,20 +17,20 @@ def as_schema(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
 
 
+VALUES = [{"ok": ok, "size": size} for ok in (True, False) for size in ("small", "large")]
+
+
 @pytest.mark.parametrize("task", ["base", "support", "mood"])
 def test_a_schema_holds(task: str, server: Any) -> None:
     text = server.text(task, response_format=as_schema(SCHEMA), max_tokens=200, temperature=1.0)
-    value = json.loads(text)
-    assert isinstance(value["ok"], bool)
-    assert value["size"] in ("small", "large")
-    assert set(value) == {"ok", "size"}
+    assert json.loads(text) in VALUES
 
 
 def test_a_schema_in_the_responses_api(server: Any) -> None:
     form = {"type": "json_schema", "name": "reply", "schema": SCHEMA}
     request_body = {"model": "support", "input": "hello", "max_output_tokens": 200}
     body = server.http.post("/v1/responses", json={**request_body, "text": {"format": form}}).json()
-    assert set(json.loads(body["output"][0]["content"][0]["text"])) == {"ok", "size"}
+    assert json.loads(body["output"][0]["content"][0]["text"]) in VALUES
 
 
 def test_any_object(server: Any) -> None:
@@ -60,4 +60,4 @@ def test_a_stream_of_json(server: Any) -> None:
     request_body |= {"max_tokens": 200, "response_format": as_schema(SCHEMA)}
     chunks = server.events("/v1/chat/completions", **request_body)[:-1]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-    assert set(json.loads(text)) == {"ok", "size"}
+    assert json.loads(text) in VALUES

@@ -57,7 +57,7 @@ class _Chat:
         max_tokens = body.token_limit or lease.service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.requested_logprobs())
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
-        constraint = constraint_of(body.response_format, "response_format")
+        constraint = constraint_of(body.response_format, "response_format.json_schema.schema")
         sampling = sampling.model_copy(update={"constraint": constraint})
         lease.log_text("prompt", [turn.content for turn in turns])
         specs = [

@@ -55,7 +55,7 @@ class _Response:
         max_tokens = body.max_output_tokens or lease.service.settings.limits.default_tokens
         sampling = body.sampling(max_tokens, body.top_logprobs or None)
         check_ids(lease.task, list(sampling.logit_bias), "logit_bias")
-        constraint = constraint_of(body.response_format(), "text.format")
+        constraint = constraint_of(body.response_format(), "text.format.schema")
         sampling = sampling.model_copy(update={"constraint": constraint})
         lease.log_text("prompt", [turn.content for turn in turns])
         spec = SequenceSpec(prompt, sampling, streamed=bool(body.stream))
