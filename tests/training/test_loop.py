@@ -226,7 +226,7 @@ def test_whole_trainings_together_are_those_alone(
         assert together.judged_by_task[task] == pytest.approx(alone.judged_by_task[task], abs=1e-5)
         assert job_state.best_step == twin.best_step
         for key, value in twin.adapter.parts().items():
-            # Processors with AVX-512 sum in another order: up to 3e-5 after 30 steps.
+            # Processors with AVX-512 sum in another order: up to 3e-5 over these trainings.
             torch.testing.assert_close(job_state.adapter.parts()[key], value, atol=5e-5, rtol=0)
 
 
