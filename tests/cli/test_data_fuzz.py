@@ -15,6 +15,7 @@ from onebase.engine.engine import Engine
 from onebase.model.base import Base
 
 CASES, MORE = 90, 1000  # MORE are run by `make test-slow`
+FORMS = ("lines", "array", "alone")
 U, A = {"role": "user", "content": "Où est ☂?"}, {"role": "assistant", "content": "Ici."}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "pairs": [{"input": f"q{n}", "output": f"réponse {n}"} for n in range(8)],
@@ -78,6 +79,17 @@ def damage(draw: random.Random, content: bytes) -> bytes:
     return bytes(changed)
 
 
+def nested(file: Path, rows: list[dict[str, Any]], form: str, depth: int, key: str) -> Path:
+    """The rows in a JSON file, a value of the second one nested deep."""
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
+    deep = '{"a":' * depth + "1" + "}" * depth if depth % 2 else "[" * depth + "]" * depth
+    texts[1] = json.dumps({**rows[1], key: "@"}, ensure_ascii=False).replace('"@"', deep)
+    file = file.with_suffix(".jsonl" if form == "lines" else ".json")
+    content = {"lines": "\n".join(texts), "array": f"[{','.join(texts)}]", "alone": texts[1]}
+    file.write_text(content[form], encoding="utf-8")
+    return file
+
+
 @pytest.fixture(scope="module")
 def loaded(base: str) -> Base:
     """The base, loaded once for all commands."""
@@ -87,16 +99,21 @@ def loaded(base: str) -> Base:
 @pytest.fixture
 def run(
     onebase: Any, base: str, loaded: Base, desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int], int]:
+) -> Callable[..., int]:
     """Run the command of a seed on its file; returns the exit code."""
     monkeypatch.setattr(Base, "load", lambda *_, **__: loaded)
     monkeypatch.setattr("onebase.cli.data_report._tokenizer", lambda _: loaded.tokenizer)
 
-    def one(seed: int) -> int:
+    def one(seed: int, depth: int = 0) -> int:
         draw = random.Random(seed)
         kind = list(ROWS)[seed % len(ROWS)]
-        file = written(draw, desk / f"f{seed}", ROWS[kind])
-        file.write_bytes(damage(draw, file.read_bytes()))
+        file = desk / f"f{seed}"
+        if depth:
+            key = draw.choice([*ROWS[kind][0], "extra"])
+            file = nested(file, ROWS[kind], FORMS[seed // len(ROWS)], depth, key)
+        else:
+            file = written(draw, file, ROWS[kind])
+            file.write_bytes(damage(draw, file.read_bytes()))
         command = COMMANDS.get(kind) or (
             *("data", "check", "--held-out", draw.choice(["support.jsonl", file.name])),
             *("--as", draw.choice(["auto", "auto", "answers", "preferences"])),
@@ -126,12 +143,23 @@ def _nothing_generated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_nothing_generated")
 @pytest.mark.parametrize("part", range(0, CASES, 30))
-def test_damaged_files(run: Callable[[int], int], part: int) -> None:
+def test_damaged_files(run: Callable[..., int], part: int) -> None:
     assert {run(seed) for seed in range(part, part + 30)} > {3}
+
+
+@pytest.mark.usefixtures("_nothing_generated")
+@pytest.mark.parametrize("form", range(len(FORMS)))
+def test_files_nested_deep(run: Callable[..., int], form: int) -> None:
+    """Deeper than the parser goes, which refuses them, and as deep as it goes but not what reads rows."""
+    seeds = range(form * len(ROWS), (form + 1) * len(ROWS))
+    assert [run(seed, 100_000) for seed in seeds] == [3] * len(ROWS)
+    for depth in (301, 600, 901):
+        for seed in seeds:
+            run(seed, depth)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(CASES, MORE, 130))
-def test_more_damaged_files(run: Callable[[int], int], part: int) -> None:
+def test_more_damaged_files(run: Callable[..., int], part: int) -> None:
     for seed in range(part, part + 130):
         run(seed)

@@ -1,5 +1,6 @@
 """`onebase race`, as it is typed."""
 
+import json
 import re
 import signal
 import sys
@@ -17,6 +18,10 @@ ROWS = [
     {"question": f"Where is parcel {number}?", "answer": f"Parcel {number} arrives on Monday."}
     for number in range(30)
 ]
+METRICS = {
+    *("trainable", "eval_loss", "base_eval_loss", "best_step", "steps", "diverged"),
+    *("truncated", "seconds", "tokens_per_second", "race", "learned"),
+}
 FLAGS = ("--set", "batch_size=4", "--set", "held_out=0.2")
 
 
@@ -34,17 +39,54 @@ def test_the_leaderboard_is_printed(asked: list[str], onebase: Run) -> None:
     assert (
         "over 2 epochs; they are reduced to 3 at 1/12, 2 at 1/4, 1 at 1/2 of the way." in result.err
     )
-    for share, staying in (("1/12", 3), ("1/4", 2), ("1/2", 1)):
-        assert f"At {share}: {staying} of 6 continue; best: " in result.err
-    for title in ("rank", "configuration", "1/12", "1/4", "1/2", "end", "stopped at", "tokens"):
-        assert title in result.out
-    assert "Winner: " in result.out
+    saved = json.loads(next(Path("ws/runs").glob("*/ladder.json")).read_text(encoding="utf-8"))
+    ladder = saved["ladder"]
+    texts = {
+        row["number"]: " ".join([row["method"], *(f"{k}={v}" for k, v in row["settings"].items())])
+        for row in ladder
+    }
+    for rung, share, staying in ((1, "1/12", 3), (2, "1/4", 2), (3, "1/2", 1)):
+        assert len(losses_at(ladder, rung)) == (6, 3, 2)[rung - 1]
+        best = min(losses_at(ladder, rung), key=lambda loss_and_number: loss_and_number[0])
+        (said,) = re.findall(rf"At {share}: {staying} of 6 continue; best: (.*)", result.err)
+        assert said == f"{best[1]} {texts[best[1]]}, held-out loss {best[0]:.3f}"
+    titles, *rows = table(result.out)
+    assert titles == [
+        *("rank", "#", "configuration", "1/12", "1/4", "1/2", "end", "stopped at", "tokens")
+    ]
+    assert [row[:2] for row in rows] == [[str(row["rank"]), str(row["number"])] for row in ladder]
+    for row, expected in zip(rows, ladder, strict=True):
+        own = [item for item in expected["losses"] if item["rung"]]
+        losses = [f"{item['loss']:.3f}" for item in own]
+        assert row[3:6] == losses + [""] * (3 - len(losses))
+        left = expected["left"]
+        assert row[7].split(",")[0] == (("1/12", "1/4", "1/2")[left["rung"] - 1] if left else "")
+        assert row[8] == f"{expected['tokens']:,}"
+    assert [row[2] for row in rows] == [texts[row["number"]] for row in ladder]
+    assert f"Winner: {rows[0][2]}\n" in result.out
     assert "support@1 (" in result.out
-    assert "ladder.png" in result.out
+    (plot,) = re.findall(r"Plot of the leaderboard: (.*)", result.out)
+    assert Path(plot).is_file()
     answer = onebase(
         "generate", "--task", "support", "--prompt", "Hi", "--base", asked[6], "--json"
     )
     assert answer.json["answers"][0]["version"] == 1
+
+
+def losses_at(ladder: list[dict[str, Any]], rung: int) -> list[tuple[float, int]]:
+    """Loss and number of each configuration that was judged at a rung."""
+    return [
+        (item["loss"], row["number"])
+        for row in ladder
+        for item in row["losses"]
+        if item["rung"] == rung
+    ]
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the one table in an output."""
+    lines = [line for line in text.splitlines() if line[:1] in "│┃"]
+    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
 
 
 def test_on_a_terminal_the_leaderboard_is_live(
@@ -55,7 +97,8 @@ def test_on_a_terminal_the_leaderboard_is_live(
     result = onebase(*asked, "--configs", "3", "--epochs", "2")
     assert result.code == 0, result.err
     assert "stopped at" in result.err
-    assert "tok" in result.err
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.err)
+    assert re.search(r"│ 1 +│ \d │ ", shown)
     assert "At 1/12:" not in result.err
     assert "stopped at" in result.out
 
@@ -63,20 +106,32 @@ def test_on_a_terminal_the_leaderboard_is_live(
 def test_as_json(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--configs", "6", "--epochs", "2", "--json")
     assert result.code == 0, result.err
-    race = result.json
-    assert {"run", "task", "winner", "adapter", "ladder", "plot", "tokens", "seconds"} <= set(race)
-    assert (race["task"], race["end"]) == ("support", "finished")
-    ladder = race["ladder"]
+    found = result.json
+    assert set(found) == {
+        *("run", "task", "end", "winner", "adapter", "ladder", "plot"),
+        *("configurations", "epochs", "tokens", "judged_tokens", "seconds"),
+    }
+    assert (found["task"], found["end"]) == ("support", "finished")
+    assert (found["configurations"], found["epochs"]) == (6, 2)
+    ladder = found["ladder"]
     assert [row["rank"] for row in ladder] == [1, 2, 3, 4, 5, 6]
     assert sorted(row["number"] for row in ladder) == [1, 2, 3, 4, 5, 6]
     winner = {key: ladder[0][key] for key in ("number", "method", "settings")}
-    assert race["winner"] == {**winner, "eval_loss": race["adapter"]["eval_loss"]}
-    adapter = race["adapter"]
-    assert {"task", "version", "method", "path", "trainable"} <= set(adapter)
-    assert {"eval_loss", "base_eval_loss", "seconds", "tokens_per_second"} <= set(adapter)
-    assert adapter["eval_loss"] < adapter["base_eval_loss"]
-    assert sum(row["tokens"] for row in ladder) == race["tokens"]
-    with Image.open(race["plot"]) as picture:
+    assert found["winner"] == {**winner, "eval_loss": found["adapter"]["eval_loss"]}
+    adapter = found["adapter"]
+    record = json.loads((Path(adapter["path"]) / "onebase.json").read_text(encoding="utf-8"))
+    assert adapter == {
+        "task": "support",
+        "version": 1,
+        "method": winner["method"],
+        "path": "ws/adapters/support/1",
+        **record["metrics"],
+    }
+    assert set(record["metrics"]) == METRICS
+    last = [item["loss"] for item in ladder[0]["losses"] if item["rung"] is None]
+    assert adapter["eval_loss"] == min(last) < adapter["base_eval_loss"]
+    assert sum(row["tokens"] for row in ladder) == found["tokens"]
+    with Image.open(found["plot"]) as picture:
         picture.verify()
 
 
@@ -90,9 +145,9 @@ def test_in_chinese(asked: list[str], onebase: Run) -> None:
 def test_the_budget_determines_the_configurations(asked: list[str], onebase: Run) -> None:
     result = onebase(*asked, "--budget", "20k", "--json")
     assert result.code == 0, result.err
-    race = result.json
-    assert race["configurations"] == 24
-    assert race["tokens"] <= 20_000
+    found = result.json
+    assert found["configurations"] == 24
+    assert 10_000 < found["tokens"] <= 20_000
     timed = onebase(*asked, "--budget", "2s", "--configs", "3", "--json")
     assert timed.code == 0, timed.err
     assert timed.json["configurations"] == 3
@@ -195,5 +250,10 @@ def test_the_same_command_starts_a_new_race(asked: list[str], onebase: Run) -> N
 def test_help(onebase: Run) -> None:
     result = onebase("race", "--help")
     assert result.code == 0
-    for flag in ("--budget", "--configs", "--epochs", "--methods", "--space", "--seed"):
-        assert flag in result.out
+    flags = set(re.findall(r"(?<![\w-])--[a-z-]+", result.out))
+    assert flags == {
+        *("--task", "--data", "--budget", "--configs", "--epochs", "--methods", "--space"),
+        *("--base", "--precision", "--instruction", "--held-out", "--template"),
+        *("--columns", "--column", "--encoding", "--set", "--seed", "--skip-bad"),
+        *("--workspace", "--json", "--lang", "--help"),
+    }

@@ -11,11 +11,11 @@ from typing import Any
 import peft
 import pytest
 import torch
-from onebase.compare.record import load
 from tests.conftest import tiny_model
 from tests.training.test_loop import write_rows
 from torch.nn.functional import cross_entropy
 
+from onebase.adapters.methods import METHODS
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.compare import answering as answering_module
@@ -23,6 +23,7 @@ from onebase.compare.compare import asked_for, compare, resume_comparison
 from onebase.compare.data import comparison_data
 from onebase.compare.forgetting import neutral_losses, neutral_texts
 from onebase.compare.options import CompareOptions
+from onebase.compare.record import load
 from onebase.compare.result import BASE, EXAMPLES, Arm, Comparison
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
@@ -33,10 +34,11 @@ from onebase.runs.render_date import local_time
 from onebase.runs.run import RunStore
 from onebase.training.job import Job
 
-SETTINGS = {"epochs": 2, "batch_size": 4, "warmup": 1, "rank": 2, "virtual_tokens": 3}
+SETTINGS = {"epochs": 2, "batch_size": 4, "warmup": 1}
 OPTIONS = CompareOptions(
     methods=("lora", "p-tuning-v2"), seeds=2, share=0.25, answer_tokens=4, alone=False, examples=2
 )
+LORA = replace(OPTIONS, methods=("lora",))
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,13 @@ def workspace(tmp_path: Path) -> Workspace:
 def arm_of(comparison: Comparison, method: str, seed: int | None = 0) -> Arm:
     (arm,) = [arm for arm in comparison.arms if (arm.method, arm.seed) == (method, seed)]
     return arm
+
+
+def same_outcomes(one: Arm, other: Arm) -> bool:
+    """The same answers, and the same losses but for their last digits."""
+    pairs = list(zip(one.outcomes, other.outcomes, strict=True))
+    losses = [abs(mine.loss - yours.loss) for mine, yours in pairs]
+    return max(losses) < 1e-5 and all(mine.answer == yours.answer for mine, yours in pairs)
 
 
 def plain_losses(model: Any, rows: list[TokenRow]) -> list[float]:
@@ -177,9 +186,7 @@ def test_alone_and_together_are_the_same(job: Job, base: Base, tmp_path: Path) -
 
 
 def test_labels_are_scored(labelled: Job, base: Base, workspace: Workspace) -> None:
-    comparison = compare(
-        labelled, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace
-    )
+    comparison = compare(labelled, LORA, base=base, workspace=workspace)
     assert (comparison.kind, comparison.metric) == ("classification", "accuracy")
     for arm in comparison.arms:
         right = [
@@ -208,7 +215,7 @@ def test_what_is_measured_beside(job: Job, base: Base, workspace: Workspace) -> 
         0,
         *[lora.curve[-1].tokens // 2 * n for n in (1, 2)],
     ]
-    assert lora.settings["learning_rate"] == 2e-4 or lora.settings["learning_rate"] > 0
+    assert lora.settings["learning_rate"] == METHODS["lora"].learning_rate
     for language, forgetting in lora.forgetting.items():
         texts = [base.tokenizer(text)["input_ids"] for text in neutral_texts(language)]
         rows = [TokenRow(None, tuple(ids), (True,) * len(ids)) for ids in texts]
@@ -227,7 +234,7 @@ def test_what_is_measured_beside(job: Job, base: Base, workspace: Workspace) -> 
 
 
 def test_arms_are_measured_once(job: Job, base: Base, workspace: Workspace) -> None:
-    first = compare(job, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    first = compare(job, LORA, base=base, workspace=workspace)
     notes = Notes()
     second = compare(job, OPTIONS, base=base, workspace=workspace, observer=notes)
     assert second.run != first.run
@@ -237,7 +244,7 @@ def test_arms_are_measured_once(job: Job, base: Base, workspace: Workspace) -> N
     assert sum(first.run in text for text in notes.texts) == 5
     # Other settings are another arm.
     changed = replace(job, set={**SETTINGS, "rank": 3})
-    third = compare(changed, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    third = compare(changed, LORA, base=base, workspace=workspace)
     assert [arm.reused for arm in third.arms] == [True, True, True, False, False]
 
 
@@ -265,7 +272,7 @@ def test_an_interrupted_comparison_continues(
     assert continued.run == run.id
     assert not any(arm.reused for arm in continued.arms)
     for arm in whole.arms:
-        assert arm_of(continued, arm.method, arm.seed).outcomes == arm.outcomes
+        assert same_outcomes(arm_of(continued, arm.method, arm.seed), arm)
     # Nothing was trained twice.
     inner = RunStore(Workspace(run.path / "trained")).list()
     assert len(inner) == 1
@@ -285,7 +292,7 @@ def test_ctrl_c_while_training(job: Job, base: Base, workspace: Workspace, tmp_p
     assert continued.run == run.id
     whole = compare(job, OPTIONS, base=base, workspace=Workspace(tmp_path / "whole"))
     for arm in whole.arms:
-        assert arm_of(continued, arm.method, arm.seed).outcomes == arm.outcomes
+        assert same_outcomes(arm_of(continued, arm.method, arm.seed), arm)
 
 
 def test_a_method_that_diverges_is_reported_and_the_others_go_on(
@@ -300,14 +307,14 @@ def test_a_method_that_diverges_is_reported_and_the_others_go_on(
 
 
 def test_the_config_makes_it_again(job: Job, base: Base, workspace: Workspace) -> None:
-    comparison = compare(job, replace(OPTIONS, methods=("lora",)), base=base, workspace=workspace)
+    comparison = compare(job, LORA, base=base, workspace=workspace)
     again, options = asked_for(RunStore(workspace).get(comparison.run).config)
-    assert options == replace(OPTIONS, methods=("lora",))
+    assert options == LORA
     assert (again.task, again.set, again.instruction) == (job.task, job.set, job.instruction)
     shutil.rmtree(workspace.runs)
     repeated = compare(again, options, base=base, workspace=workspace)
     for arm in comparison.arms:
-        assert arm_of(repeated, arm.method, arm.seed).outcomes == arm.outcomes
+        assert same_outcomes(arm_of(repeated, arm.method, arm.seed), arm)
 
 
 def test_an_unknown_metric(job: Job, base: Base, workspace: Workspace) -> None:

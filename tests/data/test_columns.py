@@ -34,11 +34,19 @@ def test_options_are_split_where_a_role_follows(
 
 
 @pytest.mark.parametrize(
-    "options", [["input"], ["=a"], ["input="], ["input=a", "input=b"], ["a,b"]]
+    ("options", "message"),
+    [
+        (["input"], "'input' is not key=value."),
+        (["=a"], "'=a' is not key=value."),
+        (["input="], "'input=' is not key=value."),
+        (["a,b"], "'a,b' is not key=value."),
+        (["input=a", "input=b"], "--columns gives the role 'input' or the column 'b' twice."),
+    ],
 )
-def test_other_texts_are_refused(options: list[str]) -> None:
-    with pytest.raises(UsageError):
+def test_other_texts_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
         columns_of(options)
+    assert refused.value.message == message
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,7 @@ def test_a_printed_option_works_when_it_is_pasted(write: Write, names: tuple[str
     option = refused.value.remedy.split("`")[1]
     words = shlex.split(option)
     assert words[::2] == ["--columns"] * (len(words) // 2)
+    assert len(words) % 2 == 0
     columns = columns_of(words[1::2])
     assert columns == {"input": asked, "output": answer}
     assert columns_of(shlex.split(columns_option(columns))[1::2]) == columns

@@ -66,9 +66,14 @@ def test_an_unfit_value_names_its_column(values: dict[str, object], reason: obje
     assert bad(values, PAIR) == reason
 
 
-@pytest.mark.parametrize("label", [True, ["a"], {"a": 1}])
-def test_a_label_of_another_type_is_bad(label: object) -> None:
-    assert bad({"text": "t", "label": label}, CLASSES)[0] == "label"
+@pytest.mark.parametrize(
+    ("label", "kind"),
+    [(True, "true or false"), (["a"], "a list"), ({"a": 1}, "an object")],
+)
+def test_a_label_of_another_type_is_bad(label: object, kind: str) -> None:
+    column, reason = bad({"text": "t", "label": label}, CLASSES)
+    assert column == "label"
+    assert reason.startswith(f"{kind}, expected ")
 
 
 def test_alpaca_joins_instruction_and_input() -> None:
@@ -148,7 +153,8 @@ def test_calls_beside_an_answer_are_refused(column: str, value: object) -> None:
 
 @pytest.mark.parametrize("nothing", ["[]", "{}", "", [], None])
 def test_no_calls_are_no_reason(nothing: object) -> None:
-    assert turns({"q": "x", "a": "y", "tool_calls": nothing}, PAIR)
+    row = {"q": "x", "a": "y", "tool_calls": nothing}
+    assert turns(row, PAIR) == [("user", "x"), ("assistant", "y")]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ def test_the_printed_remedies_read_the_text(write: Write, encoding: str, name: s
     shown = re.search(r"--encoding (\S+)", error.value.remedy)
     assert shown
     assert pairs_of(path, shown[1]) == pairs
-    if command := re.search(r"`(iconv .*)`", error.value.remedy):
+    command = re.search(r"`(iconv .*)`", error.value.remedy)
+    # Where several encodings are as likely, a person chooses before anything is written.
+    assert bool(command) == (encoding not in ("cp1252", "cp1250"))
+    if command:
         subprocess.run(command[1], shell=True, check=True)
         assert pairs_of(shlex.split(command[1])[-1]) == pairs
 

@@ -42,6 +42,9 @@ def test_a_key_that_stands_twice_is_refused(write: Write, row: str, key: str, fo
 def test_a_line_that_breaks_off_behind_a_double_key_blames_no_other(write: Write) -> None:
     table = read_rows(write("a.jsonl", '{"a": {"k": 1, "k": 2}, "b": \n{"a": "1"}'))
     assert [row.line for row in table.rows] == [2]
+    (bad,) = table.bad
+    assert (bad.line, bad.column) == (1, None)
+    assert "twice" not in bad.reason
 
 
 @pytest.mark.parametrize(
@@ -101,15 +104,24 @@ def test_objects_without_an_array_are_named_with_a_command_that_works(write: Wri
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.txt", "r", "r.json"])
 @pytest.mark.parametrize(
-    "content",
+    ("content", "inputs"),
     [
-        '{"input": "A\u2028B"}\n{"input": "C\u0085D"}\n{"input": "E\u2029F"}\n',
-        b'\xef\xbb\xbf{"input": "A"}\r\n\r\n{"input": "B"}\r\n{"input": "C"}',
-        '[{"input": "A"}, {"input": "B"},\n{"input": "C"}]',
+        (
+            '{"input": "A\u2028B"}\n{"input": "C\u0085D"}\n{"input": "E\u2029F"}\n',
+            ["A\u2028B", "C\u0085D", "E\u2029F"],
+        ),
+        (
+            b'\xef\xbb\xbf{"input": "A"}\r\n\r\n{"input": "B"}\r\n{"input": "C"}',
+            ["A", "B", "C"],
+        ),
+        ('[{"input": "A"}, {"input": "B"},\n{"input": "C"}]', ["A", "B", "C"]),
     ],
 )
-def test_requests_are_read_as_data_is(write: Write, name: str, content: object) -> None:
-    assert len(read_requests(write(name, content)).rows) == 3
+def test_requests_are_read_as_data_is(
+    write: Write, name: str, content: object, inputs: list[str]
+) -> None:
+    rows = read_requests(write(name, content)).rows
+    assert [row.values for row in rows] == [{"input": text} for text in inputs]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +158,13 @@ def test_an_empty_object_is_a_bad_row(write: Write, name: str, text: str) -> Non
     assert [str(row) for row in table.bad] == [f"{name}:2: an empty object"]
 
 
-@pytest.mark.parametrize("text", ["{}\n{}\n", "[{}]", "{}"])
-def test_a_file_of_empty_objects_is_refused_by_row(write: Write, text: str) -> None:
+@pytest.mark.parametrize(("text", "lines"), [("{}\n{}\n", [1, 2]), ("[{}]", [1]), ("{}", [1])])
+def test_a_file_of_empty_objects_is_refused_by_row(
+    write: Write, text: str, lines: list[int]
+) -> None:
     found = load_dataset(write("a.jsonl", text))
-    assert not found.examples
-    assert all("an empty object" in row.reason for row in found.bad)
+    assert found.examples == ()
+    assert [str(row) for row in found.bad] == [f"a.jsonl:{line}: an empty object" for line in lines]
 
 
 @pytest.mark.parametrize("text", ["\u3000\n", "\xa0", "\u2028\n\u0085"])

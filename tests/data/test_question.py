@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from onebase.data.check import check
+from onebase.data.check import Duplicate, check
 from onebase.data.formats import load_dataset
 from onebase.data.preferences import load_preferences
 from onebase.data.template import Template
@@ -76,24 +76,38 @@ def test_rows_that_differ_in_a_column_that_is_read_are_no_duplicates(
     rows = [{"prompt": "q", "completion": "a", column: item} for item in value]
     assert check(load_dataset(write("a.jsonl", rows)), Template(chatml)).duplicates == ()
     same = [rows[0], rows[0]]
-    assert check(load_dataset(write("b.jsonl", same)), Template(chatml)).duplicates
+    found = check(load_dataset(write("b.jsonl", same)), Template(chatml))
+    assert found.duplicates == (Duplicate(1, 2, conflicting=False),)
 
 
 @pytest.mark.parametrize(
-    ("row", "column"),
+    ("row", "column", "reason"),
     [
-        ({"messages": [{"role": "system", "content": "t"}, U, A], "system": "s"}, "system"),
-        ({"input": "q", "output": "a", "system": 5}, "system"),
-        ({"input": "q", "output": "a", "history": "earlier"}, "history"),
-        ({"input": "q", "output": "a", "history": [["alone"]]}, "history[0]"),
-        ({"input": "q", "output": "a", "history": [["q", None]]}, "history[0]"),
+        (
+            {"messages": [{"role": "system", "content": "t"}, U, A], "system": "s"},
+            "system",
+            "differs from the conversation's own system text",
+        ),
+        ({"input": "q", "output": "a", "system": 5}, "system", "a number, expected text"),
+        (
+            {"input": "q", "output": "a", "history": "earlier"},
+            "history",
+            "expected a list of [question, answer] pairs",
+        ),
+        (
+            {"input": "q", "output": "a", "history": [["alone"]]},
+            "history[0]",
+            "not a pair [question, answer]",
+        ),
+        ({"input": "q", "output": "a", "history": [["q", None]]}, "history[0]", "null"),
     ],
 )
 def test_what_can_not_stand_before_a_question_is_named(
-    write: Write, row: object, column: str
+    write: Write, row: object, column: str, reason: str
 ) -> None:
     (bad,) = load_dataset(write("a.jsonl", [row])).bad
     assert bad.column == column
+    assert reason in bad.reason
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_they_are_refused_with_the_command_that_reads_them(
     option = remedy[remedy.rindex("`--columns ") + 1 : remedy.rindex("`")]
     words = shlex.split(option)
     columns = columns_of(words[1::2])
-    assert len(load_dataset(path, columns=columns).examples) == 3
+    examples = load_dataset(path, columns=columns).examples
+    assert [(example.input, example.answer) for example in examples] == [("q", "a")] * 3
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,11 @@ def test_they_are_refused_with_the_command_that_reads_them(
     ],
 )
 def test_other_columns_of_those_names_judge_nothing(write: Write, row: dict[str, Any]) -> None:
-    assert load_dataset(write("a.jsonl", [row])).examples
+    dataset = load_dataset(write("a.jsonl", [row]))
+    assert dataset.bad == ()
+    (example,) = dataset.examples
+    answer = row["label"] if "text" in row else "a"
+    assert (example.input, example.answer) == (row.get("text", "q"), answer)
 
 
 @pytest.mark.parametrize(

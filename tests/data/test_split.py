@@ -26,9 +26,10 @@ def test_the_parts_are_the_whole_and_share_no_input() -> None:
 
 
 def test_the_seed_decides() -> None:
+    """For good: a run that is resumed, on another machine or later, holds the same rows out."""
     whole = dataset([(f"q{n}", "a") for n in range(50)])
-    assert split(whole, seed=1) == split(whole, seed=1)
-    assert split(whole, seed=1) != split(whole, seed=2)
+    held = [[example.line for example in split(whole, seed=seed)[1].examples] for seed in (1, 2)]
+    assert held == [[13, 27, 32, 39, 43], [3, 5, 7, 34, 50]]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from onebase.data.rows import read_rows
 from onebase.errors import DataError
 
 Write = Callable[[str, object], Path]
+OUTSIDE = f"<value out of range: {2**52}000>"  # as pyarrow writes it, in ms as Parquet holds it
 
 
 def values(write: Write, text: object, name: str = "a.csv") -> list[list[object]]:
@@ -36,8 +37,7 @@ def test_the_delimiter_is_told_by_the_rows(
     write: Write, name: str, text: str, first: list[str], end: str
 ) -> None:
     found = values(write, text.replace("\n", end), name)
-    assert found[0] == first
-    assert len(found) == 2
+    assert found == [first, ["C", "y"][: len(first)]]
 
 
 def test_lines_are_counted_behind_a_separator_line(write: Write) -> None:
@@ -79,7 +79,7 @@ def test_blank_columns_and_rows_are_passed_over(write: Write, text: str) -> None
 )
 def test_the_header_again_is_a_bad_row(write: Write, text: str, line: int) -> None:
     table = read_rows(write("a.csv", text))
-    assert len(table.rows) == 2
+    assert [list(row.values.values())[-1] for row in table.rows] == ["x", "y"]
     (bad,) = table.bad
     assert bad.line == line
     assert "a repeated header line" in bad.reason
@@ -115,7 +115,7 @@ def test_a_header_with_a_hole_is_refused(write: Write, text: str) -> None:
 
 @pytest.mark.parametrize("row", ["text,x", "label,label", "Text,text", "A,text"])
 def test_a_row_that_names_one_column_is_no_header(write: Write, row: str) -> None:
-    assert len(values(write, f"text,label\nA,x\n{row}\n")) == 2
+    assert values(write, f"text,label\nA,x\n{row}\n") == [["A", "x"], row.split(",")]
 
 
 @pytest.mark.parametrize("header", ['"text","label"', "text,label", 'text,"label"'])
@@ -133,7 +133,11 @@ def test_marks_before_the_header_are_no_part_of_it(write: Write, header: str, ma
             pyarrow.array([1, None], pyarrow.timestamp("ns")),
             ["1970-01-01 00:00:00.000000001", None],
         ),
-        (pyarrow.array([0, 2**52], pyarrow.timestamp("s")), ["1970-01-01 00:00:00", None]),
+        (
+            pyarrow.array([0, 253_402_300_800], pyarrow.timestamp("s")),
+            ["1970-01-01 00:00:00.000", "10000-01-01 00:00:00.000"],
+        ),
+        (pyarrow.array([0, 2**52], pyarrow.timestamp("s")), ["1970-01-01 00:00:00.000", OUTSIDE]),
         (pyarrow.array([1, 3], pyarrow.time64("ns")), ["00:00:00.000000001", "00:00:00.000000003"]),
         (pyarrow.array([1, 2**62], pyarrow.duration("s")), ["1", str(2**62)]),
         (pyarrow.array([0, 1], pyarrow.date32()), ["1970-01-01", "1970-01-02"]),
@@ -145,9 +149,7 @@ def test_times_in_parquet_are_read_as_text(
 ) -> None:
     path = write("a.parquet", b"")
     parquet.write_table(pyarrow.table({"text": ["A", "B"], "time": column}), path)
-    found = [row.values["time"] for row in read_rows(path).rows]
-    assert str(found[0]).startswith(str(texts[0]))
-    assert texts[1] is None or found[1] == texts[1]
+    assert [row.values["time"] for row in read_rows(path).rows] == texts
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import onebase
 from onebase.adapters.methods import build_adapter
 from onebase.data.template import Template
 from onebase.engine.forward import TESTED_TYPES, prepare
+from onebase.engine.sampling import Sampling
 from onebase.errors import OnebaseError, UsageError
 from onebase.model.base import Base
 
@@ -57,15 +58,44 @@ def test_another_architecture_serves_when_its_pass_is_its_own(
 ) -> None:
     assert kind not in TESTED_TYPES
     base = tiny(kind, TRIED[kind], make_base().tokenizer)
+    plain = tiny(kind, TRIED[kind], base.tokenizer).model  # with transformers' own attention
     ids = base.tokenizer("the parcel is on its way", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         before = base.model(ids).logits
     engine = onebase.Engine(base)
     adapter = build_adapter(base, "p-tuning-v2", {"virtual_tokens": 3}, init_text="hello", seed=0)
     engine.tasks.load("it", adapter, Template(base.tokenizer))
-    assert len(engine.generate([("it", "hello"), ("base", "hello")])) == 2
+    prompt = engine.tasks["base"].template.prompt("hello")
+    keys, values = engine.tasks["it"].contribution.prefix or ()
+    requests = [engine.add_request(name, prompt, Sampling(max_tokens=6)) for name in ("it", "base")]
+    while not engine.idle:
+        engine.step()
+    for request, prefix in zip(requests, ((keys, values), None), strict=True):
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + 6 and tokens[-1] != 2:
+            tokens.append(int(last_logits(plain, tokens, prefix).argmax()))
+        expected = tokens[len(prompt) :]
+        assert request.tokens == (expected[:-1] if expected[-1] == 2 else expected)
     with torch.no_grad():
-        torch.testing.assert_close(base.model(ids).logits, before, atol=1e-4, rtol=0)
+        torch.testing.assert_close(base.model(ids).logits, before, atol=1e-5, rtol=0)
+
+
+def last_logits(
+    model: Any, ids: list[int], prefix: tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
+    """transformers' logits of the last token, behind a prefix of keys and values."""
+    cache = DynamicCache(config=model.config)
+    if prefix is not None:
+        for layer, (keys, values) in enumerate(zip(*prefix, strict=True)):
+            cache.update(keys[None], values[None], layer)
+    before = cache.get_seq_length()
+    with torch.no_grad():
+        logits: torch.Tensor = model(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, before + len(ids), dtype=torch.long),
+            past_key_values=cache,
+        ).logits[0, -1]
+    return logits
 
 
 @pytest.mark.parametrize("kind", list(REFUSED))

@@ -28,8 +28,7 @@ def gradients(
     contributions = {name: adapter.contribution() for name, adapter in adapters.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         losses, _ = token_losses(base, rows, contributions, checkpointing=checkpointing)
-    ids_between, _ = token_losses(base, rows[:1], contributions)  # another pass before the backward
-    assert len(ids_between)
+    token_losses(base, rows[:1], contributions)  # another pass before the backward
     parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
     return losses.detach(), list(torch.autograd.grad(losses.sum(), parameters)), kept
 
@@ -49,7 +48,7 @@ def test_losses_and_gradients_are_identical(
     assert torch.equal(plain[0], checked[0])
     for one, other in zip(plain[1], checked[1], strict=True):
         assert float(one.abs().max()) > 0
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        assert torch.equal(one, other)
     assert checked[2] < plain[2] / 2
 
 
@@ -70,4 +69,4 @@ def test_dropout_draws_the_same_twice(
         )
     assert torch.equal(results[0][0], results[1][0])
     for one, other in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        assert torch.equal(one, other)

@@ -195,23 +195,29 @@ def test_whitespace_is_free_and_bounded(
     assert accepts(tokenizer, of_schema(schema), text) is fits
 
 
-def test_whitespace_alone_comes_to_an_end(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize(("liked", "most"), [(" \n", 1 + 32), ("\t\n", 1 + 8), (" ", 1)])
+@pytest.mark.parametrize(
+    "schema", [PERSON, {"type": "object", "patternProperties": {"^s$": {"type": "null"}}}]
+)
+def test_whitespace_alone_comes_to_an_end(
+    tokenizer: PreTrainedTokenizerFast, schema: dict[str, Any], liked: str, most: int
+) -> None:
     """A model that likes nothing better than whitespace still gets on with its answer."""
-    spaces = [token for token in range(300) if not tokenizer.decode([token]).strip()]
+    texts = [tokenizer.decode([token]) for token in range(300)]
     logits = torch.zeros(1, VOCABULARY)
-    logits[0, spaces] = 10.0
-    for schema in (PERSON, {"type": "object", "patternProperties": {"^s$": {"type": "null"}}}):
-        constrained, sampler = ask(tokenizer, of_schema(schema)), Sampler()
-        run = longest = 0
-        for _ in range(120):
-            (drawn,) = sampler.sample(logits, [constrained])
-            constrained.tokens.append(drawn.token)
-            text = tokenizer.decode(constrained.tokens)
-            if drawn.token in constrained.ends or text.count('"') % 2:
-                break
-            run = len(text) - len(text.rstrip())
-            longest = max(longest, run)
-        assert longest <= 33
+    logits[0, [at for at, text in enumerate(texts) if text and not text.strip(liked)]] = 10.0
+    constrained, sampler = ask(tokenizer, of_schema(schema)), Sampler()
+    longest = 0
+    for _ in range(120):
+        (drawn,) = sampler.sample(logits, [constrained])
+        constrained.tokens.append(drawn.token)
+        text = tokenizer.decode(constrained.tokens)
+        if drawn.token in constrained.ends or text.count('"') % 2:
+            break
+        longest = max(longest, len(text) - len(text.rstrip()))
+    else:
+        pytest.fail("it never got on")
+    assert longest == most
 
 
 def test_characters_beyond_ascii_are_free_in_a_string(tokenizer: PreTrainedTokenizerFast) -> None:

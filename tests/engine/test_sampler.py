@@ -269,8 +269,11 @@ def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(
     logits[1] = torch.nan
     first, broken, last = Sampler().sample(logits, [request(**settings) for _ in range(3)])
     assert (broken.token, broken.error) == (-1, "the logits are not finite")
-    assert first.token >= 0 <= last.token
     assert first.error == last.error == ""
+    alone = [draw_one(row, request(**settings, seed=0)) for row in logits]
+    together = Sampler().sample(logits, [request(**settings, seed=0) for _ in range(3)])
+    assert [together[0], together[2]] == [alone[0], alone[2]]
+    assert all(0 <= draw.token < VOCABULARY for draw in (first, last, alone[0], alone[2]))
 
 
 def test_a_bias_of_no_token_is_an_error_naming_it() -> None:

@@ -136,7 +136,15 @@ def test_a_full_task_has_its_own_context(
         "classify": lambda task: engine.classify(task, ["word " * 20], ["a", "b"]),
         "add_request": lambda task: engine.add_request(task, "word " * 20, SAMPLING),
     }
-    assert asks[ask]("whole")
+    alone = Engine(adapters=[whole])
+    found = asks[ask]("whole")
+    if ask == "generate":
+        assert found == alone.generate([("whole", "word " * 20)], SAMPLING)
+    elif ask == "classify":
+        assert found == alone.classify("whole", ["word " * 20], ["a", "b"])
+    else:
+        prompt = alone.tasks["whole"].template.prompt("word " * 20)
+        assert (list(found.prompt), found.tasks[0].base.context) == (prompt, 4096)
     with pytest.raises(UsageError, match="context of 16"):
         asks[ask]("base")
 

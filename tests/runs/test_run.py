@@ -1,4 +1,6 @@
 import re
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,12 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_a_new_run_holds_its_config(workspace: Workspace) -> None:
+    before = datetime.now(UTC)
     run = Run.create(workspace, CONFIG)
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run.id)
+    seconds = datetime.strptime(run.id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    created = seconds + timedelta(seconds=int(run.id[16:], 16) / 65536)
+    assert timedelta(milliseconds=-1) < created - before < timedelta(seconds=9)
     assert run.path == workspace.runs / run.id
     assert run.config == CONFIG
     assert "客服" in (run.path / "config.yaml").read_text(encoding="utf-8")
@@ -76,9 +82,13 @@ def test_a_run_cut_off_while_it_was_created_is_not_listed(workspace: Workspace) 
 
 def test_metrics_are_what_was_logged(workspace: Workspace) -> None:
     run = Run.create(workspace, CONFIG)
+    before = time.time()
     run.log(step=1, loss=2.5, task="客服")
     run.log(step=2, loss=2.25)
-    assert run.metrics() == [{"step": 1, "loss": 2.5, "task": "客服"}, {"step": 2, "loss": 2.25}]
+    first, second = run.metrics()
+    assert {**first, "time": 0} == {"time": 0, "step": 1, "loss": 2.5, "task": "客服"}
+    assert {**second, "time": 0} == {"time": 0, "step": 2, "loss": 2.25}
+    assert before - 0.001 <= first["time"] <= second["time"] <= time.time() + 0.001
 
 
 def test_a_line_cut_off_does_not_count_and_logging_goes_on_below(workspace: Workspace) -> None:
@@ -113,10 +123,13 @@ def test_a_broken_line_in_the_middle_is_named(workspace: Workspace, line: str) -
 @pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
 def test_how_a_run_ended(workspace: Workspace, status: module.Ending) -> None:
     run = Run.create(workspace, CONFIG)
+    before = datetime.now(UTC).replace(microsecond=0)
     run.finish(status, {"eval_loss": 1.5, "status": "odd"})
     assert run.status == status
-    assert run.summary["eval_loss"] == 1.5
-    assert run.summary["ended"].endswith("+00:00")
+    ended = run.summary["ended"]
+    assert run.summary == {"eval_loss": 1.5, "status": status, "ended": ended}
+    assert ended.endswith("+00:00")
+    assert before <= datetime.fromisoformat(ended) <= datetime.now(UTC)
     assert RunStore(workspace).get(run.id).status == status
     for _ in range(2):
         run.reopen()
@@ -125,9 +138,10 @@ def test_how_a_run_ended(workspace: Workspace, status: module.Ending) -> None:
 
 def test_an_ending_that_cannot_be_written_leaves_none(workspace: Workspace) -> None:
     run = Run.create(workspace, CONFIG)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="not JSON serializable"):
         run.finish("finished", {"path": Path("a")})
     assert run.status == "running"
+    assert [file.name for file in run.path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "odd"}'])
@@ -161,9 +175,9 @@ def test_a_run_is_found_by_the_beginning_of_its_id(
         store.get("20261124")
     assert first.id in caught.value.remedy
     for name in ("2025", "", "..", "*"):
-        with pytest.raises(UsageError, match="Unknown run") as caught:
+        with pytest.raises(UsageError, match=re.escape(f"Unknown run: {name!r}.")) as caught:
             store.get(name)
-        assert third.id in caught.value.remedy
+        assert all(run.id in caught.value.remedy for run in (first, second, third))
 
 
 def test_a_run_whose_process_is_gone_is_interrupted(workspace: Workspace) -> None:

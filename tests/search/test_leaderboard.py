@@ -2,9 +2,15 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from onebase.search.leaderboard import (
@@ -83,54 +89,159 @@ def test_it_is_written_in_plain_values(tmp_path: Path) -> None:
     assert saved["ladder"][-1]["left"] == {"rung": 1, "reason": "exploded"}
 
 
-LORA = (0x00, 0x72, 0xB2)
+Points = list[tuple[float, float]]
+Draw = Callable[[list[Entry], float | None], Axes]
+LORA, P_TUNING, IA3, PROMPT, V2 = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"
 
 
-def colours(file: Path) -> set[tuple[int, ...]]:
-    with Image.open(file) as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert picture.size == (1200, 720)
-        found = picture.convert("RGB").getcolors(1 << 24)
-    assert found is not None
-    return {colour for _, colour in found}  # type: ignore[misc]
+@pytest.fixture
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Draw a leaderboard; its axes, with all that was drawn on them."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def kept(figure: Figure, file: Any, **settings: Any) -> None:
+        figures.append(figure)
+        save(figure, file, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+
+    def axes_of(entries: list[Entry], base_loss: float | None) -> Axes:
+        file = tmp_path / "ladder.png"
+        draw_leaderboard(file, entries, base_loss)
+        with Image.open(file) as picture:
+            picture.load()
+            assert (picture.format, picture.size) == ("PNG", (1200, 720))
+        (axes,) = figures.pop().axes
+        return axes
+
+    return axes_of
 
 
-def test_it_is_drawn_in_a_colour_a_method(tmp_path: Path) -> None:
-    draw_leaderboard(tmp_path / "ladder.png", ranked(climbed()), base_loss=3.0)
-    shown = colours(tmp_path / "ladder.png")
-    # In the order of the numbers: lora, p-tuning, ia3 (exploded at once), prompt-tuning, v2.
-    for red_green_blue in ("0072b2", "e69f00", "009e73", "cc79a7", "56b4e9"):
-        assert tuple(bytes.fromhex(red_green_blue)) in shown
+def points(line: Line2D) -> Points:
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+
+
+def drawn(axes: Axes, marker: str, style: str = "-") -> list[tuple[str, Points]]:
+    """The colours and points of the lines with a marker ("None": the thin ones and the base's)."""
+    lines = [
+        line for line in axes.lines if (line.get_marker(), line.get_linestyle()) == (marker, style)
+    ]
+    return [(str(line.get_color()), points(line)) for line in lines]
+
+
+def test_held_out_losses_are_drawn_in_a_colour_a_method(draw: Draw) -> None:
+    axes = draw(ranked(climbed()), None)
+    assert sorted(drawn(axes, "o")) == sorted(
+        [
+            (LORA, [(800, 1.0)]),
+            (P_TUNING, [(800, 0.9), (1600, 0.8)]),
+            (LORA, [(800, 0.7), (1600, 0.6), (3200, 0.5), (6400, 0.4)]),
+            (PROMPT, [(800, 0.9)]),
+            (V2, [(800, 0.3), (1600, 0.9)]),
+            (LORA, [(800, 1.0)]),
+        ]
+    )
+    widths = [line.get_linewidth() for line in axes.lines if line.get_marker() == "o"]
+    assert widths == [1.2] * 5 + [2.8]  # the winner's, over the others
+    legend = axes.get_legend()
+    assert legend is not None
+    methods = ["lora", "p-tuning", "ia3", "prompt-tuning", "p-tuning-v2"]  # as they entered
+    assert [text.get_text() for text in legend.get_texts()] == [*methods, "stopped"]
+    handles = [line.get_color() for line in legend.get_lines()]
+    assert handles == [LORA, P_TUNING, IA3, PROMPT, V2, "#555555"]
+    assert axes.get_title() == "7 configurations; winner: 4 lora rank=4"
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_a_cross_is_where_a_configuration_stopped(draw: Draw) -> None:
+    untested = entry(8, [], Stop(1, "exploded"))  # before its first evaluation: its last loss
+    untested.training_losses = [(100, 3.0), (200, 9.0)]
+    assert sorted(drawn(draw(ranked([*climbed(), untested]), None), "x")) == sorted(
+        [
+            (LORA, [(800, 1.0)]),
+            (P_TUNING, [(1600, 0.8)]),
+            (PROMPT, [(800, 0.9)]),
+            (V2, [(1600, 0.9)]),
+            (LORA, [(800, 1.0)]),
+            (LORA, [(200, 9.0)]),
+        ]
+    )
+
+
+def test_the_six_best_are_named_where_they_end(draw: Draw) -> None:
+    axes = draw(ranked(climbed()), None)
+    ends = {text.get_text(): (text.xy, text.get_fontweight()) for text in axes.texts}  # type: ignore[attr-defined]
+    assert ends == {
+        "4": ((6400, 0.4), "bold"),
+        "2": ((1600, 0.8), "normal"),
+        "6": ((1600, 0.9), "normal"),
+        "5": ((800, 0.9), "normal"),
+        "1": ((800, 1.0), "normal"),
+        "7": ((800, 1.0), "normal"),
+    }
+    eighth = [*climbed(), entry(9, [1.1], Stop(1, "pruned"))]
+    assert {text.get_text() for text in draw(ranked(eighth), None).texts} == set("426517")
+
+
+def test_training_losses_are_smoothed(draw: Draw) -> None:
+    """As Adam's moments with a decay of .8: 4, then (.8 · 4 + 2) / 1.8, then (.64 · 4 + .8 · 2 + 1) / 2.44."""
+    jagged = entry(1, [0.5])
+    jagged.training_losses = [(100, 4.0), (200, 2.0), (300, 1.0)]
+    ((colour, smooth),) = drawn(draw([jagged], None), "None")
+    assert colour == LORA
+    assert smooth == [
+        (100, pytest.approx(4.0)),
+        (200, pytest.approx(5.2 / 1.8)),
+        (300, pytest.approx(5.16 / 2.44)),
+    ]
+
+
+def test_the_bare_base_is_a_line_across(draw: Draw) -> None:
+    axes = draw(ranked(climbed()), 3.0)
+    assert drawn(axes, "None", ":") == [("#999999", [(0, 3.0), (1, 3.0)])]
+    (text,) = [text for text in axes.texts if text.get_text() == "bare base"]
+    assert text.xy == (0.995, 3.0)  # type: ignore[attr-defined]
+    axes = draw(ranked(climbed()), None)
+    assert drawn(axes, "None", ":") == []
+    assert "bare base" not in [text.get_text() for text in axes.texts]
+
+
+NOT_JUDGED = [entry(1, []), entry(2, [], Stop(1, "stopped"))]
+NOT_JUDGED[0].training_losses = [(100, 2.0), (200, 1.5)]
+CHINESE = Entry(
+    Configuration(1, "lora", {"init_text": "从 $\\x{$ 开始"}), [Evaluation(1, 2, 80, 2.0, 5)]
+)
 
 
 @pytest.mark.parametrize(
-    "entries",
+    ("entries", "lines", "scale"),
     [
-        [entry(1, [0.5, 0.4])],
-        [entry(1, []), entry(2, [], Stop(1, "stopped"))],
-        [entry(1, [1e-9, 1e-12])],
-        [entry(1, [0.0, 0.0])],
-        [
-            Entry(
-                Configuration(1, "lora", {"init_text": "从 $\\x{$ 开始"}),
-                [Evaluation(1, 2, 80, 2.0, 5)],
-            )
-        ],
+        ([entry(1, [0.5, 0.4])], 2, "log"),
+        (NOT_JUDGED, 1, "linear"),
+        ([entry(1, [1e-9, 1e-12])], 2, "log"),
+        ([entry(1, [0.0, 0.0])], 2, "linear"),  # a logarithm has no place for 0
+        ([CHINESE], 1, "linear"),
     ],
     ids=["one", "not judged", "small", "zero", "Chinese and a formula"],
 )
 @pytest.mark.parametrize("base_loss", [None, 2.5])
 def test_whatever_there_is_is_drawn(
-    entries: list[Entry], base_loss: float | None, tmp_path: Path
+    entries: list[Entry], lines: int, scale: str, base_loss: float | None, draw: Draw
 ) -> None:
     """Without a warning: a font without Chinese would give one."""
-    draw_leaderboard(tmp_path / "ladder.png", entries, base_loss)
-    assert LORA in colours(tmp_path / "ladder.png")
+    axes = draw(entries, base_loss)
+    assert len(axes.lines) == lines + (base_loss is not None)
+    assert {line.get_color() for line in axes.lines} - {"#999999"} == {LORA}
+    assert axes.get_yscale() == scale
 
 
-def test_a_loss_beyond_all_bounds_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_loss_beyond_all_bounds_is_no_obstacle(draw: Draw) -> None:
     wild = entry(1, [0.5, 0.4])
     wild.training_losses.append((900, 1e30))
-    draw_leaderboard(tmp_path / "ladder.png", [wild], math.nan)
-    assert LORA in colours(tmp_path / "ladder.png")
+    axes = draw([wild], math.nan)
+    ((_, smooth),) = drawn(axes, "None")
+    weight = 0.2 / (1 - 0.8 ** len(wild.training_losses))
+    assert smooth[-1] == (900, pytest.approx(weight * 1e30))
+    assert drawn(axes, "o") == [(LORA, [(800, 0.5), (1600, 0.4)])]
+    assert axes.get_yscale() == "log"

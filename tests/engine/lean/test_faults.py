@@ -241,9 +241,9 @@ def test_files_that_change_while_they_are_read_are_not_kept(
         load_for_answering(name, "w8a8")
     assert list(folder().glob("base-*")) == []
     base, _ = load_for_answering(name, "w8a8")
-    assert torch.allclose(
-        embedded(base, [5]), embedded(make_base(seed=1), [5]), atol=0.02, rtol=0.02
-    )
+    rows = embedded(make_base(seed=1), list(range(300)))
+    half_steps = rows.abs().amax(1, keepdim=True) / 254
+    assert ((embedded(base, list(range(300))) - rows).abs() <= half_steps + 1e-6).all()
 
 
 def test_a_compiled_prefix_is_not_that_of_a_merged_base(make_base: Callable[..., Base]) -> None:
@@ -259,5 +259,5 @@ def test_shaken_adapters_are_finite(make_base: Callable[..., Base]) -> None:
     served = served_by(base, shaken(base, "lora+ia3"))
     (found,) = Reader(base, {"it": served}).read(texts(["it"]))
     assert np.isfinite(found).all()
-    with pytest.raises(OnebaseError):
+    with pytest.raises(OnebaseError, match="'it'"):
         Engine(base).tasks["it"]
