@@ -109,12 +109,6 @@ def test_every_section_leads_with_a_sentence(documents) -> None:
         assert re.fullmatch(r".{20,}\.", section.lead), section.name
 
 
-def test_a_generation_has_no_confusion_matrix(evidence) -> None:
-    generation = replace(evidence.comparison, kind="generation")
-    document = report_document(replace(evidence, comparison=generation))
-    assert "confusion" not in [section.name for section in document.sections]
-
-
 def test_all_trainings_may_diverge(evidence) -> None:
     arms = tuple(
         replace(arm, outcomes=(), diverged=True, metrics={}, curve=(), training_losses=())
