@@ -4,16 +4,11 @@ import math
 import random
 import statistics
 from collections.abc import Callable
-from itertools import combinations
 
 import pytest
 
-from onebase.compare.detectable import DetectableEffect
 from onebase.compare.document import Document
 from onebase.compare.evidence import Evidence
-from onebase.compare.intervals import Interval
-from onebase.compare.measured_method import measured_methods
-from onebase.compare.paired import Pair
 from onebase.compare.report import report_document
 from onebase.compare.result import (
     BASE,
@@ -28,8 +23,6 @@ from onebase.compare.result import (
     Outcome,
     mean_loss,
 )
-from onebase.compare.seed_spread import SeedSpread
-from onebase.compare.verdict import MetricSummary, Verdict
 from onebase.language import Language, set_language
 
 LABELS = ("PlayMusic", "GetWeather", "BookRestaurant", "RateBook", "AddToPlaylist")
@@ -45,23 +38,6 @@ METHODS = {
 }
 PARAMETERS = 134_515_008
 ROWS = 60
-
-
-class KnownVerdict(Verdict):
-    def pair(self, one: str, other: str) -> Pair:
-        for pair in self.pairs:
-            if (pair.one, pair.other) == (one, other):
-                return pair
-            if (pair.other, pair.one) == (one, other):
-                return Pair(
-                    one, other, -pair.difference, -pair.high, -pair.low, pair.p, pair.p_holm
-                )
-        raise KeyError((one, other))
-
-
-class KnownSummary(MetricSummary):
-    def notes(self) -> list[str]:
-        return ["With 60 rows, differences under 0.080 cannot be seen; 240 rows would show 0.040."]
 
 
 def made_up(seed: int = 0, *, seeds: int = 3, rows: int = ROWS) -> Comparison:
@@ -110,48 +86,6 @@ def made_up(seed: int = 0, *, seeds: int = 3, rows: int = ROWS) -> Comparison:
     )
 
 
-def naive_summary(comparison: Comparison, metric: str = "accuracy") -> MetricSummary:
-    """Statistics by the normal approximation: plain numbers for a report, not good ones."""
-    direction = "lower" if metric == "loss" else "higher"
-    table = {}
-    for method in comparison.methods:
-        if arms := comparison.arms_of(method):
-            columns = zip(*(comparison.values(arm, metric) for arm in arms), strict=True)
-            table[method] = [statistics.fmean(column) for column in columns]
-    pairs = [_pair(one, other, table) for one, other in combinations(table, 2)]
-    corrected = _holm(pairs)
-    sign = 1 if direction == "lower" else -1
-    ranked = sorted(table, key=lambda name: sign * statistics.fmean(table[name]))
-    best = ranked[0]
-    tied = tuple(
-        name
-        for name in ranked
-        if name == best
-        or not next(pair for pair in corrected if pair.has(name) and pair.has(best)).decided
-    )
-    rows = len(comparison.held_out)
-    clusters = len(set(comparison.clusters))
-    return KnownSummary(
-        metric=metric,
-        direction=direction,
-        rows=rows,
-        clusters=clusters,
-        intervals={name: Interval(*_interval(values)) for name, values in table.items()},
-        verdict=KnownVerdict(
-            best, tied, tuple(corrected), DetectableEffect(0.08, rows, clusters, 240)
-        ),
-        seeds={
-            method: _spread(comparison, method, metric)
-            for method in table
-            if comparison.arms_of(method)[0].trained
-        },
-    )
-
-
-def evidence_of(comparison: Comparison, metric: str = "accuracy") -> Evidence:
-    return Evidence(comparison, naive_summary(comparison, metric), measured_methods(comparison))
-
-
 @pytest.fixture(scope="session")
 def comparison() -> Comparison:
     return made_up()
@@ -164,7 +98,7 @@ def make() -> Callable[..., Comparison]:
 
 @pytest.fixture(scope="session")
 def evidence(comparison: Comparison) -> Evidence:
-    return evidence_of(comparison)
+    return Evidence.of(comparison)
 
 
 @pytest.fixture(scope="session")
@@ -175,12 +109,6 @@ def documents(evidence: Evidence) -> dict[Language, Document]:
         set_language(one)
         found[one] = report_document(evidence, ((other, file),))
     return found
-
-
-@pytest.fixture
-def weigh() -> Callable[..., Evidence]:
-    """The evidence of a comparison that a test made."""
-    return evidence_of
 
 
 def _base(method, accuracy, held_out, hardness, chance) -> Arm:
@@ -257,37 +185,3 @@ def _metrics(outcomes) -> dict[str, float]:
         "loss": loss,
         "perplexity": math.exp(loss),
     }
-
-
-def _interval(values) -> tuple[float, float, float]:
-    mean = statistics.fmean(values)
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
-def _pair(one, other, table) -> Pair:
-    mean, low, high = _interval([a - b for a, b in zip(table[one], table[other], strict=True)])
-    error = (high - low) / 3.92 or 1e-9
-    p = 2 * (1 - statistics.NormalDist().cdf(abs(mean) / error))
-    return Pair(one, other, mean, low, high, p, p)
-
-
-def _holm(pairs) -> list[Pair]:
-    ordered = sorted(pairs, key=lambda pair: pair.p)
-    found, least = {}, 0.0
-    for index, pair in enumerate(ordered):
-        least = max(least, min(1.0, pair.p * (len(pairs) - index)))
-        found[pair.one, pair.other] = Pair(
-            pair.one, pair.other, pair.difference, pair.low, pair.high, pair.p, least
-        )
-    return [found[pair.one, pair.other] for pair in pairs]
-
-
-def _spread(comparison, method, metric) -> SeedSpread:
-    means = {
-        arm.seed: statistics.fmean(comparison.values(arm, metric))
-        for arm in comparison.arms_of(method)
-        if arm.seed is not None
-    }
-    deviation = statistics.stdev(means.values()) if len(means) > 1 else None
-    return SeedSpread(means, deviation, min(means.values()), max(means.values()))

@@ -109,12 +109,6 @@ def test_every_section_leads_with_a_sentence(documents) -> None:
         assert re.fullmatch(r".{20,}\.", section.lead), section.name
 
 
-def test_a_generation_has_no_confusion_matrix(evidence) -> None:
-    generation = replace(evidence.comparison, kind="generation")
-    document = report_document(replace(evidence, comparison=generation))
-    assert "confusion" not in [section.name for section in document.sections]
-
-
 def test_all_trainings_may_diverge(evidence) -> None:
     arms = tuple(
         replace(arm, outcomes=(), diverged=True, metrics={}, curve=(), training_losses=())
@@ -128,11 +122,16 @@ def test_all_trainings_may_diverge(evidence) -> None:
     assert document.sections[0].lead == "No method has a result: every training diverged."
 
 
-def test_one_seed_and_one_method_are_enough(make, weigh, tmp_path) -> None:
+def test_one_seed_and_one_method_are_enough(make, tmp_path) -> None:
     comparison = make(seeds=1, rows=4)
     arms = tuple(arm for arm in comparison.arms if arm.method in ("base", "lora"))
-    found = weigh(replace(comparison, arms=arms, near_duplicates=()))
-    assert write_report(found.comparison, tmp_path, ["en"], evidence=found).is_file()
+    one = replace(comparison, arms=arms, near_duplicates=())
+    assert write_report(one, tmp_path, ["en"]).is_file()
+
+
+def test_the_loss_may_decide(comparison, tmp_path) -> None:
+    page = write_report(replace(comparison, metric="loss"), tmp_path, ["en"])
+    assert "(lower is better)" in page.read_text(encoding="utf-8")
 
 
 def test_a_full_disk_is_named(evidence, tmp_path, monkeypatch) -> None:

@@ -13,6 +13,12 @@ def metric_name(metric: str) -> str:
     return say(*known.title) if known else metric
 
 
+def metric_in_chinese(metric: str) -> str:
+    """The metric inside a Chinese sentence: Latin letters stand between spaces."""
+    name = metric_name(metric)
+    return f"{' ' if name[0].isascii() else ''}{name}{' ' if name[-1].isascii() else ''}"
+
+
 def direction_note(direction: Direction) -> str:
     """Which values of the metric are better, in brackets."""
     if direction == "neutral":

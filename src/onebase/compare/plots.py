@@ -27,7 +27,7 @@ _FAR = 24  # points: a name that far from its point is joined to it
 # Where a name may stand: points to the right of its point and above it.
 _OFFSETS = tuple(
     (dx, dy)
-    for dx in (8, -8, 0, 26, -26, 44, -44)
+    for dx in (8, -8, 0, 26, -26, 44, -44, 66, -66)
     for dy in (4, -12, 14, -22, 28, -36, 42, -50)
     if dx or abs(dy) > 12
 )
@@ -100,7 +100,7 @@ def cost_plot(
         costs = [point.cost for point in points]
         if min(costs) > 0 and max(costs) > _WIDE * min(costs):
             axes.set_xscale("log")
-        axes.margins(x=0.16, y=0.1)
+        axes.margins(x=0.18, y=0.1)
         _references(axes, references)
         if lower_is_better:
             axes.invert_yaxis()
@@ -111,7 +111,7 @@ def cost_plot(
         if len(front) > 1:
             handles.append(_handle(front_label, linewidth=1))
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)  # names are placed in pixels
         _name_points(axes, points, colour_of)
         return _svg(figure)
 

@@ -46,9 +46,24 @@ def test_no_best_of_a_neutral_metric(evidence) -> None:
 def test_the_cheapest_of_the_tied_set_is_named(evidence) -> None:
     (text,) = [text for text in words(ruled(evidence, "lora", ("lora", "full"))) if "least" in text]
     assert text == (
-        "Of the trained methods that are tied, lora takes the least memory (1.45 GB), lora takes the "
-        "least training time (205 s) and lora takes the least disk space (3.70 MB)."
+        "Of the trained methods that are tied, lora takes the least memory (1.45 GB), training time "
+        "(205 s) and disk space (3.70 MB)."
     )
+
+
+def test_several_cheapest_methods(evidence) -> None:
+    found = ruled(evidence, "lora", ("lora", "qlora", "base"))
+    assert (
+        "Of the trained methods that are tied, qlora takes the least memory (1.32 GB) and lora takes "
+        "the least training time (205 s) and disk space (3.70 MB)." in words(found)
+    )
+
+
+def test_latin_names_stand_between_spaces_in_chinese(evidence) -> None:
+    set_language("zh")
+    summary = replace(ruled(evidence, "lora", ("lora",)).summary, metric="rouge_l")
+    lead = verdict_section(replace(evidence, summary=summary)).lead
+    assert lead.startswith("lora 最好：平均 ROUGE-L 为 0.912")
 
 
 def test_a_winner_has_no_tie_to_break(evidence) -> None:

@@ -5,7 +5,7 @@ from itertools import combinations
 
 from onebase.compare.document import Block, Column, Group, Paragraph, Row, Section, Table
 from onebase.compare.evidence import Evidence
-from onebase.compare.metric_name import metric_name
+from onebase.compare.metric_name import metric_in_chinese, metric_name
 from onebase.compare.paired import Pair
 from onebase.compare.quantity import interval, p_value, plural, signed
 from onebase.language import say
@@ -75,7 +75,10 @@ def _table(evidence: Evidence, pairs: Sequence[Pair], caption: str) -> Table:
         (
             Column(say("better mean", "均值较好")),
             Column(say("other", "另一方")),
-            Column(say(f"difference in {name}", f"{name}之差"), numeric=True),
+            Column(
+                say(f"difference in {name}", f"{metric_in_chinese(evidence.metric).lstrip()}之差"),
+                numeric=True,
+            ),
             Column(say("95 % interval", "95 % 区间"), numeric=True),
             Column("p", numeric=True),
             Column(say("p (Holm)", "p（Holm 校正）"), numeric=True),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from onebase.compare.document import Block, Paragraph, Plot, Section
 from onebase.compare.evidence import Evidence, front
 from onebase.compare.measured_method import MeasuredMethod
-from onebase.compare.metric_name import direction_note, metric_name
+from onebase.compare.metric_name import direction_note, metric_in_chinese, metric_name
 from onebase.compare.plots import Line, Point, cost_plot, curve_plot, short
 from onebase.compare.quantity import duration, listed, number, size
 from onebase.compare.result import BASE, EXAMPLES, Arm, CurvePoint
@@ -140,7 +140,7 @@ def _against(
     alt = say(
         f"{title}. Each method with its {cost_label} and {metric_name(metric)}: {values}. "
         f"Pareto front: {listed(best)}.",
-        f"{title}。各方法的{cost_label}与{metric_name(metric)}：{values}。帕累托前沿：{listed(best)}。",
+        f"{title}。各方法的{cost_label}与{metric_in_chinese(metric).rstrip()}：{values}。帕累托前沿：{listed(best)}。",
     )
     return Plot(name, title, alt, svg)
 

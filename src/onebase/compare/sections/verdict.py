@@ -5,10 +5,19 @@ from collections.abc import Callable
 from onebase.compare.document import Block, Paragraph, Section
 from onebase.compare.evidence import Evidence
 from onebase.compare.measured_method import MeasuredMethod
-from onebase.compare.metric_name import direction_note, metric_name
+from onebase.compare.metric_name import direction_note, metric_in_chinese, metric_name
 from onebase.compare.quantity import duration, interval, joined, number, size
 from onebase.compare.result import BASE, EXAMPLES
 from onebase.language import say
+
+# A cost, how it is printed, and its name after "the least".
+_COSTS: tuple[
+    tuple[Callable[[MeasuredMethod], float | None], Callable[[float], str], str, str], ...
+] = (
+    (lambda method: method.peak_memory_bytes, size, "memory", "占用内存最少"),
+    (lambda method: method.seconds, duration, "training time", "训练时间最短"),
+    (lambda method: method.adapter_bytes, size, "disk space", "占用磁盘最少"),
+)
 
 
 def verdict_section(evidence: Evidence) -> Section:
@@ -38,19 +47,19 @@ def _lead(evidence: Evidence) -> str:
             f"There is no best method: no value of {name} is better than another.",
             f"没有最佳方法：指标“{name}”的数值没有好坏之分。",
         )
-    name = metric_name(evidence.metric)
+    name, name_zh = metric_name(evidence.metric), metric_in_chinese(evidence.metric)
     best = _with_interval(evidence, verdict.best) + direction_note(evidence.summary.direction)
     if verdict.winner:
         return say(
             f"{verdict.winner} is the best: its mean {name} is {best}, and every other method is worse "
             "by the paired test.",
-            f"{verdict.winner} 最好：平均{name}为 {best}；经配对检验，其余方法都更差。",
+            f"{verdict.winner} 最好：平均{name_zh}为 {best}；经配对检验，其余方法都更差。",
         )
     others = joined(method for method in verdict.tied if method != verdict.best)
     return say(
         f"{verdict.best} has the best mean {name}, {best}, but the held-out rows cannot tell it from "
         f"{others}.",
-        f"{verdict.best} 的平均{name}最好，为 {best}，但留出数据不足以把它与 {others} 区分开。",
+        f"{verdict.best} 的平均{name_zh}最好，为 {best}，但留出数据不足以把它与 {others} 区分开。",
     )
 
 
@@ -84,32 +93,22 @@ def _cheapest(evidence: Evidence) -> str:
     ]
     if len(methods) < 2:
         return ""
-    least = [
-        _least(methods, lambda method: method.peak_memory_bytes, size, "memory", "占用内存最少"),
-        _least(methods, lambda method: method.seconds, duration, "training time", "训练时间最短"),
-        _least(methods, lambda method: method.adapter_bytes, size, "disk space", "占用磁盘最少"),
+    least: dict[str, list[str]] = {}
+    for value, text, en, zh in _COSTS:
+        known = [(cost, method.name) for method in methods if (cost := value(method)) is not None]
+        if len(known) == len(methods):
+            cost, name = min(known)
+            least.setdefault(name, []).append(say(f"{en} ({text(cost)})", f"{zh}（{text(cost)}）"))
+    if not least:
+        return ""
+    parts = [
+        say(f"{name} takes the least {joined(found)}", f"{name} {'、'.join(found)}")
+        for name, found in least.items()
     ]
-    found = [text for text in least if text]
-    if not found:
-        return ""
     return say(
-        f"Of the trained methods that are tied, {joined(found)}.",
-        f"在并列的训练方法中，{'，'.join(found)}。",
+        f"Of the trained methods that are tied, {joined(parts)}.",
+        f"在并列的训练方法中，{'；'.join(parts)}。",
     )
-
-
-def _least(
-    methods: list[MeasuredMethod],
-    cost: Callable[[MeasuredMethod], float | None],
-    text: Callable[[float], str],
-    en: str,
-    zh: str,
-) -> str:
-    known = [(value, method.name) for method in methods if (value := cost(method)) is not None]
-    if len(known) < len(methods):
-        return ""
-    value, name = min(known)
-    return say(f"{name} takes the least {en} ({text(value)})", f"{name} {zh}（{text(value)}）")
 
 
 def _settings(evidence: Evidence) -> str:
