@@ -32,7 +32,7 @@ GRAB_BAGS = {"common", "helper", "helpers", "misc", "util", "utils"}
 BROAD = {
     "cli/app.py",
     "model/tokenizer.py",
-    "align/rewards.py",
+    "align/user_function.py",
     "engine/thread.py",
     "engine/lean/team.py",
     "serving/request_log.py",

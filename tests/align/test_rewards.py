@@ -1,58 +1,12 @@
 """Where rewards come from, and how varied answers are."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onebase.align.rewards import FunctionReward, Prompt, RewardError, _function, distinct_2
+from onebase.align.rewards import FunctionReward, Prompt, RewardError, distinct_2
 from onebase.data.example import Turn
-from onebase.errors import UsageError
-
-
-def test_a_function_is_found_in_the_present_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_rewards_here.py").write_text(
-        "ten = 10\ndef half(prompt, answer, row):\n    return 0.5\n", encoding="utf-8"
-    )
-    assert _function("own_rewards_here:half")("", "", {}) == 0.5
-    with pytest.raises(UsageError, match="not a function"):
-        _function("own_rewards_here:ten")
-    with pytest.raises(UsageError, match="nothing"):
-        _function("own_rewards_here:nothing")
-    with pytest.raises(UsageError, match="no_such_module"):
-        _function("no_such_module:f")
-
-
-@pytest.mark.parametrize(
-    ("code", "cause"),
-    [
-        ("def half(:\n", r"SyntaxError: .*\(broken\d\.py, line 1\)"),
-        ("import sys\n\nsys.exit(3)\n", r"SystemExit: 3 \(broken\d\.py, line 3\)"),
-        ("f = 1 / 0\n", r"ZeroDivisionError: division by zero \(broken\d\.py, line 1\)"),
-        ("import no_such_package\n", r"No module named 'no_such_package' \(broken\d\.py, line 1\)"),
-        ("from math import no_such_name\n", r"ImportError: cannot import name 'no_such_name'"),
-        ("raise SystemExit\n", r"SystemExit \(broken\d\.py, line 1\)"),
-    ],
-)
-def test_a_module_that_fails_is_told_by_its_own_line(
-    code: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = next(f"broken{at}" for at in range(100) if f"broken{at}" not in _tried)
-    _tried.add(name)
-    Path(f"{name}.py").write_text(code, encoding="utf-8")
-    with pytest.raises(UsageError, match=rf"{name}:half can't be imported: .*{cause}") as caught:
-        _function(f"{name}:half")
-    assert "Correct it" in caught.value.remedy
-
-
-_tried: set[str] = set()  # names of modules: a path is looked through once
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -56,10 +56,10 @@ def train_ppo(
     """Train the task's policy on rewards for its own answers to the job's prompts, and store the best
     state on held-out prompts as the task's next version. The reference is the policy as it starts.
 
-    `reward` is `module:function`, or a task whose adapter is a reward model. An interrupted run of the
-    same job continues, unless `restart`; with a `run_id` it must be that run. Raises UsageError or
-    DataError before the first step, RewardError where a reward function fails (the run can be resumed),
-    Interrupted after Ctrl-C.
+    `reward` is a function (`module:function` or `path/to/file.py:function`), or a task whose adapter is a
+    reward model. An interrupted run of the same job continues, unless `restart`; with a `run_id` it must
+    be that run. Raises UsageError or DataError before the first step, RewardError where a reward function
+    fails (the run can be resumed), Interrupted after Ctrl-C.
     """
     workspace = workspace or Workspace()
     setup = set_up_ppo(job, reward, base, workspace, restart=restart, run_id=run_id)

@@ -21,7 +21,7 @@ from onebase.language import say
 
 Result = Literal["held", "not held", "not decided"]
 # Costs that differ by less say nothing: a process's own memory and time vary by about as much.
-_MARGIN = 1.1
+_MARGIN = 0.1
 _FEW_MB = 10e6  # bytes
 _SECONDS = 10.0
 
@@ -136,7 +136,9 @@ def medium_quality(method: str, lower: str, upper: str) -> Callable[[Evidence], 
             if name not in evidence.summary.intervals:
                 return _not_compared(name)
         above, beyond = evidence.beats(method, lower), evidence.beats(method, upper)
-        numbers = listed(_difference(evidence, method, other) for other in (lower, upper))
+        numbers = say("; ", "；").join(
+            _difference(evidence, method, other) for other in (lower, upper)
+        )
         if above is False or beyond is True:
             return Finding("not held", numbers)
         return Finding("held" if above else "not decided", numbers)
@@ -245,9 +247,9 @@ def _costs(evidence: Evidence, quantity: Quantity) -> dict[str, float]:
 
 def _below(low: float, high: float) -> Result:
     """Whether a cost is below another by more than the margin of a measurement."""
-    if low * _MARGIN <= high:
+    if high - low >= _MARGIN * low:
         return "held"
-    return "not held" if low >= high * _MARGIN else "not decided"
+    return "not held" if low - high >= _MARGIN * high else "not decided"
 
 
 def _all(results: list[Result]) -> Result:

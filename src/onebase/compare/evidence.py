@@ -5,7 +5,7 @@ from functools import cached_property
 
 from onebase.compare.measured_method import MeasuredMethod, measured_methods
 from onebase.compare.quantity import decimals
-from onebase.compare.result import Comparison, better
+from onebase.compare.result import Comparison
 from onebase.compare.verdict import MetricSummary, summarise
 
 
@@ -88,17 +88,17 @@ class Evidence:
         return "tied" if method in verdict.tied else ""
 
 
-def front(points: dict[str, tuple[float, float]], metric: str) -> list[str]:
+def front(points: dict[str, tuple[float, float]], *, lower_is_better: bool) -> list[str]:
     """The Pareto front of points (cost, metric): no other point is as cheap and as good, and better in
     one of the two. Cheapest first.
     """
+    sign = 1 if lower_is_better else -1
     found: list[str] = []
     last: float | None = None
-    sign = 1 if better(metric, 0, 1) else -1
     for name, (_, value) in sorted(
         points.items(), key=lambda item: (item[1][0], sign * item[1][1])
     ):
-        if last is None or better(metric, value, last):
+        if last is None or sign * value < sign * last:
             found.append(name)
             last = value
     return found

@@ -12,11 +12,12 @@ from onebase.compare.document import (
     Section,
     Table,
 )
+from onebase.language import say
 
 PLOTS = "plots"  # the folder of the plots, beside the file
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~$!#&])")
 # What starts a list, a heading or a quotation where it stands first in a line.
-_FIRST = re.compile(r"^(\s*)(?:([-+=])|(\d+)([.)]))")
+_FIRST = re.compile(r"^(?:(-+|\+|=+)|(\d+)([.)]))(?=\s|$)")
 
 
 def markdown(document: Document, suffix: str) -> str:
@@ -37,8 +38,8 @@ def escape(text: str) -> str:
 
 
 def _escaped_first(match: re.Match[str]) -> str:
-    space, sign, digits, mark = match.groups()
-    return f"{space}\\{sign}" if sign else f"{space}{digits}\\{mark}"
+    sign, digits, mark = match.groups()
+    return f"\\{sign}" if sign else f"{digits}\\{mark}"
 
 
 def _visible(text: str) -> str:
@@ -60,7 +61,8 @@ def _block(block: Block, level: int, suffix: str) -> list[str]:
     if isinstance(block, Paragraph):
         return [escape(block.text), ""]
     if isinstance(block, Facts):
-        return [f"- {escape(name)}: {escape(value)}" for name, value in block.items] + [""]
+        colon = say(": ", "：")
+        return [f"- {escape(name)}{colon}{escape(value)}" for name, value in block.items] + [""]
     if isinstance(block, Listing):
         return _listing(block)
     if isinstance(block, Plot):
@@ -91,4 +93,11 @@ def _table(table: Table) -> list[str]:
 def _listing(listing: Listing) -> list[str]:
     longest = max((len(run) for run in re.findall("`+", listing.text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return [f"{escape(listing.title)}:", "", fence, *_visible(listing.text).split("\n"), fence, ""]
+    return [
+        escape(listing.title) + say(":", "："),
+        "",
+        fence,
+        *_visible(listing.text).split("\n"),
+        fence,
+        "",
+    ]

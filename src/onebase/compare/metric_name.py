@@ -1,35 +1,29 @@
 """The metrics and the languages of neutral text as people name them."""
 
-from onebase.compare.result import LOWER_IS_BETTER, NEUTRAL
+from onebase.compare.metrics import METRICS
+from onebase.compare.verdict import Direction
 from onebase.language import say
 
-_NAMES = {
-    "accuracy": ("accuracy", "准确率"),
-    "macro_f1": ("macro-F1", "宏平均 F1"),
-    "exact_match": ("exact match", "完全匹配"),
-    "rouge_l": ("ROUGE-L", "ROUGE-L"),
-    "bleu": ("BLEU-4", "BLEU-4"),
-    "bleu4": ("BLEU-4", "BLEU-4"),
-    "bleu_4": ("BLEU-4", "BLEU-4"),
-    "chrf": ("chrF", "chrF"),
-    "length": ("length", "长度"),
-    "loss": ("loss", "损失"),
-    "perplexity": ("perplexity", "困惑度"),
-}
 _TONGUES = {"en": ("English", "英文"), "zh": ("Chinese", "中文")}
 
 
 def metric_name(metric: str) -> str:
     """The metric in the current language; a metric of the user's as it was given."""
-    names = _NAMES.get(metric)
-    return say(*names) if names else metric
+    known = METRICS.get(metric)
+    return say(*known.title) if known else metric
 
 
-def direction_note(metric: str) -> str:
+def metric_in_chinese(metric: str) -> str:
+    """The metric inside a Chinese sentence: Latin letters stand between spaces."""
+    name = metric_name(metric)
+    return f"{' ' if name[0].isascii() else ''}{name}{' ' if name[-1].isascii() else ''}"
+
+
+def direction_note(direction: Direction) -> str:
     """Which values of the metric are better, in brackets."""
-    if metric in NEUTRAL:
+    if direction == "neutral":
         return ""
-    if metric in LOWER_IS_BETTER:
+    if direction == "lower":
         return say(" (lower is better)", "（越低越好）")
     return say(" (higher is better)", "（越高越好）")
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from onebase.compare.result import better
-
 # No pair differs in red and green alone (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -25,7 +23,14 @@ _FONTS = (
 _SIZE = (5.6, 3.9)  # inches
 _INK, _GREY, _RULE = "#1f2328", "#656d76", "#d8dee4"
 _WIDE = 10.0  # a logarithmic axis where the largest value is this many times the smallest
-_OFFSETS = ((8, 4), (8, -12), (-8, 4), (-8, -12), (0, 11), (0, -19), (14, 14), (-14, 14))
+_FAR = 24  # points: a name that far from its point is joined to it
+# Where a name may stand: points to the right of its point and above it.
+_OFFSETS = tuple(
+    (dx, dy)
+    for dx in (8, -8, 0, 26, -26, 44, -44, 66, -66)
+    for dy in (4, -12, 14, -22, 28, -36, 42, -50)
+    if dx or abs(dy) > 12
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def cost_plot(
     front: Sequence[str],
     references: Mapping[str, float],
     *,
-    metric: str,
+    lower_is_better: bool,
     colour_of: Mapping[str, int],
     cost_label: str,
     metric_label: str,
@@ -95,9 +100,9 @@ def cost_plot(
         costs = [point.cost for point in points]
         if min(costs) > 0 and max(costs) > _WIDE * min(costs):
             axes.set_xscale("log")
-        axes.margins(x=0.16, y=0.1)
+        axes.margins(x=0.18, y=0.1)
         _references(axes, references)
-        if better(metric, 0, 1):
+        if lower_is_better:
             axes.invert_yaxis()
         _cost_axis(axes, cost_text)
         axes.set_xlabel(cost_label)
@@ -106,7 +111,7 @@ def cost_plot(
         if len(front) > 1:
             handles.append(_handle(front_label, linewidth=1))
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)  # names are placed in pixels
         _name_points(axes, points, colour_of)
         return _svg(figure)
 
@@ -167,8 +172,8 @@ def short(value: float, _: object = None) -> str:
     """A count on an axis: `20k`, `1.5M`."""
     for count, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= count:
-            return f"{value / count:g}{unit}"
-    return f"{value:g}"
+            return f"{value / count:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 @contextmanager
@@ -178,19 +183,23 @@ def _figure() -> Iterator[tuple[Any, Any]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "onebase",
-        "text.parse_math": False,
-        "font.family": ["DejaVu Sans"],
-        "font.size": 10,
-        "axes.edgecolor": _GREY,
-        "axes.labelcolor": _INK,
-        "xtick.color": _GREY,
-        "ytick.color": _GREY,
-        "text.color": _INK,
-    }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    with (
+        mpl.rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "onebase",
+                "text.parse_math": False,
+                "font.family": ["DejaVu Sans"],
+                "font.size": 10,
+                "axes.edgecolor": _GREY,
+                "axes.labelcolor": _INK,
+                "xtick.color": _GREY,
+                "ytick.color": _GREY,
+                "text.color": _INK,
+            }
+        ),
+        warnings.catch_warnings(),
+    ):
         # Words are measured in a font that may not have them; the reader's fonts draw them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=_SIZE, layout="constrained")
@@ -251,22 +260,36 @@ def _leading_digit(value: float) -> int:
 
 
 def _name_points(axes: Any, points: Sequence[Point], colour_of: Mapping[str, int]) -> None:
-    """Write each name beside its point, where it covers no other name and no point."""
+    """Write each name near its point, where it covers no other name, no point and no interval."""
     places = {point.name: axes.transData.transform((point.cost, point.mean)) for point in points}
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places.values()]
-    frame = axes.bbox
+    for point in points:
+        ends = [
+            axes.transData.transform((point.cost, value))
+            for value in (point.low, point.high)
+            if math.isfinite(value)
+        ]
+        if len(ends) == 2:
+            (x, one), (_, other) = ends
+            taken.append((x - 3, min(one, other), x + 3, max(one, other)))
     for point in points:
         x, y = places[point.name]
-        boxes = [(offset, _box(x, y, offset, point.name)) for offset in _OFFSETS]
 
-        def covered(item: tuple[tuple[int, int], tuple[float, float, float, float]]) -> float:
-            box = item[1]
+        def covered(
+            offset: tuple[int, int], x: float = x, y: float = y, point: Point = point
+        ) -> float:
+            box = _box(x, y, offset, point.name)
+            frame = axes.bbox
             outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1)
             outside += max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
-            return sum(_overlap(box, other) for other in taken) + 20 * outside
+            overlap = sum(_overlap(box, other) for other in taken)
+            cover: float = overlap + 20 * outside + math.hypot(*offset)
+            return cover
 
-        offset, box = min(boxes, key=covered)
-        taken.append(box)
+        offset = min(_OFFSETS, key=covered)
+        taken.append(_box(x, y, offset, point.name))
+        colour = _COLOURS[colour_of[point.name] % len(_COLOURS)]
+        far = math.hypot(*offset) > _FAR
         axes.annotate(
             point.name,
             (point.cost, point.mean),
@@ -275,7 +298,8 @@ def _name_points(axes: Any, points: Sequence[Point], colour_of: Mapping[str, int
             ha="left" if offset[0] > 0 else "right" if offset[0] < 0 else "center",
             fontsize=9.5,
             fontweight="bold" if point.tied else "normal",
-            color=_COLOURS[colour_of[point.name] % len(_COLOURS)],
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6} if far else None,
             zorder=5,
         )
 

@@ -11,21 +11,22 @@ _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def size(count: float) -> str:
-    """Bytes, with powers of ten: `25.3 GB`, `850 kB`, `12 bytes`."""
+    """Bytes, with powers of ten and three digits: `1.45 GB`, `25.3 MB`, `850 kB`, `12 bytes`."""
     for unit, name in _UNITS:
         if count >= unit:
-            number = count / unit
-            return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
+            value = count / unit
+            places = 0 if value >= 100 else 1 if value >= 10 else 2
+            return f"{value:.{places}f} {name}"
     return say(f"{count:.0f} bytes", f"{count:.0f} 字节")
 
 
 def duration(seconds: float) -> str:
-    """`12 ms`, `3.4 s`, `48 s`, `12 min`, `3.5 h`."""
+    """`12 ms`, `3.4 s`, `205 s`, `12 min`, `3.5 h`."""
     if seconds < 0.9995:
         return say(f"{seconds * 1000:.0f} ms", f"{seconds * 1000:.0f} 毫秒")
     if seconds < 9.95:
         return say(f"{seconds:.1f} s", f"{seconds:.1f} 秒")
-    if seconds < 120:
+    if seconds < 600:
         return say(f"{seconds:.0f} s", f"{seconds:.0f} 秒")
     if seconds < 7200:
         return say(f"{seconds / 60:.0f} min", f"{seconds / 60:.0f} 分钟")
@@ -76,6 +77,14 @@ def p_value(value: float) -> str:
 def listed(names: Iterable[str]) -> str:
     """Names with commas between, separated as in the current language."""
     return say(", ", "、").join(names)
+
+
+def joined(names: Iterable[str]) -> str:
+    """Names as a sentence has them: `full, lora and ia3`."""
+    every = list(names)
+    if len(every) < 2:
+        return "".join(every)
+    return say(", ", "、").join(every[:-1]) + say(" and ", " 和 ") + every[-1]
 
 
 def plural(count: int, one: str, many: str) -> str:

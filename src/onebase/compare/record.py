@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json as pydantic_json
 
 from onebase.adapters.workspace import write_whole
 from onebase.compare.result import Comparison
@@ -18,11 +18,8 @@ _ADAPTER = TypeAdapter(Comparison)
 
 def to_json(comparison: Comparison) -> str:
     """The comparison as JSON. Numbers that JSON does not have are strings: "NaN", "Infinity"."""
-    value = {
-        "version": _VERSION,
-        "comparison": to_jsonable_python(comparison, inf_nan_mode="strings"),
-    }
-    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    value = {"version": _VERSION, "comparison": comparison}
+    return pydantic_json(value, inf_nan_mode="strings", indent=1).decode() + "\n"
 
 
 def from_json(text: str, name: str = FILE) -> Comparison:

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onebase.compare.metrics import METRICS
+
 BASE = "base"  # the base with its instruction alone
 EXAMPLES = "base+examples"  # the base with examples in its prompt
 Kind = Literal["classification", "generation"]
 # Where the settings of the methods come from.
 Settings = Literal["defaults", "given", "tuned"]
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset(metric.name for metric in METRICS.values() if metric.better == "lower")
 # Measured, but neither better nor worse.
-NEUTRAL = frozenset({"length"})
+NEUTRAL = frozenset(metric.name for metric in METRICS.values() if metric.better == "neither")
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ class NearDuplicate:
 @dataclass(frozen=True)
 class Comparison:
     """Methods compared on one task. `metric` is the one that decides; `metrics` are all those that are
-    measured row by row. `rows_sha256` is over the rows of training, validation and held-out part as the
-    model sees them. `phases` says where the time went: seconds by phase (`loading`, `tuning`,
-    `training`, `scoring`, `forgetting`, `alone`), in the order in which they ran.
+    measured row by row; of the user's own ones, less is better in those in `lower_is_better`.
+    `rows_sha256` is over the rows of training, validation and held-out part as the model sees them.
+    `phases` says where the time went: seconds by phase (`loading`, `tuning`, `training`, `scoring`,
+    `forgetting`, `alone`), in the order in which they ran.
     """
 
     run: str
@@ -140,6 +143,7 @@ class Comparison:
     cpu_seconds: float
     machine: Mapping[str, Any] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
+    lower_is_better: tuple[str, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -158,6 +162,10 @@ class Comparison:
             return [outcome.scores[metric] for outcome in arm.outcomes]
         mean = sum(outcome.labels for outcome in arm.outcomes) / len(arm.outcomes)
         return [outcome.loss * outcome.labels / mean for outcome in arm.outcomes]
+
+    def better(self, metric: str, one: float, other: float) -> bool:
+        """Whether `one` is the better value of a metric, which may be the user's own."""
+        return one < other if metric in self.lower_is_better else better(metric, one, other)
 
     @property
     def clusters(self) -> list[int]:

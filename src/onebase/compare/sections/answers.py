@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from onebase.compare.document import Block, Column, Facts, Group, Mark, Row, Section, Table
 from onebase.compare.evidence import Evidence
 from onebase.compare.metric_name import metric_name
-from onebase.compare.quantity import decimals, number
+from onebase.compare.quantity import decimals, listed, number
 from onebase.compare.result import Arm
 from onebase.language import say
 
-_EACH = 3  # rows of a kind
+_EACH = 4  # rows of a kind
 _LONGEST = 600  # characters that are shown of a text
 
 
@@ -21,7 +21,7 @@ def answers_section(evidence: Evidence) -> Section:
     trained = [arm for arm in arms if arm.trained]
     if not trained:
         return Section("answers", title, say("There are no answers.", "没有答案。"))
-    scores = {arm.method: evidence.comparison.values(arm, evidence.metric) for arm in arms}
+    scores = {arm.method: _scores_of(arm, evidence.metric) for arm in arms}
     rows = range(len(evidence.comparison.held_out))
     sign = -1 if evidence.lower_is_better else 1
     means = [sign * statistics.fmean(scores[arm.method][row] for arm in trained) for row in rows]
@@ -29,6 +29,7 @@ def answers_section(evidence: Evidence) -> Section:
     answers = [len({arm.outcomes[row].answer for arm in trained}) for row in rows]
     losses = [statistics.fmean(arm.outcomes[row].loss for arm in trained) for row in rows]
 
+    each = min(_EACH, max(1, len(rows) // 3))
     shown: set[int] = set()
     groups: list[Block] = []
 
@@ -39,7 +40,7 @@ def answers_section(evidence: Evidence) -> Section:
             groups.append(Group(text, cards))
 
     def first(key: Callable[[int], tuple[float, ...]]) -> list[int]:
-        return sorted((row for row in rows if row not in shown), key=key)[:_EACH]
+        return sorted((row for row in rows if row not in shown), key=key)[:each]
 
     different = first(lambda row: (-apart[row], -answers[row], row))
     group(
@@ -57,6 +58,13 @@ def _arms(evidence: Evidence) -> list[Arm]:
     return [comparison.arms_of(name)[0] for name in (*evidence.trained, *evidence.references)]
 
 
+def _scores_of(arm: Arm, metric: str) -> list[float]:
+    """The metric of each row as its own number: the loss of a row is per token."""
+    if metric == "loss":
+        return [outcome.loss for outcome in arm.outcomes]
+    return [outcome.scores[metric] for outcome in arm.outcomes]
+
+
 def _range(values: Sequence[float]) -> float:
     return max(values) - min(values)
 
@@ -64,12 +72,12 @@ def _range(values: Sequence[float]) -> float:
 def _lead(trained: Sequence[Arm], answers: Sequence[int]) -> str:
     differ = sum(count > 1 for count in answers)
     seeds = sorted({arm.seed for arm in trained if arm.seed is not None})
-    shown = say(" of seed ", "，取自种子 ") + "/".join(map(str, seeds)) if seeds else ""
+    shown = "/".join(map(str, seeds))
     return say(
         f"The trained methods give different answers to {differ} of {len(answers)} held-out rows "
-        f"(answers{shown}; all of them are in outcomes.jsonl).",
-        f"在 {len(answers)} 行留出数据中，各训练方法对 {differ} 行给出了不同的答案"
-        f"（全部答案见 outcomes.jsonl{shown}）。",
+        f"(shown: seed {shown}; outcomes.jsonl has all answers).",
+        f"在 {len(answers)} 行留出数据中，各训练方法对 {differ} 行给出了不同的答案（此处展示种子 {shown} 的"
+        "答案，全部答案见 outcomes.jsonl）。",
     )
 
 
@@ -77,22 +85,28 @@ def _card(
     evidence: Evidence, arms: Sequence[Arm], scores: dict[str, list[float]], row: int
 ) -> Group:
     held_out = evidence.comparison.held_out[row]
-    values = [scores[arm.method][row] for arm in arms]
-    places = decimals(values)
-    low, high = min(values), max(values)
-    best, worst = (low, high) if evidence.lower_is_better else (high, low)
+    sign = -1 if evidence.lower_is_better else 1
+    methods: dict[str, list[str]] = {}
+    values: dict[str, list[float]] = {}
+    for arm in arms:
+        answer = arm.outcomes[row].answer
+        methods.setdefault(answer, []).append(arm.method)
+        values.setdefault(answer, []).append(scores[arm.method][row])
+    every = [value for found in values.values() for value in found]
+    places, low, high = decimals(every), min(every), max(every)
+    best, worst = (high, low) if sign > 0 else (low, high)
 
-    def mark(value: float) -> Mark:
+    def mark(found: Sequence[float]) -> Mark:
         if best == worst:
             return ""
-        return "good" if value == best else "bad" if value == worst else ""
+        return "good" if best in found else "bad" if worst in found else ""
 
     rows = tuple(
         Row(
-            (arm.method, _cut(arm.outcomes[row].answer), number(value, places)),
-            mark(value),
+            (listed(methods[answer]), _cut(answer), _scores(values[answer], places)),
+            mark(values[answer]),
         )
-        for arm, value in zip(arms, values, strict=True)
+        for answer in sorted(methods, key=lambda answer: -sign * statistics.fmean(values[answer]))
     )
     place = f"{held_out.file}:{held_out.line}"
     return Group(
@@ -107,7 +121,7 @@ def _card(
             Table(
                 say(f"Answers to {place}", f"{place} 的答案"),
                 (
-                    Column(say("method", "方法")),
+                    Column(say("methods", "方法")),
                     Column(say("answer", "答案")),
                     Column(metric_name(evidence.metric), numeric=True),
                 ),
@@ -115,6 +129,12 @@ def _card(
             ),
         ),
     )
+
+
+def _scores(values: Sequence[float], places: int) -> str:
+    """The score of an answer; a range where it differs between methods, as a loss does."""
+    low, high = number(min(values), places), number(max(values), places)
+    return low if low == high else f"{low}–{high}"
 
 
 def _cut(text: str) -> str:

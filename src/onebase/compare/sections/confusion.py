@@ -1,8 +1,6 @@
 """Confusion matrices of a classification: which label each method takes for which."""
 
-from collections import Counter
-from collections.abc import Sequence
-
+from onebase.compare.classification import ConfusionMatrix
 from onebase.compare.document import Block, Column, Group, Row, Section, Table
 from onebase.compare.evidence import Evidence
 from onebase.compare.quantity import MISSING, plural
@@ -11,58 +9,47 @@ from onebase.language import say
 _WIDEST = 12  # labels of a matrix; with more, the most frequent confusions are listed
 _LISTED = 15
 
-Confusion = Counter[tuple[str, str]]
-
 
 def confusion_section(evidence: Evidence) -> Section | None:
     """The confusions of every method, its seeds together; None for a generation."""
-    comparison = evidence.comparison
-    if comparison.kind != "classification" or not evidence.ranked:
+    if evidence.comparison.kind != "classification" or not evidence.ranked:
         return None
-    confusions = {name: confusion(evidence, name) for name in evidence.ranked}
-    labels = list(dict.fromkeys(row.reference for row in comparison.held_out))
-    # An answer that is no reference of any row has a column of its own.
-    answers = sorted({answer for counts in confusions.values() for _, answer in counts})
-    columns = [*labels, *(answer for answer in answers if answer not in labels)]
-    if len(columns) <= _WIDEST:
-        blocks = [
-            Group(name, (_matrix(name, confusions[name], labels, columns),), detail=True)
-            for name in evidence.ranked
-        ]
-    else:
-        blocks = [
-            Group(name, (_most_confused(name, confusions[name]),), detail=True)
-            for name in evidence.ranked
-        ]
-    shown: tuple[Block, ...] = tuple(blocks)
-    return Section(
-        "confusion", say("Confusion matrices", "混淆矩阵"), _lead(evidence, confusions), shown
-    )
+    matrices = {name: _matrix_of(evidence, name) for name in evidence.ranked}
+    wide = max(len(matrix.labels) for matrix in matrices.values()) > _WIDEST
+    table = _most_confused if wide else _whole
+    blocks: list[Block] = [
+        Group(name, (table(name, matrix),), detail=True) for name, matrix in matrices.items()
+    ]
+    lead = _lead(evidence.ranked[0], matrices[evidence.ranked[0]])
+    return Section("confusion", say("Confusion matrices", "混淆矩阵"), lead, tuple(blocks))
 
 
-def confusion(evidence: Evidence, method: str) -> Confusion:
-    """How often each (reference, answer) occurred, over the rows and seeds of a method."""
-    comparison = evidence.comparison
-    return Counter(
-        (row.reference, outcome.answer)
-        for arm in comparison.arms_of(method)
-        for row, outcome in zip(comparison.held_out, arm.outcomes, strict=True)
-    )
+def _matrix_of(evidence: Evidence, method: str) -> ConfusionMatrix:
+    """The matrix over the rows and seeds of a method, the labels in the order of the rows."""
+    rows = evidence.comparison.held_out
+    arms = evidence.comparison.arms_of(method)
+    labels = list(dict.fromkeys(row.reference for row in rows))
+    answers = [outcome.answer for arm in arms for outcome in arm.outcomes]
+    return ConfusionMatrix.of(answers, [row.reference for row in rows] * len(arms), labels)
 
 
-def _wrong(counts: Confusion) -> list[tuple[tuple[str, str], int]]:
-    """The confusions alone, the most frequent first."""
-    wrong = [(pair, count) for pair, count in counts.items() if pair[0] != pair[1]]
-    return sorted(wrong, key=lambda item: (-item[1], item[0]))
+def _wrong(matrix: ConfusionMatrix) -> list[tuple[int, str, str]]:
+    """The confusions: count, reference and answer; the most frequent first."""
+    wrong = [
+        (count, reference, answer)
+        for reference, counts in zip(matrix.labels, matrix.counts, strict=True)
+        for answer, count in zip(matrix.labels, counts, strict=True)
+        if count and reference != answer
+    ]
+    return sorted(wrong, key=lambda item: (-item[0], *item[1:]))
 
 
-def _lead(evidence: Evidence, confusions: dict[str, Confusion]) -> str:
-    method = evidence.ranked[0]
-    wrong = _wrong(confusions[method])
+def _lead(method: str, matrix: ConfusionMatrix) -> str:
+    wrong = _wrong(matrix)
     if not wrong:
         return say(f"{method} confuses no label.", f"{method} 没有混淆任何标签。")
-    (reference, answer), count = wrong[0]
-    total = sum(confusions[method].values())
+    count, reference, answer = wrong[0]
+    total = sum(map(sum, matrix.counts))
     return say(
         f"{method} most often takes “{reference}” for “{answer}”: {plural(count, 'answer', 'answers')} "
         f"of {total:,}.",
@@ -70,27 +57,28 @@ def _lead(evidence: Evidence, confusions: dict[str, Confusion]) -> str:
     )
 
 
-def _matrix(method: str, counts: Confusion, labels: Sequence[str], columns: Sequence[str]) -> Table:
+def _whole(method: str, matrix: ConfusionMatrix) -> Table:
     rows = tuple(
-        Row((label, *(str(counts[label, answer] or "·") for answer in columns))) for label in labels
+        Row((label, *(str(count or "·") for count in counts)))
+        for label, counts in zip(matrix.labels, matrix.counts, strict=True)
+        if any(counts)  # an answer that is no reference of any row has a column alone
     )
     return Table(
         say(
-            f"{method}: references in rows, answers in columns",
-            f"{method}：行为参考标签，列为回答",
+            f"{method}: references in rows, answers in columns", f"{method}：行为参考标签，列为回答"
         ),
         (
             Column(say("reference", "参考标签")),
-            *(Column(answer, numeric=True) for answer in columns),
+            *(Column(label, numeric=True) for label in matrix.labels),
         ),
         rows,
     )
 
 
-def _most_confused(method: str, counts: Confusion) -> Table:
-    wrong = _wrong(counts)
+def _most_confused(method: str, matrix: ConfusionMatrix) -> Table:
+    wrong = _wrong(matrix)
     rows = tuple(
-        Row((reference, answer, str(count))) for (reference, answer), count in wrong[:_LISTED]
+        Row((reference, answer, str(count))) for count, reference, answer in wrong[:_LISTED]
     )
     left = len(wrong) - len(rows)
     return Table(

@@ -88,9 +88,6 @@ def _quality(evidence: Evidence) -> Table:
         for name in method.metrics
         if name != evidence.metric
     )
-    tongues = dict.fromkeys(
-        tongue for method in evidence.methods.values() for tongue in method.forgetting
-    )
     places = {
         name: decimals(method.metrics.get(name, 0.0) for method in evidence.methods.values())
         for name in metrics
@@ -101,7 +98,6 @@ def _quality(evidence: Evidence) -> Table:
             _standing(evidence, method.name),
             *_metric_cells(evidence, method),
             *(number(method.metrics.get(name), places[name]) for name in metrics),
-            *(signed(method.forgetting.get(tongue)) for tongue in tongues),
         ]
 
     return Table(
@@ -113,16 +109,9 @@ def _quality(evidence: Evidence) -> Table:
             Column(say("95 % interval", "95 % 区间"), numeric=True),
             Column(say("seeds: SD", "种子间标准差"), numeric=True),
             *(Column(metric_name(name), numeric=True) for name in metrics),
-            *(
-                Column(
-                    say(f"forgetting, {tongue_name(tongue)}", f"遗忘（{tongue_name(tongue)}）"),
-                    numeric=True,
-                )
-                for tongue in tongues
-            ),
         ),
         _rows(evidence, cells),
-        _quality_note(evidence, bool(tongues)),
+        _quality_note(evidence),
     )
 
 
@@ -139,7 +128,7 @@ def _metric_cells(evidence: Evidence, method: MeasuredMethod) -> list[str]:
     ]
 
 
-def _quality_note(evidence: Evidence, forgetting: bool) -> str:
+def _quality_note(evidence: Evidence) -> str:
     rows, clusters = evidence.summary.rows, evidence.summary.clusters
     text = say(
         f"The interval is over the {rows} held-out rows ({clusters} different inputs), seeds averaged. "
@@ -153,11 +142,6 @@ def _quality_note(evidence: Evidence, forgetting: bool) -> str:
             f" {listed(evidence.references)}: not trained; a method has to beat them.",
             f"{listed(evidence.references)} 未经训练，训练方法必须优于它们。",
         )
-    if forgetting:
-        text += say(
-            " Forgetting is the rise of the loss on neutral text, in nats per token.",
-            "遗忘指中性文本上损失的上升，单位为 nat/词元。",
-        )
     diverged = {
         name: method.diverged for name, method in evidence.methods.items() if method.diverged
     }
@@ -168,10 +152,15 @@ def _quality_note(evidence: Evidence, forgetting: bool) -> str:
 
 
 def _cost(evidence: Evidence) -> Table:
+    tongues = dict.fromkeys(
+        tongue for method in evidence.methods.values() for tongue in method.forgetting
+    )
+
     def cells(method: MeasuredMethod) -> list[str]:
         speed = method.tokens_per_second
         if not method.trained:
-            return [MISSING] * 7 + [_or_missing(speed, lambda value: f"{value:,.0f}")]
+            shown = _or_missing(speed, lambda value: f"{value:,.0f}")
+            return [*[MISSING] * 7, shown, *[MISSING] * len(tongues)]
         return [
             f"{method.trainable:,}",
             percent(method.trainable_percent),
@@ -181,6 +170,7 @@ def _cost(evidence: Evidence) -> Table:
             size(method.adapter_bytes),
             _or_missing(method.load_seconds, duration),
             _or_missing(speed, lambda value: f"{value:,.0f}"),
+            *(signed(method.forgetting.get(tongue)) for tongue in tongues),
         ]
 
     titles = (
@@ -192,16 +182,20 @@ def _cost(evidence: Evidence) -> Table:
         say("adapter size", "适配器大小"),
         say("load time", "加载时间"),
         say("tokens/s", "词元/秒"),
+        *(
+            say(f"forgetting, {tongue_name(tongue)}", f"遗忘（{tongue_name(tongue)}）")
+            for tongue in tongues
+        ),
     )
     return Table(
         say("What each method takes", "各方法的开销"),
         (Column(say("method", "方法")), *(Column(title, numeric=True) for title in titles)),
         _rows(evidence, cells),
-        _cost_note(evidence),
+        _cost_note(evidence, bool(tongues)),
     )
 
 
-def _cost_note(evidence: Evidence) -> str:
+def _cost_note(evidence: Evidence, forgetting: bool) -> str:
     seeds = sorted(
         {
             arm.seed
@@ -209,17 +203,24 @@ def _cost_note(evidence: Evidence) -> str:
             if arm.cost is not None and arm.seed is not None
         }
     )
-    if not seeds:
-        return say(
+    shown = listed(map(str, seeds))
+    if seeds:
+        text = say(
+            "Memory and time are of a process that trains this method alone, loading included, not a "
+            f"share of the joint run (seed {shown}).",
+            f"内存和时间来自只训练该方法的独立进程（含加载），不是联合训练中的分摊值（种子 {shown}）。",
+        )
+    else:
+        text = say(
             "Memory and time of a method alone were not measured.", "未测量单独训练时的内存和时间。"
         )
-    shown = listed(map(str, seeds))
-    return say(
-        "Memory and time are of a process that trains this method alone, loading included, not a share "
-        f"of the joint run (seed {shown}). Tokens/s is the speed of answering.",
-        f"内存和时间来自只训练该方法的独立进程（含加载），不是联合训练中的分摊值（种子 {shown}）。"
-        "词元/秒为回答时的速度。",
-    )
+    text += say(" Tokens/s is the speed of answering.", "词元/秒为回答时的速度。")
+    if forgetting:
+        text += say(
+            " Forgetting is the rise of the loss on neutral text, in nats per token.",
+            "遗忘指中性文本上损失的上升，单位为 nat/词元。",
+        )
+    return text
 
 
 def _or_missing(value: float | None, text: Callable[[float], str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from onebase.compare.document import Block, Paragraph, Plot, Section
 from onebase.compare.evidence import Evidence, front
 from onebase.compare.measured_method import MeasuredMethod
-from onebase.compare.metric_name import direction_note, metric_name
+from onebase.compare.metric_name import direction_note, metric_in_chinese, metric_name
 from onebase.compare.plots import Line, Point, cost_plot, curve_plot, short
 from onebase.compare.quantity import duration, listed, number, size
 from onebase.compare.result import BASE, EXAMPLES, Arm, CurvePoint
@@ -79,13 +79,13 @@ def _lead(evidence: Evidence) -> str:
         point.name: (point.cost, point.mean)
         for point in _points(evidence, lambda method: method.peak_memory_bytes)
     }
-    best = front(points, evidence.metric)
+    best = front(points, lower_is_better=evidence.lower_is_better)
     if not best or evidence.summary.direction == "neutral":
         return say("The curves of every method that was trained.", "各训练方法的曲线。")
     names = listed(best)
     return say(
         f"For quality against memory, the Pareto front is {names}, the cheapest first.",
-        f"质量与内存的帕累托前沿（从省到费）：{names}。",
+        f"质量与内存的帕累托前沿（按成本从低到高）：{names}。",
     )
 
 
@@ -115,14 +115,17 @@ def _against(
     best = (
         []
         if evidence.summary.direction == "neutral"
-        else front({point.name: (point.cost, point.mean) for point in points}, metric)
+        else front(
+            {point.name: (point.cost, point.mean) for point in points},
+            lower_is_better=evidence.lower_is_better,
+        )
     )
-    label = metric_name(metric) + direction_note(metric)
+    label = metric_name(metric) + direction_note(evidence.summary.direction)
     svg = cost_plot(
         points,
         best,
         {name: evidence.mean(name) for name in evidence.references},
-        metric=metric,
+        lower_is_better=evidence.lower_is_better,
         colour_of=_colours(evidence),
         cost_label=cost_label,
         metric_label=label,
@@ -137,7 +140,7 @@ def _against(
     alt = say(
         f"{title}. Each method with its {cost_label} and {metric_name(metric)}: {values}. "
         f"Pareto front: {listed(best)}.",
-        f"{title}。各方法的{cost_label}与{metric_name(metric)}：{values}。帕累托前沿：{listed(best)}。",
+        f"{title}。各方法的{cost_label}与{metric_in_chinese(metric).rstrip()}：{values}。帕累托前沿：{listed(best)}。",
     )
     return Plot(name, title, alt, svg)
 

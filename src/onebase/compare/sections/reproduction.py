@@ -8,7 +8,7 @@ import yaml
 from onebase.compare.document import Block, Column, Facts, Listing, Row, Section, Table
 from onebase.compare.evidence import Evidence
 from onebase.compare.quantity import MISSING, duration, listed, percent, plural
-from onebase.compare.result import Comparison
+from onebase.compare.result import Arm, Comparison
 from onebase.language import say
 
 _PHASES = {
@@ -138,28 +138,35 @@ def _time(comparison: Comparison) -> Table:
 
 
 def _runs(comparison: Comparison) -> Table:
-    """The settings of every arm, and the run that measured it."""
+    """The settings of every method, its seeds, and the runs that measured it."""
+    groups: dict[tuple[str, str], list[Arm]] = {}
+    for arm in comparison.arms:
+        groups.setdefault((arm.method, _settings(arm.settings)), []).append(arm)
     rows = tuple(
         Row(
             (
-                arm.method,
-                MISSING if arm.seed is None else str(arm.seed),
-                _settings(arm.settings),
-                arm.run + (say(" (reused)", "（复用）") if arm.reused else ""),
+                method,
+                listed(str(arm.seed) for arm in arms if arm.seed is not None) or MISSING,
+                settings,
+                listed(dict.fromkeys(map(_run, arms))),
             )
         )
-        for arm in comparison.arms
+        for (method, settings), arms in groups.items()
     )
     return Table(
         say("Settings and runs", "设置与运行"),
         (
             Column(say("method", "方法")),
-            Column(say("seed", "种子"), numeric=True),
+            Column(say("seeds", "种子")),
             Column(say("settings", "设置")),
             Column(say("run", "运行")),
         ),
         rows,
     )
+
+
+def _run(arm: Arm) -> str:
+    return arm.run + (say(" (reused)", "（复用）") if arm.reused else "")
 
 
 def _settings(settings: Mapping[str, object]) -> str:

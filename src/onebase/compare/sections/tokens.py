@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onebase.compare.document import Column, Paragraph, Row, Section, Table
 from onebase.compare.evidence import Evidence
 from onebase.compare.measured_method import MeasuredMethod
-from onebase.compare.quantity import MISSING, number
+from onebase.compare.quantity import MISSING, joined, number
 from onebase.language import say
 
 # The parts of the way from the first loss to the lowest one at which the levels lie.
@@ -24,13 +24,16 @@ def tokens_section(evidence: Evidence) -> Section:
         return Section("tokens", title, lead)
     order = sorted(methods, key=lambda method: _key(method, levels))
     columns = [Column(say("method", "方法"))]
-    columns += [Column(f"≤ {number(level)}", numeric=True) for level in levels]
+    columns += [Column(f"≤\u00a0{number(level)}", numeric=True) for level in levels]
     rows = tuple(
         Row((method.name, *(_cell(method.tokens_to(level)) for level in levels)))
         for method in order
     )
     table = Table(
-        say("Tokens of training until the validation loss", "验证损失首次达到该水平时的训练词元数"),
+        say(
+            "Tokens of training until the validation loss is at most this",
+            "验证损失首次不高于该值时的训练词元数",
+        ),
         tuple(columns),
         rows,
         say(
@@ -89,10 +92,11 @@ def _lead(methods: Sequence[MeasuredMethod], levels: Sequence[float]) -> str:
             f"No method reaches a validation loss of {number(level)} in most of its seeds.",
             f"没有方法能在多数种子下达到 {number(level)} 的验证损失。",
         )
-    name = methods[0].name
+    names = [method.name for method in methods if _median(method.tokens_to(level)) == median]
     return say(
-        f"{name} needs the fewest tokens to a validation loss of {number(level)}: {median:,.0f}.",
-        f"{name} 达到 {number(level)} 的验证损失所需词元最少：{median:,.0f}。",
+        f"{joined(names)} {'needs' if len(names) == 1 else 'need'} the fewest tokens to a validation "
+        f"loss of {number(level)}: {median:,.0f}.",
+        f"{joined(names)} 达到 {number(level)} 的验证损失所需词元最少：{median:,.0f}。",
     )
 
 

@@ -5,17 +5,26 @@ from collections.abc import Callable
 from onebase.compare.document import Block, Paragraph, Section
 from onebase.compare.evidence import Evidence
 from onebase.compare.measured_method import MeasuredMethod
-from onebase.compare.metric_name import direction_note, metric_name
-from onebase.compare.quantity import duration, interval, listed, number, size
+from onebase.compare.metric_name import direction_note, metric_in_chinese, metric_name
+from onebase.compare.quantity import duration, interval, joined, number, size
 from onebase.compare.result import BASE, EXAMPLES
 from onebase.language import say
+
+# A cost, how it is printed, and its name after "the least".
+_COSTS: tuple[
+    tuple[Callable[[MeasuredMethod], float | None], Callable[[float], str], str, str], ...
+] = (
+    (lambda method: method.peak_memory_bytes, size, "memory", "占用内存最少"),
+    (lambda method: method.seconds, duration, "training time", "训练时间最短"),
+    (lambda method: method.adapter_bytes, size, "disk space", "占用磁盘最少"),
+)
 
 
 def verdict_section(evidence: Evidence) -> Section:
     """The section that a hurried reader reads."""
     texts = [_base(evidence), _cheapest(evidence), *evidence.summary.notes(), _settings(evidence)]
     if evidence.diverged:
-        names = listed(evidence.diverged)
+        names = joined(evidence.diverged)
         texts.append(
             say(
                 f"Training diverged in every seed of {names}: there is nothing to compare.",
@@ -24,13 +33,6 @@ def verdict_section(evidence: Evidence) -> Section:
         )
     blocks: list[Block] = [Paragraph(text) for text in texts if text]
     return Section("verdict", say("Verdict", "结论"), _lead(evidence), tuple(blocks))
-
-
-def with_interval(evidence: Evidence, method: str) -> str:
-    """`accuracy 0.912 [0.874, 0.950]`."""
-    found = evidence.summary.intervals[method]
-    shown = interval(found.low, found.high, evidence.places)
-    return f"{metric_name(evidence.metric)} {number(found.mean, evidence.places)} {shown}"
 
 
 def _lead(evidence: Evidence) -> str:
@@ -45,20 +47,27 @@ def _lead(evidence: Evidence) -> str:
             f"There is no best method: no value of {name} is better than another.",
             f"没有最佳方法：指标“{name}”的数值没有好坏之分。",
         )
-    best = with_interval(evidence, verdict.best)
-    note = direction_note(evidence.metric)
+    name, name_zh = metric_name(evidence.metric), metric_in_chinese(evidence.metric)
+    best = _with_interval(evidence, verdict.best) + direction_note(evidence.summary.direction)
     if verdict.winner:
         return say(
-            f"{verdict.winner} is the best: {best}{note}; every other method is worse by the paired "
-            "test.",
-            f"{verdict.winner} 最好：{best}{note}；经配对检验，其余方法都更差。",
+            f"{verdict.winner} is the best: its mean {name} is {best}, and every other method is worse "
+            "by the paired test.",
+            f"{verdict.winner} 最好：平均{name_zh}为 {best}；经配对检验，其余方法都更差。",
         )
-    others = listed(name for name in verdict.tied if name != verdict.best)
+    others = joined(method for method in verdict.tied if method != verdict.best)
     return say(
-        f"{verdict.best} has the best mean ({best}{note}), but the held-out rows cannot tell it from "
+        f"{verdict.best} has the best mean {name}, {best}, but the held-out rows cannot tell it from "
         f"{others}.",
-        f"{verdict.best} 的均值最好（{best}{note}），但留出数据不足以把它与 {others} 区分开。",
+        f"{verdict.best} 的平均{name_zh}最好，为 {best}，但留出数据不足以把它与 {others} 区分开。",
     )
+
+
+def _with_interval(evidence: Evidence, method: str) -> str:
+    """`0.912 [0.874, 0.950]`."""
+    found = evidence.summary.intervals[method]
+    shown = interval(found.low, found.high, evidence.places)
+    return f"{number(found.mean, evidence.places)} {shown}"
 
 
 def _base(evidence: Evidence) -> str:
@@ -69,8 +78,9 @@ def _base(evidence: Evidence) -> str:
         return ""
     en = " and ".join(names[name][0] for name in tied)
     return say(
-        f"The tied set holds {en}: these rows do not show that any training was worth its cost.",
-        f"并列组中包含{'、'.join(names[name][1] for name in tied)}：这些数据不能证明训练值得付出成本。",
+        f"{en[0].upper()}{en[1:]} {'is' if len(tied) == 1 else 'are'} in the tied set: these rows do not "
+        "show that training is worth its cost.",
+        f"{'和'.join(names[name][1] for name in tied)}也在并列组中：这些数据不能证明训练值得付出成本。",
     )
 
 
@@ -83,33 +93,21 @@ def _cheapest(evidence: Evidence) -> str:
     ]
     if len(methods) < 2:
         return ""
-    least = [
-        _least(methods, lambda method: method.peak_memory_bytes, size, "memory", "内存"),
-        _least(methods, lambda method: method.seconds, duration, "training time", "训练时间"),
-        _least(methods, lambda method: method.adapter_bytes, size, "disk space", "磁盘空间"),
+    least: dict[str, list[str]] = {}
+    for value, text, en, zh in _COSTS:
+        known = [(cost, method.name) for method in methods if (cost := value(method)) is not None]
+        if len(known) == len(methods):
+            cost, name = min(known)
+            least.setdefault(name, []).append(say(f"{en} ({text(cost)})", f"{zh}（{text(cost)}）"))
+    if not least:
+        return ""
+    parts = [
+        say(f"{name} takes the least {joined(found)}", f"{name} {'、'.join(found)}")
+        for name, found in least.items()
     ]
-    found = [text for text in least if text]
-    if not found:
-        return ""
     return say(
-        f"Of the trained methods that are tied, {'; '.join(found)}.",
-        f"在并列的训练方法中，{'；'.join(found)}。",
-    )
-
-
-def _least(
-    methods: list[MeasuredMethod],
-    cost: Callable[[MeasuredMethod], float | None],
-    text: Callable[[float], str],
-    en: str,
-    zh: str,
-) -> str:
-    known = [(value, method.name) for method in methods if (value := cost(method)) is not None]
-    if len(known) < len(methods):
-        return ""
-    value, name = min(known)
-    return say(
-        f"{name} takes the least {en} ({text(value)})", f"{name} 占用的{zh}最少（{text(value)}）"
+        f"Of the trained methods that are tied, {joined(parts)}.",
+        f"在并列的训练方法中，{'；'.join(parts)}。",
     )
 
 
