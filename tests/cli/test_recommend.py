@@ -66,7 +66,7 @@ def test_for_a_person(onebase: Run) -> None:
     first, *reasons, last = result.out.splitlines()
     assert first == "Recommended: ia3 (epochs=5)"
     assert all(line.startswith("- ") for line in reasons)
-    assert "- ia3 has the smallest adapter: ia3 120 kB, lora 3.4 MB." in reasons
+    assert "- ia3 has the smallest adapter: ia3 120 kB, lora 3.40 MB." in reasons
     assert last.startswith("Next: onebase train --task mood ")
     chinese = onebase("recommend", "--goal", "size", "--lang", "zh")
     first, *reasons, last = chinese.out.splitlines()

@@ -24,7 +24,8 @@ def caveats(evidence: Evidence, machine: Mapping[str, Any]) -> list[str]:
                 "各方法均使用默认设置；换用其他设置，优劣可能不同。",
             )
         )
-    if single := [name for name in compared if len(evidence.methods[name].arms) == 1]:
+    single = [name for name in compared if len(evidence.methods[name].arms) == 1]
+    if single and single != compared:  # the statistics say it of all
         found.append(
             say(
                 f"Trained with one seed: {listed(single)}. How far seeds differ is unknown.",

@@ -148,16 +148,11 @@ def _no_gain(
         *(rests_on(evidence, reference) for reference in evidence.references),
         *excluded.values(),
         *notes,
+        say(
+            "Compare again with more rows, which show smaller differences, or with other settings.",
+            "请用更多数据（可分辨更小的差异）或换用其他设置，重新对比。",
+        ),
     ]
-    if detectable := evidence.summary.verdict.detectable:
-        rows = detectable.rows_for_half
-        reasons.append(
-            say(
-                f"Compare again with more rows: about {rows:,} held-out rows show half of the "
-                "difference that these can.",
-                f"请用更多数据重新对比：约 {rows:,} 行留出数据可分辨的差异是现在的一半。",
-            )
-        )
     reasons += _planned(planner, asked, ())
     return declined(
         reasons, runs(evidence), compare_command(asked, (), question.workspace), excluded
