@@ -1,6 +1,6 @@
 """False winners, power and the minimum detectable effect in simulated comparisons.
 
-    OMP_NUM_THREADS=1 python bench/winners.py [--comparisons 1000]
+    OMP_NUM_THREADS=1 python bench/winners.py [--comparisons 1000] [--only equal|power|detectable]
 
 Five methods on the same rows. Row and method have normal latent variables; those of a row are shared by all
 methods (correlation .8 between methods, as adapters of one base make the same mistakes), and the rows of a cluster have an
@@ -136,7 +136,8 @@ def power(sets: int) -> None:
 
 
 def detectable(sets: int) -> None:
-    """The effect is estimated on one set of rows with equal methods and tried on another one."""
+    """The effect is estimated on one set of rows with equal methods and tried on others."""
+    sets = sets // 4
     print(
         "| metric | n | clustered | pairs | stated effect (median) | found |\n|---|---|---|---|---|---|"
     )
@@ -180,16 +181,22 @@ def detectable(sets: int) -> None:
                     )
 
 
+PARTS = {
+    "equal": ("Five equal methods", equal_methods),
+    "power": ("One method is better than the other four", power),
+    "detectable": ("The minimum detectable effect, tried", detectable),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comparisons", type=int, default=1000)
+    parser.add_argument("--only", choices=PARTS, action="append")
     arguments = parser.parse_args()
-    print("Five equal methods\n")
-    equal_methods(arguments.comparisons)
-    print("\nOne method is better than the other four\n")
-    power(arguments.comparisons)
-    print("\nThe minimum detectable effect, tried\n")
-    detectable(arguments.comparisons // 4)
+    for name in arguments.only or PARTS:
+        title, simulate = PARTS[name]
+        print(f"\n{title}\n")
+        simulate(arguments.comparisons)
 
 
 if __name__ == "__main__":
