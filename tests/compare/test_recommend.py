@@ -1,5 +1,6 @@
 """Recommendations: given measurements in, the expected method or the expected refusal out."""
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,14 @@ from onebase.compare.costs import COSTS
 from onebase.compare.evidence import Evidence
 from onebase.compare.grounds import beats_all, better_than, costs
 from onebase.compare.limits import Limits
-from onebase.compare.next_command import Asked
+from onebase.compare.next_command import Asked, recommend_command
 from onebase.compare.preferences import GOALS, PREFERENCES, SCENARIOS, preference_named
 from onebase.compare.recommend import decide, recommend
 from onebase.compare.recommendation import PlannedCost, Question, Recommendation
 from onebase.compare.result import Comparison
 from onebase.errors import UsageError
 from onebase.language import set_language
+from onebase.training.options import TrainOptions
 
 # The base's rows: what a method has to beat.
 BARE = {"base": 0.30, "base+examples": 0.50}
@@ -114,6 +116,9 @@ TABLE = [
              says=("The nearest is p-tuning-v2: peak memory 800 MB, 300 MB over the limit of 500 MB",)),
     Scenario("over one limit or the other", NONE, TIED, limits=at_most(megabytes=900, kilobytes=300),
              says=("The nearest is ia3: peak memory 1.00 GB, 100 MB over",)),
+    Scenario("what diverged is not the nearest", NONE, {**BARE, "lora": .92, "ia3": .75},
+             limits=at_most(megabytes=900), costs=but("lora", megabytes=950), more={"diverged": ["lora"]},
+             says=("The nearest is ia3", "lora: diverged with 1 of 3 seeds; peak memory 950 MB, 50.0 MB over")),
     Scenario("no memory was measured", NONE, {**BARE, "lora": .9}, limits=at_most(megabytes=900),
              costs=but("lora", megabytes=None), says=("cannot be promised",)),
     Scenario("no better than examples", NONE, {**BARE, "lora": .52, "ia3": .50},
@@ -265,6 +270,35 @@ def test_what_to_run_where_the_limits_are_too_low(
     if made.next.startswith("onebase recommend"):
         raised = at_most(megabytes=600, seconds=300)
         assert asked([compared(accuracy)], limits=raised).method == "qlora"
+
+
+def test_a_limit_is_rounded_up() -> None:
+    limits = at_most(megabytes=600.2, seconds=59.1, kilobytes=1.5)
+    assert recommend_command("my task", limits, "balance", Workspace()) == (
+        "onebase recommend --task 'my task' --memory 601MB --time 60s --adapter-size 2KB "
+        "--scenario balance"
+    )
+
+
+def test_all_is_compared_again_where_a_cost_was_not_measured() -> None:
+    unmeasured = {**but("lora", megabytes=None), **but("ia3", megabytes=None)}
+    made = asked([compared({**BARE, "lora": 0.9}, unmeasured)], limits=at_most(megabytes=900))
+    assert made.next.startswith("onebase compare ")
+    assert "--methods" not in made.next
+
+
+def test_defaults_are_not_typed() -> None:
+    comparison = compared({**BARE, "lora": 0.9})
+    settings = {
+        "epochs": TrainOptions().epochs,
+        "learning_rate": METHODS["lora"].learning_rate,
+        "rank": 3,
+        "seed": None,
+    }
+    arms = tuple(replace(arm, settings=settings) for arm in comparison.arms)
+    made = asked([replace(comparison, arms=arms)])
+    assert made.settings == settings
+    assert re.findall(r"--set (\S+)", made.next) == ["rank=3"]
 
 
 def test_the_same_options_again() -> None:
