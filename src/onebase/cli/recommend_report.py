@@ -10,6 +10,7 @@ from onebase.cli.session import Session, note
 from onebase.cli.units import byte_count, settings_text
 from onebase.compare.limits import Limits
 from onebase.compare.next_command import Asked, changed_settings
+from onebase.compare.planned_arm import machine
 from onebase.compare.recommend import recommend
 from onebase.compare.recommendation import PlannedCost, Question, Recommendation
 from onebase.compare.record import FILE, load
@@ -60,7 +61,9 @@ def recommended(
     known = _trained_before(session.workspace, task) if data is None else None
     if data is not None:
         known = Asked(task or "TASK", data, base)
-    question = Question(task, limits, preference, base, known, workspace=session.workspace)
+    question = Question(
+        task, limits, preference, base, known, machine=machine(), workspace=session.workspace
+    )
 
     def planner(asked: Asked, methods: Sequence[str]) -> PlannedCost | None:
         return _estimate(asked, methods, session.workspace)

@@ -10,19 +10,20 @@ from typing import Any
 from onebase.adapters.methods import METHODS, parts_of
 from onebase.adapters.workspace import Workspace
 from onebase.compare.limits import Limits
+from onebase.compare.options import CompareOptions
 from onebase.compare.preferences import GOALS
 from onebase.compare.result import Comparison
 from onebase.runs.resume import path_from
 from onebase.training.options import TrainOptions
 
-# The options of `onebase compare` by their names in a config, and what they are without being given.
+# The options of `onebase compare` by their names in a config.
 _COMPARE_OPTIONS = {
-    "seeds": ("--seeds", 3),
-    "share": ("--share", 0.3),
-    "examples": ("--examples", None),
-    "metric": ("--metric", None),
-    "user_metric": ("--score", None),
-    "answer_tokens": ("--answer-tokens", 64),
+    "seeds": "--seeds",
+    "share": "--share",
+    "examples": "--examples",
+    "metric": "--metric",
+    "user_metric": "--score",
+    "answer_tokens": "--answer-tokens",
 }
 
 
@@ -107,7 +108,8 @@ def compare_command(asked: Asked, methods: Sequence[str], workspace: Workspace) 
     """A comparison of these methods, of all of them where none is named."""
     task, data = shlex.quote(asked.task), shlex.quote(asked.data)
     more = asked.words() + _set(asked.job.get("set") or {})
-    for key, (option, default) in _COMPARE_OPTIONS.items():
+    for key, option in _COMPARE_OPTIONS.items():
+        default = getattr(CompareOptions, key)
         value = asked.compared.get(key, default)
         if value != default:
             more += f" {option} {shlex.quote(str(value))}"
