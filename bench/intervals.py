@@ -15,9 +15,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import beta, binom, norm
 
-from onebase.compare.blaker import blaker_interval
-from onebase.compare.clusters import Clusters
-from onebase.compare.intervals import mean_intervals
+from onebase.compare.statistics.blaker import blaker_interval
+from onebase.compare.statistics.clusters import Clusters
+from onebase.compare.statistics.intervals import mean_intervals
 
 ROWS = (12, 40, 200, 1000)
 CORRELATIONS = (0.1, 0.3, 0.6)

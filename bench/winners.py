@@ -16,10 +16,10 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import norm
 
-from onebase.compare.clusters import Clusters
-from onebase.compare.paired import LEVEL, holm
-from onebase.compare.paired_power import PairedSpread
-from onebase.compare.sign_flips import SignFlipTest
+from onebase.compare.statistics.clusters import Clusters
+from onebase.compare.statistics.paired import LEVEL, holm
+from onebase.compare.statistics.paired_power import PairedSpread
+from onebase.compare.statistics.sign_flips import SignFlipTest
 
 METHODS = 5
 PAIRS = list(combinations(range(METHODS), 2))

@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "onebase"
 # Lowest first. A package imports itself and what stands on a lower line, nothing beside it.
 LAYERS = (
     {"language"},
-    {"errors"},
+    {"errors", "quantity"},
     {"data"},
     {"model"},
     {"adapters"},

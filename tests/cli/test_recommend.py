@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.compare.comparison_builder import compared
 
-from onebase.compare.preferences import GOALS, SCENARIOS
+from onebase.compare.recommend.preferences import GOALS, SCENARIOS
 from onebase.compare.record import save
 from onebase.compare.result import Comparison
 from onebase.planning import plan as planning

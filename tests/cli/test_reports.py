@@ -7,16 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from onebase.cli.units import (
-    aligned,
-    duration,
-    loss_change,
-    moment,
-    options_text,
-    settings_text,
-    size,
-    wrapped,
-)
+from onebase.cli.units import aligned, loss_change, moment, options_text, settings_text, wrapped
+from onebase.quantity import duration, size
 
 RAW = re.compile(r"_bytes|\b[a-z]+_[a-z_]+: |\b\d{7,}\b(?!-)|\bTrue\b|\bFalse\b|\bNone\b|\{'|\['")
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from onebase.compare.document import Document
 from onebase.compare.evidence import Evidence
-from onebase.compare.report import report_document
+from onebase.compare.report.document import Document
+from onebase.compare.report.report import report_document
 from onebase.compare.result import (
     BASE,
     EXAMPLES,

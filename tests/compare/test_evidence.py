@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from onebase.compare.evidence import Evidence, front
-from onebase.compare.intervals import Interval
-from onebase.compare.paired import Pair
+from onebase.compare.statistics.intervals import Interval
+from onebase.compare.statistics.paired import Pair
 
 
 def judged(evidence: Evidence, difference: float, p_holm: float, direction: str = "higher"):

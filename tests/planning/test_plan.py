@@ -15,7 +15,7 @@ from onebase.model.base import Base
 from onebase.model.precision import choose
 from onebase.model.sizes import sizes_of
 from onebase.planning import plan as planning
-from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, gigabytes, memory_advice
+from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, memory_advice
 from onebase.planning.plan import plan, seconds_of
 from onebase.training.job import Job
 
@@ -257,11 +257,6 @@ def test_in_chinese(job: Job, tiny_folder: Path, tried, room) -> None:
     made = plan([job], base=str(tiny_folder))
     texts = [*made.advice, made.error().message, *advice(replace(job, method="full"))]
     assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in texts)
-
-
-def test_bytes_for_people() -> None:
-    assert gigabytes(1_650_000_000) == "1.6 GB"
-    assert gigabytes(85_400_000) == "85 MB"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])

@@ -6,8 +6,9 @@ from typing import Any
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
 from onebase.cli.session import suggestion
-from onebase.cli.units import aligned, listed, loss_change, moment, options_text, size, wrapped
+from onebase.cli.units import aligned, loss_change, moment, options_text, wrapped
 from onebase.language import say
+from onebase.quantity import listed, size
 
 
 def adapter_lines(item: StoredAdapter, workspace: Workspace) -> list[str]:

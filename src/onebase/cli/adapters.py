@@ -8,9 +8,9 @@ import typer
 from onebase.adapters.store import StoredAdapter, check_task_name
 from onebase.cli.options import BaseOption, SessionFlags
 from onebase.cli.session import begin, note_all, suggestion
-from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.quantity import size
 
 adapters_app = typer.Typer(help="The tasks and their versions.")
 Name = Annotated[str, typer.Argument(help="task or task@version")]

@@ -6,13 +6,13 @@ from onebase.cli.options import LearningFlags
 from onebase.cli.session import Session
 from onebase.cli.units import aligned
 from onebase.compare.compare import compare, resume_comparison
-from onebase.compare.document import Paragraph, Table
 from onebase.compare.evidence import Evidence
 from onebase.compare.options import CompareOptions
+from onebase.compare.report.document import Paragraph, Table
+from onebase.compare.report.sections.methods import methods_section
+from onebase.compare.report.sections.verdict import verdict_section
+from onebase.compare.report.tables import report_json
 from onebase.compare.result import Comparison
-from onebase.compare.sections.methods import methods_section
-from onebase.compare.sections.verdict import verdict_section
-from onebase.compare.tables import report_json
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from onebase.adapters.workspace import Workspace
-from onebase.cli.units import listed, plural
 from onebase.data.check import CheckReport, check
 from onebase.data.columns import columns_of
 from onebase.data.example import Dataset
@@ -19,6 +18,7 @@ from onebase.language import say
 from onebase.model.eos import named_ends
 from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.tokenizer import read_tokenizer
+from onebase.quantity import listed, plural
 
 _SHOWN = 10  # items of a list
 

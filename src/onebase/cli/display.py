@@ -16,9 +16,9 @@ from onebase.adapters.workspace import Workspace
 from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
 from onebase.cli.measurements import name_of
 from onebase.cli.session import note
-from onebase.cli.units import duration
 from onebase.errors import OnebaseError
 from onebase.language import say
+from onebase.quantity import duration
 from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import JobStart, Observer
 from onebase.search.leaderboard import ranked

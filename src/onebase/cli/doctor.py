@@ -8,11 +8,11 @@ from typing import Any
 
 from onebase.cli.options import SessionFlags
 from onebase.cli.session import Session, begin
-from onebase.cli.units import listed, plural, size
 from onebase.errors import FolderError, OnebaseError
 from onebase.language import say
 from onebase.model.cache import cached_models, models_folder, require_writable_cache
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.quantity import listed, plural, size
 
 
 def doctor_command(*, flags: SessionFlags) -> None:

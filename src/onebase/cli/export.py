@@ -7,8 +7,8 @@ import typer
 
 from onebase.cli.options import BaseOption, SessionFlags
 from onebase.cli.session import begin, note_all
-from onebase.cli.units import size
 from onebase.language import say
+from onebase.quantity import size
 
 
 def export_command(

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from onebase.cli.options import JobFlags, LearningFlags
-from onebase.cli.units import listed
 from onebase.data.columns import columns_of
 from onebase.errors import UsageError
 from onebase.language import say
+from onebase.quantity import listed
 from onebase.training.job import Job, TaskFile, read_jobs
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from onebase.cli.units import listed
 from onebase.language import say
+from onebase.quantity import listed
 from onebase.search.budget import RacePlan
 from onebase.search.leaderboard import Entry
 

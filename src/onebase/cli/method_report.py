@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 
 from onebase.adapters.methods import ALIASES, METHODS, Method, parts_of
 from onebase.adapters.workspace import Workspace
-from onebase.cli.units import aligned, listed, settings_text
+from onebase.cli.units import aligned, settings_text
 from onebase.language import say
+from onebase.quantity import listed
 from onebase.training.options import TrainOptions
 
 

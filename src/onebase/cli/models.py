@@ -8,10 +8,10 @@ import typer
 
 from onebase.cli.options import SessionFlags
 from onebase.cli.session import begin, note, suggestion
-from onebase.cli.units import size
 from onebase.language import say
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE, EMBEDDED, resolve
+from onebase.quantity import size
 
 model_app = typer.Typer(help="Base models.")
 Name = Annotated[

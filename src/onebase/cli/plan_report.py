@@ -5,10 +5,9 @@ from typing import Any
 import typer
 
 from onebase.cli.session import Session, error_detail
-from onebase.cli.units import duration, listed
 from onebase.language import say
-from onebase.planning.advice import gigabytes
 from onebase.planning.plan import Plan
+from onebase.quantity import duration, listed, size
 
 
 def show_plan(session: Session, made: Plan) -> None:
@@ -47,7 +46,7 @@ def _rows(made: Plan) -> list[list[Any]]:
             None if item.trainable is None else f"{item.trainable:,}",
             None if item.trainable_percent is None else f"{item.trainable_percent:.3g} %",
             item.steps,
-            None if item.adapter_bytes is None else gigabytes(item.adapter_bytes),
+            None if item.adapter_bytes is None else size(item.adapter_bytes),
         ]
         for item in made.tasks
     ]
@@ -63,15 +62,15 @@ def _lines(made: Plan) -> list[str]:
         ),
         "does not fit": say("It does not fit.", "无法训练：资源不足。"),
     }[made.verdict]
-    memory, free = gigabytes(made.memory_bytes), gigabytes(made.available_bytes)
+    memory, free = size(made.memory_bytes), size(made.available_bytes)
     if made.seconds is None:
         estimate = say(
             f"memory (estimate): at least {memory}; free: {free}",
             f"内存（估计）：至少 {memory}；可用：{free}",
         )
         return [estimate, verdict]
-    time, disk = duration(made.seconds), gigabytes(made.disk_bytes or 0)
-    free_disk = gigabytes(made.free_disk_bytes)
+    time, disk = duration(made.seconds), size(made.disk_bytes or 0)
+    free_disk = size(made.free_disk_bytes)
     diverged = listed(made.measured["trouble"])
     warning = say(
         f"{diverged}: its loss exploded or was not finite in the dry run, so the estimates may be off; "

@@ -5,9 +5,9 @@ from pathlib import Path
 from onebase.cli.leaderboard import leaderboard_header, leaderboard_rows
 from onebase.cli.session import Session, note
 from onebase.cli.training import next_command, report_line
-from onebase.cli.units import duration
 from onebase.errors import UsageError
 from onebase.language import say
+from onebase.quantity import duration
 from onebase.search.race import RaceResult
 from onebase.search.space import Space, default_space, read_space
 from onebase.training.job import Job

@@ -47,7 +47,7 @@ def recommend_command(
     It recommends nothing that was not measured: it says what to run instead, and what that takes.
     """
     from onebase.cli.recommend_report import limits_of, recommended, show_recommendation
-    from onebase.compare.preferences import preference_named
+    from onebase.compare.recommend.preferences import preference_named
 
     session = begin(flags)
     preference = preference_named(goal, scenario)

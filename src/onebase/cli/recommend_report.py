@@ -8,11 +8,11 @@ from onebase.adapters.methods import METHODS
 from onebase.adapters.workspace import Workspace
 from onebase.cli.session import Session, note
 from onebase.cli.units import byte_count, settings_text
-from onebase.compare.limits import Limits
-from onebase.compare.next_command import Asked, changed_settings
 from onebase.compare.planned_arm import machine
-from onebase.compare.recommend import recommend
-from onebase.compare.recommendation import PlannedCost, Question, Recommendation
+from onebase.compare.recommend.limits import Limits
+from onebase.compare.recommend.next_command import Asked, changed_settings
+from onebase.compare.recommend.recommend import recommend
+from onebase.compare.recommend.recommendation import PlannedCost, Question, Recommendation
 from onebase.compare.record import FILE, load
 from onebase.compare.result import Comparison
 from onebase.errors import OnebaseError, UsageError

@@ -9,17 +9,10 @@ from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
 from onebase.cli.adapter_report import command_to_use
 from onebase.cli.measurements import name_of
-from onebase.cli.units import (
-    aligned,
-    duration,
-    listed,
-    moment,
-    options_text,
-    settings_text,
-    wrapped,
-)
+from onebase.cli.units import aligned, moment, options_text, settings_text, wrapped
 from onebase.errors import OnebaseError
 from onebase.language import say
+from onebase.quantity import duration, listed
 from onebase.runs.resume import resume_command
 from onebase.runs.run import Run
 

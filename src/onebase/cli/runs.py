@@ -7,8 +7,8 @@ import typer
 from onebase.cli.options import SessionFlags
 from onebase.cli.run_report import run_lines, status_name
 from onebase.cli.session import begin, note
-from onebase.cli.units import listed
 from onebase.language import say
+from onebase.quantity import listed
 from onebase.runs.resume import resume_command
 from onebase.runs.run import RunStore
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from onebase.adapters.full import FULL
 from onebase.cli.loading import load_base_for_answering
 from onebase.cli.session import Session, note
-from onebase.cli.units import listed
 from onebase.engine.engine import Engine
 from onebase.engine.task_bases import trained_on, training_precision
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.fetch import DEFAULT_BASE
+from onebase.quantity import listed
 from onebase.serving.app import create_app
 from onebase.serving.keys import VARIABLE, KeyStore
 from onebase.serving.request_log import log_to

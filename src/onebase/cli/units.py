@@ -3,7 +3,7 @@
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,18 +11,8 @@ from onebase.errors import UsageError
 from onebase.language import say
 
 _LINE = 88  # columns of a long text in a table
-_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
-
-
-def size(count: float) -> str:
-    """Bytes, with powers of ten: `25.3 GB`, `850 kB`, `12 bytes`."""
-    for unit, name in _UNITS:
-        if count >= unit:
-            number = count / unit
-            return f"{number:.0f} {name}" if number >= 100 else f"{number:.1f} {name}"
-    return say(f"{count:.0f} bytes", f"{count:.0f} 字节")
 
 
 def byte_count(option: str, text: str) -> int:
@@ -34,25 +24,6 @@ def byte_count(option: str, text: str) -> int:
             say("Write it like 500MB or 1.5GB.", "请写成 500MB 或 1.5GB 的形式。"),
         )
     return int(float(match[1]) * _FACTORS[match[2].upper()])
-
-
-def plural(count: int, one: str, many: str) -> str:
-    """`1 row`, `2 rows`; thousands are separated."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names separated by the list comma of the current language."""
-    return say(", ", "、").join(names)
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `12 min`, `3.5 h`."""
-    if seconds < 120:
-        return say(f"{seconds:.0f} s", f"{seconds:.0f} 秒")
-    if seconds < 7200:
-        return say(f"{seconds / 60:.0f} min", f"{seconds / 60:.0f} 分钟")
-    return say(f"{seconds / 3600:.1f} h", f"{seconds / 3600:.1f} 小时")
 
 
 def loss_change(before: float, now: float) -> str:

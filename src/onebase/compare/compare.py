@@ -7,13 +7,13 @@ from typing import Any
 from onebase.adapters.workspace import Workspace
 from onebase.compare.data import ComparisonData, comparison_data
 from onebase.compare.measurement import Measurement
+from onebase.compare.metrics.scoring import Scoring
 from onebase.compare.near_duplicates import near_duplicates, near_duplicates_note
 from onebase.compare.options import CompareOptions
 from onebase.compare.planned_arm import machine, planned_arms
 from onebase.compare.record import save
-from onebase.compare.report import write_report
+from onebase.compare.report.report import write_report
 from onebase.compare.result import Comparison
-from onebase.compare.scoring import Scoring
 from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError
 from onebase.language import say

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onebase.compare.measured_method import MeasuredMethod, measured_methods
-from onebase.compare.quantity import decimals
 from onebase.compare.result import Comparison
-from onebase.compare.verdict import MetricSummary, summarise
+from onebase.compare.statistics.verdict import MetricSummary, summarise
+from onebase.quantity import decimals
 
 
 @dataclass(frozen=True)

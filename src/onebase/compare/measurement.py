@@ -23,8 +23,9 @@ from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import resolve
 from onebase.model.sizes import sizes_of
-from onebase.planning.advice import FULL_BYTES, gigabytes
+from onebase.planning.advice import FULL_BYTES
 from onebase.planning.free_memory import free_memory
+from onebase.quantity import size
 from onebase.runs.observer import JobStart
 from onebase.runs.session import RunSession
 from onebase.training.job import Job
@@ -214,8 +215,8 @@ class Measurement:
         if needed > free and any(arm.method == FULL for arm in arms):
             raise CapacityError(
                 say(
-                    f"full takes at least {gigabytes(needed)} of memory, and {gigabytes(free)} are free.",
-                    f"full 至少需要 {gigabytes(needed)} 内存，可用 {gigabytes(free)}。",
+                    f"full takes at least {size(needed)} of memory, and {size(free)} are free.",
+                    f"full 至少需要 {size(needed)} 内存，可用 {size(free)}。",
                 ),
                 say(
                     "Name the other methods with --methods.",

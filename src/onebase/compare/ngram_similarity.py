@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from onebase.compare.segmentation import CHINESE
+from onebase.compare.metrics.segmentation import CHINESE
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float64]

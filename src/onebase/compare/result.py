@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from onebase.compare.metrics import METRICS
+from onebase.compare.metrics.metric import METRICS
 
 BASE = "base"  # the base with its instruction alone
 EXAMPLES = "base+examples"  # the base with examples in its prompt

@@ -13,6 +13,7 @@ from onebase.adapters.methods import parts_of
 from onebase.language import say
 from onebase.model.precision import Precision, choose
 from onebase.model.sizes import Sizes
+from onebase.quantity import size
 from onebase.training.job import Job
 
 # A weight of a trained copy in fp32: itself, its gradient, AdamW's two moments, the best state so far.
@@ -68,17 +69,17 @@ def _of_weights(jobs: Sequence[Job], precision: Precision, sizes: Sizes) -> list
         names, saved = ", ".join(full), FULL_BYTES * sizes.parameters * len(full)
         text = say(
             f"{names}: method lora instead of full learns a small part of the weights (about "
-            f"{gigabytes(saved)} less).",
-            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 {gigabytes(saved)}）。",
+            f"{size(saved)} less).",
+            f"{names}：改用 lora 代替 full，只学习很小一部分参数（约省 {size(saved)}）。",
         )
         return [(saved, text)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     smaller = choose("nf4", device=device, stored=torch.float32)
     saved = sizes.held_in(precision) - sizes.held_in(smaller)
     text = say(
-        f"--precision nf4 holds the base in 4 bits (about {gigabytes(saved)} less); lora on it is "
+        f"--precision nf4 holds the base in 4 bits (about {size(saved)} less); lora on it is "
         "called qlora.",
-        f"--precision nf4：基座以 4 比特存放（约省 {gigabytes(saved)}）；在其上的 lora 即 qlora。",
+        f"--precision nf4：基座以 4 比特存放（约省 {size(saved)}）；在其上的 lora 即 qlora。",
     )
     return [(saved, text)] if saved > 0 else []
 
@@ -103,21 +104,21 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
         saved = _CHECKPOINTED * heaviest.kept
         text = say(
             "gradient_checkpointing=true keeps less of every pass and computes it twice, with the "
-            f"same numbers (about {gigabytes(saved)} less, a third slower).",
+            f"same numbers (about {size(saved)} less, a third slower).",
             "gradient_checkpointing=true：少存中间结果并重算一次，数值不变（约省 "
-            f"{gigabytes(saved)}，约慢三分之一）。",
+            f"{size(saved)}，约慢三分之一）。",
         )
         advice.append((saved, text))
     largest = max(options, key=lambda item: item.batch_size)
     if largest.batch_size > 1 and heaviest.rows > 1:
-        size = min(largest.batch_size, heaviest.rows) // 2
-        turns = -(-largest.batch_size * largest.accumulation // size)
-        saved = heaviest.kept * (1 - size / heaviest.rows)
+        smaller = min(largest.batch_size, heaviest.rows) // 2
+        turns = -(-largest.batch_size * largest.accumulation // smaller)
+        saved = heaviest.kept * (1 - smaller / heaviest.rows)
         text = say(
-            f"batch_size={size} with accumulation={turns} learns from as many rows a step, fewer "
-            f"at a time (about {gigabytes(saved)} less).",
-            f"batch_size={size} 加 accumulation={turns}：每步行数不变，每次处理更少的行（约省 "
-            f"{gigabytes(saved)}）。",
+            f"batch_size={smaller} with accumulation={turns} learns from as many rows a step, fewer "
+            f"at a time (about {size(saved)} less).",
+            f"batch_size={smaller} 加 accumulation={turns}：每步行数不变，每次处理更少的行（约省 "
+            f"{size(saved)}）。",
         )
         advice.append((saved, text))
     shorter = max(8, heaviest.longest // 2)
@@ -125,9 +126,9 @@ def _of_pass(jobs: Sequence[Job], heaviest: Pass) -> list[tuple[float, str]]:
         saved = heaviest.kept * (1 - shorter / heaviest.longest) * _HALF
         text = say(
             f"max_tokens={shorter} cuts the longest rows, now of {heaviest.longest} tokens (about "
-            f"{gigabytes(saved)} less).",
+            f"{size(saved)} less).",
             f"max_tokens={shorter}：截短最长的行（现为 {heaviest.longest} 个词元，约省 "
-            f"{gigabytes(saved)}）。",
+            f"{size(saved)}）。",
         )
         advice.append((saved, text))
     return advice
@@ -148,8 +149,3 @@ def _smallest(jobs: Sequence[Job], precision: Precision) -> str:
         "占用最小的是 p-tuning-v2 加 --precision nf4 和 gradient_checkpointing=true；"
         "否则请释放内存，或换用更小的基座。",
     )
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people: `1.7 GB`, `85 MB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -16,9 +16,10 @@ from onebase.model.fetch import DEFAULT_BASE, resolve
 from onebase.model.precision import Precision, choose
 from onebase.model.sizes import Sizes, sizes_of
 from onebase.model.tokenizer import read_tokenizer
-from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, gigabytes, memory_advice
+from onebase.planning.advice import FULL_BYTES, Pass, disk_advice, memory_advice
 from onebase.planning.dry_run_process import run_dry_run
 from onebase.planning.free_memory import free_disk, free_memory
+from onebase.quantity import size
 from onebase.runs.checkpointer import QUICK_SAVE, SAVING_SHARE
 from onebase.training.job import Job
 from onebase.training.task_data import task_data
@@ -71,13 +72,13 @@ class Plan:
         """The error for a plan that does not fit."""
         disk = self.disk_bytes is not None and self.disk_bytes > self.free_disk_bytes
         if disk and self.memory_bytes <= self.available_bytes:
-            need, free = gigabytes(self.disk_bytes or 0), gigabytes(self.free_disk_bytes)
+            need, free = size(self.disk_bytes or 0), size(self.free_disk_bytes)
             fact = say(
                 f"It takes about {need} of disk, and {free} are free.",
                 f"约需 {need} 磁盘空间，可用 {free}。",
             )
         else:
-            need, free = gigabytes(self.memory_bytes), gigabytes(self.available_bytes)
+            need, free = size(self.memory_bytes), size(self.available_bytes)
             fact = say(
                 f"It takes {self._about} {need} of memory, and {free} are free.",
                 f"{self._about} {need} 内存，可用 {free}。",

@@ -1,0 +1,1 @@
+"""The metrics of a comparison: labels, answers, and the user's own."""

@@ -1,0 +1,1 @@
+"""A recommendation from what comparisons measured."""
