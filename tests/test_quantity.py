@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onebase.compare import quantity
+from onebase import quantity
 from onebase.language import set_language
 
 
