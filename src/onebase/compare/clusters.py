@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 # Few clusters say little about how much alike the rows of one input are. The estimate of the design effect
 # is averaged with that of this correlation, as if PRIOR_CLUSTERS more had shown it; the two were chosen by
 # the coverage of intervals at correlations of .1 to .6 (bench/intervals.py).
-PRIOR_CORRELATION = 0.2
+PRIOR_CORRELATION = 0.22
 PRIOR_CLUSTERS = 6.0
 
 
