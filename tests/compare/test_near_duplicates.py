@@ -98,13 +98,16 @@ def test_texts_too_short_for_an_n_gram() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "similar"), [("It was painted in 1642 by Rembrandt.", True), ("No idea!", False)]
+    ("answer", "similar"),
+    [
+        ("It was painted in 1642 by Rembrandt, and hangs in Amsterdam.", True),
+        ("I can't tell you anything about art, but do ask me about music.", False),
+    ],
 )
-def test_in_a_generation_set_the_answers_must_be_similar_too(answer: str, similar: bool) -> None:
-    training = rows(
-        [("Who painted the Night Watch and when?", "It was painted in 1642 by Rembrandt")], "t"
-    )
-    held_out = rows([("Who painted the Night Watch, and when then?", answer)], "h")
+def test_in_a_generation_set_the_answers_count_too(answer: str, similar: bool) -> None:
+    painted = "It was painted in 1642 by Rembrandt and hangs in Amsterdam!"
+    training = rows([("Who painted the Night Watch?", painted)], "t")
+    held_out = rows([("Who painted the Night Watch then?", answer)], "h")
     assert len(near_duplicates(held_out, training, "classification", 0.7)) == 1
     assert bool(near_duplicates(held_out, training, "generation", 0.7)) == similar
 

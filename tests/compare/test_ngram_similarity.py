@@ -97,4 +97,4 @@ def test_a_threshold_outside_of_0_to_1_is_refused(threshold: float) -> None:
 
 
 def test_half_a_character_is_no_failure() -> None:
-    assert NgramSimilarity(["a \ud83d b"], ["a \ud83d b"]).pairs(0.8)[2] == pytest.approx(1)
+    assert NgramSimilarity(["\ud83d"], ["\ud83d"]).pairs(0.8)[2] == pytest.approx(1)

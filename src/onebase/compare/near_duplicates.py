@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onebase.compare.ngram_similarity import NgramSimilarity
+from onebase.compare.ngram_similarity import NgramSimilarity, normalised
 from onebase.compare.result import Kind, NearDuplicate
 from onebase.data.example import Example
 from onebase.language import say
@@ -24,30 +24,32 @@ def near_duplicates(
     """The held-out rows that nearly repeat a training row, each with the nearest one; the most similar
     first.
 
-    In a classification set the inputs are compared (all turns before the answer). In a generation set the
-    answers must be similar too, and the smaller similarity counts, because where inputs follow a template
-    they are all alike; the same input counts as 1 whatever the answers.
+    Rows of a classification set are compared by their inputs (all turns before the answer), those of a
+    generation set by input and answer together: where inputs follow a template, they are all alike. The
+    same input (`normalised`) counts as 1, whatever the answers.
     """
     if not held_out or not training:
         return ()
-    inputs = NgramSimilarity([_input(row) for row in held_out], [_input(row) for row in training])
-    rows, columns, similarities = inputs.pairs(threshold)
-    if kind == "generation":
-        answers = NgramSimilarity(
-            [row.answer for row in held_out], [row.answer for row in training]
+    text = _input if kind == "classification" else _whole
+    rows, columns, similarities = NgramSimilarity(
+        [text(row) for row in held_out], [text(row) for row in training]
+    ).pairs(threshold)
+    with_input: dict[str, int] = {}
+    for column, example in enumerate(training):
+        with_input.setdefault(normalised(_input(example)), column)
+    nearest = {
+        row: (1.0, with_input[key])
+        for row, example in enumerate(held_out)
+        if (key := normalised(_input(example))) in with_input
+    }
+    for at in np.lexsort((columns, -similarities)):
+        nearest.setdefault(int(rows[at]), (float(similarities[at]), int(columns[at])))
+    return tuple(
+        NearDuplicate(_place(held_out[row]), _place(training[column]), similarity)
+        for row, (similarity, column) in sorted(
+            nearest.items(), key=lambda pair: (-pair[1][0], pair[0])
         )
-        both = np.minimum(similarities, answers.of(rows, columns))
-        similarities = np.where(similarities == 1, 1, both)
-        near = similarities >= threshold
-        rows, columns, similarities = rows[near], columns[near], similarities[near]
-    nearest: dict[int, NearDuplicate] = {}
-    for at in np.lexsort((columns, rows, -similarities)):
-        row, column = int(rows[at]), int(columns[at])
-        pair = NearDuplicate(
-            _place(held_out[row]), _place(training[column]), float(similarities[at])
-        )
-        nearest.setdefault(row, pair)
-    return tuple(nearest.values())
+    )
 
 
 def near_duplicates_note(found: Sequence[NearDuplicate], held_out: int) -> str:
@@ -76,6 +78,10 @@ def near_duplicates_note(found: Sequence[NearDuplicate], held_out: int) -> str:
 
 def _input(row: Example) -> str:
     return "\n".join(turn.content for turn in row.turns[:-1])
+
+
+def _whole(row: Example) -> str:
+    return "\n".join(turn.content for turn in row.turns)
 
 
 def _place(row: Example) -> str:

@@ -28,9 +28,8 @@ class NgramSimilarity:
     n-grams, which is the weight of the n-grams in both over the weight of those in either.
 
     An n-gram has 4 characters, or 2 if it begins with a Chinese character. If it occurs in `df` of all `n`
-    texts, it weighs 1 + ln((1 + n) / (1 + df)): what a template repeats in every row counts little. Case,
-    punctuation, white space and Unicode's compatibility forms make no difference. Both sides have at
-    least one text.
+    texts, it weighs 1 + ln((1 + n) / (1 + df)): what a template repeats in every row counts little. Texts
+    are `normalised` first. Both sides have at least one text.
     """
 
     def __init__(self, texts: Sequence[str], others: Sequence[str]) -> None:
@@ -56,15 +55,15 @@ class NgramSimilarity:
         smallest = threshold * (1 - _ROUNDING)
         heaviest = [self._heaviest(at, smallest) for at in range(len(self._texts))]
         texts = self._matrix(heaviest)
+        rest = self._text_weights - self._sums(heaviest)
         found = []
         for begin in range(0, len(self._others), _ROWS):
             others = self._matrix(self._others[begin : begin + _ROWS])
             sharing = (texts @ others.T.tocsr()).tocoo()
             rows, columns = sharing.row, sharing.col + begin
-            lighter, heavier = np.sort(
-                [self._text_weights[rows], self._other_weights[columns]], axis=0
-            )
-            possible = lighter >= smallest * heavier
+            one, other = self._text_weights[rows], self._other_weights[columns]
+            both = np.minimum(sharing.data + rest[rows], other)  # at most
+            possible = both >= smallest * (one + other - both)
             rows, columns = rows[possible], columns[possible]
             similarities = self.of(rows, columns)
             near = similarities >= threshold
@@ -109,12 +108,17 @@ class NgramSimilarity:
         return csr_array((np.sqrt(self._weights[ids]), ids, ends), shape=(len(sets), 1 << _BITS))
 
 
+def normalised(text: str) -> str:
+    """A text without what makes no difference: case, punctuation, white space beyond one between words,
+    compatibility forms. A text without any word keeps its symbols.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _BESIDE_CHINESE.sub("", _NO_WORD.sub(" ", folded).strip() or folded)
+
+
 def _ngrams(text: str) -> Ids:
     """The hashes of a text's n-grams, sorted, each once; one begins at each character."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # A text without any word keeps its symbols.
-    plain = _BESIDE_CHINESE.sub("", _NO_WORD.sub(" ", folded).strip() or folded)
-    padded = f" {plain} "
+    padded = f" {normalised(text)} "
     codes = np.frombuffer(padded.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     chinese = np.zeros(len(codes), bool)
     chinese[[match.start() for match in _CHINESE.finditer(padded)]] = True
