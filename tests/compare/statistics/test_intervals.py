@@ -54,6 +54,16 @@ def test_a_rare_error_in_clusters_is_wilsons_interval_at_the_expected_design_eff
     assert interval.high == 1
 
 
+def test_averages_over_seeds_have_wilsons_interval_by_their_own_variance() -> None:
+    values = np.array([1.0, 1.0, 0.0, 0.0, 0.5, 1.0])
+    interval = mean_interval(values.tolist(), range(6), bounds=(0, 1))
+    mean, t = values.mean(), stats.t.ppf(0.975, 5)
+    effective = 6 * mean * (1 - mean) / values.var(ddof=1)
+    # Wilson's ends solve (mean - p)^2 = t^2 p (1 - p) / n.
+    for end in (interval.low, interval.high):
+        assert (mean - end) ** 2 == pytest.approx(t**2 * end * (1 - end) / effective)
+
+
 def test_bounds_only_scale() -> None:
     scores = [0.1, 0.4, 0.35, 0.8, 0.2, 0.6]
     one = mean_interval(scores, range(6), bounds=(0, 1))

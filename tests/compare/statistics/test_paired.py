@@ -101,3 +101,13 @@ def test_clustered_pairs_are_near_those_of_errorbars() -> None:
 
 def test_one_method_has_no_pairs() -> None:
     assert pairs({"a": [1.0, 2.0]}, [0, 1]) == []
+
+
+def test_an_end_that_would_cross_0_stays_where_the_test_has_it() -> None:
+    # Every row is better, one by far: p is 2 / 4096, but the two added rows alone would reach across 0.
+    rows = np.array([[0.01] * 11 + [1.0]])
+    assert added_rows_interval(rows, Clusters(range(12)), 1)[0][0] < 0
+    (pair,) = pairs({"a": rows[0].tolist(), "b": [0.0] * 12}, range(12), bounds=(0, 1))
+    assert pair.p == 2 / 4096
+    assert pair.low == pytest.approx(0.01)
+    assert pair.turned().high == -pair.low

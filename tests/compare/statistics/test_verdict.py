@@ -186,3 +186,12 @@ def test_few_inputs_are_said() -> None:
     assert summary.verdict.detectable is not None
     assert math.isinf(summary.verdict.detectable.effect)
     assert "(3 inputs) are too few" in summary.notes()[0]
+
+
+def test_a_pair_that_is_significant_only_without_correction_is_tied() -> None:
+    table = {"a": [1.0] * 12, "b": [1.0] * 6 + [0.0] * 6, "c": [1.0] * 12}
+    found = verdict(table, range(12), direction="higher", bounds=(0, 1))
+    pair = found.pair("a", "b")
+    assert pair.p == 2 / 64
+    assert pair.low > 0  # the interval of a pair is not corrected
+    assert found.tied == ("a", "c", "b")

@@ -37,6 +37,7 @@ def test_the_matrix(evidence) -> None:
         *("PlayMusic", "GetWeather", "BookRestaurant", "RateBook", "AddToPlaylist"),
         "none of them",
     ]
+    assert len(table.rows) == 5  # nothing is a reference for "none of them"
     assert table.rows[0].cells == ("PlayMusic", "·", "12", "·", "·", "·", "·")
     assert table.rows[1].cells == ("GetWeather", "·", "·", "·", "·", "·", "12")
     assert table.rows[2].cells == ("BookRestaurant", "·", "·", "12", "·", "·", "·")

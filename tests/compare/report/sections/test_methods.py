@@ -18,7 +18,9 @@ def test_methods_come_best_first_and_the_base_last(evidence) -> None:
 
 def test_how_many_beat_the_base(evidence) -> None:
     pairs = tuple(
-        replace(pair, p_holm=0.01 if pair.has("base") else 1.0)
+        replace(
+            pair, difference=0.1 if pair.one == "base+examples" else pair.difference, p_holm=0.01
+        )
         for pair in evidence.summary.verdict.pairs
     )
     verdict = replace(evidence.summary.verdict, pairs=pairs)

@@ -42,6 +42,7 @@ def test_where_the_time_went(evidence) -> None:
     time = blocks(evidence, Table)[0]
     assert time.rows[1].cells == ("training all methods together", "10 min", "42 %")
     assert time.rows[4].cells == ("rest", "25 s", "1.7 %")
+    assert len(time.rows) == 5  # the trainings alone were reused: they took no time now
 
 
 def test_a_training_alone_that_was_not_reused_has_its_time(evidence) -> None:

@@ -25,6 +25,11 @@ def test_levels_lie_on_the_way_to_the_lowest_loss(evidence) -> None:
     assert loss_levels(list(found.methods.values())) == [2.0, 1.5, 1.2, 1.04]
 
 
+def test_the_lowest_loss_is_below_the_last_level_as_it_is_printed(evidence) -> None:
+    found = learning(evidence, lora=[[3.0, 1.0003]] * 3)
+    assert loss_levels(list(found.methods.values()))[-1] == 1.041  # 1.040294 rounded up
+
+
 def test_no_levels_where_nothing_was_measured_or_learned(evidence) -> None:
     for losses in ([[], [], []], [[1.0]] * 3):
         found = learning(evidence, lora=losses)
