@@ -11,12 +11,16 @@ from onebase.language import set_language
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (12, "12 bytes"),
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
         (48_000, "48.0 kB"),
         (3_700_000, "3.70 MB"),
         (99_960_000, "100.0 MB"),
         (101_000_000, "101 MB"),
         (1_449_000_000, "1.45 GB"),
+        (25_276_502_016, "25.3 GB"),
+        (2e12, "2.00 TB"),
     ],
 )
 def test_a_size_has_three_digits(count, text) -> None:

@@ -90,7 +90,7 @@ def test_a_plan_that_does_not_fit_exits_with_4(onebase, base: str, desk: Path) -
     assert "It does not fit." in result.out
     cause, remedy = result.err.splitlines()[-2:]
     assert cause.startswith("Error: It takes about ")
-    assert cause.endswith(" of memory, and 52 MB are free.")
+    assert cause.endswith(" of memory, and 52.4 MB are free.")
     assert remedy.startswith("Remedy: ")
     assert "gradient_checkpointing=true" in remedy
     assert not (desk / "ws").exists()

@@ -8,31 +8,12 @@ import psutil
 import pytest
 
 from onebase.cli.units import aligned, loss_change, moment, options_text, settings_text, wrapped
-from onebase.quantity import duration, size
+from onebase.quantity import size
 
 RAW = re.compile(r"_bytes|\b[a-z]+_[a-z_]+: |\b\d{7,}\b(?!-)|\bTrue\b|\bFalse\b|\bNone\b|\{'|\['")
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1.0 kB"),
-        (52_345, "52.3 kB"),
-        (150_400, "150 kB"),
-        (25_276_502_016, "25.3 GB"),
-        (2e12, "2.0 TB"),
-    ],
-)
-def test_sizes(count: float, text: str) -> None:
-    assert size(count) == text
-
-
-def test_durations_and_times() -> None:
-    assert [duration(seconds) for seconds in (8, 119, 120, 7199, 7200)] == [
-        "8 s", "119 s", "2 min", "120 min", "2.0 h",
-    ]  # fmt: skip
+def test_moments() -> None:
     assert moment("2026-11-28T07:13:01+02:00") == "2026-11-28 05:13 UTC"
     assert moment("yesterday") == "yesterday"
 
@@ -163,7 +144,7 @@ def test_runs_show_has_the_settings_and_the_losses(onebase) -> None:
     run = onebase("runs", "list", "--json").json["runs"][0]["run"]
     shown = onebase("runs", "show", run, "--json").json
     out = onebase("runs", "show", run).out
-    assert re.match(rf"Run {run}: finished after \d+ s \(", out)
+    assert re.match(rf"Run {run}: finished after [\d.]+ m?s \(", out)
     assert re.search(r"^  instruction +Be kind\.$", out, re.MULTILINE)
     assert re.search(r"^  settings +epochs=1, batch_size=8, ", out, re.MULTILINE)
     assert re.search(r"^  method's options +rank=8, alpha=16, ", out, re.MULTILINE)

@@ -37,6 +37,10 @@ def compare_command(
     answer_tokens: Annotated[
         int, typer.Option("--answer-tokens", help="Tokens of an answer at most.")
     ] = 64,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Choose each method's settings by a race of so many tokens: 100k."),
+    ] = None,
     alone: Annotated[
         bool,
         typer.Option(
@@ -55,7 +59,12 @@ def compare_command(
     The report has intervals, paired tests, costs and plots. The same command continues a comparison
     that was interrupted.
     """
-    from onebase.cli.compare_report import compared_job, run_comparison, show_comparison
+    from onebase.cli.compare_report import (
+        compared_job,
+        run_comparison,
+        show_comparison,
+        tokens_of,
+    )
     from onebase.cli.training import load_base
     from onebase.compare.options import CompareOptions, methods_named
 
@@ -76,6 +85,7 @@ def compare_command(
             user_metric=score,
             answer_tokens=answer_tokens,
             alone=alone,
+            tune=None if tune is None else tokens_of(tune),
         )
         base_name = base.base or DEFAULT_BASE
         precision = base.precision

@@ -16,6 +16,7 @@ from onebase.compare.result import Comparison
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.search.budget import Budget
 from onebase.training.job import Job
 
 
@@ -33,6 +34,20 @@ def compared_job(task: str | None, data: str | None, learning: LearningFlags) ->
             ),
         )
     return Job(task=task, data=data, **job_fields(learning))
+
+
+def tokens_of(text: str) -> int:
+    """The tokens of --tune. Raises UsageError."""
+    tokens = Budget.read(text).tokens
+    if tokens is None:
+        raise UsageError(
+            say(f"--tune {text} is a time.", f"--tune {text} 是时间。"),
+            say(
+                "Give tokens, like 100k: every method gets the same training, however fast it is.",
+                "请给出词元数，如 100k：无论快慢，每种方法都得到同样多的训练。",
+            ),
+        )
+    return tokens
 
 
 def run_comparison(session: Session, job: Job, options: CompareOptions, base: Base) -> Comparison:

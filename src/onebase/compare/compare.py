@@ -13,7 +13,7 @@ from onebase.compare.options import CompareOptions
 from onebase.compare.planned_arm import machine, planned_arms
 from onebase.compare.record import save
 from onebase.compare.report.report import write_report
-from onebase.compare.result import Comparison
+from onebase.compare.result import Comparison, Settings
 from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError
 from onebase.language import say
@@ -127,12 +127,12 @@ def _compare(
     duplicates = near_duplicates(data.examples, data.training.train_examples, data.kind)
     with run_session(config, base, workspace, job.seed, earlier=earlier, observer=observer) as run:
         arms = planned_arms(job, options, base, data)
-        measurement = Measurement(run, job, options, base, data, workspace)
+        measurement = Measurement(run, job, options, base, data, workspace, arms)
         run.restore(measurement, [data.template])
         run.tell(job.task, data.training.bad, data.training.notes)
         if duplicates:
             run.note(near_duplicates_note(duplicates, len(data.rows)))
-        measured = measurement.measure(arms)
+        measured = measurement.measure()
         comparison = Comparison(
             run=run.run.id,
             task=job.task,
@@ -141,7 +141,7 @@ def _compare(
             kind=data.kind,
             metric=metric,
             metrics=scoring.metrics,
-            settings="given" if job.set else "defaults",
+            settings=_source_of_settings(job, options),
             training_rows=len(data.training.train),
             validation_rows=len(data.training.held_out),
             held_out=data.held_out,
@@ -159,3 +159,9 @@ def _compare(
         report = write_report(comparison, run.run.path / "report")
         run.summary = {"task": job.task, "report": str(report)}
     return comparison
+
+
+def _source_of_settings(job: Job, options: CompareOptions) -> Settings:
+    if options.tune is not None:
+        return "tuned"
+    return "given" if job.set else "defaults"

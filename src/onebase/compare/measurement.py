@@ -17,6 +17,7 @@ from onebase.compare.data import ComparisonData
 from onebase.compare.options import CompareOptions
 from onebase.compare.planned_arm import PlannedArm
 from onebase.compare.result import Arm, Cost
+from onebase.compare.tuning import Tuning
 from onebase.data.example import Turn
 from onebase.errors import CapacityError
 from onebase.language import say
@@ -48,6 +49,7 @@ class Measurement:
         base: Base,
         data: ComparisonData,
         workspace: Workspace,
+        arms: Sequence[PlannedArm],
     ) -> None:
         self.phases: dict[str, float] = {}
         self._earlier_cpu_seconds = 0.0
@@ -63,7 +65,12 @@ class Measurement:
         self._training = ArmTraining(
             run.run.path / "trained", job, options, data, run.recorder, run.interruption.paused
         )
-        self._arms: Sequence[PlannedArm] = ()
+        self._tuning: Tuning | None = None
+        if options.tune is not None:
+            self._tuning = Tuning(
+                run.run.path, options.tune, data, run.recorder, run.interruption.paused
+            )
+        self._arms = arms
 
     @property
     def progress(self) -> Mapping[str, tuple[int, int]]:
@@ -88,23 +95,23 @@ class Measurement:
         self.phases = dict(state["phases"])
         self._earlier_cpu_seconds = state["cpu_seconds"]
 
-    def measure(self, arms: Sequence[PlannedArm]) -> tuple[Arm, ...]:
+    def measure(self) -> tuple[Arm, ...]:
         """Every arm as it was measured: by this run now, by an earlier session of it, or by an earlier
         run on the same rows. Raises CapacityError where a whole model can't be trained here.
         """
-        self._arms = arms
-        missing = [arm for arm in arms if not self._known(arm)]
+        missing = [arm for arm in self._arms if not self._known(arm)]
         self._require_memory(missing)
         four_bit = [arm for arm in missing if arm.four_bit]
         self._measure([arm for arm in missing if not arm.four_bit], self._base)
         if four_bit:
             self._measure(four_bit, self._four_bit_base())
-        return tuple(load_arm(self._file(arm)) for arm in arms)
+        return tuple(load_arm(self._file(arm)) for arm in self._arms)
 
     def _measure(self, arms: Sequence[PlannedArm], base: Base) -> None:
         """Train arms that share a base, answer with each, and keep what was measured."""
         if not arms:
             return
+        arms = [self._tuned(arm, base) for arm in arms]
         trained = [arm for arm in arms if arm.job is not None]
         with self._phase("alone"):
             self._training.train_alone(trained, base)
@@ -121,6 +128,14 @@ class Measurement:
                 self._run.check()
         self._training.clean(trained)
         self._run.save()
+
+    def _tuned(self, arm: PlannedArm, base: Base) -> PlannedArm:
+        """The arm with the settings of its method's race, where there is one."""
+        if self._tuning is None or arm.job is None:
+            return arm
+        with self._phase("tuning"):
+            settings = self._tuning.settings(arm.job, base)
+        return replace(arm, job=replace(arm.job, set=settings))
 
     def _measured(self, arm: PlannedArm, answerer: Answerer) -> Arm:
         timed = arm.seed in (None, self._job.seed)

@@ -19,6 +19,7 @@ class CompareOptions:
     for each label, 4 at least and 8 at most). `metric` decides (None: accuracy, or the loss of
     answers), `user_metric` is `module:function`. Answers have up to `answer_tokens`. With `alone`, the
     first seed of each method is trained in a process of its own, which measures its memory and time.
+    `tune` gives each method a race of so many tokens for its settings.
     """
 
     methods: tuple[str, ...] = ALL_METHODS
@@ -29,12 +30,15 @@ class CompareOptions:
     user_metric: str | None = None
     answer_tokens: int = 64
     alone: bool = True
+    tune: int | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise _not_valid("seeds", self.seeds, say("at least 1", "至少为 1"))
         if not 0 < self.share < 1:
             raise _not_valid("share", self.share, say("between 0 and 1", "大于 0 且小于 1"))
+        if self.tune is not None and self.tune < 1:
+            raise _not_valid("tune", self.tune, say("at least 1", "至少为 1"))
         if self.answer_tokens < 1:
             raise _not_valid("answer_tokens", self.answer_tokens, say("at least 1", "至少为 1"))
         if self.examples is not None and self.examples < 1:

@@ -68,7 +68,10 @@ def planned_arms(
         trained = job_of(job, method, options.methods)
         settings = trained.options()
         four_bit = "nf4" if "qlora" in parts_of(method) else precision
-        facts = [four_bit, settings[0].model_dump(), settings[1], trained.rates(), trained.beta2s()]
+        facts: list[Any] = [four_bit, settings[0].model_dump(), settings[1]]
+        facts += [trained.rates(), trained.beta2s()]
+        if options.tune is not None:  # what the race chooses follows from the rest
+            facts.append({"tune": options.tune})
         for seed in seeds:
             task = f"{method.replace('+', '-')}-{seed}"
             arms.append(arm(method, seed, replace(trained, task=task, seed=seed), facts))

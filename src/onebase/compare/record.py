@@ -41,7 +41,7 @@ def from_json(text: str, name: str = FILE) -> Comparison:
             f"{name} 的版本为 {version}，当前 onebase 只能读取版本 {_VERSION}。",
         ),
         say(
-            "Use the onebase that wrote it, or run the comparison again.",
+            "Install the version that wrote it, or run the comparison again.",
             "请使用写入该文件的 onebase 版本，或重新运行对比。",
         ),
     )

@@ -24,6 +24,7 @@ _COMPARE_OPTIONS = {
     "metric": "--metric",
     "user_metric": "--score",
     "answer_tokens": "--answer-tokens",
+    "tune": "--tune",
 }
 
 
@@ -111,6 +112,8 @@ def compare_command(asked: Asked, methods: Sequence[str], workspace: Workspace) 
     for key, option in _COMPARE_OPTIONS.items():
         default = getattr(CompareOptions, key)
         value = asked.compared.get(key, default)
+        if key == "tune" and value is not None:
+            value = f"{value}tokens"
         if value != default:
             more += f" {option} {shlex.quote(str(value))}"
     if methods:
