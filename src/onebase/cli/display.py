@@ -49,7 +49,7 @@ class RunDisplay(Observer):
         self._bars: dict[str, TaskID] = {}
         self._evaluations: dict[str, str] = {}
         self._tokens: dict[str, int] = {}
-        self._began = time.perf_counter()
+        self._began: dict[str, float] = {}  # by task
 
     def __enter__(self) -> Self:
         if self._terminal:
@@ -71,6 +71,7 @@ class RunDisplay(Observer):
         self._live.transient = any(job.unit == "tokens" for job in jobs)
         for job in jobs:
             self._jobs[job.task] = job
+            self._began[job.task] = time.perf_counter()
             self._bars[job.task] = self._progress.add_task(
                 job.title, total=job.total, completed=job.done, numbers=""
             )
@@ -109,8 +110,8 @@ class RunDisplay(Observer):
             f"step {step}/{job.total}, {self._evaluations[task]}",
             f"第 {step}/{job.total} 步，{self._evaluations[task]}",
         )
-        if step > job.done:
-            seconds = time.perf_counter() - self._began
+        if job.done < step < job.total:
+            seconds = time.perf_counter() - self._began[task]
             left = duration(seconds / (step - job.done) * (job.total - step))
             text += say(f", about {left} left", f"，约剩 {left}")
         note(f"{task}: {text}")
