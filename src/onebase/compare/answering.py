@@ -13,13 +13,16 @@ from onebase.adapters.peft_format import load_adapter
 from onebase.adapters.store import StoredAdapter
 from onebase.compare.data import ComparisonData
 from onebase.compare.forgetting import neutral_losses
-from onebase.compare.result import Forgetting, Outcome
+from onebase.compare.result import EXAMPLES, Forgetting, Outcome
 from onebase.data.example import Turn
 from onebase.data.template import Template
 from onebase.engine.engine import Engine
 from onebase.engine.pool import LoadedTask
+from onebase.engine.prompt import request_for
+from onebase.engine.request import Request
 from onebase.engine.rows import TokenRow
 from onebase.engine.sampling import Sampling
+from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.loop import row_losses
 
@@ -44,7 +47,7 @@ class Answers:
 
 class Answerer:
     """Answers the held-out rows with one adapter after another, all on one `base`. `check` is called
-    between two batches, and may raise.
+    between two batches, and may raise; `note` tells the user something.
     """
 
     def __init__(
@@ -54,13 +57,15 @@ class Answerer:
         *,
         answer_tokens: int,
         check: Callable[[], None],
+        note: Callable[[str], None],
     ) -> None:
         self._base = base
         self._data = data
         self._sampling = Sampling(max_tokens=answer_tokens)
         self._check = check
+        self._note = note
         self._engine = Engine(base)
-        self._warm = False
+        self._warm: set[Base] = set()
         self._before = neutral_losses(base)
 
     def stored(self, adapter: StoredAdapter, *, timed: bool) -> Answers:
@@ -72,10 +77,10 @@ class Answerer:
             task = self._engine.load(adapter, name=TASK)
             seconds.append(time.perf_counter() - began)
         contribution = NOTHING if full else _contribution(adapter, task.base)
-        speed = self._speed() if timed else None
+        speed = self._speed(task, self._data.rows) if timed else None
         after = neutral_losses(task.base, contribution)
         answers = Answers(
-            self._outcomes(task, self._data.rows, contribution, ()),
+            self._outcomes(task, self._data.rows, contribution),
             {name: Forgetting(self._before[name], after[name]) for name in after},
             median(seconds),
             speed,
@@ -83,76 +88,106 @@ class Answerer:
         self._engine.unload(TASK)
         return answers
 
-    def bare(self, examples: Sequence[Turn] = (), *, timed: bool = False) -> Answers:
-        """The answers of the base with the task's instruction, and with `examples` in its prompt."""
-        task = self._bare_task(examples)
+    def bare(
+        self, examples: Sequence[tuple[Turn, ...]] = (), *, timed: bool = False
+    ) -> Answers:
+        """The answers of the base with the task's instruction, and with `examples` in its prompt: as many of
+        them as the context has room for.
+        """
         rows = [row.bare() for row in self._data.rows]
         if examples:
-            rows = self._with_examples(task.template, examples)
-        speed = self._speed(examples) if timed else None
-        answers = Answers(self._outcomes(task, rows, NOTHING, examples), {}, None, speed)
+            rows = self._with_examples(examples)
+        task = self._engine.tasks.load_full(
+            TASK, self._base, self._data.template, labels=self._data.labels
+        )
+        speed = self._speed(task, rows) if timed else None
+        answers = Answers(self._outcomes(task, rows, NOTHING), {}, None, speed)
         self._engine.unload(TASK)
         return answers
 
-    def _bare_task(self, examples: Sequence[Turn]) -> LoadedTask:
-        settings = self._data.template.config()
-        longest = self._base.context or 1 << 20
-        template = Template(
-            self._base.tokenizer,
-            **{**settings, "max_tokens": longest if examples else settings["max_tokens"]},
-            moment=self._data.rendered_at,
-        )
-        return self._engine.tasks.load_full(TASK, self._base, template, labels=self._data.labels)
-
-    def _with_examples(self, template: Template, examples: Sequence[Turn]) -> list[TokenRow]:
+    def _with_examples(self, examples: Sequence[tuple[Turn, ...]]) -> list[TokenRow]:
         """The held-out rows with examples before the question."""
-        rows = []
-        for example in self._data.examples:
-            rendered = template.example(replace(example, turns=_after(examples, example.turns)))
-            answer = (False,) * rendered.begin + (True,) * (len(rendered.ids) - rendered.begin)
-            rows.append(TokenRow(None, rendered.ids, answer))
-        return rows
+        context = self._base.context or 1 << 20
+        settings = {**self._data.template.config(), "max_tokens": 1 << 20}
+        template = Template(self._base.tokenizer, **settings, moment=self._data.rendered_at)
+        shown = list(examples)
+        while True:
+            turns = [turn for example in shown for turn in example]
+            rendered = [
+                template.example(replace(example, turns=_after(turns, example.turns)))
+                for example in self._data.examples
+            ]
+            longest = max(len(one.ids) for one in rendered)
+            if longest + self._sampling.max_tokens <= context or not shown:
+                break
+            shown.pop()
+        if len(shown) < len(examples):
+            self._note(
+                say(
+                    f"{EXAMPLES}: the context of {self._base.name} has room for {len(shown)} of "
+                    f"{len(examples)} examples.",
+                    f"{EXAMPLES}：{self._base.name} 的上下文只容得下 {len(examples)} 个示例中的 "
+                    f"{len(shown)} 个。",
+                )
+            )
+        if not shown:
+            return [row.bare() for row in self._data.rows]
+        return [TokenRow(None, one.ids, one.loss_mask).bare() for one in rendered]
 
     def _outcomes(
-        self,
-        task: LoadedTask,
-        rows: Sequence[TokenRow],
-        contribution: Contribution,
-        examples: Sequence[Turn],
+        self, task: LoadedTask, rows: Sequence[TokenRow], contribution: Contribution
     ) -> tuple[Outcome, ...]:
         named = [replace(row, adapter=None if contribution is NOTHING else TASK) for row in rows]
         place = {id(row): index for index, row in enumerate(named)}
         losses = [0.0] * len(named)
         for row, loss in row_losses(task.base, named, {TASK: contribution}, self._check):
             losses[place[id(row)]] = loss / row.labels
-        questions = [_after(examples, example.turns)[:-1] for example in self._data.examples]
         answers: list[str] = []
-        for start in range(0, len(questions), _ROWS_AT_ONCE):
-            answers += self._answers(questions[start : start + _ROWS_AT_ONCE])
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            answers += self._answers(task, rows[start : start + _ROWS_AT_ONCE])
             self._check()
         return tuple(
             Outcome(loss, row.labels, answer, {})
             for loss, row, answer in zip(losses, rows, answers, strict=True)
         )
 
-    def _answers(self, questions: Sequence[tuple[Turn, ...]]) -> list[str]:
+    def _answers(self, task: LoadedTask, rows: Sequence[TokenRow]) -> list[str]:
+        """The labels or the greedy answers to the rows' questions, cut as in training."""
+        questions = [row.ids[: _answer_begins(row)] for row in rows]
         if self._data.labels:
             scores = self._engine.classify(TASK, questions, self._data.labels)
             return [ranked[0].label for ranked in scores]
-        requests = [(TASK, question) for question in questions]
-        return [answer.text for answer in self._engine.generate(requests, self._sampling)]
+        return [request.text.strip() for request in self._run(task, questions, self._sampling)]
 
-    def _speed(self, examples: Sequence[Turn] = ()) -> float:
-        """Tokens per second of many requests at once, prompts included."""
-        turns = [_after(examples, example.turns)[:-1] for example in self._data.examples]
-        requests = [(TASK, question) for question in turns[:_SPEED_REQUESTS]]
+    def _speed(self, task: LoadedTask, rows: Sequence[TokenRow]) -> float:
+        """Tokens per second of many requests at once, prompts included. A runner answers other rows first:
+        its first pass takes longer, and the prompts of these must not be in its cache.
+        """
         sampling = Sampling(max_tokens=_SPEED_TOKENS, min_tokens=_SPEED_TOKENS)
-        if not self._warm:
-            self._engine.generate(requests, sampling)
-            self._warm = True
+        if task.base not in self._warm:
+            training = [row.bare() for row in self._data.training.train[:_SPEED_REQUESTS]]
+            self._run(task, [row.ids[: _answer_begins(row)] for row in training], sampling)
+            self._warm.add(task.base)
+        questions = [row.ids[: _answer_begins(row)] for row in rows[:_SPEED_REQUESTS]]
         began = time.perf_counter()
-        answers = self._engine.generate(requests, sampling)
-        return sum(answer.tokens for answer in answers) / (time.perf_counter() - began)
+        answers = self._run(task, questions, sampling)
+        seconds = time.perf_counter() - began
+        return sum(len(request.tokens) for request in answers) / seconds
+
+    def _run(
+        self, task: LoadedTask, questions: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[Request]:
+        requests = [request_for((task,), question, sampling) for question in questions]
+        self._engine.run(requests)
+        return requests
+
+
+def _answer_begins(row: TokenRow) -> int:
+    """The index where the last answer begins."""
+    begin = len(row.ids)
+    while begin > 0 and row.loss_mask[begin - 1]:
+        begin -= 1
+    return begin
 
 
 def _contribution(adapter: StoredAdapter, base: Base) -> Contribution:

@@ -1,9 +1,11 @@
 """The rows of a comparison: training, validation and held-out part, the same for every method."""
 
 import hashlib
+import json
 import random
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from onebase.compare.options import CompareOptions
 from onebase.compare.result import HeldOutRow, Kind
@@ -11,7 +13,7 @@ from onebase.data.example import Example, Turn
 from onebase.data.split import split
 from onebase.data.template import Template
 from onebase.engine.rows import TokenRow
-from onebase.errors import UsageError
+from onebase.errors import DataError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.training.job import Job
@@ -62,13 +64,20 @@ class ComparisonData:
         )
 
     def digest(self) -> str:
-        """A hash of all three parts as the model sees them, SHA-256."""
-        held_out = replace(self.training, train=[], held_out=list(self.rows))
-        return hashlib.sha256(f"{self.training.digest()} {held_out.digest()}".encode()).hexdigest()
+        """A hash of all three parts, SHA-256: as texts, and as the model sees them. Where the chat template
+        writes the date, which changes from day to day, as texts alone.
+        """
+        parts = (self.training.train_examples, self.training.held_out_examples, self.examples)
+        texts = [[[astuple(turn) for turn in one.turns] for one in part] for part in parts]
+        told: list[Any] = [texts, self.labels]
+        if not self.template.dated:
+            held_out = replace(self.training, train=[], held_out=list(self.rows))
+            told += [self.training.digest(), held_out.digest()]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def shown_examples(self, count: int | None, seed: int) -> list[Turn]:
-        """Turns of training rows to put before a question: a draw by `seed`, each label in turn. None:
-        one for each label, 4 at least and 8 at most.
+    def shown_examples(self, count: int | None, seed: int) -> list[tuple[Turn, ...]]:
+        """Training rows to put before a question, each as its turns: a draw by `seed`, each label in turn.
+        None: one for each label, 4 at least and 8 at most.
         """
         wanted = count or min(max(len(self.labels), _FEW_EXAMPLES), _MANY_EXAMPLES)
         draw = random.Random(seed)
@@ -84,10 +93,8 @@ class ComparisonData:
                     chosen.append(examples.pop())
         draw.shuffle(chosen)
         return [
-            replace(turn, in_loss=False)
+            tuple(replace(turn, in_loss=False) for turn in example.turns if turn.role != "system")
             for example in chosen
-            for turn in example.turns
-            if turn.role != "system"
         ]
 
 
@@ -108,6 +115,7 @@ def comparison_data(
     whole = task_data(replace(job, set=shared), template)
     if not whole.held_out:
         raise _nothing_held_out(job)
+    _require_context(base, whole.held_out, whole.held_out_examples)
     kept = replace(whole.dataset, examples=whole.train_examples, bad=())
     training, validation = split(kept, _trained_with(job).held_out, job.seed)
     row_of = dict(zip(map(id, whole.train_examples), whole.train, strict=True))
@@ -134,11 +142,30 @@ def _trained_with(job: Job) -> TrainOptions:
     return replace(job, method="lora", set=known).options()[0]
 
 
+def _require_context(base: Base, rows: list[TokenRow], examples: tuple[Example, ...]) -> None:
+    """Raise DataError for a held-out row that is longer than the base's context."""
+    context = base.context
+    for row, example in zip(rows, examples, strict=True):
+        if context is not None and len(row.ids) >= context:
+            raise DataError(
+                say(
+                    f"{example.file}:{example.line} has {len(row.ids)} tokens, and {base.context_text} "
+                    "leaves no room for an answer.",
+                    f"{example.file}:{example.line} 有 {len(row.ids)} 个词元，超出 {base.context_text}，"
+                    "没有回答的空间。",
+                ),
+                say(
+                    f"Set max_tokens below {context} to cut longer rows, or shorten them.",
+                    f"请将 max_tokens 设为小于 {context} 以截断更长的行，或缩短数据。",
+                ),
+            )
+
+
 def _nothing_held_out(job: Job) -> UsageError:
     return UsageError(
         say(
-            f"{job.data} has one input, so no row is left to score the methods on.",
-            f"{job.data} 只有一个输入，没有可用于评分的留出数据。",
+            f"No row of {job.held_out or job.data} is left to score the methods on.",
+            f"{job.held_out or job.data} 中没有可用于评分的数据。",
         ),
         say(
             "Give more rows, or a file with --held-out.",

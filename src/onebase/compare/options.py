@@ -10,6 +10,8 @@ from onebase.language import say
 from onebase.training.options import TrainOptions
 
 ALL_METHODS = tuple(METHODS)
+# The rows are the same for all methods, and so are the options that decide them.
+_OF_THE_ROWS = ("max_tokens", "held_out")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,15 @@ class CompareOptions:
 def methods_named(names: Sequence[str]) -> tuple[str, ...]:
     """The methods of a list, without aliases, each once; `all` is every method. Raises UsageError."""
     methods: list[str] = []
-    for name in names:
+    for name in filter(None, map(str.strip, names)):
         methods += ALL_METHODS if name == "all" else [canonical_method(name)]
+    if not methods:
+        raise UsageError(
+            say("No method is named.", "没有指定方法。"),
+            say(
+                "Name methods separated by commas, or all.", "请列出以逗号分隔的方法，或使用 all。"
+            ),
+        )
     return tuple(dict.fromkeys(methods))
 
 
@@ -57,13 +66,22 @@ def settings_for(method: str, given: Mapping[str, Any], methods: Sequence[str]) 
     """The settings of one method among those `given` for all `methods`.
 
     A key goes to every method that has such an option, an option of training to all of them;
-    `lora.rank` and `lora.epochs` go to the methods with lora in them. Raises UsageError for a key that
-    none of the methods has.
+    `lora.rank` and `lora.epochs` go to the methods with lora in them, before `rank` and `epochs`. Raises
+    UsageError for a key that none of the methods has, and for one of the rows' options with a method.
     """
     known = {name for other in methods for name in parts_of(other)}
     chosen: dict[str, Any] = {}
-    for key, value in given.items():
+    for key in sorted(given, key=lambda key: "." in key):
+        value = given[key]
         prefix, dot, name = key.rpartition(".")
+        if dot and name in _OF_THE_ROWS:
+            raise UsageError(
+                say(
+                    f"{key}: all methods are compared on the same rows.",
+                    f"{key}：所有方法在相同的数据上对比。",
+                ),
+                say(f"Set {name} for all of them.", f"请为所有方法统一设置 {name}。"),
+            )
         if dot and canonical_method(prefix) not in known:
             raise unknown("method in a setting", "设置项中的方法", key, sorted(known))
         owners = {canonical_method(prefix)} if dot else known

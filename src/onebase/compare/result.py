@@ -72,9 +72,10 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method with one seed; the base's rows have neither seed nor training.
+    """One method with one seed; the base alone has none. The base's rows are not trained.
 
-    `outcomes` are in the order of the held-out rows; empty where the training `diverged`. `metrics` are
+    `outcomes` are in the order of the held-out rows; empty where the training `diverged` before its first
+    evaluation. `metrics` are
     over all rows. `cost` is known for the seeds that were trained in a process of their own.
     `forgetting` is by language (`en`, `zh`). `tokens_per_second` is the speed of answering,
     `load_seconds` the time from files to a loaded adapter. `identity` is a hash of all that decides the
@@ -151,8 +152,12 @@ class Comparison:
         return tuple(dict.fromkeys(arm.method for arm in self.arms))
 
     def arms_of(self, method: str) -> list[Arm]:
-        """The arms of a method that have outcomes, by seed."""
-        return [arm for arm in self.arms if arm.method == method and arm.outcomes]
+        """The arms of a method that count, by seed: those that diverged are left out."""
+        return [
+            arm
+            for arm in self.arms
+            if arm.method == method and arm.outcomes and not arm.diverged
+        ]
 
     def values(self, arm: Arm, metric: str) -> list[float]:
         """A metric of every held-out row. Their mean is the metric of the whole set: the loss of a row

@@ -198,13 +198,13 @@ class Engine:
     def classify(
         self,
         task: str,
-        texts: Sequence[Prompt],
+        texts: Sequence[Prompt | Sequence[int]],
         labels: Sequence[str] | None = None,
         *,
         also: Sequence[str] = (),
     ) -> list[list[LabelScore]]:
-        """The log-probability of every label for each text (or conversation), the most likely label
-        first. Nothing is sampled.
+        """The log-probability of every label for each text (or conversation, or prompt as token
+        ids), the most likely label first. Nothing is sampled.
 
         `labels` defaults to those that the task was trained with. Raises UsageError if there are none.
         """
