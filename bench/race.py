@@ -26,9 +26,9 @@ import torch
 import onebase
 from onebase.runs.observer import Observer
 from onebase.search.budget import tokens_of
+from onebase.search.candidate import candidate_job
 from onebase.search.race import race
 from onebase.search.space import default_space
-from onebase.search.successive_halving import candidate_job
 from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
 

@@ -5,7 +5,7 @@ import json
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,41 +24,17 @@ from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import JobStart, Observer
 from onebase.runs.run import RunStore
 from onebase.search import budget as budget_module
+from onebase.search import candidate_training as training_module
 from onebase.search import race as race_module
-from onebase.search import successive_halving as halving_module
 from onebase.search.budget import Budget
+from onebase.search.candidate import candidate_job
 from onebase.search.leaderboard import Stop
 from onebase.search.race import RaceResult, race
 from onebase.search.space import Configuration, Space, default_space
-from onebase.search.successive_halving import candidate_job
 from onebase.training import loop as loop_module
 from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
 from onebase.training.train import resume
-
-
-@pytest.fixture(autouse=True)
-def _english(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LC_ALL", "C")
-
-
-@pytest.fixture(autouse=True)
-def _python_s_own_ctrl_c() -> Iterator[None]:
-    """In the background a shell has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> onebase.Workspace:
-    return onebase.Workspace(tmp_path / "w")
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> onebase.Job:
-    settings = {"batch_size": 4, "epochs": 4, "held_out": 0.2}
-    return onebase.Job("zs", write_rows(tmp_path, "a", 40), instruction="Say it.", set=settings)
 
 
 def space_of(*configurations: tuple[str, dict[str, Any]]) -> Space:
@@ -184,9 +160,10 @@ def test_the_winner_is_what_it_would_be_alone(
         replace(job, set=settings), base=base, workspace=workspace, space=space, budget=limit
     )
     assert (result.plan.epochs == 4) == (limit is None)
-    assert result.entries[0].configuration.number == 2
-    single = replace(job, method=method, set={**space.configurations[1].settings, **settings})
-    single = replace(single, set={**single.set, "epochs": result.plan.epochs})
+    winner = result.entries[0].configuration  # 5: the second, trained again for longer
+    assert winner.number in ((2,) if limit is None else (2, 5))
+    epochs = result.adapter.metrics["race"]["epochs"]
+    single = replace(job, method=method, set={**settings, **winner.settings, "epochs": epochs})
     (trained,) = onebase.train([single], base=base, workspace=onebase.Workspace(tmp_path / "s"))
     expected = load_file(trained.path / "adapter_model.safetensors")
     assert trained.metrics["best_step"] == result.adapter.metrics["best_step"]
@@ -544,7 +521,7 @@ def test_a_second_one_leaves_it_unjudged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first one in a step, the second while the best is being judged."""
-    real = halving_module.evaluate_together
+    real = training_module.evaluate_together
     pressed = False
 
     def judged(*args: Any, **kwargs: Any) -> None:
@@ -559,7 +536,7 @@ def test_a_second_one_leaves_it_unjudged(
         press(what)
         pressed = observer.steps >= at
 
-    monkeypatch.setattr(halving_module, "evaluate_together", judged)
+    monkeypatch.setattr(training_module, "evaluate_together", judged)
     observer = Watching(moment)
     result = race(job, base=make_base(), workspace=workspace, space=RATES, observer=observer)
     assert result.end == "interrupted"
@@ -592,7 +569,7 @@ def test_tokens_end_a_race(
     job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
 ) -> None:
     """Count and epochs given, so that nothing smaller can be chosen."""
-    limit = Budget(tokens=3000)
+    limit = Budget(tokens=4000)
     observer = Watching()
     result = race(
         job,
@@ -604,7 +581,7 @@ def test_tokens_end_a_race(
         observer=observer,
     )
     assert result.end == "out of budget"
-    assert observer.starts[0].total > 3000
+    assert observer.starts[0].total > limit.tokens
     lines = RunStore(workspace).get(result.run.id).metrics()
     learned: dict[str, list[int]] = {}  # of every configuration, after each of its steps
     for line in lines:
@@ -613,7 +590,7 @@ def test_tokens_end_a_race(
     steps = max(map(len, learned.values()))
     last = sum(one[-1] - one[-2] for one in learned.values() if len(one) == steps)
     assert result.tokens == sum(one[-1] for one in learned.values())
-    assert result.tokens - last < 3000 <= result.tokens
+    assert result.tokens <= limit.tokens < result.tokens + last
     assert result.entries[0].configuration.number == 5
     assert RunStore(workspace).get(result.run.id).status == "finished"
 
@@ -676,13 +653,11 @@ def test_a_time_budget_measures_first_and_wastes_nothing(
         observer=observer,
     )
     plan = result.plan
-    assert [start.total for start in observer.starts] == [plan.trained]
+    assert len(observer.starts) == 1
     assert len(result.entries) == plan.count
     assert result.run.config["race"]["configurations"] == plan.count
     assert len(result.run.config["jobs"]) == plan.count
     assert result.run.config["jobs"][0]["set"]["epochs"] == plan.epochs
-    if result.end == "finished":
-        assert result.tokens == pytest.approx(plan.trained, rel=0.1)
     assert result.seconds < 3
 
 
