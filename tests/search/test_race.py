@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tests.training.test_loop import Losses, held_out_loss, write_rows
 
 import onebase
+from onebase.data.template import Template
 from onebase.engine import trunk as trunk_module
 from onebase.errors import DataError, UsageError
 from onebase.model.base import Base
@@ -34,6 +36,7 @@ from onebase.search.space import Configuration, Space, default_space
 from onebase.training import loop as loop_module
 from onebase.training.job_state import JobState
 from onebase.training.loop import train_together
+from onebase.training.task_data import task_data
 from onebase.training.train import resume
 
 
@@ -846,3 +849,43 @@ def test_the_top_layers_race_over_one_trunk(
 def raced_rows(job: onebase.Job, base: Base) -> list[Any]:
     state = JobState(job, base)
     return [*state.data.train, *state.data.held_out]
+
+
+def test_a_race_on_given_rows_is_that_on_the_file(
+    job: onebase.Job, make_base: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, moment = make_base(), datetime(2024, 2, 29, 12, 0)
+    template = Template(base.tokenizer, instruction=job.instruction, moment=moment)
+    data = task_data(job, template)
+    elsewhere = replace(job, data=tmp_path / "none.jsonl", set={**job.set, "held_out": 0.0})
+    built: list[datetime | None] = []
+    real = JobState.__init__
+
+    def remembered(self: JobState, *args: Any, **options: Any) -> None:
+        real(self, *args, **options)
+        built.append(self.template.moment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobState, "__init__", remembered)
+        given = race(
+            elsewhere,
+            base=base,
+            workspace=onebase.Workspace(tmp_path / "given"),
+            space=RATES,
+            count=3,
+            data=data,
+            rendered_at=moment,
+        )
+    assert set(built) == {moment}
+    read = race(job, base=base, workspace=onebase.Workspace(tmp_path / "r"), space=RATES, count=3)
+    assert given.leaderboard == read.leaderboard
+    assert given.adapter.record["sha256"] == read.adapter.record["sha256"]
+
+
+def test_given_rows_need_some_held_out(
+    job: onebase.Job, workspace: onebase.Workspace, make_base: Callable[..., Base]
+) -> None:
+    base = make_base()
+    data = task_data(job, Template(base.tokenizer, instruction=job.instruction))
+    with pytest.raises(onebase.OnebaseError, match="needs held-out rows"):
+        race(job, base=base, workspace=workspace, count=3, data=replace(data, held_out=[]))

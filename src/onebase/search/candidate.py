@@ -23,12 +23,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StoppedCandidate:
-    """A configuration that was stopped at a rung: its adapter, optimizer, counters and the order of its
-    rows in main memory, as in a checkpoint. Of full fine-tuning, which trains a model of its own,
-    nothing is kept (None): it begins again.
+    """A configuration that was stopped at the rung that it had `reached` (counted from 1). `saved` has its
+    adapter, optimizer, counters and the order of its rows, as in a checkpoint, in main memory. Of full
+    fine-tuning, which trains a model of its own, nothing is kept (None): it begins again.
     """
 
     entry: Entry
+    reached: int
     saved: dict[str, Any] | None
 
     @classmethod
@@ -36,12 +37,7 @@ class StoppedCandidate:
         """A candidate between two steps."""
         state = candidate.state
         saved = None if state.adapter.full is not None else _in_main_memory(state.state_dict())
-        return cls(candidate.entry, saved)
-
-    @property
-    def reached(self) -> int:
-        """The rung, counted from 1, that it had reached when it was stopped."""
-        return len(self.entry.rung_losses)
+        return cls(candidate.entry, len(candidate.entry.rung_losses), saved)
 
     @property
     def begins_at(self) -> int:

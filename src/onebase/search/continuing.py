@@ -67,13 +67,17 @@ class Continuing:
         entry, plan, begins_at = stopped.entry, self._halving.plan, stopped.begins_at
         self._halving.stopped.remove(stopped)
         name, share = _name(entry.configuration), plan.shares[stopped.reached - 1]
-        self._training.note(
-            say(
+        if stopped.saved is None:
+            text = say(
+                f"Part of the budget is left: {name}, stopped at {share}, is trained again, to the end.",
+                f"预算尚有剩余：{name} 曾在 {share} 处停止，现在从头训练到底。",
+            )
+        else:
+            text = say(
                 f"Part of the budget is left: {name}, stopped at {share}, continues.",
                 f"预算尚有剩余：{name} 曾在 {share} 处停止，现在继续训练。",
-            ),
-            continued=entry.configuration.number,
-        )
+            )
+        self._training.note(text, continued=entry.configuration.number)
         state = self._training.build(entry.configuration)
         if stopped.saved is None:
             self._training.repeated_tokens += entry.tokens
@@ -82,7 +86,7 @@ class Continuing:
             state.load_state_dict(stopped.saved)
         if begins_at == len(plan.rungs):
             self._training.use_all_rows(state)
-        entry.stop, entry.continued_from = None, stopped.reached or None
+        entry.stop, entry.continued_from = None, stopped.reached
         self._train(self._halving.follow(entry, state), begins_at)
 
     def _train_longer(self, epochs: int) -> None:

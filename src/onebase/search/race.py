@@ -129,6 +129,8 @@ def race(
     )
     if data is None:
         data = task_data(replace(jobs[0], task=job.task), template)
+    else:
+        data = data.named(job.task)
     assert template.moment is not None, "given above"
     if not data.held_out:
         raise _nothing_held_out()
@@ -275,7 +277,7 @@ def _store(
     training, seconds = halving.training, time.monotonic() - began
     used = budget.used(training.tokens, seconds)
     facts = {
-        "configurations": len(entries),
+        "configurations": len(entries) - len(halving.longer),
         "number": configuration.number,
         "settings": dict(configuration.settings),
         "epochs": state.options.epochs,
