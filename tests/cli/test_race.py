@@ -109,7 +109,7 @@ def test_as_json(asked: list[str], onebase: Run) -> None:
     found = result.json
     assert set(found) == {
         *("run", "task", "end", "winner", "adapter", "ladder", "plot"),
-        *("configurations", "epochs", "tokens", "judged_tokens", "seconds"),
+        *("configurations", "epochs", "tokens", "judged_tokens", "seconds", "budget_used"),
     }
     assert (found["task"], found["end"]) == ("support", "finished")
     assert (found["configurations"], found["epochs"]) == (6, 2)
@@ -152,6 +152,20 @@ def test_the_budget_determines_the_configurations(asked: list[str], onebase: Run
     assert timed.code == 0, timed.err
     assert timed.json["configurations"] == 3
     assert timed.json["seconds"] < 4
+
+
+def test_what_a_budget_leaves_is_spent_and_said(asked: list[str], onebase: Run) -> None:
+    """Two configurations are trained to their ends, and the better one again for longer."""
+    flags = ("--configs", "2", "--methods", "ia3", "--budget", "30k")
+    result = onebase(*asked, *flags)
+    assert result.code == 0, result.err
+    (again,) = re.findall(r"nothing to continue: (\d) \((.*)\) is trained again, over", result.err)
+    assert re.search(r"^3 \(ia3 .*epochs=\d+\) (ends at|does not end better)", result.err, re.M)
+    _, *rows = table(result.out)
+    assert len(rows) == 3
+    assert any(row[:3][1] == "3" and row[2].startswith(f"{again[1]} epochs=") for row in rows)
+    (used,) = re.findall(r" This is (\d+)% of the budget\.\n", result.out)
+    assert 85 <= int(used) <= 100
 
 
 def test_methods_and_spaces(asked: list[str], desk: Path, onebase: Run) -> None:

@@ -85,6 +85,7 @@ def test_it_is_written_in_plain_values(tmp_path: Path) -> None:
         "step": 10,
         "tokens": 400,
         "left": None,
+        "continued_from": None,
     }
     assert saved["ladder"][-1]["left"] == {"rung": 1, "reason": "exploded"}
 

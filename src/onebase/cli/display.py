@@ -123,8 +123,10 @@ class RunDisplay(Observer):
     def _move_race(self, task: str, record: Mapping[str, Any], numbers: str) -> None:
         self._tokens[task] = record["tokens"]
         completed = sum(self._tokens.values())
-        for bar in self._bars.values():
-            self._progress.update(bar, completed=completed, numbers=f"{task} {numbers}")
+        for name, bar in self._bars.items():
+            total = max(self._jobs[name].total, completed)  # more may be continued than planned
+            text = f"{task} {numbers}"
+            self._progress.update(bar, completed=completed, total=total, numbers=text)
 
     def _show_leaderboard(self, rung: int, record: Mapping[str, Any]) -> None:
         plan, entries = record["plan"], ranked(record["leaderboard"])

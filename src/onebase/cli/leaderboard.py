@@ -43,6 +43,15 @@ def _row(plan: RacePlan, entry: Entry) -> list[Any]:
 
 
 def _stopped_at(plan: RacePlan, entry: Entry) -> str:
+    """Where it stopped, and where it had been stopped before it was continued."""
+    continued = ""
+    if entry.continued_from is not None:
+        share = plan.shares[entry.continued_from - 1]
+        continued = say(f"continued from {share}", f"自 {share} 处继续")
+    return listed([text for text in (_stop_text(plan, entry), continued) if text])
+
+
+def _stop_text(plan: RacePlan, entry: Entry) -> str:
     if entry.stop is None:
         return ""
     place = [*plan.shares, say("end", "终点")][entry.stop.rung - 1]

@@ -55,8 +55,8 @@ def race_command(
     from onebase.cli.training import load_base
     from onebase.runs.interruption import Interrupted
     from onebase.search.budget import Budget
+    from onebase.search.candidate import candidate_job
     from onebase.search.race import race
-    from onebase.search.successive_halving import candidate_job
     from onebase.training.train import precision_for
 
     session = begin(flags)

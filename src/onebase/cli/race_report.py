@@ -44,11 +44,12 @@ def show_race(session: Session, raced: RaceResult) -> None:
         "adapter": summary(adapter),
         "ladder": raced.leaderboard,
         "plot": str(raced.plot),
-        "configurations": len(raced.entries),
+        "configurations": adapter.metrics["race"]["configurations"],
         "epochs": raced.plan.epochs,
         "tokens": raced.tokens,
         "judged_tokens": raced.evaluated_tokens,
         "seconds": raced.seconds,
+        "budget_used": raced.budget_used,
     }
     rows = leaderboard_rows(raced.plan, raced.entries)
     session.table(result, leaderboard_header(raced.plan), rows)
@@ -62,11 +63,21 @@ def show_race(session: Session, raced: RaceResult) -> None:
             f"{duration(raced.seconds)}.",
             f"共训练 {raced.tokens:,} 个词元，评估 {raced.evaluated_tokens:,} 个词元，"
             f"用时 {duration(raced.seconds)}。",
-        ),
+        )
+        + _budget_used(raced),
         say(f"Plot of the leaderboard: {raced.plot}", f"排行榜图：{raced.plot}"),
         next_command(session, adapter),
     ):
         print(line)
+
+
+def _budget_used(raced: RaceResult) -> str:
+    if raced.budget_used is None:
+        return ""
+    return say(
+        f" This is {raced.budget_used:.0%} of the budget.",
+        f"占预算的 {raced.budget_used:.0%}。",
+    )
 
 
 def _note_ending(raced: RaceResult) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from onebase.engine.rows import TokenRow
@@ -29,7 +29,7 @@ _MOST_SHARE = 0.25
 _SHARE = 0.245
 _LEAST_ROWS, _MOST_ROWS = 10, 64
 # An evaluation has no backward pass: a token takes about half of the time that it takes in training.
-_EVALUATION_TIME = 0.5
+EVALUATION_TIME = 0.5
 # A plan fills only this share of the budget: speed and the length of rows vary.
 _FILL_TIME = 0.85
 _FILL_TOKENS = 0.97
@@ -70,6 +70,12 @@ class Budget:
             return f"{self.seconds:g}s"
         return "" if self.tokens is None else f"{self.tokens} tokens"
 
+    def used(self, tokens: int, seconds: float) -> float | None:
+        """The share of it that so many tokens or seconds are; None without a limit."""
+        if self.seconds is not None:
+            return seconds / self.seconds
+        return None if self.tokens is None else tokens / self.tokens
+
 
 class OutOfBudget(Exception):
     """The time or the tokens are used up."""
@@ -83,11 +89,17 @@ class Limits:
     deadline: float = math.inf
     tokens: float = math.inf
 
-    def check(self, trained: int = 0) -> None:
-        """Raises KeyboardInterrupt or OutOfBudget."""
+    @property
+    def limited(self) -> bool:
+        """Whether time or tokens are limited."""
+        return math.isfinite(self.deadline) or math.isfinite(self.tokens)
+
+    def check(self, trained: int = 0, coming: int = 0) -> None:
+        """Before a step of `coming` tokens. Raises KeyboardInterrupt or OutOfBudget."""
         if self.interruption.asked:
             raise KeyboardInterrupt
-        if time.monotonic() >= self.deadline or trained >= self.tokens:
+        spent = trained >= self.tokens or trained + coming > self.tokens
+        if time.monotonic() >= self.deadline or spent:
             raise OutOfBudget
 
 
@@ -116,18 +128,30 @@ def tokens_of(rows: Sequence[TokenRow]) -> int:
 
 @dataclass(frozen=True)
 class RacePlan:
-    """A race: `count` configurations over `epochs`, evaluated at each rung on `evaluation_rows` held-out
-    rows, at the last rung on all rows too. `trained` and `evaluated` are the expected tokens of each;
-    `whole` is both together where all are trained to the end and evaluated on all rows every epoch.
+    """A race: `count` configurations over `epochs` of data of a `size`, evaluated at each rung on
+    `evaluation_rows` held-out rows, at the last rung on all rows too.
     """
 
     count: int
     epochs: int
+    size: Size
     rungs: tuple[Rung, ...]
     evaluation_rows: int
-    trained: int
-    evaluated: int
-    whole: int
+
+    @property
+    def trained(self) -> int:
+        """The expected tokens to train on."""
+        return self.left(0)[0]
+
+    @property
+    def evaluated(self) -> int:
+        """The expected tokens of all evaluations."""
+        return self.left(0)[1]
+
+    @property
+    def whole(self) -> int:
+        """The tokens of both where all are trained to the end and evaluated on all rows every epoch."""
+        return self.count * self.epochs * (self.size.trained + self.size.held_out)
 
     @property
     def share(self) -> float:
@@ -139,9 +163,31 @@ class RacePlan:
         """Every rung's share of the full length, like `1/12`."""
         return [str(Fraction(rung.share).limit_denominator(64)) for rung in self.rungs]
 
+    def left(self, reached: int) -> tuple[int, int]:
+        """The expected tokens to train on, and of the evaluations, from rung `reached` on (0: all)."""
+        size, rungs = self.size, self.rungs[reached:]
+        total = size.steps * self.epochs
+        last = self.rungs[reached - 1] if reached else None
+        remaining, begun = (last.keep, last.step(total)) if last else (self.count, 0)
+        steps = steps_taken(remaining, rungs, total, begun)
+        # On all held-out rows: those at the last rung, the finalists after every epoch from there on,
+        # and the bare base.
+        final = self.rungs[-1]
+        on_all_rows = final.keep * (self.epochs - int(final.share * self.epochs)) + (not reached)
+        if rungs and self.evaluation_rows < size.rows:
+            on_all_rows += self.rungs[-2].keep if len(rungs) > 1 else remaining
+        sampled = evaluations_at_rungs(remaining, rungs) * self.evaluation_rows
+        evaluated = round(sampled * size.held_out / size.rows) + on_all_rows * size.held_out
+        return round(steps * size.trained / size.steps), evaluated
+
+    def keeping(self, keeps: Sequence[int]) -> "RacePlan":
+        """The same race, with these numbers of configurations that continue from its rungs."""
+        rungs = [replace(rung, keep=keep) for rung, keep in zip(self.rungs, keeps, strict=True)]
+        return replace(self, rungs=tuple(rungs))
+
     def seconds(self, speed: float) -> float:
         """How long it takes at `speed` tokens trained on a second."""
-        return (self.trained + _EVALUATION_TIME * self.evaluated) / speed
+        return (self.trained + EVALUATION_TIME * self.evaluated) / speed
 
 
 def plan(count: int, epochs: int, size: Size) -> RacePlan:
@@ -154,22 +200,13 @@ def plan(count: int, epochs: int, size: Size) -> RacePlan:
 
 def _plan(count: int, epochs: int, size: Size, finalists: int) -> RacePlan:
     rungs = rungs_for(count, finalists)
-    steps = steps_taken(count, rungs, size.steps * epochs)
-    trained = round(steps * size.trained / size.steps)
-    whole = count * epochs * (size.trained + size.held_out)
-    # On all held-out rows: those at the last rung, the finalists after every epoch from there on, and
-    # the bare base.
-    at_last_rung = rungs[-2].keep
-    late = finalists * (epochs - int(rungs[-1].share * epochs))
-    closing = (at_last_rung + late + 1) * size.held_out
-    times = evaluations_at_rungs(count, rungs)
+    unsampled = RacePlan(count, epochs, size, rungs, evaluation_rows=0)
     a_row = size.held_out / size.rows
-    affordable = (_SHARE * whole - trained - closing) / (times * a_row)
+    affordable = (_SHARE * unsampled.whole - unsampled.trained - unsampled.evaluated) / (
+        evaluations_at_rungs(count, rungs) * a_row
+    )
     rows = min(size.rows, round(min(max(affordable, _LEAST_ROWS), _MOST_ROWS)))
-    if rows == size.rows:  # the sample is all of them
-        closing -= at_last_rung * size.held_out
-    evaluated = round(times * rows * a_row) + closing
-    return RacePlan(count, epochs, rungs, rows, trained, evaluated, whole)
+    return replace(unsampled, evaluation_rows=rows)
 
 
 def choose(

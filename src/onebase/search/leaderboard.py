@@ -44,7 +44,9 @@ class Stop:
 
 @dataclass
 class Entry:
-    """One configuration on the leaderboard; `training_losses` are pairs of tokens trained on and loss."""
+    """One configuration on the leaderboard; `training_losses` are pairs of tokens trained on and loss.
+    `continued_from` is the rung at which it had been stopped before it was continued.
+    """
 
     configuration: Configuration
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Entry:
     step: int = 0
     tokens: int = 0
     stop: Stop | None = None
+    continued_from: int | None = None
 
     @property
     def rung_losses(self) -> list[float]:
@@ -66,6 +69,12 @@ class Entry:
                 return min(item.loss for item in self.evaluations[at:])
         return math.inf
 
+    def begin_again(self) -> None:
+        """Forget a training that is repeated from its first step."""
+        self.evaluations.clear()
+        self.training_losses.clear()
+        self.step = self.tokens = 0
+
     def as_row(self, rank: int) -> dict[str, Any]:
         """The entry in plain values."""
         configuration = self.configuration
@@ -78,6 +87,7 @@ class Entry:
             "step": self.step,
             "tokens": self.tokens,
             "left": None if self.stop is None else asdict(self.stop),
+            "continued_from": self.continued_from,
         }
 
 

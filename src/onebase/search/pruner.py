@@ -46,9 +46,11 @@ def most_finalists(count: int) -> int:
     return math.ceil(count / _A_FINALIST)
 
 
-def steps_taken(count: int, rungs: Sequence[Rung], total: int) -> int:
-    """The optimizer steps of a race, all configurations together, each of `total` at full length."""
-    taken, reached, remaining = 0, 0, count
+def steps_taken(count: int, rungs: Sequence[Rung], total: int, begun: int = 0) -> int:
+    """The optimizer steps of a race, all configurations together, each of `total` at full length; of
+    `count` that have taken `begun` steps, those up to the end.
+    """
+    taken, reached, remaining = 0, begun, count
     for rung in rungs:
         taken += remaining * (rung.step(total) - reached)
         reached, remaining = rung.step(total), rung.keep
@@ -57,7 +59,7 @@ def steps_taken(count: int, rungs: Sequence[Rung], total: int) -> int:
 
 def evaluations_at_rungs(count: int, rungs: Sequence[Rung]) -> int:
     """The number of evaluations at rungs, over all rungs and configurations."""
-    return count + sum(rung.keep for rung in rungs[:-1])
+    return count + sum(rung.keep for rung in rungs[:-1]) if rungs else 0
 
 
 class HalvingPruner(BasePruner):

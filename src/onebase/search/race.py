@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,9 @@ from onebase.search.budget import (
     fits_seconds,
     fits_tokens,
 )
+from onebase.search.candidate import Candidate, candidate_job
+from onebase.search.candidate_training import CandidateTraining
+from onebase.search.continuing import Continuing
 from onebase.search.history import History
 from onebase.search.leaderboard import (
     Entry,
@@ -40,17 +44,12 @@ from onebase.search.leaderboard import (
     write_leaderboard,
 )
 from onebase.search.space import Configuration, Space, default_space
-from onebase.search.successive_halving import (
-    Candidate,
-    NobodyLeft,
-    SuccessiveHalving,
-    candidate_job,
-)
+from onebase.search.successive_halving import NobodyLeft, SuccessiveHalving
 from onebase.training.job import Job
 from onebase.training.options import TrainOptions
 from onebase.training.run_config import as_given
 from onebase.training.stored_result import store_job, summary
-from onebase.training.task_data import task_data
+from onebase.training.task_data import TaskData, task_data
 from onebase.training.train import check_jobs, precision_for
 
 RaceEnd = Literal["finished", "out of budget", "nobody left", "interrupted"]
@@ -63,7 +62,7 @@ _MEASURED = 3
 class RaceResult:
     """The result of a race: the stored `adapter` of its best configuration, the `entries` of all
     configurations (best first), and how it ended. `tokens` were trained on, `evaluated_tokens` went
-    through evaluations.
+    through evaluations. `budget_used` is a share of the budget, None without one.
     """
 
     run: Run
@@ -75,6 +74,7 @@ class RaceResult:
     tokens: int
     evaluated_tokens: int
     seconds: float
+    budget_used: float | None = None
 
     @property
     def plot(self) -> Path:
@@ -96,20 +96,27 @@ def race(
     space: Space | None = None,
     budget: Budget | None = None,
     count: int | None = None,
+    data: TaskData | None = None,
+    rendered_at: datetime | None = None,
 ) -> RaceResult:
     """Race configurations of `space` (else the default one) on `job`'s task by successive halving, train
     the finalists to the end, and store the best as the task's next version.
 
     `job.method` is ignored, and `job.set` holds for all configurations. Whichever of `count` and the
-    job's epochs is not given is chosen by the `budget`, whose time begins with this call. When it is
-    spent, and at Ctrl-C (which is not raised), the best so far is stored. Raises UsageError or DataError
-    before the first step, OnebaseError when there is nothing to store.
+    job's epochs is not given is chosen by the `budget`, whose time begins with this call. What the
+    planned race leaves of it goes to stopped configurations, which are continued to their ends; where
+    there are none, to more epochs of the best, unless the job's epochs are given. When the budget is
+    spent, and at Ctrl-C (which is not raised), the best so far is stored.
+
+    With `data`, the race is on these rows, rendered at `rendered_at`: it trains on the one part and is
+    judged by the other. Raises UsageError or DataError before the first step, OnebaseError when there is
+    nothing to store.
     """
     began = time.monotonic()
     budget, space = budget or Budget(), space or default_space(fixed=list(job.set))
     most = len(space.configurations)
     configurations = space.first(most if count is None else count)
-    options = _check(job, configurations)
+    options = _check(job, configurations, given=data)
     workspace = workspace or Workspace()
     jobs = [candidate_job(job, item, options.epochs) for item in configurations]
     base = base or Base.load(precision=precision_for(jobs, None))
@@ -118,16 +125,20 @@ def race(
         kind=job.template,
         instruction=job.instruction,
         max_tokens=options.max_tokens,
-        moment=local_time(),
+        moment=rendered_at or local_time(),
     )
-    data = task_data(replace(jobs[0], task=job.task), template)
+    if data is None:
+        data = task_data(replace(jobs[0], task=job.task), template)
+    else:
+        data = data.named(job.task)
+    assert template.moment is not None, "given above"
     if not data.held_out:
         raise _nothing_held_out()
     epochs = options.epochs if "epochs" in job.set else None
     size = Size.of(data, options.batch_size * options.accumulation)
     largest = partial(choose, size, most=most, count=count, epochs=epochs)
     plan = largest(fits=fits_tokens(budget.tokens) if budget.tokens else None)
-    config = _config(job, base, budget, plan, configurations)
+    config = _config(job, base, budget, plan, configurations[: plan.count])
     history = History(observer)
     try:
         with run_session(
@@ -142,14 +153,20 @@ def race(
             methods = [item.method for item in configurations]
             for text in [*data.notes, *unchanged_experts(base, methods)]:
                 run.note(text, task=job.task)
-            halving = SuccessiveHalving(base, job, data, plan, run.recorder, history, limits)
+            training = CandidateTraining(
+                base, job, data, template.moment, plan, run.recorder, history, limits
+            )
+            halving = SuccessiveHalving(training)
             planned = count is not None and epochs is not None
             end = _run(halving, None if planned else largest, limits, configurations, history)
-            run.run.write_config(_config(job, base, budget, halving.plan, configurations))
-            if end == "interrupted" and not halving.tokens:
+            if end == "finished" and limits.limited:
+                end = _continue(Continuing(halving, may_train_longer=epochs is None))
+            raced = [*configurations[: halving.plan.count], *halving.longer]
+            run.run.write_config(_config(job, base, budget, halving.plan, raced))
+            if end == "interrupted" and not training.tokens:
                 raise KeyboardInterrupt
             best = halving.best()
-            result = _store(run, workspace, base, job, halving, best, end, began)
+            result = _store(run, workspace, base, job, budget, halving, best, end, began)
             run.ending = "interrupted" if end == "interrupted" else "finished"
             run.summary = {
                 "seconds": result.seconds,
@@ -191,9 +208,20 @@ def _run(
     return "finished"
 
 
+def _continue(continuing: Continuing) -> RaceEnd:
+    """Spend what is left of the budget, and return how the race ended."""
+    try:
+        continuing.run()
+    except KeyboardInterrupt:
+        return "interrupted"
+    except OutOfBudget:  # the planned race had its end before
+        pass
+    return "finished"
+
+
 def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) -> JobStart:
     """The race as observers get it before the first step."""
-    plan = halving.plan
+    plan = halving.expected()
     comma = say(", ", "、")
     methods = comma.join(dict.fromkeys(item.method for item in configurations))
     kept = comma.join(
@@ -209,20 +237,24 @@ def _start(halving: SuccessiveHalving, configurations: Sequence[Configuration]) 
     )
     title = say("tokens", "词元")
     task = halving.task
-    return JobStart(task, title, halving.tokens, plan.trained, unit="tokens", facts=(text,))
+    return JobStart(
+        task, title, halving.training.tokens, plan.trained, unit="tokens", facts=(text,)
+    )
 
 
-def _check(job: Job, configurations: Sequence[Configuration]) -> TrainOptions:
-    """The options that all configurations share. Raises UsageError, before anything is loaded, for what
-    can't be raced.
+def _check(
+    job: Job, configurations: Sequence[Configuration], given: TaskData | None
+) -> TrainOptions:
+    """The options that all configurations share; `given` are the rows, where the job does not name them.
+    Raises UsageError, before anything is loaded, for what can't be raced.
     """
     shared = [candidate_job(job, item, TrainOptions().epochs) for item in configurations]
     for item in shared:
         item.options()
-    given = replace(shared[0], task=job.task, set={**shared[0].set, **job.set})
-    check_jobs([given])
-    options, _ = given.options()
-    if job.held_out is None and not options.held_out:
+    first = replace(shared[0], task=job.task, set={**shared[0].set, **job.set})
+    check_jobs([first])
+    options, _ = first.options()
+    if given is None and job.held_out is None and not options.held_out:
         raise _nothing_held_out()
     return options
 
@@ -232,6 +264,7 @@ def _store(
     workspace: Workspace,
     base: Base,
     job: Job,
+    budget: Budget,
     halving: SuccessiveHalving,
     best: Candidate,
     end: RaceEnd,
@@ -241,14 +274,19 @@ def _store(
     entries = ranked(halving.entries)
     state, configuration = best.state, best.entry.configuration
     state.job = replace(state.job, task=job.task)
+    training, seconds = halving.training, time.monotonic() - began
+    used = budget.used(training.tokens, seconds)
     facts = {
-        "configurations": len(entries),
+        "configurations": len(entries) - len(halving.longer),
         "number": configuration.number,
         "settings": dict(configuration.settings),
-        "epochs": halving.plan.epochs,
+        "epochs": state.options.epochs,
         "judged_rows": len(state.data.held_out),
-        "tokens": halving.tokens,
-        "judged_tokens": halving.evaluated_tokens,
+        "tokens": training.tokens,
+        "judged_tokens": training.evaluated_tokens,
+        "budget": budget.text,
+        "budget_used": used,
+        "continued": sum(entry.continued_from is not None for entry in entries),
         "end": end,
     }
     base_loss, folder = halving.base_loss, run.run.path
@@ -266,9 +304,10 @@ def _store(
         plan=halving.plan,
         end=end,
         base_loss=base_loss,
-        tokens=halving.tokens,
-        evaluated_tokens=halving.evaluated_tokens,
-        seconds=time.monotonic() - began,
+        tokens=training.tokens,
+        evaluated_tokens=training.evaluated_tokens,
+        seconds=seconds,
+        budget_used=used,
     )
 
 
@@ -280,7 +319,7 @@ def _config(
     configurations: Sequence[Configuration],
 ) -> dict[str, Any]:
     """The config of the run, with the plan that was chosen."""
-    candidates = [candidate_job(job, item, plan.epochs) for item in configurations[: plan.count]]
+    candidates = [candidate_job(job, item, plan.epochs) for item in configurations]
     return as_yaml_reads(
         {
             "race": {

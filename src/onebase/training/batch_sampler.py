@@ -32,11 +32,15 @@ class BatchSampler(Generic[Item]):
         return self
 
     def __next__(self) -> list[Item]:
-        if self._taken >= len(self._rows):
-            self._shuffle()
-        rows = self._shuffled[self._taken : self._taken + self._size]
+        rows = self.coming()
         self._taken += len(rows)
         return rows
+
+    def coming(self) -> list[Item]:
+        """The next batch, which stays the next."""
+        if self._taken >= len(self._rows):
+            self._shuffle()
+        return self._shuffled[self._taken : self._taken + self._size]
 
     def _shuffle(self) -> None:
         self._random_at_start = torch.tensor(self._random.getstate()[1])
@@ -71,8 +75,13 @@ class FixedBatches:
         return len(self._batches)
 
     def __next__(self) -> list[TokenRow]:
+        rows = self.coming()
         self._taken += 1
-        return self._batches[(self._taken - 1) % len(self._batches)]
+        return rows
+
+    def coming(self) -> list[TokenRow]:
+        """The next batch, which stays the next."""
+        return self._batches[self._taken % len(self._batches)]
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches were taken."""

@@ -164,6 +164,11 @@ class JobState:
         ends = self.done or self.step % self.steps_an_epoch == 0
         return ends and not self.diverged and self.step > self.evaluated_step
 
+    @property
+    def coming_tokens(self) -> int:
+        """The tokens of the next optimizer step."""
+        return sum(len(row.ids) for row in self._batches.coming())
+
     def next_batch(self) -> list[list[TokenRow]]:
         """The rows of the next optimizer step, as micro-batches of `batch_size` rows."""
         rows = next(self._batches)

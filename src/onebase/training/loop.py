@@ -18,6 +18,9 @@ from onebase.training.job_state import JobState
 # memory grows with them; a GPU waits for its next kernel when packs are small (LOG.md).
 _PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 
+# Gets a row and the sum of its labels' losses (nats).
+OnRow = Callable[[TokenRow, float], None]
+
 
 def pack_tokens(device: torch.device) -> int:
     """The tokens of one training pass on `device`, give or take a quarter; an evaluation's pass takes
@@ -188,18 +191,23 @@ def evaluate_together(
     check: Callable[[], None] | None = None,
     *,
     trunk: Trunk | None = None,
+    on_row: OnRow | None = None,
 ) -> None:
     """The held-out loss of every job, in shared passes; keeps the best states. `check` is called after
-    every pass; what it raises leaves the jobs as they were.
+    every pass; what it raises leaves the jobs as they were. `on_row` gets every row's loss.
     """
     depths = {job.task: job.depth for job in jobs}
     contributions = {job.task: job.adapter.contribution_in_evaluation() for job in jobs}
-    rows = [row for job in jobs for row in job.data.held_out]
-    means = mean_losses(base, rows, contributions, check, depths=depths, trunk=trunk)
+
+    def means_over(rows: Sequence[TokenRow]) -> dict[str, float]:
+        return mean_losses(
+            base, rows, contributions, check, depths=depths, trunk=trunk, on_row=on_row
+        )
+
+    means = means_over([row for job in jobs for row in job.data.held_out])
     if len(means) > 1 and not all(map(math.isfinite, means.values())):
         for job in jobs:  # as in a step: each job by itself
-            rows = job.data.held_out
-            means |= mean_losses(base, rows, contributions, check, depths=depths, trunk=trunk)
+            means |= means_over(job.data.held_out)
     for job in jobs:
         loss = means.get(job.task)
         if loss is not None and not math.isfinite(loss):
@@ -227,12 +235,13 @@ def mean_losses(
     *,
     depths: Mapping[str, int] | None = None,
     trunk: Trunk | None = None,
+    on_row: OnRow | None = None,
 ) -> dict[str, float]:
     """The mean loss of a label (nats) over every adapter's rows, without gradients. `depths` is the layer
-    at which an adapter may begin, from `trunk`.
+    at which an adapter may begin, from `trunk`. `on_row` gets every row's loss.
     """
     named = [(str(row.adapter), row) for row in rows]
-    return _mean_by(base, named, contributions, check, depths or {}, trunk)
+    return _mean_by(base, named, contributions, check, depths or {}, trunk, on_row)
 
 
 def _mean_by(
@@ -242,6 +251,7 @@ def _mean_by(
     check: Callable[[], None] | None,
     depths: Mapping[str, int],
     trunk: Trunk | None,
+    on_row: OnRow | None = None,
 ) -> dict[str, float]:
     """The mean loss of a label over all rows with one name."""
     total: dict[str, float] = {}
@@ -252,6 +262,8 @@ def _mean_by(
         name = names[id(row)]
         total[name] = total.get(name, 0.0) + loss
         count[name] = count.get(name, 0) + row.labels
+        if on_row:
+            on_row(row, loss)
     return {name: total[name] / count[name] for name in total}
 
 
