@@ -4,7 +4,7 @@ The command line prints both sentences and exits with `exit_code`. A caller in P
 `OnebaseError`, one of its subclasses, or the built-in error that the subclass also derives from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from onebase.language import say
@@ -59,6 +59,18 @@ class CorruptFileError(OnebaseError, ValueError):
     """A file of onebase or of PEFT that is damaged or does not fit its base."""
 
     code = "corrupt"
+
+
+def error_as_values(error: OnebaseError) -> dict[str, str]:
+    """An error in values that JSON has, for another process."""
+    return {"code": error.code, "message": error.message, "remedy": error.remedy}
+
+
+def error_from_values(values: Mapping[str, str]) -> OnebaseError:
+    """The error that another process has met, in its class."""
+    kinds = (UsageError, DataError, CapacityError, MissingBaseError, CorruptFileError)
+    known = {kind.code: kind for kind in kinds}
+    return known.get(values["code"], OnebaseError)(values["message"], values["remedy"])
 
 
 def unknown(what: str, what_zh: str, value: object, valid: Iterable[str]) -> UsageError:

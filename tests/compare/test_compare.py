@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from onebase.adapters.methods import METHODS
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
-from onebase.compare import answering as answering_module
-from onebase.compare.compare import asked_for, compare, resume_comparison
+from onebase.compare.answering import Answerer
+from onebase.compare.compare import compare, read_config, resume_comparison
 from onebase.compare.data import comparison_data
 from onebase.compare.forgetting import neutral_losses, neutral_texts
 from onebase.compare.options import CompareOptions
@@ -148,7 +148,7 @@ def test_examples_stand_in_the_prompt(job: Job, base: Base, workspace: Workspace
     comparison = compare(job, replace(OPTIONS, methods=()), base=base, workspace=workspace)
     data = comparison_data(job, OPTIONS, base, local_time())
     for seed in (0, 1):
-        shown = data.shown_examples(2, seed)
+        shown = [turn for example in data.shown_examples(2, seed) for turn in example]
         training = {(example.input, example.answer) for example in data.training.train_examples}
         assert {
             (shown[0].content, shown[1].content),
@@ -255,7 +255,7 @@ def test_an_interrupted_comparison_continues(
     whole = compare(job, OPTIONS, base=base, workspace=Workspace(tmp_path / "whole"))
     workspace = Workspace(tmp_path / "cut")
     calls = []
-    measured = answering_module.Answerer._outcomes
+    measured = Answerer._outcomes
 
     def cut_off(self: Any, *arguments: Any) -> Any:
         calls.append(arguments)
@@ -263,7 +263,7 @@ def test_an_interrupted_comparison_continues(
             signal.raise_signal(signal.SIGINT)
         return measured(self, *arguments)
 
-    monkeypatch.setattr(answering_module.Answerer, "_outcomes", cut_off)
+    monkeypatch.setattr(Answerer, "_outcomes", cut_off)
     with pytest.raises(Interrupted, match="onebase resume"):
         compare(job, OPTIONS, base=base, workspace=workspace)
     (run,) = RunStore(workspace).list()
@@ -308,7 +308,7 @@ def test_a_method_that_diverges_is_reported_and_the_others_go_on(
 
 def test_the_config_makes_it_again(job: Job, base: Base, workspace: Workspace) -> None:
     comparison = compare(job, LORA, base=base, workspace=workspace)
-    again, options = asked_for(RunStore(workspace).get(comparison.run).config)
+    again, options, _, _ = read_config(workspace.runs / comparison.run / "config.yaml")
     assert options == LORA
     assert (again.task, again.set, again.instruction) == (job.task, job.set, job.instruction)
     shutil.rmtree(workspace.runs)

@@ -1,13 +1,17 @@
 """Running a comparison with the live display, and its result as a person reads it."""
 
+from dataclasses import asdict
+from pathlib import Path
+
+from onebase.cli.compare import CompareFlags
 from onebase.cli.display import run_display
 from onebase.cli.jobs import job_fields
-from onebase.cli.options import LearningFlags
+from onebase.cli.options import BaseFlags, LearningFlags
 from onebase.cli.session import Session
 from onebase.cli.units import aligned
 from onebase.compare.compare import compare, resume_comparison
 from onebase.compare.evidence import Evidence
-from onebase.compare.options import CompareOptions
+from onebase.compare.options import CompareOptions, methods_named
 from onebase.compare.report.document import Paragraph, Table
 from onebase.compare.report.sections.methods import methods_section
 from onebase.compare.report.sections.verdict import verdict_section
@@ -16,12 +20,28 @@ from onebase.compare.result import Comparison
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
+from onebase.quantity import listed
 from onebase.search.budget import Budget
 from onebase.training.job import Job
 
+Asked = tuple[Job, CompareOptions, str, str | None]
 
-def compared_job(task: str | None, data: str | None, learning: LearningFlags) -> Job:
-    """The job of a comparison's flags. Raises UsageError where --task or --data is missing."""
+
+def asked_by_flags(
+    task: str | None,
+    data: str | None,
+    config: Path | None,
+    compared: CompareFlags,
+    base: BaseFlags,
+    learning: LearningFlags,
+) -> Asked | None:
+    """The job, the options, the base and its precision that the flags name; None where `config` names
+    them. Raises UsageError where --task or --data is missing, and for flags beside a config.
+    """
+    if config is not None:
+        _refuse_beside_a_config(task, data, compared, base, learning)
+        return None
     if not task or not data:
         raise UsageError(
             say(
@@ -30,10 +50,43 @@ def compared_job(task: str | None, data: str | None, learning: LearningFlags) ->
             ),
             say(
                 "Give both, or the config of an earlier comparison with -c.",
-                "请给出两者，或用 -c 指定以前对比实验的配置。",
+                "请给出两者，或用 -c 指定以前对比的配置。",
             ),
         )
-    return Job(task=task, data=data, **job_fields(learning))
+    given = asdict(compared)
+    methods, score, tune = given.pop("methods"), given.pop("score"), given.pop("tune")
+    options = CompareOptions(
+        methods=methods_named(methods.split(",")),
+        user_metric=score,
+        tune=None if tune is None else tokens_of(tune),
+        **given,
+    )
+    job = Job(task=task, data=data, **job_fields(learning))
+    return job, options, base.base or DEFAULT_BASE, base.precision
+
+
+def _refuse_beside_a_config(
+    task: str | None,
+    data: str | None,
+    compared: CompareFlags,
+    base: BaseFlags,
+    learning: LearningFlags,
+) -> None:
+    given = {"task": task, "data": data} | asdict(compared) | asdict(base) | asdict(learning)
+    default = asdict(CompareFlags()) | asdict(BaseFlags()) | asdict(LearningFlags())
+    flags = [
+        f"--{name.strip('_').replace('_', '-')}"
+        for name, value in given.items()
+        if value != default.get(name)
+    ]
+    if flags:
+        raise UsageError(
+            say(f"Both -c and {listed(flags)} were given.", f"同时给出了 -c 和 {listed(flags)}。"),
+            say(
+                "Write these settings in a copy of the config, or leave out -c.",
+                "请把这些设置写进配置的副本，或去掉 -c。",
+            ),
+        )
 
 
 def tokens_of(text: str) -> int:

@@ -15,7 +15,7 @@ from onebase.compare.recommend.recommend import recommend
 from onebase.compare.recommend.recommendation import PlannedCost, Question, Recommendation
 from onebase.compare.record import FILE, load
 from onebase.compare.result import Comparison
-from onebase.errors import OnebaseError, UsageError
+from onebase.errors import CorruptFileError, OnebaseError, UsageError
 from onebase.language import say
 from onebase.model.cache import cached_models
 from onebase.model.fetch import DEFAULT_BASE
@@ -57,7 +57,7 @@ def recommended(
     base: str | None,
     data: str | None,
 ) -> Recommendation:
-    """What the workspace's comparisons recommend. Raises CorruptFileError."""
+    """What the workspace's comparisons recommend."""
     known = _trained_before(session.workspace, task) if data is None else None
     if data is not None:
         known = Asked(task or "TASK", data, base)
@@ -72,8 +72,14 @@ def recommended(
 
 
 def _comparisons(workspace: Workspace) -> list[Comparison]:
-    """Every finished comparison of a workspace, newest last. Raises CorruptFileError."""
-    return [load(file.parent) for file in sorted(workspace.runs.glob(f"*/{FILE}"))]
+    """Every finished comparison of a workspace, newest last; damaged ones are named and left out."""
+    comparisons = []
+    for file in sorted(workspace.runs.glob(f"*/{FILE}")):
+        try:
+            comparisons.append(load(file.parent))
+        except CorruptFileError as damaged:
+            note(damaged.message)
+    return comparisons
 
 
 def _trained_before(workspace: Workspace, task: str | None) -> Asked | None:

@@ -1,6 +1,7 @@
 """Starting the process of an arm that is trained alone, showing its events, and taking its costs."""
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -9,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from onebase.compare.result import Cost
-from onebase.errors import OnebaseError
+from onebase.errors import OnebaseError, error_from_values
 from onebase.language import say
 from onebase.runs.observer import JobStart, Observer
+
+_log = logging.getLogger("onebase")
 
 
 def run_alone(request: Mapping[str, Any], observer: Observer) -> Cost:
@@ -46,15 +49,17 @@ def run_alone(request: Mapping[str, Any], observer: Observer) -> Cost:
                 process.kill()
         seconds = time.perf_counter() - began
         stderr.seek(0)
-        reason = (stderr.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+        printed = stderr.read().decode(errors="replace").strip()
     if not result:
+        _log.debug(printed)
+        reason = (printed.splitlines() or [""])[-1]
         raise _failed(str(request["arm"]["task"]), process.returncode, reason)
     return Cost(result["peak_memory_bytes"], seconds, result["cpu_seconds"])
 
 
 def _pass_on(event: Mapping[str, Any], observer: Observer) -> None:
     if "error" in event:
-        raise OnebaseError(event["error"]["message"], event["error"]["remedy"])
+        raise error_from_values(event["error"])
     if "started" in event:
         observer.started(
             [JobStart(**{**job, "facts": tuple(job["facts"])}) for job in event["started"]]
@@ -82,7 +87,7 @@ def _failed(task: str, code: int, reason: str) -> OnebaseError:
     return OnebaseError(
         say(f"The training of {task} failed: {reason}", f"{task} 的训练失败：{reason}"),
         say(
-            "Leave the method out with --methods, or see the reason with --debug.",
-            "请用 --methods 去掉该方法，或用 --debug 查看原因。",
+            "Leave the method out with --methods, or train it alone with onebase train --debug.",
+            "请用 --methods 去掉该方法，或用 onebase train --debug 单独训练以查看原因。",
         ),
     )

@@ -88,9 +88,7 @@ class Answerer:
         self._engine.unload(TASK)
         return answers
 
-    def bare(
-        self, examples: Sequence[tuple[Turn, ...]] = (), *, timed: bool = False
-    ) -> Answers:
+    def bare(self, examples: Sequence[tuple[Turn, ...]] = (), *, timed: bool = False) -> Answers:
         """The answers of the base with the task's instruction, and with `examples` in its prompt: as many of
         them as the context has room for.
         """

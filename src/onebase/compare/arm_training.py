@@ -16,7 +16,6 @@ from onebase.compare.data import ComparisonData
 from onebase.compare.options import CompareOptions
 from onebase.compare.planned_arm import PlannedArm
 from onebase.compare.result import Cost, CurvePoint
-from onebase.language import language
 from onebase.model.base import Base
 from onebase.runs.observer import Observer
 from onebase.runs.run import Run, RunStore
@@ -26,7 +25,8 @@ from onebase.training.train import NothingStored, train_on
 
 class ArmTraining:
     """Trains arms in a workspace inside the comparison's run, `folder`, and finds what earlier sessions
-    trained there. `inner` is entered around every training: it handles Ctrl-C itself then.
+    trained there. `inner` is entered around every training: it handles Ctrl-C itself then; `check` is
+    called before each, and may raise.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class ArmTraining:
         data: ComparisonData,
         observer: Observer,
         inner: Callable[[], AbstractContextManager[None]],
+        check: Callable[[], None],
     ) -> None:
         self._workspace = Workspace(folder)
         self._job = job
@@ -44,6 +45,7 @@ class ArmTraining:
         self._data = data
         self._observer = observer
         self._inner = inner
+        self._check = check
 
     def train_alone(self, arms: Sequence[PlannedArm], base: Base) -> None:
         """Train those of `arms` that are to be trained alone, one after another, each in a process of its
@@ -51,6 +53,7 @@ class ArmTraining:
         """
         for arm in arms:
             if arm.alone and not (self._trained(arm) and self.cost(arm)):
+                self._check()
                 self._run_alone(arm, base)
 
     def train_together(self, arms: Sequence[PlannedArm], base: Base) -> None:
@@ -59,6 +62,7 @@ class ArmTraining:
         """
         for group in _groups([arm for arm in arms if not arm.alone]):
             if not all(map(self._trained, group)):
+                self._check()
                 self._train_group(group, base)
 
     def adapter(self, arm: PlannedArm) -> StoredAdapter | None:
@@ -106,14 +110,7 @@ class ArmTraining:
         for run in self._runs(arm):
             shutil.rmtree(run.path, ignore_errors=True)
         request = request_for(
-            self._job,
-            _job(arm),
-            self._options,
-            base,
-            base.precision.text,
-            rendered_at=self._data.rendered_at,
-            workspace=self._workspace.root,
-            language=language(),
+            self._job, _job(arm), self._options, base, self._data, self._workspace.root
         )
         with self._inner():
             cost = run_alone(request, self._observer)

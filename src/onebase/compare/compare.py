@@ -1,15 +1,18 @@
 """A comparison: every method on the user's own rows, several seeds, scored on the same held-out rows."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onebase.adapters.full import FULL
+from onebase.adapters.store import check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.compare.data import ComparisonData, comparison_data
 from onebase.compare.measurement import Measurement
 from onebase.compare.metrics.scoring import Scoring
 from onebase.compare.near_duplicates import near_duplicates, near_duplicates_note
-from onebase.compare.options import CompareOptions
+from onebase.compare.options import CompareOptions, methods_named
 from onebase.compare.planned_arm import machine, planned_arms
 from onebase.compare.record import save
 from onebase.compare.report.report import write_report
@@ -18,13 +21,14 @@ from onebase.data.yaml_file import read_yaml
 from onebase.errors import UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.model.fetch import DEFAULT_BASE
 from onebase.runs.identity import base_config, with_identity
 from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time, render_date_config, render_date_of
 from onebase.runs.resume import interrupted_run, path_from, resumable_run
 from onebase.runs.run import Run
 from onebase.runs.session import run_session
-from onebase.training.job import Job
+from onebase.training.job import Job, check_seed
 from onebase.training.run_config import as_given
 
 _NF4 = "nf4"
@@ -46,6 +50,8 @@ def compare(
     before the first step; CapacityError for `full` where its weights alone don't fit; Interrupted after
     Ctrl-C.
     """
+    check_task_name(job.task)
+    check_seed(job.seed)
     options = options or CompareOptions()
     workspace = workspace or Workspace()
     base = base or Base.load()
@@ -53,7 +59,7 @@ def compare(
     data = comparison_data(job, options, base, began)
     config = _config(job, options, base, data)
     earlier = interrupted_run(workspace, config)
-    if earlier is not None and data.template.dated:
+    if earlier is not None and data.template.dated:  # the rows as it began with them
         data = comparison_data(job, options, base, render_date_of(earlier.config))
         config = _config(job, options, base, data)
     return _compare(job, options, base, data, config, workspace, earlier, observer)
@@ -68,35 +74,65 @@ def resume_comparison(
 ) -> Comparison:
     """Continue the interrupted comparison `id`. Raises UsageError for a run that can't be resumed."""
     run = resumable_run(workspace, id)
-    job, options = asked_for(run.config)
+    job, options = asked_for(run.config, run.path / "config.yaml")
     data = comparison_data(job, options, base, render_date_of(run.config))
     config = _config(job, options, base, data)
+    _require_same(run, config)
     return _compare(job, options, base, data, config, workspace, run, observer)
 
 
-def asked_for(config: dict[str, Any]) -> tuple[Job, CompareOptions]:
-    """The job and the options in a comparison's config."""
-    given, asked = dict(config["job"]), dict(config["compare"])
-    for key in ("data", "held_out"):
-        given[key] = None if given[key] is None else path_from(config, given[key])
-    return Job(**given), CompareOptions(**{**asked, "methods": tuple(asked["methods"])})
-
-
-def read_config(file: Path) -> tuple[Job, CompareOptions, str, str]:
-    """The job, the options, the base and its precision in the config.yaml of a comparison. Raises
-    UsageError for another file.
-    """
-    config = read_yaml(file)
-    if not (isinstance(config, dict) and {"compare", "job", "base", "precision"} <= config.keys()):
+def _require_same(run: Run, config: dict[str, Any]) -> None:
+    """Raise UsageError where an interrupted comparison would continue on other rows or settings."""
+    keys = ("base_fingerprint", "precision", "rows_sha256", "compare", "job")
+    changed = [key for key in keys if run.config.get(key) != config[key]]
+    if changed:
         raise UsageError(
-            say(f"{file} is not the config of a comparison.", f"{file} 不是对比实验的配置。"),
+            say(
+                f"Comparison {run.id} can't be resumed: changed since it began: {', '.join(changed)}.",
+                f"对比 {run.id} 无法继续，开始之后发生了变化：{'、'.join(changed)}。",
+            ),
+            say(
+                "Restore its data and config.yaml, or start again with onebase compare.",
+                "请恢复其数据和 config.yaml，或用 onebase compare 重新开始。",
+            ),
+        )
+
+
+def asked_for(config: dict[str, Any], file: Path) -> tuple[Job, CompareOptions]:
+    """The job and the options in the config of a comparison, which was read from `file`. Raises
+    UsageError for another config.
+    """
+    try:
+        given, asked = dict(config["job"]), dict(config["compare"])
+        for key in ("data", "held_out"):
+            given[key] = None if given[key] is None else path_from(config, given[key])
+        if asked["user_metric"] is not None:
+            place, colon, function = asked["user_metric"].rpartition(":")
+            asked["user_metric"] = path_from(config, place) + colon + function
+        options = CompareOptions(**{**asked, "methods": methods_named(asked["methods"])})
+        return Job(**given), options
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            say(
+                f"{file} is not the config of a comparison: {reason}.",
+                f"{file} 不是对比的配置：{reason}。",
+            ),
             say(
                 "Give the config.yaml in the folder of a run of onebase compare.",
                 "请给出 onebase compare 训练目录中的 config.yaml。",
             ),
-        )
-    job, options = asked_for(config)
-    return job, options, path_from(config, config["base"]), config["precision"]
+        ) from error
+
+
+def read_config(file: Path) -> tuple[Job, CompareOptions, str, str | None]:
+    """The job, the options, the base and its precision in the config.yaml of a comparison. Raises
+    UsageError for another file.
+    """
+    config = read_yaml(file)
+    job, options = asked_for(config, file)
+    base, precision = str(config.get("base", DEFAULT_BASE)), config.get("precision")
+    return job, options, path_from(config, base), precision
 
 
 def _config(job: Job, options: CompareOptions, base: Base, data: ComparisonData) -> dict[str, Any]:
@@ -106,6 +142,7 @@ def _config(job: Job, options: CompareOptions, base: Base, data: ComparisonData)
             "compare": {**asdict(options), "methods": list(options.methods)},
             **base_config(base),
             **render_date_config(data.rendered_at),
+            "rows_sha256": data.digest(),
             "job": as_given(job),
         },
         [arm.identity for arm in arms] + [options.metric, options.user_metric],
@@ -124,7 +161,9 @@ def _compare(
 ) -> Comparison:
     scoring = Scoring.of(data, options.user_metric)
     metric = scoring.deciding(options.metric)
-    duplicates = near_duplicates(data.examples, data.training.train_examples, data.kind)
+    seen = (*data.training.train_examples, *data.training.held_out_examples)
+    duplicates = near_duplicates(data.examples, seen, data.kind)
+    _check_methods(options, base)
     with run_session(config, base, workspace, job.seed, earlier=earlier, observer=observer) as run:
         arms = planned_arms(job, options, base, data)
         measurement = Measurement(run, job, options, base, data, workspace, arms)
@@ -148,7 +187,7 @@ def _compare(
             arms=tuple(map(scoring.scored, measured)),
             near_duplicates=duplicates,
             rows_sha256=data.digest(),
-            config=config,
+            config={**config, "command": _command(run.run, workspace)},
             seconds=run.seconds,
             cpu_seconds=measurement.cpu_seconds,
             machine=machine(),
@@ -159,6 +198,35 @@ def _compare(
         report = write_report(comparison, run.run.path / "report")
         run.summary = {"task": job.task, "report": str(report)}
     return comparison
+
+
+def _command(run: Run, workspace: Workspace) -> str:
+    """The command that makes the comparison again."""
+    config = shlex.quote(str(run.path / "config.yaml"))
+    return f"onebase compare -c {config}{workspace.option}"
+
+
+def _check_methods(options: CompareOptions, base: Base) -> None:
+    """Raise UsageError for what can't be trained on this base, before anything is."""
+    if base.precision.name == "w8a8":
+        raise UsageError(
+            say(
+                f"{base.name} is in precision w8a8, which can answer but not be trained.",
+                f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
+            ),
+            say("Compare with --precision fp32.", "请用 --precision fp32 对比。"),
+        )
+    if FULL in options.methods and base.precision.quantized:
+        raise UsageError(
+            say(
+                f"full trains every weight, but {base.name} is quantized to {base.precision}.",
+                f"full 训练全部权重，但 {base.name} 已量化为 {base.precision}。",
+            ),
+            say(
+                "Name the other methods with --methods, or load the base in floating point.",
+                "请用 --methods 列出其他方法，或以浮点精度加载基座。",
+            ),
+        )
 
 
 def _source_of_settings(job: Job, options: CompareOptions) -> Settings:

@@ -19,7 +19,7 @@ from onebase.compare.planned_arm import PlannedArm
 from onebase.compare.result import Arm, Cost
 from onebase.compare.tuning import Tuning
 from onebase.data.example import Turn
-from onebase.errors import CapacityError
+from onebase.errors import CapacityError, CorruptFileError
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import resolve
@@ -52,7 +52,7 @@ class Measurement:
         arms: Sequence[PlannedArm],
     ) -> None:
         self.phases: dict[str, float] = {}
-        self._earlier_cpu_seconds = 0.0
+        self._cpu_seconds = -time.process_time()  # of this process alone, in this session
         self._run = run
         self._job = job
         self._options = options
@@ -63,7 +63,13 @@ class Measurement:
         self._folder = run.run.path / "arms"
         self._folder.mkdir(exist_ok=True)
         self._training = ArmTraining(
-            run.run.path / "trained", job, options, data, run.recorder, run.interruption.paused
+            run.run.path / "trained",
+            job,
+            options,
+            data,
+            run.recorder,
+            run.interruption.paused,
+            run.check,
         )
         self._tuning: Tuning | None = None
         if options.tune is not None:
@@ -83,17 +89,16 @@ class Measurement:
         """The processor time so far, of all sessions and of the processes of trainings alone."""
         costs = [self._training.cost(arm) for arm in self._arms if arm.alone]
         alone = sum(cost.cpu_seconds for cost in costs if cost is not None)
-        return self._earlier_cpu_seconds + time.process_time() + alone
+        return self._cpu_seconds + time.process_time() + alone
 
     def state_dict(self) -> dict[str, Any]:
         """What the time went into; the arms that are measured have files of their own."""
-        here = self._earlier_cpu_seconds + time.process_time()
-        return {"phases": self.phases, "cpu_seconds": here}
+        return {"phases": self.phases, "cpu_seconds": self._cpu_seconds + time.process_time()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.phases = dict(state["phases"])
-        self._earlier_cpu_seconds = state["cpu_seconds"]
+        self._cpu_seconds += state["cpu_seconds"]
 
     def measure(self) -> tuple[Arm, ...]:
         """Every arm as it was measured: by this run now, by an earlier session of it, or by an earlier
@@ -119,7 +124,9 @@ class Measurement:
             self._training.train_together(trained, base)
         with self._phase("scoring"):
             tokens = self._options.answer_tokens
-            answerer = Answerer(base, self._data, answer_tokens=tokens, check=self._run.check)
+            answerer = Answerer(
+                base, self._data, answer_tokens=tokens, check=self._run.check, note=self._run.note
+            )
             title = say("scoring", "评分")
             self._run.recorder.started([JobStart("scoring", title, 0, len(arms))])
             for number, arm in enumerate(arms, start=1):
@@ -127,14 +134,14 @@ class Measurement:
                 self._run.recorder.step("scoring", number, {"arm": _name(arm)})
                 self._run.check()
         self._training.clean(trained)
-        self._run.save()
 
     def _tuned(self, arm: PlannedArm, base: Base) -> PlannedArm:
         """The arm with the settings of its method's race, where there is one."""
         if self._tuning is None or arm.job is None:
             return arm
         with self._phase("tuning"):
-            settings = self._tuning.settings(arm.job, base)
+            raced = replace(arm.job, seed=self._job.seed)
+            settings = self._tuning.settings(raced, base, arm.tuning)
         return replace(arm, job=replace(arm.job, set=settings))
 
     def _measured(self, arm: PlannedArm, answerer: Answerer) -> Arm:
@@ -181,7 +188,7 @@ class Measurement:
     def _cost(self, arm: PlannedArm) -> Cost | None:
         return self._training.cost(arm) if arm.alone else None
 
-    def _shown(self, arm: PlannedArm) -> Sequence[Turn]:
+    def _shown(self, arm: PlannedArm) -> Sequence[tuple[Turn, ...]]:
         """The examples in the prompt of a row of the base; none for the base alone."""
         if arm.seed is None:
             return ()
@@ -199,7 +206,11 @@ class Measurement:
         if file.exists():
             return True
         for other in sorted(self._workspace.runs.glob(f"*/arms/{file.name}"), reverse=True):
-            measured = replace(load_arm(other), reused=True)
+            try:
+                measured = replace(load_arm(other), reused=True)
+            except CorruptFileError as damaged:
+                self._run.note(damaged.message)
+                continue
             save_arm(measured, file)
             name = _name(arm)
             self._run.note(
@@ -222,6 +233,7 @@ class Measurement:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+            self._run.save()
 
     def _require_memory(self, arms: Sequence[PlannedArm]) -> None:
         """Raise CapacityError where a whole model can't be trained here."""

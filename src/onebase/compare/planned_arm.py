@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
-from onebase.adapters.methods import parts_of
+from onebase.adapters.methods import METHODS, parse_options, parts_of, settings_by_method
 from onebase.compare.data import ComparisonData
 from onebase.compare.options import CompareOptions, settings_for
 from onebase.compare.result import BASE, EXAMPLES
@@ -24,7 +25,8 @@ _MEASURED_AS = 1
 @dataclass(frozen=True)
 class PlannedArm:
     """A method with a seed (None: the base's rows that draw nothing). `job` trains it; None for the
-    base. `alone`: in a process of its own. `identity` is a hash of all that decides what is measured.
+    base. `alone`: in a process of its own. `identity` is a hash of all that decides what is measured,
+    `tuning` one of what a race for the method's settings rests on.
     """
 
     method: str
@@ -32,6 +34,7 @@ class PlannedArm:
     job: Job | None
     alone: bool
     identity: str
+    tuning: str = ""
 
     @property
     def four_bit(self) -> bool:
@@ -47,10 +50,12 @@ def planned_arms(
     """
     shared = {
         "rows": data.digest(),
-        "base": base.fingerprint,
+        "kind": data.kind,
+        "base": base.content,
         "template": data.template.config(),
         "answer_tokens": options.answer_tokens,
         "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
         "machine": machine(),
         "measured_as": _MEASURED_AS,
     }
@@ -58,7 +63,8 @@ def planned_arms(
     def arm(method: str, seed: int | None, trained: Job | None, facts: Any) -> PlannedArm:
         alone = options.alone and trained is not None and seed == job.seed
         same = {**shared, "method": method, "seed": seed, "alone": alone, "facts": facts}
-        return PlannedArm(method, seed, trained, alone, identity_of(same))
+        tuning = identity_of({**shared, "method": method, "facts": facts})
+        return PlannedArm(method, seed, trained, alone, identity_of(same), tuning)
 
     seeds = range(job.seed, job.seed + options.seeds)
     precision = base.precision.text
@@ -67,15 +73,29 @@ def planned_arms(
     for method in options.methods:
         trained = job_of(job, method, options.methods)
         settings = trained.options()
-        four_bit = "nf4" if "qlora" in parts_of(method) else precision
-        facts: list[Any] = [four_bit, settings[0].model_dump(), settings[1]]
+        quantized = precision.partition(":")[0] == "nf4"
+        four_bit = "nf4" if "qlora" in parts_of(method) and not quantized else precision
+        facts: list[Any] = [
+            four_bit,
+            settings[0].model_dump(),
+            _options_in_full(method, settings[1]),
+        ]
         facts += [trained.rates(), trained.beta2s()]
         if options.tune is not None:  # what the race chooses follows from the rest
-            facts.append({"tune": options.tune})
+            facts.append({"tune": options.tune, "seed": job.seed})
         for seed in seeds:
             task = f"{method.replace('+', '-')}-{seed}"
             arms.append(arm(method, seed, replace(trained, task=task, seed=seed), facts))
     return arms
+
+
+def _options_in_full(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The options of every part of a method, the defaults among them."""
+    by_method, _ = settings_by_method(method, settings)
+    return {
+        name: parse_options(METHODS[name].options, given).model_dump()
+        for name, given in by_method.items()
+    }
 
 
 def job_of(job: Job, method: str, methods: Sequence[str]) -> Job:

@@ -154,9 +154,7 @@ class Comparison:
     def arms_of(self, method: str) -> list[Arm]:
         """The arms of a method that count, by seed: those that diverged are left out."""
         return [
-            arm
-            for arm in self.arms
-            if arm.method == method and arm.outcomes and not arm.diverged
+            arm for arm in self.arms if arm.method == method and arm.outcomes and not arm.diverged
         ]
 
     def values(self, arm: Arm, metric: str) -> list[float]:

@@ -13,7 +13,7 @@ from onebase.model.base import Base
 from onebase.runs.observer import Observer
 from onebase.search.budget import Budget
 from onebase.search.race import race
-from onebase.search.space import default_space
+from onebase.search.space import Space, default_space
 from onebase.training.job import Job
 
 
@@ -36,14 +36,27 @@ class Tuning:
         self._observer = observer
         self._inner = inner
 
-    def settings(self, job: Job, base: Base) -> dict[str, Any]:
-        """The best settings of a job's method, with the epochs of the race: those of an earlier session,
-        or of a race now. What the job sets already stays.
+    def settings(self, job: Job, base: Base, identity: str) -> dict[str, Any]:
+        """The best settings of a job's method: those of an earlier race with this `identity`, in this run
+        or another one, or of a race now. What the job sets already stays. Raises KeyboardInterrupt
+        after Ctrl-C.
         """
-        file = self._folder / f"tuned-{job.method.replace('+', '-')}.json"
-        if file.exists():
-            kept: dict[str, Any] = json.loads(file.read_bytes())
-            return kept
+        name = f"tuned-{identity}.json"
+        for file in (self._folder / name, *sorted(self._folder.parent.glob(f"*/{name}"))):
+            if file.exists():
+                kept: dict[str, Any] = json.loads(file.read_bytes())
+                write_whole(self._folder / name, json.dumps(kept, ensure_ascii=False) + "\n")
+                return kept
+        fixed = [key.rpartition(".")[2] for key in job.set]
+        space = default_space([job.method], fixed=fixed)
+        chosen = dict(job.set)
+        if len(space.configurations) > 1:
+            chosen = {**self._raced(job, base, space), **job.set}
+        write_whole(self._folder / name, json.dumps(chosen, ensure_ascii=False) + "\n")
+        return chosen
+
+    def _raced(self, job: Job, base: Base, space: Space) -> dict[str, Any]:
+        """The settings of a race's winner, with its epochs."""
         self._observer.noted(
             say(
                 f"Tuning {job.method}: a race of {self._tokens:,} tokens.",
@@ -56,12 +69,12 @@ class Tuning:
                 base=base,
                 workspace=Workspace(self._folder / "tuning"),
                 observer=self._observer,
-                space=default_space([job.method], fixed=list(job.set)),
+                space=space,
                 budget=Budget(tokens=self._tokens),
                 data=self._data.training,
                 rendered_at=self._data.rendered_at,
             )
+        if raced.end == "interrupted":
+            raise KeyboardInterrupt
         best = raced.entries[0].configuration
-        settings = {**best.settings, "epochs": raced.plan.epochs, **job.set}
-        write_whole(file, json.dumps(settings, ensure_ascii=False) + "\n")
-        return settings
+        return {"epochs": raced.plan.epochs, **best.settings}

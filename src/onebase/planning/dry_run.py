@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from onebase.adapters.store import StoredAdapter
 from onebase.adapters.workspace import Workspace
-from onebase.errors import OnebaseError
+from onebase.errors import OnebaseError, error_as_values
 from onebase.language import set_language
 from onebase.model.base import Base
 from onebase.planning.free_memory import held_memory, peak_memory
@@ -262,8 +262,7 @@ def main() -> None:
     try:
         result = dry_run(request)
     except OnebaseError as error:
-        detail = {"code": error.code, "message": error.message, "remedy": error.remedy}
-        result = {"error": detail}
+        result = {"error": error_as_values(error)}
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise

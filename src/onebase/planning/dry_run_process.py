@@ -12,28 +12,10 @@ from typing import Any
 import psutil
 import torch
 
-from onebase.errors import (
-    CapacityError,
-    CorruptFileError,
-    DataError,
-    MissingBaseError,
-    OnebaseError,
-    UsageError,
-)
+from onebase.errors import OnebaseError, error_from_values
 from onebase.language import language, say
 from onebase.training.job import Job
 
-_ERRORS = {
-    kind.code: kind
-    for kind in (
-        OnebaseError,
-        UsageError,
-        DataError,
-        CapacityError,
-        MissingBaseError,
-        CorruptFileError,
-    )
-}
 _EVERY = 0.05  # seconds between two readings of its memory
 
 
@@ -77,8 +59,7 @@ def run_dry_run(
     if "out_of_memory" in measured:
         return {"needed": max(most, limit)}
     if "error" in measured:
-        error = measured["error"]
-        raise _ERRORS.get(error["code"], OnebaseError)(error["message"], error["remedy"])
+        raise error_from_values(measured["error"])
     return {"seconds": seconds, **measured}
 
 

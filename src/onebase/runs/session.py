@@ -146,7 +146,7 @@ def run_session(
     and after any error, from its last checkpoint.
     """
     run = earlier or Run.create(workspace, config)
-    recorder = RunRecorder(run, observer, by_task="jobs" in config)
+    recorder = RunRecorder(run, observer, by_task="jobs" in config or "compare" in config)
     checkpointer = Checkpointer(
         run, config, recorder, base.device, save_seconds=save_seconds, save_limit=save_limit
     )
