@@ -38,3 +38,16 @@ def test_every_row_once_an_epoch() -> None:
         assert sorted(row for step in epoch for row in step) == list(range(11))
     assert first != second
     assert first != taken(BatchSampler(rows(11), 4, seed=2), 3)
+
+
+@pytest.mark.parametrize("before", range(9))
+def test_looking_at_what_comes_changes_nothing(before: int) -> None:
+    """Not even a checkpoint that is saved between the look and the step."""
+    whole = taken(BatchSampler(rows(11), 3, seed=5), 14)
+    order = BatchSampler(rows(11), 3, seed=5)
+    taken(order, before)
+    coming = [row.ids[0] for row in order.coming()]
+    assert coming == [row.ids[0] for row in order.coming()] == whole[before]
+    resumed = BatchSampler(rows(11), 3, seed=0)
+    resumed.load_state_dict(order.state_dict())
+    assert taken(order, 14 - before) == taken(resumed, 14 - before) == whole[before:]
