@@ -1,19 +1,23 @@
 """A whole comparison on a tiny base: what is trained, on which rows, and what is scored."""
 
-import json
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
-import torch
+from tests.compare.tiny_comparison import (
+    LORA,
+    OPTIONS,
+    SETTINGS,
+    Notes,
+    arm_of,
+    plain_losses,
+    same_outcomes,
+)
 from tests.conftest import tiny_model
-from tests.training.test_loop import write_rows
-from torch.nn.functional import cross_entropy
 
 from onebase.adapters.methods import METHODS
 from onebase.adapters.store import AdapterStore
@@ -22,9 +26,8 @@ from onebase.compare.answering import Answerer
 from onebase.compare.compare import compare, read_config, resume_comparison
 from onebase.compare.data import comparison_data
 from onebase.compare.forgetting import neutral_losses, neutral_texts
-from onebase.compare.options import CompareOptions
 from onebase.compare.record import load
-from onebase.compare.result import BASE, EXAMPLES, Arm, Comparison
+from onebase.compare.result import BASE, EXAMPLES
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
 from onebase.model.base import Base
@@ -33,81 +36,6 @@ from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time
 from onebase.runs.run import RunStore
 from onebase.training.job import Job
-
-SETTINGS = {"epochs": 2, "batch_size": 4, "warmup": 1}
-OPTIONS = CompareOptions(
-    methods=("lora", "p-tuning-v2"), seeds=2, share=0.25, answer_tokens=4, alone=False, examples=2
-)
-LORA = replace(OPTIONS, methods=("lora",))
-
-
-@pytest.fixture(autouse=True)
-def _english_and_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("LC_ALL", "C")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def noted(self, text: str, **facts: Any) -> None:
-        self.texts.append(text)
-
-
-@pytest.fixture
-def base(tiny_folder: Path) -> Base:
-    return Base.load(str(tiny_folder))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job("zs", write_rows(tmp_path, "a", 24), instruction="Say it.", set=SETTINGS)
-
-
-@pytest.fixture
-def labelled(tmp_path: Path) -> Job:
-    file = tmp_path / "labels.jsonl"
-    rows = [
-        {
-            "text": f"parcel {number} {'is here' if number % 2 else 'is late'}",
-            "label": str(number % 2),
-        }
-        for number in range(24)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Job("late", file, instruction="Late?", set=SETTINGS)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "w")
-
-
-def arm_of(comparison: Comparison, method: str, seed: int | None = 0) -> Arm:
-    (arm,) = [arm for arm in comparison.arms if (arm.method, arm.seed) == (method, seed)]
-    return arm
-
-
-def same_outcomes(one: Arm, other: Arm) -> bool:
-    """The same answers, and the same losses but for their last digits."""
-    pairs = list(zip(one.outcomes, other.outcomes, strict=True))
-    losses = [abs(mine.loss - yours.loss) for mine, yours in pairs]
-    return max(losses) < 1e-5 and all(mine.answer == yours.answer for mine, yours in pairs)
-
-
-def plain_losses(model: Any, rows: list[TokenRow]) -> list[float]:
-    """The mean loss of a label of every row, by a plain model, one row a pass."""
-    losses = []
-    for row in rows:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
-        labels = [at for at, is_label in enumerate(row.loss_mask) if is_label]
-        targets = torch.tensor([row.ids[at] for at in labels])
-        losses.append(float(cross_entropy(logits[[at - 1 for at in labels]], targets)))
-    return losses
 
 
 def test_the_three_parts(job: Job, base: Base) -> None:
