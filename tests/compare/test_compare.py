@@ -3,15 +3,19 @@
 import shutil
 import signal
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import torch
 from tests.compare.tiny_comparison import (
     LORA,
+    ONE,
     OPTIONS,
     SETTINGS,
+    CtrlC,
     Notes,
     arm_of,
     plain_losses,
@@ -19,6 +23,8 @@ from tests.compare.tiny_comparison import (
 )
 from tests.conftest import tiny_model
 
+import onebase.compare.compare as compare_module
+import onebase.training.train as train_module
 from onebase.adapters.methods import METHODS
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
@@ -31,10 +37,12 @@ from onebase.compare.result import BASE, EXAMPLES
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
 from onebase.model.base import Base
+from onebase.model.precision import choose
+from onebase.runs import render_date
 from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time
-from onebase.runs.run import RunStore
+from onebase.runs.run import Run, RunStore
 from onebase.training.job import Job
 
 
@@ -248,4 +256,134 @@ def test_the_config_makes_it_again(job: Job, base: Base, workspace: Workspace) -
 def test_an_unknown_metric(job: Job, base: Base, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="'accuracy'"):
         compare(job, replace(OPTIONS, metric="accuracy"), base=base, workspace=workspace)
+    assert not workspace.runs.exists()
+
+
+@pytest.fixture
+def stopped(job: Job, base: Base, workspace: Workspace) -> Run:
+    """An interrupted comparison."""
+    with pytest.raises(Interrupted):
+        compare(job, ONE, base=base, workspace=workspace, observer=CtrlC(1))
+    (run,) = RunStore(workspace).list()
+    return run
+
+
+def changed(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["data", "set", "metric", "base"])
+def test_another_comparison_is_not_resumed(
+    part: str, stopped: Run, job: Job, base: Base, workspace: Workspace
+) -> None:
+    config = stopped.path / "config.yaml"
+    if part == "data":
+        changed(Path(job.data), ' 3"', ' 33"')
+        named = "its rows"
+    elif part == "set":  # the rows stay the same
+        changed(config, "    epochs: 2\n", "    epochs: 3\n")
+        named = "the settings in its config.yaml"
+    elif part == "metric":
+        changed(config, "  metric: null\n", "  metric: chrf\n")
+        named = "the settings in its config.yaml"
+    else:
+        base.__dict__["content"] = "another"
+        named = "the weights of the base"
+    with pytest.raises(UsageError, match=f"changed since it began: {named}") as refused:
+        resume_comparison(stopped.id, base=base, workspace=workspace)
+    assert "onebase compare" in refused.value.remedy
+    assert RunStore(workspace).get(stopped.id).resumable
+
+
+def test_what_did_not_change_is_resumed(stopped: Run, base: Base, workspace: Workspace) -> None:
+    continued = resume_comparison(stopped.id, base=base, workspace=workspace)
+    assert continued.run == stopped.id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("  seeds: 1\n", "  seedz: 1\n", "'seedz'.*'seeds'"),
+        ("  seeds: 1\n", "  seeds: three\n", "compare.seeds: .*integer"),
+        ("  seeds: 1\n", "  seeds: 0\n", "seeds=0 is not valid"),
+        ("  methods:\n  - lora\n", "  methods: lora\n", "compare.methods"),
+        ("  task: zs\n", "", "job.task: Field required"),
+        ("  seed: 0\n", "  seed: zero\n", "job.seed"),
+        ("  skip_bad: false\n", "  skip_bad: 3\n", "job.skip_bad"),
+        ("precision: fp32\n", "precision: 32\n", "precision: 32"),
+        ("compare:\n", "compared:\n", "it has no compare"),
+    ],
+)
+def test_an_edited_config(
+    old: str, new: str, named: str, stopped: Run, job: Job, base: Base
+) -> None:
+    config = stopped.path / "config.yaml"
+    changed(config, old, new)
+    with pytest.raises(UsageError, match=named) as refused:
+        read_config(config)
+    assert str(config) in refused.value.message
+
+
+def test_a_file_that_is_no_config(tmp_path: Path) -> None:
+    for text in ("- 3\n", "3\n", "", "jobs: []\n"):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"other\.yaml"):
+            read_config(tmp_path / "other.yaml")
+
+
+def test_on_another_day(
+    job: Job, base: Base, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base.tokenizer.chat_template = "{{ strftime_now('%d %b') }}\n" + base.tokenizer.chat_template
+
+    def on_day(day: int) -> None:
+        moment = datetime(2026, 11, day, 12)
+        for module in (compare_module, render_date, train_module):
+            monkeypatch.setattr(module, "local_time", lambda: moment)
+
+    def begin() -> Run:
+        on_day(26)
+        with pytest.raises(Interrupted):
+            compare(job, ONE, base=base, workspace=workspace, observer=CtrlC(1))
+        on_day(27)
+        return RunStore(workspace).list()[-1]
+
+    run, notes = begin(), Notes()
+    again = compare(job, ONE, base=base, workspace=workspace, observer=notes)
+    assert again.run == run.id
+    assert any("continues with 2026-11-26" in text for text in notes.texts)
+    shutil.rmtree(workspace.runs)
+    run = begin()
+    resumed = resume_comparison(run.id, base=base, workspace=workspace)
+    assert resumed.run == run.id
+    for arm in again.arms:
+        assert same_outcomes(arm_of(resumed, arm.method, arm.seed), arm)
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "nf4", "int8"])
+def test_what_can_t_be_trained_on_this_base(
+    precision: str, job: Job, base: Base, workspace: Workspace
+) -> None:
+    base.precision = choose(precision, device="cpu", stored=torch.float32)
+    options = replace(ONE, methods=("lora", "full"))
+    with pytest.raises(UsageError, match="w8a8" if precision == "w8a8" else "full trains every"):
+        compare(job, options, base=base, workspace=workspace)
+    assert not workspace.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("task", "base", "base"),
+        ("seed", -1, "seed=-1"),
+        ("set", {"lora.max_tokens": 9}, "same rows"),
+    ],
+)
+def test_jobs_that_are_refused(
+    field: str, value: Any, named: str, job: Job, base: Base, workspace: Workspace
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        compare(replace(job, **{field: value}), ONE, base=base, workspace=workspace)
     assert not workspace.runs.exists()

@@ -21,6 +21,7 @@ OPTIONS = CompareOptions(
     methods=("lora", "p-tuning-v2"), seeds=2, share=0.25, answer_tokens=4, alone=False, examples=2
 )
 LORA = replace(OPTIONS, methods=("lora",))
+ONE = replace(LORA, seeds=1)
 
 
 class Notes(Observer):
