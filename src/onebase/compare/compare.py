@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from onebase.runs.session import run_session
 from onebase.training.job import Job, check_seed
 from onebase.training.run_config import as_given
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", Job, CompareOptions)
 _SETTINGS = "settings_sha256"  # a key of the config
 
 
@@ -140,7 +140,7 @@ def _typed(kind: type[_T], config: object, key: str, file: Path) -> _T:
     part = config.get(key) if isinstance(config, dict) else None
     if not isinstance(part, dict):
         raise _no_config(file, say(f"it has no {key}", f"缺少 {key}"))
-    names = list(kind.__dataclass_fields__)
+    names = [field.name for field in fields(kind)]
     for name in part:
         if name not in names:
             raise _no_config(file, str(unknown(f"key in {key}", f"{key} 的键", name, names)))
