@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,55 +106,52 @@ torch.set_num_threads = loud
     assert (tmp_path / "trained" / "adapters" / "lora-0").is_dir()
 
 
-def test_it_ends_with_its_parent(request_alone: Request, tmp_path: Path) -> None:
-    """However the parent ends: nobody would store the result."""
-    long = {**request_alone, "arm": {**request_alone["arm"], "set": {**SETTINGS, "epochs": 1000}}}
-    (tmp_path / "request.json").write_text(json.dumps(long), encoding="utf-8")
-    parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+def test_it_ends_with_its_parent(
+    request_alone: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the parent ends, and while it writes nothing: nobody would store the result."""
+    begun = tmp_path / "begun"
+    code = f"""
+import os, pathlib, time, torch
+def wait(count):
+    pathlib.Path({str(begun)!r}).write_text(str(os.getpid()))
+    time.sleep(60)
+torch.set_num_threads = wait
+"""
+    site(tmp_path / "site", code, monkeypatch)
+    (tmp_path / "request.json").write_text(json.dumps(request_alone), encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path / "request.json")])
     with parent, _ended(parent):
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert parent.stdout.readline() == "training\n"
+        assert within(30, lambda: begun.exists() and begun.read_text() != "")
+        child = int(begun.read_text())
         assert alive(child)
-        os.kill(parent.pid, signal.SIGKILL)
+        parent.kill()
         parent.wait()
-        until = time.monotonic() + 10
-        while alive(child) and time.monotonic() < until:
-            time.sleep(0.1)
-        ended = not alive(child)
+        ended = within(10, lambda: not alive(child))
         if not ended:
             os.kill(child, signal.SIGKILL)
     assert ended
 
 
 _PARENT = """
-import json, subprocess, sys
-from pathlib import Path
-from onebase.compare import alone_process
+import json, pathlib, sys
+from onebase.compare.alone_process import run_alone
 from onebase.runs.observer import Observer
 
-class Said(Observer):
-    told = False
-    def step(self, *arguments):
-        if not self.told:
-            print("training", flush=True)
-        self.told = True
-
-class Shown(subprocess.Popen):
-    def __init__(self, *arguments, **named):
-        super().__init__(*arguments, **named)
-        print(self.pid, flush=True)
-
-alone_process.subprocess.Popen = Shown
-request = json.loads((Path(sys.argv[1]) / "request.json").read_bytes())
-alone_process.run_alone(request, Said())
+run_alone(json.loads(pathlib.Path(sys.argv[1]).read_bytes()), Observer())
 """
 
 
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    """Whether it is true before so many seconds are over."""
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.1)
+    return true()
+
+
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     finally:

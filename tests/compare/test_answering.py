@@ -125,7 +125,9 @@ def conversations(tmp_path: Path) -> Job:
     return Job("talk", written(tmp_path / "talk.jsonl", rows), set=SETTINGS)
 
 
-def test_conversations_have_the_same_labels_with_examples(conversations: Job, base: Base) -> None:
+def test_conversations_have_the_same_labels_with_examples(
+    conversations: Job, base: Base, asked: list[tuple[int, ...]]
+) -> None:
     data = data_of(conversations, base)
     examples = data.shown_examples(2, 0)
     answerer = answerer_of(base, data, [])
@@ -133,6 +135,7 @@ def test_conversations_have_the_same_labels_with_examples(conversations: Job, ba
     counts = [row.labels for row in data.rows]
     assert [outcome.labels for outcome in bare.outcomes] == counts
     assert [outcome.labels for outcome in with_examples.outcomes] == counts
+    assert asked[: len(data.rows)] == [until_the_answer(row) for row in data.rows]
     # The whole conversation at once, both answers in the loss.
     rows = []
     for example in data.examples:

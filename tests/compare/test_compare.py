@@ -306,6 +306,7 @@ def test_what_did_not_change_is_resumed(stopped: Run, base: Base, workspace: Wor
     ("old", "new", "named"),
     [
         ("  seeds: 1\n", "  seedz: 1\n", "'seedz'.*'seeds'"),
+        ("  seeds: 1\n", "  seeds: '1'\n", "compare.seeds: .*integer"),
         ("  seeds: 1\n", "  seeds: three\n", "compare.seeds: .*integer"),
         ("  seeds: 1\n", "  seeds: 0\n", "seeds=0 is not valid"),
         ("  methods:\n  - lora\n", "  methods: lora\n", "compare.methods"),
