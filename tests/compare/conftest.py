@@ -1,12 +1,18 @@
-"""A made-up comparison: nine methods on a classification, with costs, curves and hostile texts."""
+"""A made-up comparison: nine methods on a classification, with costs, curves and hostile texts; and
+what a small real one needs: a base, jobs, a workspace.
+"""
 
 import math
 import random
+import signal
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from tests.compare.tiny_comparison import SETTINGS, labelled_rows, spoken, written
 
+from onebase.adapters.workspace import Workspace
 from onebase.compare.evidence import Evidence
 from onebase.compare.report.document import Document
 from onebase.compare.report.report import report_document
@@ -24,6 +30,8 @@ from onebase.compare.result import (
     mean_loss,
 )
 from onebase.language import Language, set_language
+from onebase.model.base import Base
+from onebase.training.job import Job
 
 LABELS = ("PlayMusic", "GetWeather", "BookRestaurant", "RateBook", "AddToPlaylist")
 # Method: accuracy, trainable parameters, peak memory (MB), seconds, adapter bytes.
@@ -109,6 +117,35 @@ def documents(evidence: Evidence) -> dict[Language, Document]:
         set_language(one)
         found[one] = report_document(evidence, ((other, file),))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _english_and_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LC_ALL", "C")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def base(tiny_folder: Path) -> Base:
+    return Base.load(str(tiny_folder))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return spoken(tmp_path)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Job:
+    file = written(tmp_path / "labels.jsonl", labelled_rows())
+    return Job("late", file, instruction="Late?", set=SETTINGS)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "w")
 
 
 def _base(method, accuracy, held_out, hardness, chance) -> Arm:

@@ -1,20 +1,30 @@
 """A whole comparison on a tiny base: what is trained, on which rows, and what is scored."""
 
-import json
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from tests.compare.tiny_comparison import (
+    LORA,
+    ONE,
+    OPTIONS,
+    SETTINGS,
+    CtrlC,
+    Notes,
+    arm_of,
+    plain_losses,
+    same_outcomes,
+)
 from tests.conftest import tiny_model
-from tests.training.test_loop import write_rows
-from torch.nn.functional import cross_entropy
 
+import onebase.compare.compare as compare_module
+import onebase.training.train as train_module
 from onebase.adapters.methods import METHODS
 from onebase.adapters.store import AdapterStore
 from onebase.adapters.workspace import Workspace
@@ -22,92 +32,18 @@ from onebase.compare.answering import Answerer
 from onebase.compare.compare import compare, read_config, resume_comparison
 from onebase.compare.data import comparison_data
 from onebase.compare.forgetting import neutral_losses, neutral_texts
-from onebase.compare.options import CompareOptions
 from onebase.compare.record import load
-from onebase.compare.result import BASE, EXAMPLES, Arm, Comparison
+from onebase.compare.result import BASE, EXAMPLES
 from onebase.engine.rows import TokenRow
 from onebase.errors import UsageError
 from onebase.model.base import Base
+from onebase.model.precision import choose
+from onebase.runs import render_date
 from onebase.runs.interruption import Interrupted
 from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time
-from onebase.runs.run import RunStore
+from onebase.runs.run import Run, RunStore
 from onebase.training.job import Job
-
-SETTINGS = {"epochs": 2, "batch_size": 4, "warmup": 1}
-OPTIONS = CompareOptions(
-    methods=("lora", "p-tuning-v2"), seeds=2, share=0.25, answer_tokens=4, alone=False, examples=2
-)
-LORA = replace(OPTIONS, methods=("lora",))
-
-
-@pytest.fixture(autouse=True)
-def _english_and_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("LC_ALL", "C")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-class Notes(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def noted(self, text: str, **facts: Any) -> None:
-        self.texts.append(text)
-
-
-@pytest.fixture
-def base(tiny_folder: Path) -> Base:
-    return Base.load(str(tiny_folder))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job("zs", write_rows(tmp_path, "a", 24), instruction="Say it.", set=SETTINGS)
-
-
-@pytest.fixture
-def labelled(tmp_path: Path) -> Job:
-    file = tmp_path / "labels.jsonl"
-    rows = [
-        {
-            "text": f"parcel {number} {'is here' if number % 2 else 'is late'}",
-            "label": str(number % 2),
-        }
-        for number in range(24)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Job("late", file, instruction="Late?", set=SETTINGS)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "w")
-
-
-def arm_of(comparison: Comparison, method: str, seed: int | None = 0) -> Arm:
-    (arm,) = [arm for arm in comparison.arms if (arm.method, arm.seed) == (method, seed)]
-    return arm
-
-
-def same_outcomes(one: Arm, other: Arm) -> bool:
-    """The same answers, and the same losses but for their last digits."""
-    pairs = list(zip(one.outcomes, other.outcomes, strict=True))
-    losses = [abs(mine.loss - yours.loss) for mine, yours in pairs]
-    return max(losses) < 1e-5 and all(mine.answer == yours.answer for mine, yours in pairs)
-
-
-def plain_losses(model: Any, rows: list[TokenRow]) -> list[float]:
-    """The mean loss of a label of every row, by a plain model, one row a pass."""
-    losses = []
-    for row in rows:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([row.ids])).logits[0]
-        labels = [at for at, is_label in enumerate(row.loss_mask) if is_label]
-        targets = torch.tensor([row.ids[at] for at in labels])
-        losses.append(float(cross_entropy(logits[[at - 1 for at in labels]], targets)))
-    return losses
 
 
 def test_the_three_parts(job: Job, base: Base) -> None:
@@ -320,4 +256,135 @@ def test_the_config_makes_it_again(job: Job, base: Base, workspace: Workspace) -
 def test_an_unknown_metric(job: Job, base: Base, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="'accuracy'"):
         compare(job, replace(OPTIONS, metric="accuracy"), base=base, workspace=workspace)
+    assert not workspace.runs.exists()
+
+
+@pytest.fixture
+def stopped(job: Job, base: Base, workspace: Workspace) -> Run:
+    """An interrupted comparison."""
+    with pytest.raises(Interrupted):
+        compare(job, ONE, base=base, workspace=workspace, observer=CtrlC(1))
+    (run,) = RunStore(workspace).list()
+    return run
+
+
+def changed(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["data", "set", "metric", "base"])
+def test_another_comparison_is_not_resumed(
+    part: str, stopped: Run, job: Job, base: Base, workspace: Workspace
+) -> None:
+    config = stopped.path / "config.yaml"
+    if part == "data":
+        changed(Path(job.data), ' 3"', ' 33"')
+        named = "its rows"
+    elif part == "set":  # the rows stay the same
+        changed(config, "    epochs: 2\n", "    epochs: 3\n")
+        named = "the settings in its config.yaml"
+    elif part == "metric":
+        changed(config, "  metric: null\n", "  metric: chrf\n")
+        named = "the settings in its config.yaml"
+    else:
+        base.__dict__["content"] = "another"
+        named = "the weights of the base"
+    with pytest.raises(UsageError, match=f"changed since it began: {named}") as refused:
+        resume_comparison(stopped.id, base=base, workspace=workspace)
+    assert "onebase compare" in refused.value.remedy
+    assert RunStore(workspace).get(stopped.id).resumable
+
+
+def test_what_did_not_change_is_resumed(stopped: Run, base: Base, workspace: Workspace) -> None:
+    continued = resume_comparison(stopped.id, base=base, workspace=workspace)
+    assert continued.run == stopped.id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("  seeds: 1\n", "  seedz: 1\n", "'seedz'.*'seeds'"),
+        ("  seeds: 1\n", "  seeds: '1'\n", "compare.seeds: .*integer"),
+        ("  seeds: 1\n", "  seeds: three\n", "compare.seeds: .*integer"),
+        ("  seeds: 1\n", "  seeds: 0\n", "seeds=0 is not valid"),
+        ("  methods:\n  - lora\n", "  methods: lora\n", "compare.methods"),
+        ("  task: zs\n", "", "job.task: Field required"),
+        ("  seed: 0\n", "  seed: zero\n", "job.seed"),
+        ("  skip_bad: false\n", "  skip_bad: 3\n", "job.skip_bad"),
+        ("precision: fp32\n", "precision: 32\n", "precision: 32"),
+        ("compare:\n", "compared:\n", "it has no compare"),
+    ],
+)
+def test_an_edited_config(
+    old: str, new: str, named: str, stopped: Run, job: Job, base: Base
+) -> None:
+    config = stopped.path / "config.yaml"
+    changed(config, old, new)
+    with pytest.raises(UsageError, match=named) as refused:
+        read_config(config)
+    assert str(config) in refused.value.message
+
+
+def test_a_file_that_is_no_config(tmp_path: Path) -> None:
+    for text in ("- 3\n", "3\n", "", "jobs: []\n"):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(UsageError, match=r"other\.yaml"):
+            read_config(tmp_path / "other.yaml")
+
+
+def test_on_another_day(
+    job: Job, base: Base, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base.tokenizer.chat_template = "{{ strftime_now('%d %b') }}\n" + base.tokenizer.chat_template
+
+    def on_day(day: int) -> None:
+        moment = datetime(2026, 11, day, 12)
+        for module in (compare_module, render_date, train_module):
+            monkeypatch.setattr(module, "local_time", lambda: moment)
+
+    def begin() -> Run:
+        on_day(26)
+        with pytest.raises(Interrupted):
+            compare(job, ONE, base=base, workspace=workspace, observer=CtrlC(1))
+        on_day(27)
+        return RunStore(workspace).list()[-1]
+
+    run, notes = begin(), Notes()
+    again = compare(job, ONE, base=base, workspace=workspace, observer=notes)
+    assert again.run == run.id
+    assert any("continues with 2026-11-26" in text for text in notes.texts)
+    shutil.rmtree(workspace.runs)
+    run = begin()
+    resumed = resume_comparison(run.id, base=base, workspace=workspace)
+    assert resumed.run == run.id
+    for arm in again.arms:
+        assert same_outcomes(arm_of(resumed, arm.method, arm.seed), arm)
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "nf4", "int8"])
+def test_what_can_t_be_trained_on_this_base(
+    precision: str, job: Job, base: Base, workspace: Workspace
+) -> None:
+    base.precision = choose(precision, device="cpu", stored=torch.float32)
+    options = replace(ONE, methods=("lora", "full"))
+    with pytest.raises(UsageError, match="w8a8" if precision == "w8a8" else "full trains every"):
+        compare(job, options, base=base, workspace=workspace)
+    assert not workspace.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("task", "base", "base"),
+        ("seed", -1, "seed=-1"),
+        ("set", {"lora.max_tokens": 9}, "same rows"),
+    ],
+)
+def test_jobs_that_are_refused(
+    field: str, value: Any, named: str, job: Job, base: Base, workspace: Workspace
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        compare(replace(job, **{field: value}), ONE, base=base, workspace=workspace)
     assert not workspace.runs.exists()

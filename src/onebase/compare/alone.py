@@ -22,7 +22,7 @@ import torch
 from onebase.adapters.workspace import Workspace
 from onebase.compare.data import ComparisonData, comparison_data
 from onebase.compare.options import CompareOptions
-from onebase.errors import DataError, OnebaseError, error_as_values
+from onebase.errors import DataError, OnebaseError, UsageError, error_as_values
 from onebase.language import language, say, set_language
 from onebase.model.base import Base
 from onebase.planning.free_memory import peak_memory
@@ -55,10 +55,12 @@ class _Events(Observer):
 
 
 def train_alone(request: Mapping[str, Any], write: Callable[..., None]) -> dict[str, Any]:
-    """Train the arm of `request`; returns what the process took. Raises what a training does, and
-    DataError where the rows are not those of the comparison any more.
+    """Train the arm of `request`; returns what the process took. Raises what a training does, DataError
+    where the rows are not those of the comparison any more, UsageError where the base is not.
     """
     base = Base.load(request["base"], precision=request["precision"])
+    if base.content != request["base_content"]:
+        raise _another_base(base)
     rendered_at = datetime.fromisoformat(request["rendered_at"])
     compared, options = Job(**request["job"]), CompareOptions(**request["options"])
     data = comparison_data(compared, options, base, rendered_at)
@@ -94,6 +96,7 @@ def request_for(
     """The request to the process, in values that JSON has."""
     return {
         "base": base.name,
+        "base_content": base.content,
         "precision": base.precision.text,
         "job": _plain(job),
         "arm": _plain(arm),
@@ -109,6 +112,19 @@ def request_for(
 def _plain(job: Job) -> dict[str, Any]:
     held_out = None if job.held_out is None else str(job.held_out)
     return {**asdict(job), "data": str(job.data), "held_out": held_out}
+
+
+def _another_base(base: Base) -> UsageError:
+    return UsageError(
+        say(
+            f"{base.name} as it is stored is not the base that is compared: its weights were changed.",
+            f"{base.name} 在磁盘上的权重与当前对比的基座不同。",
+        ),
+        say(
+            "Save the changed base as a folder of its own, or compare with --no-alone.",
+            "请将改动后的基座另存为单独的目录，或使用 --no-alone。",
+        ),
+    )
 
 
 def _rows_changed(job: Job) -> DataError:

@@ -1,9 +1,12 @@
 """A comparison: every method on the user's own rows, several seeds, scored on the same held-out rows."""
 
+import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from onebase.adapters.full import FULL
 from onebase.adapters.store import check_task_name
@@ -18,11 +21,12 @@ from onebase.compare.record import save
 from onebase.compare.report.report import write_report
 from onebase.compare.result import Comparison, Settings
 from onebase.data.yaml_file import read_yaml
-from onebase.errors import UsageError
+from onebase.errors import UsageError, unknown
 from onebase.language import say
 from onebase.model.base import Base
 from onebase.model.fetch import DEFAULT_BASE
-from onebase.runs.identity import base_config, with_identity
+from onebase.quantity import listed
+from onebase.runs.identity import as_yaml_reads, base_config, identity_of, with_identity
 from onebase.runs.observer import Observer
 from onebase.runs.render_date import local_time, render_date_config, render_date_of
 from onebase.runs.resume import interrupted_run, path_from, resumable_run
@@ -31,7 +35,8 @@ from onebase.runs.session import run_session
 from onebase.training.job import Job, check_seed
 from onebase.training.run_config import as_given
 
-_NF4 = "nf4"
+_T = TypeVar("_T", Job, CompareOptions)
+_SETTINGS = "settings_sha256"  # a key of the config
 
 
 def compare(
@@ -83,13 +88,20 @@ def resume_comparison(
 
 def _require_same(run: Run, config: dict[str, Any]) -> None:
     """Raise UsageError where an interrupted comparison would continue on other rows or settings."""
-    keys = ("base_fingerprint", "precision", "rows_sha256", "compare", "job")
-    changed = [key for key in keys if run.config.get(key) != config[key]]
+    before = run.config
+    now = {**config, _SETTINGS: _settings_hash(before["compare"], before["job"])}
+    words = {
+        "base_content": say("the weights of the base", "基座的权重"),
+        "precision": say("the precision of the base", "基座的精度"),
+        "rows_sha256": say("its rows", "数据"),
+        _SETTINGS: say("the settings in its config.yaml", "config.yaml 中的设置"),
+    }
+    changed = [words[key] for key in words if before.get(key) != now[key]]
     if changed:
         raise UsageError(
             say(
-                f"Comparison {run.id} can't be resumed: changed since it began: {', '.join(changed)}.",
-                f"对比 {run.id} 无法继续，开始之后发生了变化：{'、'.join(changed)}。",
+                f"Comparison {run.id} can't be resumed: changed since it began: {listed(changed)}.",
+                f"对比 {run.id} 无法继续，开始之后发生了变化：{listed(changed)}。",
             ),
             say(
                 "Restore its data and config.yaml, or start again with onebase compare.",
@@ -98,31 +110,60 @@ def _require_same(run: Run, config: dict[str, Any]) -> None:
         )
 
 
+def _settings_hash(options: dict[str, Any], job: dict[str, Any]) -> str:
+    """A hash of what a comparison's config.yaml asks for, which tells an edited one."""
+    return identity_of([options, job])
+
+
 def asked_for(config: dict[str, Any], file: Path) -> tuple[Job, CompareOptions]:
     """The job and the options in the config of a comparison, which was read from `file`. Raises
     UsageError for another config.
     """
-    try:
-        given, asked = dict(config["job"]), dict(config["compare"])
-        for key in ("data", "held_out"):
-            given[key] = None if given[key] is None else path_from(config, given[key])
-        if asked["user_metric"] is not None:
-            place, colon, function = asked["user_metric"].rpartition(":")
-            asked["user_metric"] = path_from(config, place) + colon + function
-        options = CompareOptions(**{**asked, "methods": methods_named(asked["methods"])})
-        return Job(**given), options
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            say(
-                f"{file} is not the config of a comparison: {reason}.",
-                f"{file} 不是对比的配置：{reason}。",
-            ),
-            say(
-                "Give the config.yaml in the folder of a run of onebase compare.",
-                "请给出 onebase compare 训练目录中的 config.yaml。",
-            ),
-        ) from error
+    job = _typed(Job, config, "job", file)
+    options = _typed(CompareOptions, config, "compare", file)
+    held_out, metric = job.held_out, options.user_metric
+    if metric is not None:
+        place, colon, function = metric.rpartition(":")
+        metric = path_from(config, place) + colon + function
+    return (
+        replace(
+            job,
+            data=path_from(config, str(job.data)),
+            held_out=None if held_out is None else path_from(config, str(held_out)),
+        ),
+        replace(options, methods=methods_named(options.methods), user_metric=metric),
+    )
+
+
+def _typed(kind: type[_T], config: object, key: str, file: Path) -> _T:
+    """The part `key` of a config as a `kind`. Raises UsageError for other keys and types."""
+    part = config.get(key) if isinstance(config, dict) else None
+    if not isinstance(part, dict):
+        raise _no_config(file, say(f"it has no {key}", f"缺少 {key}"))
+    names = [field.name for field in fields(kind)]
+    for name in part:
+        if name not in names:
+            raise _no_config(file, str(unknown(f"key in {key}", f"{key} 的键", name, names)))
+    try:  # strict JSON takes mappings and lists, and no text for a number
+        return TypeAdapter(kind).validate_json(json.dumps(part, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(item) for item in (key, *first["loc"]))
+        raise _no_config(file, f"{place}: {first['msg']}") from error
+
+
+def _no_config(file: Path, reason: str) -> UsageError:
+    reason = reason.rstrip(".。")
+    return UsageError(
+        say(
+            f"{file} is not the config of a comparison: {reason}.",
+            f"{file} 不是对比的配置：{reason}。",
+        ),
+        say(
+            "Give the config.yaml in the folder of a run of onebase compare.",
+            "请给出 onebase compare 训练目录中的 config.yaml。",
+        ),
+    )
 
 
 def read_config(file: Path) -> tuple[Job, CompareOptions, str, str | None]:
@@ -131,19 +172,27 @@ def read_config(file: Path) -> tuple[Job, CompareOptions, str, str | None]:
     """
     config = read_yaml(file)
     job, options = asked_for(config, file)
-    base, precision = str(config.get("base", DEFAULT_BASE)), config.get("precision")
-    return job, options, path_from(config, base), precision
+    base, precision = config.get("base", DEFAULT_BASE), config.get("precision")
+    for key, value in (("base", base), ("precision", precision)):
+        if not isinstance(value, str | None):
+            raise _no_config(file, f"{key}: {value!r}")
+    return job, options, path_from(config, base or DEFAULT_BASE), precision
 
 
 def _config(job: Job, options: CompareOptions, base: Base, data: ComparisonData) -> dict[str, Any]:
     arms = planned_arms(job, options, base, data)
+    asked = as_yaml_reads(
+        {"compare": {**asdict(options), "methods": list(options.methods)}, "job": as_given(job)}
+    )
     return with_identity(
         {
-            "compare": {**asdict(options), "methods": list(options.methods)},
+            "compare": asked["compare"],
             **base_config(base),
+            "base_content": base.content,  # unlike the fingerprint, another one after a merge
             **render_date_config(data.rendered_at),
             "rows_sha256": data.digest(),
-            "job": as_given(job),
+            _SETTINGS: _settings_hash(asked["compare"], asked["job"]),
+            "job": asked["job"],
         },
         [arm.identity for arm in arms] + [options.metric, options.user_metric],
     )

@@ -16,6 +16,7 @@ from onebase.engine.rows import TokenRow
 from onebase.errors import DataError, UsageError
 from onebase.language import say
 from onebase.model.base import Base
+from onebase.quantity import listed, plural
 from onebase.training.job import Job
 from onebase.training.options import TrainOptions
 from onebase.training.task_data import TaskData, task_data
@@ -125,6 +126,7 @@ def comparison_data(
         held_out=[row_of[id(example)] for example in validation.examples],
         train_examples=training.examples,
         held_out_examples=validation.examples,
+        notes=(*whole.notes, *_unseen_labels(whole)),
     )
     return ComparisonData(
         template, rendered_at, parts, whole.held_out_examples, tuple(whole.held_out)
@@ -159,6 +161,24 @@ def _require_context(base: Base, rows: list[TokenRow], examples: tuple[Example, 
                     f"请将 max_tokens 设为小于 {context} 以截断更长的行，或缩短数据。",
                 ),
             )
+
+
+def _unseen_labels(whole: TaskData) -> list[str]:
+    """A note for labels in the held-out part that no other row has: no method can learn them."""
+    if not whole.dataset.labels:
+        return []
+    seen = {example.answer for example in whole.train_examples}
+    rows = [example.answer for example in whole.held_out_examples if example.answer not in seen]
+    if not rows:
+        return []
+    unseen = list(dict.fromkeys(rows))
+    count = plural(len(rows), "held-out row has", "held-out rows have")
+    return [
+        say(
+            f"{count} a label that no training row has, so no method can learn it: {listed(unseen)}.",
+            f"{len(rows)} 条留出数据的标签未在训练数据中出现，任何方法都学不到：{listed(unseen)}。",
+        )
+    ]
 
 
 def _nothing_held_out(job: Job) -> UsageError:

@@ -74,7 +74,12 @@ class Measurement:
         self._tuning: Tuning | None = None
         if options.tune is not None:
             self._tuning = Tuning(
-                run.run.path, options.tune, data, run.recorder, run.interruption.paused
+                run.run.path,
+                options.tune,
+                data,
+                run.recorder,
+                run.interruption.paused,
+                run.check,
             )
         self._arms = arms
 

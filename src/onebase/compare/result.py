@@ -121,8 +121,8 @@ class Comparison:
     """Methods compared on one task. `metric` is the one that decides; `metrics` are all those that are
     measured row by row; of the user's own ones, less is better in those in `lower_is_better`.
     `rows_sha256` is over the rows of training, validation and held-out part as the model sees them.
-    `phases` says where the time went: seconds by phase (`loading`, `tuning`, `training`, `scoring`,
-    `forgetting`, `alone`), in the order in which they ran.
+    `phases` says where the time went: seconds by phase (`tuning`, `alone`, `training`, `scoring`,
+    and `loading` of the base in nf4), in the order in which they ran.
     """
 
     run: str

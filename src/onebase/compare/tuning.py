@@ -1,7 +1,7 @@
 """Tuning the methods of a comparison: a race for each, with the same budget of tokens."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,28 @@ from onebase.adapters.workspace import Workspace, write_whole
 from onebase.compare.data import ComparisonData
 from onebase.language import say
 from onebase.model.base import Base
-from onebase.runs.observer import Observer
+from onebase.runs.observer import Observer, Relay
 from onebase.search.budget import Budget
 from onebase.search.race import race
 from onebase.search.space import Space, default_space
 from onebase.training.job import Job
 
 
+class _Races(Relay):
+    """Passes the events of a race on to the comparison, but for its leaderboards: the race keeps them, and
+    they are no plain values.
+    """
+
+    def evaluated(self, task: str, step: int, record: Mapping[str, Any]) -> None:
+        """A candidate's evaluation."""
+        if "leaderboard" not in record:
+            super().evaluated(task, step, record)
+
+
 class Tuning:
     """Chooses the settings of one method after another on the training and validation rows, by a race of
-    `tokens` each; the held-out rows are not seen. Results are kept in `folder`.
+    `tokens` each; the held-out rows are not seen. Results are kept in `folder`. `inner` is
+    entered around every race, and `check` is called before each, as for the trainings.
     """
 
     def __init__(
@@ -29,12 +41,14 @@ class Tuning:
         data: ComparisonData,
         observer: Observer,
         inner: Callable[[], AbstractContextManager[None]],
+        check: Callable[[], None],
     ) -> None:
         self._folder = folder
         self._tokens = tokens
         self._data = data
-        self._observer = observer
+        self._observer = _Races(observer)
         self._inner = inner
+        self._check = check
 
     def settings(self, job: Job, base: Base, identity: str) -> dict[str, Any]:
         """The best settings of a job's method: those of an earlier race with this `identity`, in this run
@@ -63,6 +77,7 @@ class Tuning:
                 f"正在为 {job.method} 选择设置：{self._tokens:,} 个词元的竞赛。",
             )
         )
+        self._check()
         with self._inner():
             raced = race(
                 job,

@@ -12,11 +12,10 @@ from onebase.language import say
 from onebase.quantity import MISSING, duration, listed, percent, plural
 
 _PHASES = {
-    "loading": ("loading the base and the data", "加载基座与数据"),
+    "loading": ("loading the base in nf4", "以 nf4 加载基座"),
     "tuning": ("choosing the settings", "选择设置"),
     "training": ("training all methods together", "联合训练各方法"),
     "scoring": ("scoring the held-out rows", "评测留出数据"),
-    "forgetting": ("measuring forgetting", "测量遗忘"),
     "alone": ("training each method alone", "逐一单独训练"),
 }
 
