@@ -115,7 +115,7 @@ def test_ppo_and_grpo_reach_the_optimum(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rewards, "_function", lambda name: reward)
+    monkeypatch.setattr(rewards, "load_function", lambda *_: reward)
     stored = train_ppo(
         AlignJob(
             "letters",

@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[Callable[..., Any], dict[str, Any], list[tuple[dict[str, 
 
 @pytest.fixture(autouse=True)
 def _reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards, "_function", lambda name: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
 
 
 class Noting(Observer):

@@ -65,7 +65,7 @@ def letters(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
 
 @pytest.fixture(autouse=True)
 def _reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards, "_function", lambda name: letters)
+    monkeypatch.setattr(rewards, "load_function", lambda *_: letters)
 
 
 @pytest.fixture
@@ -336,11 +336,11 @@ def test_a_reward_that_fails_names_the_row_and_the_run_goes_on(
             raise ZeroDivisionError("no id")
         return letters(prompt, answer, row)
 
-    monkeypatch.setattr(rewards, "_function", lambda name: failing)
+    monkeypatch.setattr(rewards, "load_function", lambda *_: failing)
     workspace = Workspace(tmp_path / "2")
     with pytest.raises(RewardError, match=r"prompts\.jsonl:\d+: ZeroDivisionError: no id"):
         train_ppo(job(prompts), "mine:reward", base=base, workspace=workspace)
-    monkeypatch.setattr(rewards, "_function", lambda name: letters)
+    monkeypatch.setattr(rewards, "load_function", lambda *_: letters)
     again = train_ppo(job(prompts), "mine:reward", base=base, workspace=workspace)
     assert again.record["sha256"] == whole.record["sha256"]
     assert len(list(workspace.runs.iterdir())) == 1
@@ -349,7 +349,7 @@ def test_a_reward_that_fails_names_the_row_and_the_run_goes_on(
 def test_a_reward_must_be_finite(
     prompts: Path, make_base: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards, "_function", lambda name: lambda *_: float("nan"))
+    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda *_: float("nan"))
     with pytest.raises(RewardError, match="returned nan"):
         train_ppo(job(prompts), "m:f", base=make_base(), workspace=Workspace(tmp_path / "w"))
 
@@ -451,7 +451,7 @@ def test_equal_rewards_are_told_and_not_promoted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In every group, where answers are compared in groups."""
-    monkeypatch.setattr(rewards, "_function", lambda name: reward)
+    monkeypatch.setattr(rewards, "load_function", lambda *_: reward)
     observer, workspace = Notes(), Workspace(tmp_path / "w")
     asked_for = job(prompts, judge_every=1, **{"max_tokens": 2, "judge_answers": 2, **settings})
     stored = train_ppo(asked_for, "m:f", base=make_base(), workspace=workspace, observer=observer)
@@ -531,7 +531,7 @@ def test_a_policy_beyond_the_bound_is_not_the_best(
 ) -> None:
     """However well it does: here every answer is worth more than the one before."""
     worth = itertools.count()
-    monkeypatch.setattr(rewards, "_function", lambda name: lambda *_: float(next(worth)))
+    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda *_: float(next(worth)))
     stored = train_ppo(
         job(prompts, steps=12, kl=0.0, stop_kl=1e-3, learning_rate=1e-2),
         "m:f",

@@ -57,7 +57,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", list(READERS))
 def test_every_command_that_reads_a_file_has_the_option(name: str) -> None:
-    assert len(READERS) == 10
+    assert len(READERS) == 11
     assert "encoding" in READERS[name]
 
 

@@ -191,9 +191,9 @@ def test_a_damaged_comparison_is_named(onebase: Run, measured: Path) -> None:
     (file,) = measured.glob("runs/*/comparison.json")
     file.write_text(file.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     result = onebase("recommend")
-    assert result.code == 1
+    assert result.code == 0, result.err
     assert "comparison.json is damaged" in result.err
-    assert "Traceback" not in result.err
+    assert result.out.startswith("No recommendation.")
 
 
 def test_help(onebase: Run) -> None:

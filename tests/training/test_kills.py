@@ -144,8 +144,8 @@ def test_killed_while_it_is_resumed(
 ) -> None:
     moments = [
         {"at": f"{TRAINING}.job_state:JobState.update", "call": 9},
-        {"at": "onebase.runs.run:Run.cut"},
-        {"at": "onebase.runs.run:Run.cut", "after": True},
+        {"at": "onebase.runs.checkpointer:cut"},
+        {"at": "onebase.runs.checkpointer:cut", "after": True},
         {"at": f"{TRAINING}.job_state:JobState.load_state_dict", "call": 2},
         {"at": "onebase.runs.run:Run.reopen"},
         {"at": f"{TRAINING}.job_state:JobState.update", "call": 3},
