@@ -147,9 +147,13 @@ def _typed(kind: type[_T], config: object, key: str, file: Path) -> _T:
     try:  # strict JSON takes mappings and lists, and no text for a number
         return TypeAdapter(kind).validate_json(json.dumps(part, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(item) for item in (key, *first["loc"]))
-        raise _no_config(file, f"{place}: {first['msg']}") from error
+        raise _no_config(file, _first_reason(key, error)) from error
+
+
+def _first_reason(key: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(item) for item in (key, *first["loc"]))
+    return f"{place}: {first['msg']}"
 
 
 def _no_config(file: Path, reason: str) -> UsageError:
