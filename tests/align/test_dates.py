@@ -77,7 +77,9 @@ def test_it_goes_on_with_the_rows_that_it_began_with(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(
+        rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer)
+    )
     monkeypatch.setattr(Checkpointer, "due", lambda *_, **__: True)
     settings = {"rank": 2, **ROLLED} if kind == "ppo" else SMALL
     job, trainer = AlignJob("desk", files[kind], "lora", set=settings), TRAINERS[kind]
@@ -105,7 +107,9 @@ def test_rows_that_become_other_tokens_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For another reason than the date."""
-    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(
+        rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer)
+    )
     settings = {"rank": 2, **ROLLED} if kind == "ppo" else SMALL
     job, trainer = AlignJob("desk", files[kind], "lora", set=settings), TRAINERS[kind]
     workspace, base = Workspace(tmp_path / "w"), make_base()

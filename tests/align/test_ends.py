@@ -35,7 +35,9 @@ class Heard(Observer):
 @pytest.fixture(autouse=True)
 def _english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
-    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(
+        rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer)
+    )
 
 
 @pytest.fixture(params=["dpo", "kto", "ppo"])

@@ -76,7 +76,9 @@ KINDS: dict[str, tuple[Callable[..., Any], dict[str, Any], list[tuple[dict[str, 
 
 @pytest.fixture(autouse=True)
 def _reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(
+        rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer)
+    )
 
 
 class Noting(Observer):

@@ -51,7 +51,9 @@ def test_a_row_beyond_the_border_is_refused_before_anything_is_written(
 def test_prompts_leave_room_for_answers_within_the_border(
     base: Base, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer))
+    monkeypatch.setattr(
+        rewards, "load_function", lambda *_: lambda prompt, answer, row: len(answer)
+    )
     workspace = Workspace(tmp_path / "w")
     data = write("prompts.jsonl", [{"prompt": "q" * (at + 1)} for at in range(8)])
     sizes: dict[str, Any] = {"steps": 1, "prompts": 2, "value_method": "p-tuning-v2"}
