@@ -11,6 +11,7 @@ from onebase.compare.recommend.picking import Choice
 from onebase.compare.recommend.preferences import Preference
 from onebase.compare.result import BASE
 from onebase.language import say
+from onebase.quantity import p_value
 
 
 def exclusions(evidence: Evidence, limits: Limits) -> dict[str, str]:
@@ -97,11 +98,20 @@ def _not_better(evidence: Evidence, method: str) -> list[str]:
             say(f"worse than {what}, by {by}", f"不如{what}，差值 {by}")
             if evidence.beats(reference, method)
             else say(
-                f"not shown to be better than {what}, difference {by}",
-                f"无法说明它优于{what}，差值 {by}",
+                f"not shown to be better than {what}, difference {by}, p {_corrected(evidence, method, reference)} "
+                "with Holm's correction",
+                f"无法说明它优于{what}，差值 {by}，Holm 校正后 p {_corrected(evidence, method, reference)}",
             )
         )
     return clauses
+
+
+def _corrected(evidence: Evidence, one: str, other: str) -> str:
+    """The corrected p-value of a pair, on which the decision rests: `= 0.140`. The interval beside it is
+    that of the pair alone.
+    """
+    text = p_value(evidence.summary.verdict.pair(one, other).p_holm)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _worse(evidence: Evidence, method: str, other: str) -> str:
