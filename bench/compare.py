@@ -31,7 +31,6 @@ from onebase.compare.record import load
 from onebase.compare.result import Comparison
 from snips_onebase import rows_of
 
-
 MAIN = "import sys; from onebase.cli.app import main; sys.exit(main())"
 
 
