@@ -23,11 +23,8 @@ class FullOptions(StrictOptions):
     )
 
 
-def trainable_copy(base: Base) -> Base:
-    """A copy of `base` in float32 with gradients for every weight.
-
-    Raises UsageError for a quantized base, whose weights are already rounded.
-    """
+def require_whole_weights(base: Base) -> None:
+    """Raise UsageError for a quantized base, whose weights are already rounded."""
     if base.precision.quantized:
         raise UsageError(
             say(
@@ -39,6 +36,14 @@ def trainable_copy(base: Base) -> Base:
                 "请以浮点精度加载基座，或使用 qlora。",
             ),
         )
+
+
+def trainable_copy(base: Base) -> Base:
+    """A copy of `base` in float32 with gradients for every weight.
+
+    Raises UsageError for a quantized base, whose weights are already rounded.
+    """
+    require_whole_weights(base)
     model = type(base.model)(base.model.config)
     model.generation_config = base.model.generation_config
     model.load_state_dict(base.model.state_dict())

@@ -73,14 +73,7 @@ def build_adapter(
     virtual tokens, or a base in w8a8, which can't be trained.
     """
     methods = parts_of(method)
-    if base.precision.name == "w8a8":
-        raise UsageError(
-            say(
-                f"{base.name} is in precision w8a8, which can answer but not be trained.",
-                f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
-            ),
-            say("Train with --precision fp32 or int8.", "请用 --precision fp32 或 int8 训练。"),
-        )
+    require_trainable(base)
     settings_of, unused = settings_by_method(method, settings)
     for key in unused:
         known = {field for name in methods for field in METHODS[name].options.model_fields}
@@ -103,6 +96,18 @@ def build_adapter(
         **parts,
     )
     return adapter.to(base.device)
+
+
+def require_trainable(base: Base) -> None:
+    """Raise UsageError for a base in w8a8, on which no adapter can be trained."""
+    if base.precision.name == "w8a8":
+        raise UsageError(
+            say(
+                f"{base.name} is in precision w8a8, which can answer but not be trained.",
+                f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
+            ),
+            say("Train with --precision fp32 or int8.", "请用 --precision fp32 或 int8 训练。"),
+        )
 
 
 def _mark(method: str, settings_of: dict[str, dict[str, Any]], marked_tokens: int) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from onebase.cli.loading import TaskLoader
-from onebase.cli.session import Session, error_detail, note
+from onebase.cli.session import Session, note
 from onebase.data.example import Turn
 from onebase.engine.engine import Engine
 from onebase.engine.sampling import Sampling
-from onebase.errors import OnebaseError
+from onebase.errors import OnebaseError, error_as_values
 from onebase.language import say
 from onebase.serving.streaming_strip import StreamingStrip
 
@@ -79,7 +79,7 @@ class Chat:
                 print(flush=True)
             summary = say("The forward pass failed", "模型的前向计算失败")
             failure = _as_onebase_error(error, summary)
-            self.exchanges[-1] = {**exchange, "error": error_detail(failure)}
+            self.exchanges[-1] = {**exchange, "error": error_as_values(failure)}
             _note_error(failure)
             if self._turns:
                 note(say("/reset clears the conversation.", "/reset 清空对话。"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from onebase.cli.compare import CompareFlags
 from onebase.cli.display import run_display
-from onebase.cli.jobs import job_fields
-from onebase.cli.options import BaseFlags, LearningFlags
+from onebase.cli.jobs import flags_given, job_fields
+from onebase.cli.options import BaseFlags, JobFlags, LearningFlags
 from onebase.cli.session import Session
 from onebase.cli.units import aligned
 from onebase.compare.compare import compare, resume_comparison
@@ -72,13 +72,7 @@ def _refuse_beside_a_config(
     base: BaseFlags,
     learning: LearningFlags,
 ) -> None:
-    given = {"task": task, "data": data} | asdict(compared) | asdict(base) | asdict(learning)
-    default = asdict(CompareFlags()) | asdict(BaseFlags()) | asdict(LearningFlags())
-    flags = [
-        f"--{name.strip('_').replace('_', '-')}"
-        for name, value in given.items()
-        if value != default.get(name)
-    ]
+    flags = flags_given(JobFlags(task=task, data=data), compared, base, learning)
     if flags:
         raise UsageError(
             say(f"Both -c and {listed(flags)} were given.", f"同时给出了 -c 和 {listed(flags)}。"),

@@ -57,7 +57,7 @@ def _examined(session: Session) -> dict[str, Any]:
 
 
 def _cache() -> tuple[Path | None, list[str]]:
-    """The folder of the base models, and their names. The folder is None if there is no home folder."""
+    """The folder of the base models, and their names; the folder is None for a user without a home."""
     try:
         return models_folder(), [path.name for path in cached_models()]
     except FolderError:  # one of the problems

@@ -1,6 +1,6 @@
 """The jobs that a command's flags ask for."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import yaml
@@ -45,13 +45,7 @@ def job_fields(learning: LearningFlags) -> dict[str, Any]:
 
 
 def _refuse_flags_beside_a_file(job: JobFlags, learning: LearningFlags) -> None:
-    given = asdict(job) | asdict(learning)
-    default = asdict(JobFlags()) | asdict(LearningFlags())
-    flags = [
-        f"--{name.strip('_').replace('_', '-')}"
-        for name, value in given.items()
-        if name != "config" and value and value != default[name]
-    ]
+    flags = flags_given(job, learning)
     if flags:
         raise UsageError(
             say(f"Both -c and {listed(flags)} were given.", f"同时给出了 -c 和 {listed(flags)}。"),
@@ -60,6 +54,17 @@ def _refuse_flags_beside_a_file(job: JobFlags, learning: LearningFlags) -> None:
                 "请把这些设置写进任务文件，或去掉 -c。",
             ),
         )
+
+
+def flags_given(*groups: Any) -> list[str]:
+    """The options of some groups that were given another value than their default, as they are typed."""
+    return [
+        f"--{'no-' if value is False else ''}{field.name.strip('_').replace('_', '-')}"
+        for group in groups
+        for field in fields(group)
+        if field.name != "config"
+        and (value := getattr(group, field.name)) not in (None, [], "", field.default)
+    ]
 
 
 def settings(items: list[str]) -> dict[str, object]:

@@ -4,7 +4,8 @@ from typing import Any
 
 import typer
 
-from onebase.cli.session import Session, error_detail
+from onebase.cli.session import Session
+from onebase.errors import error_as_values
 from onebase.language import say
 from onebase.planning.plan import Plan
 from onebase.quantity import duration, listed, size
@@ -18,7 +19,7 @@ def show_plan(session: Session, made: Plan) -> None:
         session.show(result)
     elif session.json:
         error = made.error()
-        session.show({**result, "error": error_detail(error)})
+        session.show({**result, "error": error_as_values(error)})
         raise typer.Exit(error.exit_code)
     else:
         session.table(result, _columns(), _rows(made))

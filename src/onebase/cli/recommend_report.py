@@ -85,7 +85,11 @@ def _comparisons(workspace: Workspace) -> list[Comparison]:
 def _trained_before(workspace: Workspace, task: str | None) -> Asked | None:
     """The data of a task (None: any) as its newest run names them; None where there is none."""
     for run in reversed(RunStore(workspace).list()):
-        config = run.config
+        try:
+            config = run.config
+        except CorruptFileError as damaged:
+            note(damaged.message)
+            continue
         for job in _jobs(config):
             if task in (None, job["task"]):
                 data = path_from(config, job["data"])

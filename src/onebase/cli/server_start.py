@@ -48,7 +48,7 @@ def start_server(
 
 
 def _require_key(settings: ServerSettings, keys: KeyStore, session: Session) -> None:
-    """Raise UsageError if other machines can reach the server and there is no key."""
+    """Raise UsageError for a server without keys that other machines can reach."""
     if settings.on_loopback or keys.any:
         return
     command = f"onebase keys new{session.workspace.option}"

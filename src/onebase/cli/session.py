@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onebase.adapters.workspace import Workspace
 from onebase.cli.options import SessionFlags
-from onebase.errors import OnebaseError, UsageError
+from onebase.errors import OnebaseError, UsageError, error_as_values
 from onebase.language import say, set_language
 
 if TYPE_CHECKING:
@@ -117,11 +117,6 @@ def suggestion(command: str) -> str:
 def print_error(error: OnebaseError, *, as_json: bool) -> None:
     """Print an error: one line for the cause, one for the remedy; with `as_json` also as JSON."""
     if as_json:
-        print(json_line({"error": error_detail(error)}))
+        print(json_line({"error": error_as_values(error)}))
     note(say("Error: ", "错误：") + " ".join(error.message.split()))
     note(say("Remedy: ", "解决：") + " ".join(error.remedy.split()))
-
-
-def error_detail(error: OnebaseError) -> dict[str, str]:
-    """An error as a JSON object."""
-    return {"code": error.code, "message": error.message, "remedy": error.remedy}

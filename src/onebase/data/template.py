@@ -26,6 +26,14 @@ MAX_TOKENS = 512  # unless chosen
 _SETTINGS = ("kind", "instruction", "max_tokens")
 
 
+def last_answer(loss_mask: Sequence[bool]) -> int:
+    """The index where the last answer begins; the number of tokens if it is truncated away."""
+    begin = len(loss_mask)
+    while begin > 0 and loss_mask[begin - 1]:
+        begin -= 1
+    return begin
+
+
 @dataclass(frozen=True)
 class Rendered:
     """An example as token ids; `loss_mask[i]` says whether `ids[i]` is in the loss. `rewritten` counts
@@ -40,10 +48,7 @@ class Rendered:
     @property
     def begin(self) -> int:
         """The index where the last answer begins; the number of tokens if it is truncated away."""
-        begin = len(self.ids)
-        while begin > 0 and self.loss_mask[begin - 1]:
-            begin -= 1
-        return begin
+        return last_answer(self.loss_mask)
 
 
 @dataclass(frozen=True)

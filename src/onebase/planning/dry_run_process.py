@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -15,6 +14,7 @@ import torch
 from onebase.errors import OnebaseError, error_from_values
 from onebase.language import language, say
 from onebase.training.job import Job
+from onebase.training.run_config import as_given
 
 _EVERY = 0.05  # seconds between two readings of its memory
 
@@ -68,15 +68,10 @@ def request_for(jobs: Sequence[Job], *, base: str, precision: str | None) -> dic
     return {
         "base": base,
         "precision": precision,
-        "jobs": [_plain(job) for job in jobs],
+        "jobs": [as_given(job) for job in jobs],
         "language": language(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _plain(job: Job) -> dict[str, Any]:
-    held_out = None if job.held_out is None else str(job.held_out)
-    return {**asdict(job), "data": str(job.data), "held_out": held_out}
 
 
 def _watch(process: "subprocess.Popen[bytes]", limit: int) -> int:
