@@ -84,7 +84,7 @@ def test_an_edited_config(onebase: Run, run: Path) -> None:
     [
         (("--seeds", "5"), "--seeds"),
         (("--task", "mood", "--data", "mood.jsonl"), "--task, --data"),
-        (("--no-alone", "--tune", "10k"), "--tune, --alone"),
+        (("--no-alone", "--tune", "10k"), "--tune, --no-alone"),
         (("--base", "x", "--precision", "fp32"), "--base, --precision"),
         (("--set", "epochs=2", "--seed", "3"), "--seed, --set"),
         (("--held-out", "mood.jsonl"), "--held-out"),

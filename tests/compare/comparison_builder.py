@@ -127,7 +127,10 @@ def _empty(rows: int, metric: str) -> Comparison:
         arms=(),
         near_duplicates=(),
         rows_sha256="a" * 64,
-        config={"job": {"instruction": "What is the mood?", "template": "auto"}},
+        config={
+            "command": "onebase compare -c config.yaml",
+            "job": {"instruction": "What is the mood?", "template": "auto"},
+        },
         seconds=600.0,
         cpu_seconds=1100.0,
         machine={"device": "cpu", "threads": 2},

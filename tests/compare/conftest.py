@@ -86,7 +86,11 @@ def made_up(seed: int = 0, *, seeds: int = 3, rows: int = ROWS) -> Comparison:
             NearDuplicate("data/snips.jsonl:31", "data/snips.jsonl:2", 0.91),
         ),
         rows_sha256="5f2b" * 16,
-        config={"task": "intents", "seeds": [1, 2, 3], "set": {"epochs": 3}},
+        config={
+            "command": "onebase compare -c config.yaml",
+            "seeds": [1, 2, 3],
+            "set": {"epochs": 3},
+        },
         seconds=1460.0,
         cpu_seconds=2710.0,
         machine={"processor": "2 cores", "versions": {"onebase": "0.1.0", "torch": "2.13.0"}},

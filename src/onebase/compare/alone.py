@@ -28,6 +28,7 @@ from onebase.model.base import Base
 from onebase.planning.free_memory import peak_memory
 from onebase.runs.observer import JobStart, Observer
 from onebase.training.job import Job
+from onebase.training.run_config import as_given
 from onebase.training.train import NothingStored, train_on
 
 
@@ -98,8 +99,8 @@ def request_for(
         "base": base.name,
         "base_content": base.content,
         "precision": base.precision.text,
-        "job": _plain(job),
-        "arm": _plain(arm),
+        "job": as_given(job),
+        "arm": as_given(arm),
         "options": asdict(options),
         "rendered_at": data.rendered_at.isoformat(),
         "rows_sha256": data.digest(),
@@ -107,11 +108,6 @@ def request_for(
         "language": language(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _plain(job: Job) -> dict[str, Any]:
-    held_out = None if job.held_out is None else str(job.held_out)
-    return {**asdict(job), "data": str(job.data), "held_out": held_out}
 
 
 def _another_base(base: Base) -> UsageError:

@@ -15,7 +15,7 @@ from onebase.compare.data import ComparisonData
 from onebase.compare.forgetting import neutral_losses
 from onebase.compare.result import EXAMPLES, Forgetting, Outcome
 from onebase.data.example import Turn
-from onebase.data.template import Template
+from onebase.data.template import Template, last_answer
 from onebase.engine.engine import Engine
 from onebase.engine.pool import LoadedTask
 from onebase.engine.prompt import request_for
@@ -151,7 +151,7 @@ class Answerer:
 
     def _answers(self, task: LoadedTask, rows: Sequence[TokenRow]) -> list[str]:
         """The labels or the greedy answers to the rows' questions, cut as in training."""
-        questions = [row.ids[: _answer_begins(row)] for row in rows]
+        questions = [_question(row) for row in rows]
         if self._data.labels:
             scores = self._engine.classify(TASK, questions, self._data.labels)
             return [ranked[0].label for ranked in scores]
@@ -164,9 +164,9 @@ class Answerer:
         sampling = Sampling(max_tokens=_SPEED_TOKENS, min_tokens=_SPEED_TOKENS)
         if task.base not in self._warm:
             training = [row.bare() for row in self._data.training.train[:_SPEED_REQUESTS]]
-            self._run(task, [row.ids[: _answer_begins(row)] for row in training], sampling)
+            self._run(task, [_question(row) for row in training], sampling)
             self._warm.add(task.base)
-        questions = [row.ids[: _answer_begins(row)] for row in rows[:_SPEED_REQUESTS]]
+        questions = [_question(row) for row in rows[:_SPEED_REQUESTS]]
         began = time.perf_counter()
         answers = self._run(task, questions, sampling)
         seconds = time.perf_counter() - began
@@ -180,12 +180,9 @@ class Answerer:
         return requests
 
 
-def _answer_begins(row: TokenRow) -> int:
-    """The index where the last answer begins."""
-    begin = len(row.ids)
-    while begin > 0 and row.loss_mask[begin - 1]:
-        begin -= 1
-    return begin
+def _question(row: TokenRow) -> tuple[int, ...]:
+    """A row's tokens before its last answer."""
+    return row.ids[: last_answer(row.loss_mask)]
 
 
 def _contribution(adapter: StoredAdapter, base: Base) -> Contribution:

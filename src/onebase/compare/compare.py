@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from onebase.adapters.full import FULL
+from onebase.adapters.full import FULL, require_whole_weights
+from onebase.adapters.methods import require_trainable
 from onebase.adapters.store import check_task_name
 from onebase.adapters.workspace import Workspace
 from onebase.compare.data import ComparisonData, comparison_data
@@ -216,7 +217,9 @@ def _compare(
     metric = scoring.deciding(options.metric)
     seen = (*data.training.train_examples, *data.training.held_out_examples)
     duplicates = near_duplicates(data.examples, seen, data.kind)
-    _check_methods(options, base)
+    require_trainable(base)
+    if FULL in options.methods:
+        require_whole_weights(base)
     with run_session(config, base, workspace, job.seed, earlier=earlier, observer=observer) as run:
         arms = planned_arms(job, options, base, data)
         measurement = Measurement(run, job, options, base, data, workspace, arms)
@@ -257,29 +260,6 @@ def _command(run: Run, workspace: Workspace) -> str:
     """The command that makes the comparison again."""
     config = shlex.quote(str(run.path / "config.yaml"))
     return f"onebase compare -c {config}{workspace.option}"
-
-
-def _check_methods(options: CompareOptions, base: Base) -> None:
-    """Raise UsageError for what can't be trained on this base, before anything is."""
-    if base.precision.name == "w8a8":
-        raise UsageError(
-            say(
-                f"{base.name} is in precision w8a8, which can answer but not be trained.",
-                f"{base.name} 的精度为 w8a8，只能用于回答，不能训练。",
-            ),
-            say("Compare with --precision fp32.", "请用 --precision fp32 对比。"),
-        )
-    if FULL in options.methods and base.precision.quantized:
-        raise UsageError(
-            say(
-                f"full trains every weight, but {base.name} is quantized to {base.precision}.",
-                f"full 训练全部权重，但 {base.name} 已量化为 {base.precision}。",
-            ),
-            say(
-                "Name the other methods with --methods, or load the base in floating point.",
-                "请用 --methods 列出其他方法，或以浮点精度加载基座。",
-            ),
-        )
 
 
 def _source_of_settings(job: Job, options: CompareOptions) -> Settings:

@@ -75,8 +75,8 @@ class Arm:
     """One method with one seed; the base alone has none. The base's rows are not trained.
 
     `outcomes` are in the order of the held-out rows; empty where the training `diverged` before its first
-    evaluation. `metrics` are
-    over all rows. `cost` is known for the seeds that were trained in a process of their own.
+    evaluation. `metrics` are over all rows. `cost` is known for the seeds that were trained in a process
+    of their own.
     `forgetting` is by language (`en`, `zh`). `tokens_per_second` is the speed of answering,
     `load_seconds` the time from files to a loaded adapter. `identity` is a hash of all that decides the
     result; `run` is the run that measured it, `reused` whether that was an earlier one.
@@ -168,17 +168,13 @@ class Comparison:
 
     def better(self, metric: str, one: float, other: float) -> bool:
         """Whether `one` is the better value of a metric, which may be the user's own."""
-        return one < other if metric in self.lower_is_better else better(metric, one, other)
+        lower = metric in LOWER_IS_BETTER or metric in self.lower_is_better
+        return one < other if lower else one > other
 
     @property
     def clusters(self) -> list[int]:
         """The cluster of every held-out row."""
         return [row.cluster for row in self.held_out]
-
-
-def better(metric: str, one: float, other: float) -> bool:
-    """Whether `one` is the better value of a metric."""
-    return one < other if metric in LOWER_IS_BETTER else one > other
 
 
 def mean_loss(outcomes: Sequence[Outcome]) -> float:

@@ -56,11 +56,9 @@ class Tuning:
         after Ctrl-C.
         """
         name = f"tuned-{identity}.json"
-        for file in (self._folder / name, *sorted(self._folder.parent.glob(f"*/{name}"))):
-            if file.exists():
-                kept: dict[str, Any] = json.loads(file.read_bytes())
-                write_whole(self._folder / name, json.dumps(kept, ensure_ascii=False) + "\n")
-                return kept
+        for file in sorted(self._folder.parent.glob(f"*/{name}")):
+            kept: dict[str, Any] = json.loads(file.read_bytes())
+            return kept
         fixed = [key.rpartition(".")[2] for key in job.set]
         space = default_space([job.method], fixed=fixed)
         chosen = dict(job.set)

@@ -36,7 +36,7 @@ class PromptKVRunner(Protocol):
         """As Runner.check."""
 
     def compute_prompt_kv(self, contribution: Contribution) -> KeysValues:
-        """As Runner.compile."""
+        """As Runner.compute_prompt_kv."""
 
 
 def with_prompt_kv(

@@ -12,7 +12,7 @@ from onebase.language import say
 
 
 def cache_root() -> Path:
-    """`$ONEBASE_CACHE`, by default `~/.cache/onebase`. Raises FolderError if there is no home folder."""
+    """`$ONEBASE_CACHE`, by default `~/.cache/onebase`. Raises FolderError if the user has no home folder."""
     root = os.environ.get("ONEBASE_CACHE")
     if root:
         return Path(root)

@@ -9,7 +9,7 @@ from onebase.search.leaderboard import Entry
 from onebase.search.space import Configuration
 from onebase.search.successive_halving import SuccessiveHalving
 
-# A training of more than so many times as many epochs is another one.
+# The winner is trained again for at most this many times the race's epochs.
 _MOST_LONGER = 4
 
 
@@ -36,7 +36,7 @@ class Continuing:
                 self._train_longer(epochs)
 
     def _next(self) -> StoppedCandidate | None:
-        """The best-looking stopped candidate that fits: it reached a later rung, then its loss."""
+        """The most promising stopped candidate that fits: the latest rung first, then the smallest loss."""
         best_first = sorted(
             self._halving.stopped,
             key=lambda one: (-one.reached, one.entry.loss, one.entry.configuration.number),

@@ -274,7 +274,7 @@ def test_what_to_run_where_the_limits_are_too_low(
 
 def test_a_limit_is_rounded_up() -> None:
     limits = at_most(megabytes=600.2, seconds=59.1, kilobytes=1.5)
-    assert recommend_command("my task", limits, "balance", Workspace()) == (
+    assert recommend_command("my task", None, limits, "balance", Workspace()) == (
         "onebase recommend --task 'my task' --memory 601MB --time 60s --adapter-size 2KB "
         "--scenario balance"
     )

@@ -13,7 +13,7 @@ from onebase.compare.metrics.user_metric import UserMetric
 from onebase.compare.result import Arm, HeldOutRow, Kind, Outcome, mean_loss
 from onebase.errors import unknown
 
-_LARGEST = 700.0  # exp of more is no number
+_LARGEST = 700.0  # exp overflows above about 709
 
 
 @dataclass(frozen=True)

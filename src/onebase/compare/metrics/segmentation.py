@@ -1,4 +1,4 @@
-"""The words of a text: Chinese by a dictionary, other text at what is no letter or digit."""
+"""The words of a text: Chinese by a dictionary, other text at anything but letters and digits."""
 
 import re
 import unicodedata

@@ -121,11 +121,13 @@ def without_method(
     ]
     measured = costs(evidence, nearest)
     unmeasured = any(name not in measured for name in limits.given())
-    # Full fine-tuning takes the most: it is no way to keep to a limit.
+    # Full fine-tuning needs the most memory, so it cannot help to meet a limit.
     untried = [name for name in METHODS if name not in evidence.methods and name != FULL]
     if not untried and not unmeasured:
         raised = limits.raised_to(measured)
-        again = recommend_command(asked.task, raised, question.preference, question.workspace)
+        again = recommend_command(
+            asked.task, question.base, raised, question.preference, question.workspace
+        )
         return declined([*reasons, *notes], runs(evidence), again, excluded)
     methods = () if unmeasured else untried
     return declined(
@@ -165,7 +167,7 @@ def _no_gain(
 
 
 def _planned(planner: Planner | None, asked: Asked, methods: Sequence[str]) -> list[str]:
-    """What that comparison takes, as a sentence; nothing where there is no estimate."""
+    """The estimated time and memory of that comparison as a sentence; empty without an estimate."""
     cost = planner(asked, methods) if planner else None
     if cost is None:
         return []

@@ -69,7 +69,7 @@ def difference(evidence: Evidence, one: str, other: str) -> str:
 
 
 def costs_text(evidence: Evidence, method: str) -> str:
-    """What the method takes alone, as far as it was measured."""
+    """The measured costs of a method that is trained alone."""
     measured = costs(evidence, method)
     return listed(
         f"{say(*COSTS[name].name)} {COSTS[name].text(value)}" for name, value in measured.items()

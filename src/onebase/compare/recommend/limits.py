@@ -12,7 +12,7 @@ from onebase.language import say
 @dataclass(frozen=True)
 class Limits:
     """The most that a method may take alone: memory at the peak, time of training, size of its adapter.
-    None is no limit.
+    None means unlimited.
     """
 
     peak_memory_bytes: float | None = None

@@ -121,10 +121,13 @@ def compare_command(asked: Asked, methods: Sequence[str], workspace: Workspace) 
     return f"onebase compare --task {task} --data {data}{more}{workspace.option}"
 
 
-def recommend_command(task: str, limits: Limits, preference: str, workspace: Workspace) -> str:
+def recommend_command(
+    task: str, base: str | None, limits: Limits, preference: str, workspace: Workspace
+) -> str:
     """The question again, for a task or with other limits."""
     given = limits.given()
     words = [
+        *([f"--base {shlex.quote(base)}"] if base else []),
         *_limit("--memory", given.get("peak_memory_bytes"), 1e6, "MB"),
         *_limit("--time", given.get("seconds"), 1, "s"),
         *_limit("--adapter-size", given.get("adapter_bytes"), 1e3, "KB"),

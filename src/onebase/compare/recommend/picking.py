@@ -67,7 +67,7 @@ def _best_mean(methods: Sequence[str]) -> str:
     names, method = listed(methods), methods[0]
     return say(
         f"Of {names}, {method} has the best mean; the rows do not show that it is better.",
-        f"在 {names} 中，{method} 的均值最高，但这些数据不足以说明它更好。",
+        f"在 {names} 中，{method} 的均值最好，但这些数据不足以说明它更好。",
     )
 
 

@@ -44,7 +44,7 @@ PREFERENCES: dict[str, Preference] = {
         ("the smallest adapter, then the lowest memory", "适配器最小，其次内存最低"),
     ),
     # Scenarios.
-    "best-quality": Preference("best mean", (), ("the best mean", "均值最高")),
+    "best-quality": Preference("best mean", (), ("the best mean", "均值最好")),
     "balance": Preference(
         "balance",
         ("peak_memory_bytes", "seconds", "adapter_bytes"),
@@ -76,7 +76,7 @@ PREFERENCES: dict[str, Preference] = {
     "research": Preference(
         "best mean",
         (),
-        ("the best mean, with all methods tied with it", "均值最高，并列出所有并列方法"),
+        ("the best mean, with all methods tied with it", "均值最好，并列出所有并列方法"),
     ),
 }
 GOALS = ("quality", "speed", "size")

@@ -50,7 +50,9 @@ def _which_task(tasks: Sequence[str], question: Question) -> Recommendation:
         f"{len(tasks)} tasks were compared here: {names}. Name one with --task.",
         f"这里对比过 {len(tasks)} 个任务：{names}。请用 --task 指定一个。",
     )
-    again = recommend_command(newest, question.limits, question.preference, question.workspace)
+    again = recommend_command(
+        newest, question.base, question.limits, question.preference, question.workspace
+    )
     return declined([reason], (), again)
 
 

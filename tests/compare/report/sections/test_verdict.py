@@ -40,7 +40,10 @@ def test_a_tied_set(evidence) -> None:
 def test_no_best_of_a_neutral_metric(evidence) -> None:
     summary = replace(ruled(evidence, None, ()).summary, metric="length", direction="neutral")
     lead = verdict_section(replace(evidence, summary=summary)).lead
-    assert lead == "There is no best method: no value of length is better than another."
+    assert (
+        lead
+        == "There is no best method: length is measured, but a higher value is neither better nor worse."
+    )
 
 
 def test_the_cheapest_of_the_tied_set_is_named(evidence) -> None:

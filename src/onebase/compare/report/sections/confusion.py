@@ -61,7 +61,7 @@ def _whole(method: str, matrix: ConfusionMatrix) -> Table:
     rows = tuple(
         Row((label, *(str(count or "·") for count in counts)))
         for label, counts in zip(matrix.labels, matrix.counts, strict=True)
-        if any(counts)  # an answer that is no reference of any row has a column alone
+        if any(counts)  # a label that is only ever predicted has a column but no row
     )
     return Table(
         say(

@@ -1,6 +1,5 @@
 """How to make the comparison again: command, configuration, versions, machine, and where the time went."""
 
-import shlex
 from collections.abc import Mapping
 
 import yaml
@@ -41,19 +40,8 @@ def reproduction_section(evidence: Evidence) -> Section:
 
 
 def command(comparison: Comparison) -> str:
-    """The command that makes the comparison again: the one that the configuration names, else one with
-    the task, the data, the base, the methods and the number of seeds.
-    """
-    known = comparison.config.get("command")
-    if isinstance(known, str):
-        return known
-    trained = dict.fromkeys(arm.method for arm in comparison.arms if arm.trained)
-    words = ["onebase", "compare", "--task", comparison.task, "--data", comparison.data]
-    words += ["--base", comparison.base, "--methods", ",".join(trained)]
-    words += ["--seeds", str(len(_seeds(comparison)))]
-    if comparison.settings == "tuned":
-        words.append("--tune")
-    return shlex.join(words)
+    """The command that makes the comparison again, as it was recorded."""
+    return str(comparison.config["command"])
 
 
 def _seeds(comparison: Comparison) -> list[int]:

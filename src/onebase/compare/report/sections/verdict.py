@@ -44,7 +44,7 @@ def _lead(evidence: Evidence) -> str:
     if verdict.best is None:
         name = metric_name(evidence.metric)
         return say(
-            f"There is no best method: no value of {name} is better than another.",
+            f"There is no best method: {name} is measured, but a higher value is neither better nor worse.",
             f"没有最佳方法：指标“{name}”的数值没有好坏之分。",
         )
     name, name_zh = metric_name(evidence.metric), metric_in_chinese(evidence.metric)
